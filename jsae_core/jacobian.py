@@ -1,0 +1,125 @@
+"""The sandwich (input SAE -> MLP -> output SAE) and its Jacobian, for many tokens at once.
+
+Here: `run_sandwich` and the batched kernel with its derivation, once without and once with a gradient.
+Not here: what is made of Jacobians (`measures/`) or how a pair is trained on them (`training.py`).
+
+Derivation. With row vectors and the k active latents of each SAE held fixed, an input latent i moves the MLP's input
+along its decoder row W_dec_in[i], and an output latent o reads the MLP's output along its encoder column
+W_enc_out[:, o]. The chain rule through the hidden layer h of width d_mlp, whose derivative with respect to each
+linear branch b of the MLP is the elementwise slope c_b (see `mlp.Response`), gives
+
+    J[o, i] = sum_m E[o, m] * sum_b c_b[m] * D_b[i, m]      E = (W_out W_enc_out)^T,  D_b = W_dec_in W_b
+
+E and D depend on the pair alone: they are `SAEPair.tables`. A token needs k rows of each and one k x d_mlp x k product.
+It is evaluated at the MLP's true input, and a latent whose pre-activation is negative stays in the k x k block
+(Farnik et al., 2025, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jsae_core.sae_pair import SAEPair, Tables, top_latents
+
+# Gathered rows stay in two kept buffers of about this size: fresh pages cost more than the copy into them.
+GATHER_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Sandwich:
+    """What one pass through a pair gives. Latents are in descending order of pre-activation; activations are after
+    the ReLU."""
+
+    jacobian: Tensor  # [..., k_out, k_in]
+    input_latents: Tensor  # [..., k] int64
+    output_latents: Tensor  # [..., k] int64
+    input_activations: Tensor  # [..., k]
+    output_activations: Tensor  # [..., k]
+    mlp_output: Tensor  # [..., d_model]
+
+
+def run_sandwich(pair: SAEPair, mlp_input: Tensor) -> Sandwich:
+    """Latents of both SAEs and the Jacobian between them, at the MLP's true input.
+
+    Args:
+        mlp_input: [..., d_model], on the pair's device and in its dtype.
+
+    Raises:
+        ValueError: the last dimension is not the pair's d_in, or device or dtype differ from the pair's.
+    """
+    _check_input(pair, mlp_input)
+    with torch.no_grad():
+        batch_shape, x = mlp_input.shape[:-1], mlp_input.reshape(-1, mlp_input.shape[-1])
+        response = pair.mlp.respond(x)
+        input_activations, input_latents = top_latents(pair.input_sae, x)
+        output_activations, output_latents = top_latents(pair.output_sae, response.output)
+        jacobian = gather_jacobian(pair.tables(), input_latents, output_latents, response.slopes)
+
+        def shaped(tensor: Tensor) -> Tensor:
+            return tensor.reshape(*batch_shape, *tensor.shape[1:])
+
+        return Sandwich(
+            jacobian=shaped(jacobian),
+            input_latents=shaped(input_latents),
+            output_latents=shaped(output_latents),
+            input_activations=shaped(input_activations),
+            output_activations=shaped(output_activations),
+            mlp_output=shaped(response.output),
+        )
+
+
+def gather_jacobian(
+    tables: Tables, input_latents: Tensor, output_latents: Tensor, slopes: Sequence[Tensor]
+) -> Tensor:
+    """The kernel: J [n, k_out, k_in] from latents [n, k] and slopes, each [n, d_mlp]. No gradient.
+
+    Tokens are taken in chunks whose gathered rows fit two kept buffers.
+    """
+    n, k_in = input_latents.shape
+    k_out, d_mlp = output_latents.shape[1], tables.outputs.shape[1]
+    jacobian = tables.outputs.new_empty(n, k_out, k_in)
+    row_bytes = tables.outputs.element_size() * max(k_in * tables.inputs.shape[1], k_out * d_mlp)
+    chunk = max(1, min(n, GATHER_BYTES // row_bytes))
+    input_rows = tables.inputs.new_empty(chunk * k_in, tables.inputs.shape[1])
+    output_rows = tables.outputs.new_empty(chunk * k_out, d_mlp)
+    for start in range(0, n, chunk):
+        part = slice(start, min(n, start + chunk))
+        size = part.stop - part.start
+        D, E = input_rows[: size * k_in], output_rows[: size * k_out]
+        torch.index_select(tables.inputs, 0, input_latents[part].reshape(-1), out=D)
+        torch.index_select(tables.outputs, 0, output_latents[part].reshape(-1), out=E)
+        E, D = E.view(size, k_out, d_mlp), D.view(size, k_in, len(slopes), d_mlp)
+        D = D.mul_(torch.stack([slope[part] for slope in slopes], dim=1)[:, None])
+        D = D[:, :, 0] if len(slopes) == 1 else D.sum(dim=2)
+        torch.bmm(E, D.transpose(1, 2), out=jacobian[part])
+    return jacobian
+
+
+def differentiable_jacobian(
+    tables: Tables, input_latents: Tensor, output_latents: Tensor, slopes: Sequence[Tensor]
+) -> Tensor:
+    """As `gather_jacobian`, with a gradient into the tables (the slopes are constants, as in the training loss)."""
+    E = F.embedding(output_latents, tables.outputs)
+    D = F.embedding(input_latents, tables.inputs).unflatten(-1, (len(slopes), -1))
+    D = torch.einsum("nibm,nbm->nim", D, torch.stack(list(slopes), dim=1)) if len(slopes) > 1 else D[:, :, 0]
+    E = E if len(slopes) > 1 else E * slopes[0][:, None]
+    return torch.bmm(E, D.transpose(1, 2))
+
+
+def _check_input(pair: SAEPair, mlp_input: Tensor) -> None:
+    weight = pair.input_sae.W_enc
+    if mlp_input.shape[-1:] != weight.shape[:1]:
+        raise ValueError(
+            f"the MLP input has shape {tuple(mlp_input.shape)}; the last dimension must be this pair's d_in, "
+            f"{weight.shape[0]}"
+        )
+    if mlp_input.device != weight.device or mlp_input.dtype != weight.dtype:
+        raise ValueError(
+            f"the MLP input is {mlp_input.dtype} on {mlp_input.device}, the pair {weight.dtype} on {weight.device}; "
+            "move one of them with .to(...)"
+        )

@@ -1,0 +1,143 @@
+"""A language model and what happens at one of its MLPs.
+
+Here: loading (TransformerLens's bridge, weights unprocessed), the MLP's input and output at a layer, the frozen MLP.
+Not here: batching documents (`activations.py`), text and tokens (`text.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from jsae_core.mlp import MLP
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+class LanguageModel:
+    """A causal language model, with weights as Hugging Face has them: nothing folded, nothing centred.
+
+    Attributes:
+        name: the hub name or directory it was loaded from.
+        bridge: TransformerLens's bridge; `bridge.tokenizer` is the Hugging Face tokenizer.
+        n_layers, d_model, context_size: sizes.
+    """
+
+    def __init__(self, name: str, bridge: TransformerBridge):
+        self.name = name
+        self.bridge = bridge
+        self.n_layers: int = bridge.cfg.n_layers
+        self.d_model: int = bridge.cfg.d_model
+        self.context_size: int = bridge.cfg.n_ctx
+
+    @property
+    def tokenizer(self):
+        return self.bridge.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.bridge.original_model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.bridge.original_model.parameters()).dtype
+
+    @torch.no_grad()
+    def mlp_activations(self, tokens: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """The MLP's input and output at a layer; nothing after that layer is run.
+
+        Args:
+            tokens: [..., position] token ids. Documents shorter than the rest are padded on the right: attention is
+                causal, so padding changes nothing to its left.
+
+        Returns:
+            Two [..., position, d_model]: what enters the MLP (after its LayerNorm, gain and bias included) and what
+            leaves it, before anything is added to it.
+
+        Raises:
+            ValueError: the model has no such layer, or a token id is outside its vocabulary.
+        """
+        self._check_layer(layer)
+        vocabulary = self.bridge.cfg.d_vocab
+        if tokens.numel() and (tokens.min() < 0 or tokens.max() >= vocabulary):
+            raise ValueError(
+                f"token ids run from {int(tokens.min())} to {int(tokens.max())}, but {self.name} has a vocabulary of "
+                f"{vocabulary}; were they made with another model's tokenizer?"
+            )
+        caught: dict[str, Tensor] = {}
+
+        def keep(tensor: Tensor, hook) -> None:
+            caught[hook.name] = tensor.detach()
+
+        names = [f"blocks.{layer}.mlp.hook_in", f"blocks.{layer}.mlp.hook_out"]
+        rows = tokens.reshape(-1, tokens.shape[-1]).to(self.device)
+        self.bridge.run_with_hooks(
+            rows, return_type=None, stop_at_layer=layer + 1, fwd_hooks=[(name, keep) for name in names]
+        )
+        mlp_input, mlp_output = (caught[name].reshape(*tokens.shape, -1) for name in names)
+        return mlp_input, mlp_output
+
+    def mlp(self, layer: int) -> MLP:
+        """The frozen MLP of a layer, on the model's device and in its dtype. Raises ValueError as above."""
+        self._check_layer(layer)
+        module = self.bridge.blocks[layer].mlp
+        linears = dict(module.named_children())
+        if not {"in", "out"} <= linears.keys():
+            raise ValueError(
+                f"{self.name}, layer {layer}: its MLP is a {type(module).__name__} without the linear maps 'in' and "
+                "'out'; only plain and gated MLPs have a Jacobian here"
+            )
+        W_in, b_in = _row_major(linears["in"])
+        W_out, b_out = _row_major(linears["out"])
+        W_gate, b_gate = _row_major(linears["gate"]) if "gate" in linears else (None, None)
+        return MLP(W_in, W_out, self.bridge.cfg.act_fn, b_in, b_out, W_gate, b_gate)
+
+    def _check_layer(self, layer: int) -> None:
+        if not 0 <= layer < self.n_layers:
+            raise ValueError(f"{self.name} has layers 0 to {self.n_layers - 1}; there is no layer {layer}")
+
+
+def _row_major(linear) -> tuple[Tensor, Tensor | None]:
+    """Weight [in, out] and bias: Hugging Face's Linear keeps [out, in], GPT-2's Conv1D keeps [in, out]."""
+    module = linear.original_component
+    weight = module.weight.detach()
+    return weight.clone() if type(module).__name__ == "Conv1D" else weight.T.clone(), (
+        None if module.bias is None else module.bias.detach().clone()
+    )
+
+
+def load_language_model(
+    name_or_directory: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
+) -> LanguageModel:
+    """Load a model from the Hugging Face hub or a local directory in its format, tokenizer included.
+
+    Raises:
+        FileNotFoundError: a directory was named that does not hold a model.
+        ValueError: the model cannot be reached or read.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    name = str(name_or_directory)
+    looks_local = isinstance(name_or_directory, Path) or name.startswith((".", "/", "~")) or Path(name).is_dir()
+    if looks_local and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{name}: holds no config.json; expected a model in Hugging Face format (config.json, model.safetensors, "
+            "tokenizer.json)"
+        )
+    torch_dtype = getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    try:
+        bridge = TransformerBridge.boot_transformers(name, device=str(device), dtype=torch_dtype)
+    except Exception as error:  # transformers, huggingface_hub, httpx and safetensors each raise their own
+        where = "local directory" if looks_local else "model on the Hugging Face hub"
+        hint = (
+            "are config.json, model.safetensors and tokenizer.json complete?"
+            if looks_local
+            else "check the name and the network, or download it and name its directory"
+        )
+        raise ValueError(f"{name} ({where}) could not be loaded: {type(error).__name__}: {error}\n{hint}") from error
+    bridge.eval().requires_grad_(False)
+    return LanguageModel(name, bridge)

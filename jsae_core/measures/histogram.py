@@ -1,0 +1,193 @@
+"""How large the elements of the Jacobian are: histograms of |J| and of the mean |J| of each pair of latents.
+
+Here: the counting, in the published tensor names. Not here: what is drawn of it (`figures/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from jsae_core.jacobian import run_sandwich
+from jsae_core.sae_pair import SAEPair
+
+BIN_WIDTH = 0.001
+PLAIN_BINS, NORMED_BINS = 1100, 1500  # [0, 1.1] and [0, 1.5]
+NORMS = ("l2t", "l4t", "linft")
+
+
+def jacobian_histogram(
+    pair: SAEPair, stream: Iterable[Tensor], norm: str | None = None, memory_bytes: int = 4 * 2**30
+) -> dict[str, Tensor]:
+    """Histogram of |J| over the k x k elements of every token, and of mean |J| over all pairs of latents.
+
+    Args:
+        stream: MLP inputs, each [n_tokens, d_model]. Read more than once if `norm` is given or the sums of |J| need
+            several passes; a one-shot iterator is then kept in memory.
+        norm: divide every J by the data's mean of a per-token norm: "l2t" root mean square, "l4t" mean(J^4)^(1/4),
+            "linft" maximum. None: plain J.
+        memory_bytes: budget for the d_sae x d_sae sums of |J| (8 bytes each). Sums that do not fit are taken in
+            blocks of output latents, a pass over the stream for each.
+
+    Returns:
+        `hist` int64 [1100] over [0, 1.1], or [1500] over [0, 1.5] if normed; `overflow` int64: elements above that.
+        `mean_jac_hist` int64, same bins: for each (output, input) pair of latents the sum of |J| over tokens, divided
+        by how often the output latent was active, all d_sae^2 pairs counted (0 where it never was);
+        `mean_jac_overflow`. `count_jac` int64 [d_sae]: tokens in which the output latent was active.
+        `bin_edges`, `bin_centers` float64; `n_tokens` int64; normed: `mean_norm` float64.
+
+    Raises:
+        ValueError: the stream is empty, or J is not finite, or the norm is unknown.
+    """
+    return jacobian_histograms(pair, stream, [norm], memory_bytes)[norm]
+
+
+def jacobian_histograms(
+    pair: SAEPair,
+    stream: Iterable[Tensor],
+    norms: Sequence[str | None] = (None, *NORMS),
+    memory_bytes: int = 4 * 2**30,
+) -> dict[str | None, dict[str, Tensor]]:
+    """`jacobian_histogram` for several norms at once: they share the sums of |J| and the passes over the stream."""
+    unknown = [norm for norm in norms if norm is not None and norm not in NORMS]
+    if unknown:
+        raise ValueError(f"unknown norm {unknown[0]!r}; expected None or one of {', '.join(NORMS)}")
+    d_sae, device = pair.config.d_sae, pair.device
+    block_rows = min(d_sae, max(1, memory_bytes // (8 * d_sae)))
+    wanted = [norm for norm in norms if norm is not None]
+    if (wanted or block_rows < d_sae) and iter(stream) is stream:
+        stream = list(stream)
+
+    counts = _Bins(PLAIN_BINS, device)
+    count_jac = torch.zeros(d_sae, dtype=torch.int64, device=device)
+    norm_sums = dict.fromkeys(NORMS, 0.0)
+    n_tokens = 0
+    sums = _MeanSums(d_sae, 0, block_rows, device)
+    for magnitude, inputs, outputs in _sandwiches(pair, stream):
+        n_tokens += len(magnitude)
+        counts.add(magnitude)
+        for name, values in token_norms(magnitude).items():
+            norm_sums[name] += values.double().sum().item()
+        count_jac += torch.bincount(outputs.reshape(-1), minlength=d_sae)
+        sums.add(magnitude, inputs, outputs)
+    if not n_tokens:
+        raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
+
+    scales = {norm: 1.0 if norm is None else norm_sums[norm] / n_tokens for norm in norms}
+    if any(scale == 0 for scale in scales.values()):
+        raise ValueError("every element of the Jacobian is zero, so it cannot be divided by its norm")
+    normed_counts = {norm: _Bins(NORMED_BINS, device) for norm in wanted}
+    if wanted:
+        for magnitude, _, _ in _sandwiches(pair, stream):
+            for norm in wanted:
+                normed_counts[norm].add(magnitude / scales[norm])
+
+    mean_counts = {norm: _Bins(PLAIN_BINS if norm is None else NORMED_BINS, device) for norm in norms}
+    while True:
+        for mean in sums.means(count_jac):
+            for norm in norms:
+                mean_counts[norm].add(mean / scales[norm])
+        if sums.stop == d_sae:
+            break
+        sums = _MeanSums(d_sae, sums.stop, block_rows, device)
+        for magnitude, inputs, outputs in _sandwiches(pair, stream):
+            sums.add(magnitude, inputs, outputs)
+
+    results = {}
+    for norm in norms:
+        bins = counts if norm is None else normed_counts[norm]
+        edges = torch.arange(bins.n + 1, dtype=torch.float64) * BIN_WIDTH
+        results[norm] = {
+            "hist": bins.inside,
+            "overflow": bins.above,
+            "mean_jac_hist": mean_counts[norm].inside,
+            "mean_jac_overflow": mean_counts[norm].above,
+            "bin_edges": edges,
+            "bin_centers": (edges[1:] + edges[:-1]) / 2,
+            "count_jac": count_jac.cpu(),
+            "n_tokens": torch.tensor(n_tokens),
+        }
+        if norm is not None:
+            results[norm]["mean_norm"] = torch.tensor(scales[norm], dtype=torch.float64)
+    return results
+
+
+def token_norms(magnitude: Tensor) -> dict[str, Tensor]:
+    """Per-token norms of |J| [n, k, k]: root mean square, fourth-power mean, maximum; each [n]."""
+    squares = magnitude.square()
+    return {
+        "l2t": squares.mean(dim=(1, 2)).sqrt(),
+        "l4t": squares.square().mean(dim=(1, 2)).pow(0.25),
+        "linft": magnitude.amax(dim=(1, 2)),
+    }
+
+
+def share_above(histogram: Mapping[str, Tensor], threshold: float) -> float:
+    """Share of the elements with |J| at or above a threshold, which must be an edge of the bins.
+
+    Raises:
+        ValueError: the threshold is no edge.
+    """
+    edge = round(threshold / BIN_WIDTH)
+    if abs(edge * BIN_WIDTH - threshold) > 1e-9 or not 0 <= edge <= len(histogram["hist"]):
+        raise ValueError(f"{threshold} is no edge of the bins, which are {BIN_WIDTH} wide")
+    total = histogram["hist"].sum() + histogram["overflow"]
+    return ((histogram["hist"][edge:].sum() + histogram["overflow"]) / total).item()
+
+
+def _sandwiches(pair: SAEPair, stream: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """|J| [n, k, k], input latents [n, k], output latents [n, k] of each batch."""
+    for mlp_input in stream:
+        if not len(mlp_input):
+            continue
+        sandwich = run_sandwich(pair, mlp_input)
+        if not torch.isfinite(sandwich.jacobian.sum()):
+            raise ValueError("the Jacobian holds NaN or infinite values; are the MLP inputs finite?")
+        yield sandwich.jacobian.abs_(), sandwich.input_latents, sandwich.output_latents
+
+
+class _Bins:
+    """Counts of non-negative values in bins of BIN_WIDTH, and of those above."""
+
+    def __init__(self, n: int, device: torch.device):
+        self.n = n
+        self._counts = torch.zeros(n + 1, dtype=torch.int64, device=device)
+
+    def add(self, values: Tensor) -> None:
+        index = (values.reshape(-1) / BIN_WIDTH).clamp_(max=self.n).long()
+        self._counts += torch.bincount(index, minlength=self.n + 1)
+
+    @property
+    def inside(self) -> Tensor:
+        return self._counts[:-1].cpu()
+
+    @property
+    def above(self) -> Tensor:
+        return self._counts[-1].cpu().clone()
+
+
+class _MeanSums:
+    """Sums of |J| over tokens for the output latents [start, stop) and every input latent."""
+
+    def __init__(self, d_sae: int, start: int, rows: int, device: torch.device):
+        self.d_sae, self.start, self.stop = d_sae, start, min(d_sae, start + rows)
+        # MPS has no float64
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sums = torch.zeros((self.stop - self.start) * d_sae, dtype=dtype, device=device)
+
+    def add(self, magnitude: Tensor, inputs: Tensor, outputs: Tensor) -> None:
+        place = (outputs - self.start)[:, :, None] * self.d_sae + inputs[:, None, :]
+        magnitude = magnitude.to(self._sums.dtype)
+        if self.stop - self.start < self.d_sae:
+            inside = ((outputs >= self.start) & (outputs < self.stop))[:, :, None].expand_as(place)
+            place, magnitude = place[inside], magnitude[inside]
+        self._sums.index_add_(0, place.reshape(-1), magnitude.reshape(-1))
+
+    def means(self, count_jac: Tensor) -> Iterator[Tensor]:
+        """Mean |J| [rows, d_sae], some rows at a time."""
+        counts = count_jac[self.start : self.stop].clamp(min=1)
+        rows = max(1, 2**23 // self.d_sae)
+        for sums, count in zip(self._sums.view(-1, self.d_sae).split(rows), counts.split(rows), strict=True):
+            yield sums / count[:, None]

@@ -1,0 +1,251 @@
+"""Train a pair: two SAEs at once, with the Jacobian penalty or (coefficient 0) without.
+
+Here: the loss, the schedules, the step, the shuffled buffer of activations. Not here: where activations come from
+(`activations.py`), how a finished pair is measured (`measures/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jsae_core.jacobian import differentiable_jacobian
+from jsae_core.mlp import MLP
+from jsae_core.sae_pair import PairConfig, SAEPair, build_tables, decode
+
+SAE_PARTS = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A recipe. The defaults are those of the published pairs, where they do not depend on the model.
+
+    Attributes:
+        jacobian_coefficient: lambda; 0 trains the traditional twin and computes no Jacobian.
+        batch_tokens: tokens a step.
+        learning_rate_warm_up, learning_rate_decay, jacobian_warm_up: shares of all steps.
+        buffer_tokens: activations held for shuffling; a stream that fits is read once and gone through in epochs.
+        model_name, layer, context_size, randomize_llm_weights: written into the pair's configuration.
+    """
+
+    d_sae: int
+    k: int
+    jacobian_coefficient: float
+    steps: int
+    batch_tokens: int = 4096
+    learning_rate: float = 5e-4
+    learning_rate_warm_up: float = 0.01
+    learning_rate_decay: float = 0.2
+    jacobian_warm_up: float = 0.05
+    gradient_clip: float = 1.0
+    seed: int = 0
+    buffer_tokens: int = 2**19
+    model_name: str = "unnamed"
+    layer: int = 0
+    context_size: int | None = None
+    randomize_llm_weights: bool = False
+
+    def __post_init__(self):
+        for name in ("d_sae", "k", "steps", "batch_tokens", "buffer_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training recipe: {name} is {getattr(self, name)}, expected at least 1")
+        if self.k > self.d_sae:
+            raise ValueError(f"training recipe: k is {self.k}, larger than d_sae, {self.d_sae}")
+        if self.jacobian_coefficient < 0 or self.learning_rate <= 0:
+            raise ValueError("training recipe: jacobian_coefficient must be at least 0 and learning_rate above 0")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, constant, linear decay to 0 over the last steps. `step` counts from 0."""
+        warm_up = max(1, round(self.steps * self.learning_rate_warm_up))
+        decay = max(1, round(self.steps * self.learning_rate_decay))
+        return self.learning_rate * min(1.0, (step + 1) / warm_up, (self.steps - step) / decay)
+
+    def jacobian_coefficient_at(self, step: int) -> float:
+        """Linear warm-up from 0 to lambda."""
+        warm_up = round(self.steps * self.jacobian_warm_up)
+        return self.jacobian_coefficient * (min(1.0, step / warm_up) if warm_up else 1.0)
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Where training stands: losses of the step just done."""
+
+    step: int
+    steps: int
+    input_loss: float
+    output_loss: float
+    jacobian_loss: float
+
+
+def train_pair(
+    mlp_inputs: Tensor | Iterable[Tensor],
+    mlp: MLP,
+    config: TrainingConfig,
+    report: Callable[[TrainingProgress], None] | None = None,
+) -> SAEPair:
+    """Train a pair on the inputs of a frozen MLP.
+
+    The loss is mean((x - x_hat)^2) + mean((y - y_hat)^2) + lambda_t * mean(|J|), each mean over tokens and features
+    (Farnik et al., 2025, section 3). A step: unit-norm decoder rows, forward, backward, clipped gradient, Adam.
+
+    Args:
+        mlp_inputs: [n_tokens, d_model], or a stream of such; shuffled here. On the MLP's device and in its dtype.
+        report: called twenty times on the way.
+
+    Returns:
+        The pair, on the MLP's device. The same inputs and config give the same pair on a CPU.
+
+    Raises:
+        ValueError: there are no inputs, a stream larger than the buffer ends before the steps are done, or the loss
+            stops being finite.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    weights = {
+        side: _initial_weights(mlp.W_in.shape[0], config.d_sae, generator, mlp.W_in) for side in ("input", "output")
+    }
+    parameters = [weights[side][part] for side in weights for part in SAE_PARTS]
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, betas=(0.9, 0.999))
+    batches = shuffled_batches(mlp_inputs, config.batch_tokens, config.buffer_tokens, generator)
+    every = max(1, config.steps // 20)
+    for step in range(config.steps):
+        x = next(batches, None)
+        if x is None:
+            raise ValueError(
+                f"the stream of MLP inputs ended after {step} of {config.steps} steps of {config.batch_tokens} tokens; "
+                "give more text or fewer steps"
+            )
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(step)
+        _normalise_decoders(weights)
+        losses = _losses(weights, mlp, x, config.k, with_jacobian=config.jacobian_coefficient > 0)
+        loss = losses["input"] + losses["output"] + config.jacobian_coefficient_at(step) * losses["jacobian"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
+        optimizer.step()
+        if (step + 1) % every == 0 or step + 1 == config.steps:
+            if not torch.isfinite(loss):
+                raise ValueError(f"the loss is {loss.item()} at step {step + 1}; lower the learning rate")
+            if report is not None:
+                report(TrainingProgress(step + 1, config.steps, *(float(value) for value in losses.values())))
+    tensors = {
+        f"_{part}{suffix}": weights[side][part].detach()
+        for side, suffix in (("input", ""), ("output", "_out"))
+        for part in SAE_PARTS
+    } | {f"mlp.{name}": tensor for name, tensor in mlp.named_buffers(recurse=False)}
+    return SAEPair.from_tensors(tensors, _pair_config(config, mlp))
+
+
+def _initial_weights(d_in: int, d_sae: int, generator: torch.Generator, like: Tensor) -> dict[str, Tensor]:
+    W_dec = torch.nn.init.kaiming_uniform_(torch.empty(d_sae, d_in), generator=generator)
+    W_dec /= W_dec.norm(dim=1, keepdim=True)
+    tensors = {
+        "W_enc": W_dec.T.clone(),
+        "b_enc": torch.zeros(d_sae),
+        "W_dec": W_dec,
+        "b_dec": torch.zeros(d_in),
+    }
+    return {name: tensor.to(like).requires_grad_() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def _normalise_decoders(weights: dict[str, dict[str, Tensor]]) -> None:
+    for side in weights.values():
+        side["W_dec"] /= side["W_dec"].norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def _losses(
+    weights: dict[str, dict[str, Tensor]], mlp: MLP, x: Tensor, k: int, with_jacobian: bool
+) -> dict[str, Tensor]:
+    """The three terms of the loss, lambda left out; the Jacobian's is 0 where it is not asked for."""
+    response = mlp.respond(x)
+    latents, losses = {}, {}
+    for side, target in (("input", x), ("output", response.output)):
+        part = weights[side]
+        activations, latents[side] = torch.topk(target @ part["W_enc"] + part["b_enc"], k, dim=-1)
+        reconstruction = decode(part["W_dec"], part["b_dec"], torch.relu(activations), latents[side])
+        losses[side] = (target - reconstruction).square().mean()
+    if not with_jacobian:
+        return losses | {"jacobian": x.new_zeros(())}
+    tables = build_tables(weights["input"]["W_dec"], weights["output"]["W_enc"], mlp)
+    jacobian = differentiable_jacobian(tables, latents["input"], latents["output"], response.slopes)
+    return losses | {"jacobian": jacobian.abs().mean()}
+
+
+def _pair_config(config: TrainingConfig, mlp: MLP) -> PairConfig:
+    return PairConfig(
+        model_name=config.model_name,
+        layer=config.layer,
+        d_in=mlp.W_in.shape[0],
+        d_sae=config.d_sae,
+        k=config.k,
+        jacobian_coefficient=config.jacobian_coefficient,
+        dtype=str(mlp.W_in.dtype).removeprefix("torch."),
+        apply_b_dec_to_input=False,
+        context_size=config.context_size,
+        randomize_llm_weights=config.randomize_llm_weights,
+        mlp_activation=mlp.activation,
+        extra={
+            "lr": config.learning_rate,
+            "lr_warm_up_steps": round(config.steps * config.learning_rate_warm_up),
+            "lr_decay_steps": round(config.steps * config.learning_rate_decay),
+            "jacobian_warm_up_steps": round(config.steps * config.jacobian_warm_up),
+            "adam_beta1": 0.9,
+            "adam_beta2": 0.999,
+            "train_batch_size_tokens": config.batch_tokens,
+            "training_tokens": config.steps * config.batch_tokens,
+            "seed": config.seed,
+        },
+    )
+
+
+def shuffled_batches(
+    mlp_inputs: Tensor | Iterable[Tensor], batch_tokens: int, buffer_tokens: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Batches [batch_tokens, d_model] in random order.
+
+    What fits the buffer is gone through in epochs, without end. A longer stream is mixed through the buffer, half of
+    which is refilled at a time, and ends when the stream does.
+
+    Raises:
+        ValueError: the stream holds no token.
+    """
+    stream = iter([mlp_inputs] if isinstance(mlp_inputs, Tensor) else mlp_inputs)
+    buffer = _read(stream, buffer_tokens)
+    if buffer is None:
+        raise ValueError("the stream of MLP inputs is empty: there is nothing to train on")
+    following = next(stream, None)
+    if following is None:
+        while True:
+            # a batch larger than the data holds some tokens twice
+            rounds = -(-batch_tokens // len(buffer))
+            order = torch.cat([torch.randperm(len(buffer), generator=generator) for _ in range(rounds)])
+            for batch in order.split(batch_tokens):
+                if len(batch) == batch_tokens:
+                    yield buffer[batch.to(buffer.device)]
+    while buffer is not None:
+        order = torch.randperm(len(buffer), generator=generator).to(buffer.device)
+        keep = len(buffer) // 2 if following is not None else len(buffer) % batch_tokens
+        served, kept = order[keep:], order[:keep]
+        whole = len(served) // batch_tokens * batch_tokens
+        for batch in served[:whole].split(batch_tokens):
+            yield buffer[batch]
+        if following is None:
+            return
+        rest = buffer[torch.cat([kept, served[whole:]])]
+        refill = _read(stream, buffer_tokens - len(rest) - len(following))
+        buffer = torch.cat([part for part in (rest, following, refill) if part is not None])
+        following = next(stream, None)
+
+
+def _read(stream: Iterator[Tensor], tokens: int) -> Tensor | None:
+    """At least `tokens` rows of the stream, or all it has left."""
+    chunks: list[Tensor] = []
+    while tokens > 0 and (chunk := next(stream, None)) is not None:
+        if len(chunk):
+            chunks.append(chunk)
+            tokens -= len(chunk)
+    return torch.cat(chunks) if chunks else None

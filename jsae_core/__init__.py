@@ -14,7 +14,7 @@ _HOMES = {
     "LanguageModel": "language_model",
     "MLPInputs": "activations",
     "train_pair": "training",
-    "TrainingConfig": "training",
+    "TrainingConfig": "recipe",
 }
 __all__ = list(_HOMES)
 

@@ -48,7 +48,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def mlp_activations(self, tokens: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """The MLP's input and output at a layer; nothing after that layer is run.
+        """The MLP's input and output at a layer; nothing after that MLP is run.
 
         Args:
             tokens: [..., position] token ids. Documents shorter than the rest are padded on the right: attention is
@@ -68,12 +68,17 @@ class LanguageModel:
                 f"token ids run from {int(tokens.min())} to {int(tokens.max())}, but {self.name} has a vocabulary of "
                 f"{vocabulary}; were they made with another model's tokenizer?"
             )
+        from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
         caught: dict[str, Tensor] = {}
+        names = [f"blocks.{layer}.mlp.hook_in", f"blocks.{layer}.mlp.hook_out"]
 
         def keep(tensor: Tensor, hook) -> None:
             caught[hook.name] = tensor.detach()
+            if len(caught) == len(names):
+                # the bridge's own signal; stop_at_layer alone runs the unembedding too where the layer is the last
+                raise StopAtLayerException(tensor)
 
-        names = [f"blocks.{layer}.mlp.hook_in", f"blocks.{layer}.mlp.hook_out"]
         rows = tokens.reshape(-1, tokens.shape[-1]).to(self.device)
         self.bridge.run_with_hooks(
             rows, return_type=None, stop_at_layer=layer + 1, fwd_hooks=[(name, keep) for name in names]

@@ -10,20 +10,20 @@ configuration in its safetensors header (key "cfg") is read as well: that is how
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from sae_lens import TopKSAE, TopKSAEConfig
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from jsae_core.mlp import MLP
+from jsae_core.mlp import MLP, activation_function
+from jsae_core.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from jsae_core.language_model import LanguageModel
@@ -82,10 +82,9 @@ class PairConfig:
         if normalisation != "none":
             raise ValueError(f"normalize_activations is {normalisation!r}; only 'none' is supported")
         known = {
-            "layer": int(values.pop("hook_layer")),
-            "k": int(kwargs["k"]),
+            "layer": values.pop("hook_layer"),
+            "k": kwargs["k"],
             "dtype": str(values.pop("dtype", "float32")).removeprefix("torch."),
-            "jacobian_coefficient": float(values.pop("jacobian_coefficient", 0.0)),
         }
         for key in cls.__dataclass_fields__.keys() - known.keys() - {"extra"}:
             if key in values:
@@ -95,14 +94,20 @@ class PairConfig:
         return config
 
     def _check(self) -> None:
-        for name in ("d_in", "d_sae", "k"):
+        for name, least in (("layer", 0), ("d_in", 1), ("d_sae", 1), ("k", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}, expected a positive whole number")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}")
         if self.k > self.d_sae:
             raise ValueError(f"k is {self.k}, larger than d_sae, {self.d_sae}")
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+        coefficient = self.jacobian_coefficient
+        if not isinstance(coefficient, (int, float)) or not 0 <= coefficient < math.inf:
+            raise ValueError(f"jacobian_coefficient is {coefficient!r}, expected a number of at least 0")
+        dtype = getattr(torch, self.dtype, None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"dtype is {self.dtype!r}, expected float32, bfloat16 or the like")
+        if self.mlp_activation is not None:
+            activation_function(self.mlp_activation)
 
     def to_published(self) -> dict[str, Any]:
         """The cfg.json of this pair, in the newer of the published key names."""
@@ -154,7 +159,7 @@ class SAEPair(nn.Module):
         self.output_sae = output_sae
         self.mlp = mlp
         self.requires_grad_(False)
-        self._tables: tuple[Any, Tables] | None = None
+        self._tables: tuple[Any, Tables, tuple[Tensor, ...]] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -167,8 +172,19 @@ class SAEPair(nn.Module):
         if self._tables is None or self._tables[0] != state:
             self._tables = None  # free the old ones first: they are the largest thing here
             with torch.no_grad():
-                self._tables = (state, build_tables(self.input_sae.W_dec, self.output_sae.W_enc, self.mlp))
+                tables = build_tables(self.input_sae.W_dec, self.output_sae.W_enc, self.mlp)
+            # the weights are kept with them, so that no later weight can come to lie at the same address
+            self._tables = (state, tables, tuple(weight.detach() for weight in weights))
         return self._tables[1]
+
+    def _apply(self, fn, recurse: bool = True) -> SAEPair:
+        """What `to`, `double` and their like call. SAELens keeps dtype and device beside an SAE's weights, and only
+        the SAE's own `to` keeps them in step."""
+        super()._apply(fn, recurse)
+        for sae in (self.input_sae, self.output_sae):
+            sae.to(sae.W_enc.device, sae.W_enc.dtype)
+        self.config = replace(self.config, dtype=self.input_sae.cfg.dtype)
+        return self
 
     @classmethod
     def load(
@@ -192,15 +208,18 @@ class SAEPair(nn.Module):
                 f"{weights_path} is missing; expected an artifact directory with {WEIGHTS_FILE} and {CONFIG_FILE}, "
                 "or the one .safetensors file of a stored pair"
             )
-        tensors, header = read_safetensors(weights_path)
+        tensors, header = read_tensors(weights_path)
         if path.is_dir():
-            config_path, published = path / CONFIG_FILE, _read_json(path / CONFIG_FILE)
+            config_path = path / CONFIG_FILE
+            if not config_path.is_file():
+                raise FileNotFoundError(f"{config_path} is missing; it holds the pair's configuration")
+            written = config_path.read_bytes()
         elif "cfg" in header:
-            config_path, published = path, json.loads(header["cfg"])
+            config_path, written = path, header["cfg"]
         else:
             raise ValueError(f"{path}: its header has no 'cfg', so it is no stored pair; pass the artifact directory")
         try:
-            config = PairConfig.from_published(published)
+            config = PairConfig.from_published(_json_object(written))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{config_path}: {error}") from error
         try:
@@ -231,7 +250,7 @@ class SAEPair(nn.Module):
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} holds {int((~torch.isfinite(tensor)).sum())} NaN or infinite values")
         mlp = _mlp({name: tensor.to(dtype) for name, tensor in tensors.items()}, config, language_model)
-        config = PairConfig(**{**vars(config), "mlp_activation": mlp.activation})
+        config = replace(config, mlp_activation=mlp.activation)
         return cls(config, _sae(tensors, "", config), _sae(tensors, "_out", config), mlp)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -249,7 +268,7 @@ class SAEPair(nn.Module):
         directory.mkdir(parents=True, exist_ok=True)
         staged = {name: directory / f".{name}.{os.getpid()}.part" for name in (WEIGHTS_FILE, CONFIG_FILE)}
         try:
-            save_file(self.tensors(), staged[WEIGHTS_FILE])
+            write_tensors(self.tensors(), staged[WEIGHTS_FILE])
             staged[CONFIG_FILE].write_text(json.dumps(self.config.to_published(), indent=2), encoding="utf-8")
             for name, part in staged.items():
                 part.replace(directory / name)
@@ -276,24 +295,13 @@ def decode(W_dec: Tensor, b_dec: Tensor, activations: Tensor, latents: Tensor) -
     return F.embedding_bag(latents, W_dec, per_sample_weights=activations, mode="sum") + b_dec
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the header's metadata. Raises ValueError naming the file if it is truncated or no safetensors."""
+def _json_object(written: str | bytes) -> dict[str, Any]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path}: is no complete safetensors file ({error}); fetch or write it again") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; it holds the pair's configuration")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(written)
     except ValueError as error:
-        raise ValueError(f"{path}: is no JSON ({error})") from error
+        raise ValueError(f"the configuration is no JSON ({error})") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds a {type(values).__name__}, expected an object of settings")
+        raise ValueError(f"the configuration is a JSON {type(values).__name__}, expected an object of settings")
     return values
 
 
@@ -335,7 +343,10 @@ def _mlp(tensors: Mapping[str, Tensor], config: PairConfig, language_model: Lang
                 f"language_model=load_language_model({config.model_name!r})"
             )
         return of_model
-    missing = [f"mlp.{name}" for name in ("W_in", "W_out") if name not in stored]
+    # gated models mostly have no biases; a plain one without them has lost them
+    gated = "W_gate" in stored or "b_gate" in stored
+    required = ("W_in", "W_gate", "W_out") if gated else ("W_in", "b_in", "W_out", "b_out")
+    missing = [f"mlp.{name}" for name in required if name not in stored]
     if missing:
         raise ValueError(f"tensors missing: {', '.join(missing)}, while other mlp.* tensors are there")
     if stored["W_in"].ndim != 2 or stored["W_in"].shape[0] != config.d_in:

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -104,12 +104,14 @@ def _utf8(path: Path) -> str:
 
 
 def _json_lines(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 text = json.loads(line)[column]
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: is no UTF-8 text ({error.reason})") from error
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}: expected a JSON object with the key {column!r}") from error
             if not isinstance(text, str):
@@ -127,6 +129,9 @@ def _parquet_rows(path: Path, column: str) -> Iterator[str]:
         raise ValueError(f"{path}: is no readable parquet file ({error})") from error
     if column not in table.schema_arrow.names:
         raise ValueError(f"{path}: has no column {column!r}, only {', '.join(table.schema_arrow.names)}")
+    kind = table.schema_arrow.field(column).type
+    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        raise ValueError(f"{path}: the column {column!r} holds {kind}, expected strings")
     for batch in table.iter_batches(columns=[column]):
         yield from (text for text in batch.column(0).to_pylist() if text is not None)
 
@@ -199,3 +204,15 @@ def tokenise(
             f"no text to measure: of {seen} documents, {too_short} are shorter than two tokens with BOS counted"
         )
     return kept
+
+
+def join_documents(documents: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Documents as two tensors that a file can hold: `tokens`, all of them end to end, and `lengths`, one each."""
+    import torch
+
+    return {"tokens": torch.cat(list(documents)), "lengths": torch.tensor([len(document) for document in documents])}
+
+
+def split_documents(stored: Mapping[str, Tensor]) -> list[Tensor]:
+    """What `join_documents` joined."""
+    return list(stored["tokens"].split(stored["lengths"].tolist()))

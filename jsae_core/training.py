@@ -14,59 +14,10 @@ from torch import Tensor
 
 from jsae_core.jacobian import differentiable_jacobian
 from jsae_core.mlp import MLP
+from jsae_core.recipe import TrainingConfig
 from jsae_core.sae_pair import PairConfig, SAEPair, build_tables, decode
 
 SAE_PARTS = ("W_enc", "b_enc", "W_dec", "b_dec")
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """A recipe. The defaults are those of the published pairs, where they do not depend on the model.
-
-    Attributes:
-        jacobian_coefficient: lambda; 0 trains the traditional twin and computes no Jacobian.
-        batch_tokens: tokens a step.
-        learning_rate_warm_up, learning_rate_decay, jacobian_warm_up: shares of all steps.
-        buffer_tokens: activations held for shuffling; a stream that fits is read once and gone through in epochs.
-        model_name, layer, context_size, randomize_llm_weights: written into the pair's configuration.
-    """
-
-    d_sae: int
-    k: int
-    jacobian_coefficient: float
-    steps: int
-    batch_tokens: int = 4096
-    learning_rate: float = 5e-4
-    learning_rate_warm_up: float = 0.01
-    learning_rate_decay: float = 0.2
-    jacobian_warm_up: float = 0.05
-    gradient_clip: float = 1.0
-    seed: int = 0
-    buffer_tokens: int = 2**19
-    model_name: str = "unnamed"
-    layer: int = 0
-    context_size: int | None = None
-    randomize_llm_weights: bool = False
-
-    def __post_init__(self):
-        for name in ("d_sae", "k", "steps", "batch_tokens", "buffer_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training recipe: {name} is {getattr(self, name)}, expected at least 1")
-        if self.k > self.d_sae:
-            raise ValueError(f"training recipe: k is {self.k}, larger than d_sae, {self.d_sae}")
-        if self.jacobian_coefficient < 0 or self.learning_rate <= 0:
-            raise ValueError("training recipe: jacobian_coefficient must be at least 0 and learning_rate above 0")
-
-    def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, constant, linear decay to 0 over the last steps. `step` counts from 0."""
-        warm_up = max(1, round(self.steps * self.learning_rate_warm_up))
-        decay = max(1, round(self.steps * self.learning_rate_decay))
-        return self.learning_rate * min(1.0, (step + 1) / warm_up, (self.steps - step) / decay)
-
-    def jacobian_coefficient_at(self, step: int) -> float:
-        """Linear warm-up from 0 to lambda."""
-        warm_up = round(self.steps * self.jacobian_warm_up)
-        return self.jacobian_coefficient * (min(1.0, step / warm_up) if warm_up else 1.0)
 
 
 @dataclass(frozen=True)
@@ -84,6 +35,9 @@ def train_pair(
     mlp_inputs: Tensor | Iterable[Tensor],
     mlp: MLP,
     config: TrainingConfig,
+    model_name: str = "unnamed",
+    layer: int = 0,
+    context_size: int | None = None,
     report: Callable[[TrainingProgress], None] | None = None,
 ) -> SAEPair:
     """Train a pair on the inputs of a frozen MLP.
@@ -93,7 +47,8 @@ def train_pair(
 
     Args:
         mlp_inputs: [n_tokens, d_model], or a stream of such; shuffled here. On the MLP's device and in its dtype.
-        report: called twenty times on the way.
+        model_name, layer, context_size: where the inputs came from; written into the pair's configuration.
+        report: called about twenty times on the way.
 
     Returns:
         The pair, on the MLP's device. The same inputs and config give the same pair on a CPU.
@@ -130,13 +85,26 @@ def train_pair(
             if not torch.isfinite(loss):
                 raise ValueError(f"the loss is {loss.item()} at step {step + 1}; lower the learning rate")
             if report is not None:
-                report(TrainingProgress(step + 1, config.steps, *(float(value) for value in losses.values())))
+                report(TrainingProgress(step + 1, config.steps, *(value.item() for value in losses.values())))
     tensors = {
         f"_{part}{suffix}": weights[side][part].detach()
         for side, suffix in (("input", ""), ("output", "_out"))
         for part in SAE_PARTS
     } | {f"mlp.{name}": tensor for name, tensor in mlp.named_buffers(recurse=False)}
-    return SAEPair.from_tensors(tensors, _pair_config(config, mlp))
+    pair_config = PairConfig(
+        model_name=model_name,
+        layer=layer,
+        context_size=context_size,
+        d_in=mlp.W_in.shape[0],
+        d_sae=config.d_sae,
+        k=config.k,
+        jacobian_coefficient=config.jacobian_coefficient,
+        dtype=str(mlp.W_in.dtype).removeprefix("torch."),
+        apply_b_dec_to_input=False,
+        mlp_activation=mlp.activation,
+        extra=_published_recipe(config),
+    )
+    return SAEPair.from_tensors(tensors, pair_config)
 
 
 def _initial_weights(d_in: int, d_sae: int, generator: torch.Generator, like: Tensor) -> dict[str, Tensor]:
@@ -175,31 +143,19 @@ def _losses(
     return losses | {"jacobian": jacobian.abs().mean()}
 
 
-def _pair_config(config: TrainingConfig, mlp: MLP) -> PairConfig:
-    return PairConfig(
-        model_name=config.model_name,
-        layer=config.layer,
-        d_in=mlp.W_in.shape[0],
-        d_sae=config.d_sae,
-        k=config.k,
-        jacobian_coefficient=config.jacobian_coefficient,
-        dtype=str(mlp.W_in.dtype).removeprefix("torch."),
-        apply_b_dec_to_input=False,
-        context_size=config.context_size,
-        randomize_llm_weights=config.randomize_llm_weights,
-        mlp_activation=mlp.activation,
-        extra={
-            "lr": config.learning_rate,
-            "lr_warm_up_steps": round(config.steps * config.learning_rate_warm_up),
-            "lr_decay_steps": round(config.steps * config.learning_rate_decay),
-            "jacobian_warm_up_steps": round(config.steps * config.jacobian_warm_up),
-            "adam_beta1": 0.9,
-            "adam_beta2": 0.999,
-            "train_batch_size_tokens": config.batch_tokens,
-            "training_tokens": config.steps * config.batch_tokens,
-            "seed": config.seed,
-        },
-    )
+def _published_recipe(config: TrainingConfig) -> dict[str, float]:
+    """The recipe under the names that published configurations give it."""
+    return {
+        "lr": config.learning_rate,
+        "lr_warm_up_steps": round(config.steps * config.learning_rate_warm_up),
+        "lr_decay_steps": round(config.steps * config.learning_rate_decay),
+        "jacobian_warm_up_steps": round(config.steps * config.jacobian_warm_up),
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "train_batch_size_tokens": config.batch_tokens,
+        "training_tokens": config.steps * config.batch_tokens,
+        "seed": config.seed,
+    }
 
 
 def shuffled_batches(

@@ -1,0 +1,27 @@
+# make demo: materialise the default catalog.  make test: run the tests.  make ui: the Dagster UI.
+# All three prepare .venv first, where it is missing or older than the pinned versions.
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+export DAGSTER_HOME := $(CURDIR)/dagster_home
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup demo test ui
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)
+	$(VENV)/bin/python -m jsae_assets.demo
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+ui: $(READY)
+	$(VENV)/bin/dagster dev --workspace workspace.yaml

@@ -1,0 +1,1 @@
+"""The assets, a file a family. Each body is a few lines that call jsae_core; each factory takes the catalog."""

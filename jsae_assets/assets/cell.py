@@ -1,0 +1,124 @@
+"""What every (model, layer) asset shares: finding its catalog entry, its inputs, and what it says of itself.
+
+Not here: any asset.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from jsae_assets.catalog import Catalog, Model, Pair
+from jsae_assets.partitions import cells, of_same_model
+from jsae_assets.resources import POOL
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jsae_assets.io_managers import StoredTensors
+    from jsae_assets.resources import Compute
+    from jsae_core import MLPInputs, SAEPair
+
+OWNERS = ["team:interpretability"]
+THRESHOLDS = (0.005, 0.01, 0.015, 0.02)
+TOKENS = dg.AssetIn("tokens", partition_mapping=of_same_model)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A (model, layer) partition and the catalog entries behind it."""
+
+    model_key: str
+    layer: int
+    model: Model
+    pair: Pair
+    catalog_digest: str
+
+    def __str__(self) -> str:
+        return f"{self.model_key}, layer {self.layer}"
+
+
+def find_cell(context: dg.AssetExecutionContext, catalog: Catalog, variant: str) -> Cell | None:
+    """The partition's cell, or None, with a message that says what the catalog holds.
+
+    An asset that finds none yields nothing: its step and those after it are skipped, the run succeeds.
+    """
+    keys = context.partition_key.keys_by_dimension
+    model, layer = keys["model"], keys["layer"]
+    entry = catalog.pair(variant, model, int(layer)) if layer.isdigit() else None
+    if entry is None or model not in catalog.models:
+        held = ", ".join(map(str, catalog.layers(model, variant))) or "none"
+        context.log.warning(
+            f"Skipped: the catalog holds no {variant} pair of {model} at layer {layer}. Layers of {model} with one: {held}"
+        )
+        return None
+    return Cell(model, int(layer), catalog.models[model], entry, catalog.digest(model, entry))
+
+
+def load_pair(stored: StoredTensors, compute: Compute) -> SAEPair:
+    from jsae_core import SAEPair
+
+    return SAEPair.load(stored.path, device=compute.torch_device())
+
+
+def mlp_inputs(cell: Cell, tokens: StoredTensors, compute: Compute, max_documents: int | None = None) -> MLPInputs:
+    """The stream of MLP inputs that every measure of a cell reads: the model's stored tokens at its layer."""
+    from jsae_core import MLPInputs
+    from jsae_core.text import split_documents
+
+    documents = split_documents(tokens)[:max_documents]
+    return MLPInputs(compute.language_model(cell.model.source), documents, cell.layer, compute.batch_tokens)
+
+
+def settings(pair: SAEPair) -> dict[str, Tensor]:
+    """What a figure says about a pair, stored beside what was measured on it."""
+    import torch
+
+    config = pair.config
+    return {
+        "d_sae": torch.tensor(config.d_sae),
+        "k": torch.tensor(config.k),
+        "jacobian_coefficient": torch.tensor(config.jacobian_coefficient, dtype=torch.float64),
+    }
+
+
+class Stopwatch:
+    """Seconds since it was made, for materialisation metadata."""
+
+    def __init__(self):
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self._started, 3)
+
+
+def cell_asset(
+    prefix: str,
+    name: str,
+    description: str,
+    code_version: str,
+    kinds: set[str],
+    ins: Mapping[str, dg.AssetIn],
+    io_manager_key: str = "tensors",
+    group: str | None = None,
+    pool: str | None = POOL,
+) -> Callable[..., dg.AssetsDefinition]:
+    """`dagster.asset` with what all (model, layer) assets have in common; its group is its variant unless named."""
+    return dg.asset(
+        key=prefix.split("/") + [name],
+        description=description,
+        code_version=code_version,
+        kinds=kinds,
+        ins=ins,
+        io_manager_key=io_manager_key,
+        group_name=group or prefix,
+        pool=pool,
+        partitions_def=cells,
+        owners=OWNERS,
+        output_required=False,
+    )

@@ -1,0 +1,291 @@
+"""The catalog: which models, texts, variants and pairs exist, as one validated YAML file.
+
+Here: its sections, their rules and what can be asked of them. Not here: Dagster (`partitions.py` makes partitions of
+it) or torch (loading the definitions must stay fast).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from jsae_core.recipe import TrainingConfig
+
+CATALOGS = Path(__file__).parent / "catalogs"
+DEFAULT_CATALOG = CATALOGS / "default.yaml"
+CATALOG_VARIABLE = "JSAE_CATALOG"
+
+
+class CatalogError(ValueError):
+    """The catalog cannot be read, is malformed or contradicts itself. The message names file and entry."""
+
+
+def _partition_key(key: str) -> str:
+    # Dagster accepts a|b and then silently loses it, commas break backfills, the rest would leave its folder
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", key) or ".." in key:
+        raise ValueError(
+            f"{key!r} cannot be a name: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, "
+            "without '..'"
+        )
+    return key
+
+
+def _asset_prefix(key: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", key):
+        raise ValueError(f"{key!r} cannot name a variant: expected small letters, digits and '_' (it prefixes assets)")
+    return key
+
+
+Key = Annotated[str, AfterValidator(_partition_key)]
+VariantKey = Annotated[str, AfterValidator(_asset_prefix)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _exactly_one(entry: Section, names: tuple[str, ...]) -> None:
+    given = [name for name in names if getattr(entry, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"expected exactly one of {', '.join(names)}; given: {', '.join(given) or 'none'}")
+
+
+class Text(Section):
+    """Where documents come from: Python's standard library, local files or a Hugging Face dataset."""
+
+    standard_library: Literal["train", "held_out"] | None = None
+    files: list[str] | None = None
+    dataset: str | None = None
+    config: str | None = None
+    split: str = "validation"
+    column: str = "text"
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        _exactly_one(self, ("standard_library", "files", "dataset"))
+        return self
+
+
+C4 = Text(dataset="allenai/c4", config="en", split="validation")
+
+
+class Model(Section):
+    """A language model: a directory in Hugging Face format or a name on the hub, and the text it is measured on.
+
+    `tokens` is how many tokens every measure sees, BOS left out; `prompt` is what example Jacobians are drawn from.
+    """
+
+    directory: str | None = None
+    hub: str | None = None
+    text: str | None = None
+    tokens: int = Field(default=100_000, ge=1)
+    context_size: int | None = Field(default=None, ge=2)
+    prompt: str = Field(default="The quick brown fox jumps over the lazy dog.", min_length=1)
+
+    @property
+    def source(self) -> str:
+        return self.directory or self.hub
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        _exactly_one(self, ("directory", "hub"))
+        if self.directory and self.text is None:
+            raise ValueError("text is missing; a model from a directory names an entry of the text section")
+        return self
+
+
+class Variant(Section):
+    """A way pairs were made, how it is drawn, and the variant its figures compare it with."""
+
+    label: str
+    colour: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
+    compared_with: str | None = None
+
+
+class Recipe(Section):
+    """Train a pair here: `tokens` tokens of a text, and a `jsae_core.TrainingConfig`."""
+
+    text: str
+    tokens: int = Field(ge=1)
+    config: TrainingConfig
+
+
+class ExplainedVariance(Section):
+    """The least share of variance that each SAE must explain on held-out tokens, or the pair is refused."""
+
+    input: float = Field(default=0.5, le=1)
+    output: float = Field(default=0.5, le=1)
+
+
+class Pair(Section):
+    """The pairs of one variant at some layers of one model, from one source. `{layer}` stands for the layer."""
+
+    variant: str
+    model: str
+    layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    directory: str | None = None
+    train: Recipe | None = None
+    wandb: str | None = None
+    least_explained_variance: ExplainedVariance = ExplainedVariance()
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        _exactly_one(self, ("directory", "train", "wandb"))
+        for name in ("directory", "wandb"):
+            template = getattr(self, name)
+            if template and len(self.layers) > 1 and "{layer}" not in template:
+                raise ValueError(f"{name} holds no '{{layer}}', so {len(self.layers)} layers would share one pair")
+        return self
+
+    def at(self, layer: int) -> str | None:
+        """The directory or wandb path of one layer."""
+        template = self.directory or self.wandb
+        return template and template.replace("{layer}", str(layer))
+
+
+class Catalog(Section):
+    models: dict[Key, Model] = Field(min_length=1)
+    text: dict[Key, Text] = {}
+    variants: dict[VariantKey, Variant] = Field(min_length=1)
+    pairs: list[Pair] = []
+    sweeps: dict[Key, Any] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        def known(place: str, name: str | None, section: dict) -> None:
+            if name is not None and name not in section:
+                raise ValueError(f"{place} is {name!r}, which is not in the catalog; there are: {', '.join(section)}")
+
+        for key, model in self.models.items():
+            known(f"models.{key}.text", model.text, self.text)
+        for key, variant in self.variants.items():
+            known(f"variants.{key}.compared_with", variant.compared_with, self.variants)
+            if variant.compared_with == key:
+                raise ValueError(f"variants.{key}.compared_with is itself")
+        held: dict[Hashable, int] = {}
+        for number, pair in enumerate(self.pairs):
+            known(f"pairs[{number}].variant", pair.variant, self.variants)
+            known(f"pairs[{number}].model", pair.model, self.models)
+            if pair.train:
+                known(f"pairs[{number}].train.text", pair.train.text, self.text)
+            for layer in pair.layers:
+                first = held.setdefault((pair.variant, pair.model, layer), number)
+                if first != number or pair.layers.count(layer) > 1:
+                    raise ValueError(
+                        f"pairs[{number}] and pairs[{first}] both hold {pair.variant} of {pair.model} at layer {layer}"
+                    )
+        return self
+
+    def pair(self, variant: str, model: str, layer: int) -> Pair | None:
+        """The entry that holds this pair, or None."""
+        return next(
+            (p for p in self.pairs if p.variant == variant and p.model == model and layer in p.layers), None
+        )
+
+    def digest(self, model: str, pair: Pair | None = None) -> str:
+        """Which catalog entries something was made from: a hash that changes when the model's, its text's or the
+        pair's does, but not when other layers join the pair's."""
+        entries = [self.models[model].model_dump_json(), self.model_text(model).model_dump_json()]
+        if pair is not None:
+            entries.append(pair.model_dump_json(exclude={"layers"}))
+            if pair.train:
+                entries.append(self.text[pair.train.text].model_dump_json())
+        return hashlib.sha256("\n".join(entries).encode()).hexdigest()[:16]
+
+    def layers(self, model: str, variant: str | None = None) -> list[int]:
+        """The layers of a model at which the catalog holds a pair (of this variant)."""
+        return sorted(
+            {
+                layer
+                for pair in self.pairs
+                if pair.model == model and variant in (None, pair.variant)
+                for layer in pair.layers
+            }
+        )
+
+    def model_text(self, model: str) -> Text:
+        """What a model is measured on: its entry of the text section, or C4 for a hub model that names none."""
+        name = self.models[model].text
+        return C4 if name is None else self.text[name]
+
+
+def load_catalog(path: str | Path | None = None) -> Catalog:
+    """Read and check a catalog; without a path the one that JSAE_CATALOG names, else the default.
+
+    Relative directories and files in it are relative to the catalog's own folder.
+
+    Raises:
+        CatalogError: there is no such file, or it is malformed or contradictory.
+    """
+    named = path or os.environ.get(CATALOG_VARIABLE)
+    path = Path(named) if named else DEFAULT_CATALOG
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        origin = "" if not named else f" ({CATALOG_VARIABLE} names it)" if named == os.environ.get(CATALOG_VARIABLE) else ""
+        raise CatalogError(f"{path}{origin}: the catalog cannot be read: {error.strerror}") from error
+    try:
+        entries = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise CatalogError(f"{path}: is no valid YAML: {error}") from error
+    if not isinstance(entries, dict):
+        raise CatalogError(f"{path}: expected sections models, text, variants, pairs and sweeps")
+    try:
+        catalog = TypeAdapter(Catalog).validate_python(entries)
+    except ValidationError as error:
+        raise CatalogError("\n".join(f"{path}: {problem}" for problem in _problems(error))) from error
+    return _resolved(catalog, path.resolve().parent)
+
+
+def _problems(error: ValidationError) -> list[str]:
+    problems = []
+    for item in error.errors(include_url=False):
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"] if part != "[key]")
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            message = "there is no such setting"
+        problems.append(f"{place.lstrip('.')}: {message}" if place else message)
+    return problems
+
+
+def _resolved(catalog: Catalog, folder: Path) -> Catalog:
+    def absolute(name: str | None) -> str | None:
+        return name and str((folder / Path(name).expanduser()).resolve())
+
+    return catalog.model_copy(
+        update={
+            "models": {
+                key: model.model_copy(update={"directory": absolute(model.directory)})
+                for key, model in catalog.models.items()
+            },
+            "text": {
+                key: text.model_copy(update={"files": text.files and [absolute(name) for name in text.files]})
+                for key, text in catalog.text.items()
+            },
+            "pairs": [pair.model_copy(update={"directory": absolute(pair.directory)}) for pair in catalog.pairs],
+        }
+    )
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys without a word; a catalog with two is a mistake."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,61 @@
+"""Asset checks: is a stored pair fit to be measured?"""
+
+import dagster as dg
+
+from jsae_assets.assets.cell import TOKENS, find_cell, load_pair, mlp_inputs
+from jsae_assets.catalog import Catalog
+from jsae_assets.io_managers import StoredTensors
+from jsae_assets.partitions import cells
+from jsae_assets.resources import POOL, Compute
+
+PROBE_DOCUMENTS = 32
+
+
+def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
+    """Blocks what is downstream of a pair that was trained on other activations than the model gives it.
+
+    Nothing crashes when an SAE is fed folded or un-normalised activations; only the variance it explains falls.
+    """
+
+    @dg.asset_check(
+        name="faithful",
+        asset=[variant, "sae_pair"],
+        additional_ins={"tokens": TOKENS},
+        partitions_def=cells,
+        blocking=True,
+        pool=POOL,
+        description="On held-out tokens both SAEs explain the variance they should; weights are finite; shapes agree "
+        "with the model.",
+    )
+    def faithful(
+        context: dg.AssetCheckExecutionContext, compute: Compute, sae_pair: StoredTensors, tokens: StoredTensors
+    ) -> dg.AssetCheckResult:
+        from jsae_core.measures import reconstruction_quality
+
+        cell = find_cell(context, catalog, variant)
+        if cell is None:
+            raise ValueError(f"there is no {variant} pair at {context.partition_key} to check")
+        try:
+            pair = load_pair(sae_pair, compute)  # refuses weights that are not finite
+        except ValueError as error:
+            return dg.AssetCheckResult(passed=False, description=str(error))
+        d_model = compute.language_model(cell.model.source).d_model
+        if pair.config.d_in != d_model:
+            return dg.AssetCheckResult(
+                passed=False, description=f"the pair's d_in is {pair.config.d_in}, the model's d_model {d_model}"
+            )
+        quality = reconstruction_quality(pair, mlp_inputs(cell, tokens, compute, PROBE_DOCUMENTS))
+        least = cell.pair.least_explained_variance
+        wanted = {"input": least.input, "output": least.output}
+        failing = [side for side in wanted if not quality[f"explained_variance_{side}"] >= wanted[side]]
+        return dg.AssetCheckResult(
+            passed=not failing,
+            description="; ".join(
+                f"the {side} SAE explains {quality[f'explained_variance_{side}']:.1%} of the variance, expected at "
+                f"least {wanted[side]:.0%}" + (": was it trained on other activations?" if side in failing else "")
+                for side in wanted
+            ),
+            metadata=quality,
+        )
+
+    return faithful

@@ -1,0 +1,81 @@
+"""Which assets of a partition are missing or outdated, so that a second run computes nothing again.
+
+Here: asking the instance. Not here: running anything (`demo.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.event_api import PartitionKeyFilter
+
+from jsae_assets.partitions import cells
+
+
+def outdated_assets(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, job: str, model: str, partition_key: str, digests: dict
+) -> list[dg.AssetKey]:
+    """The assets of a job that a partition lacks or must make again, upstream first.
+
+    An asset is outdated if it was never materialised, its file is gone, its code version or its catalog entries
+    (`digests`, by asset key) have changed, its blocking check did not pass, or something upstream is outdated or newer.
+    """
+    graph = definitions.resolve_asset_graph()
+    selected = definitions.resolve_job_def(job).asset_layer.selected_asset_keys
+    latest: dict[dg.AssetKey, int] = {}
+    outdated: list[dg.AssetKey] = []
+    for key in graph.toposorted_asset_keys:
+        node = graph.get(key)
+        partition = partition_key if node.partitions_def == cells else model
+        record = _latest_materialization(instance, key, partition)
+        if record is not None:
+            latest[key] = record.storage_id
+        if key not in selected or key not in digests:
+            continue
+        newest_parent = max((latest[parent] for parent in node.parent_keys if parent in latest), default=0)
+        if (
+            record is None
+            or not _is_current(record.asset_materialization, node.code_version, digests[key])
+            or not _checks_passed(instance, graph, key, partition)
+            or newest_parent > record.storage_id
+            or any(parent in outdated for parent in node.parent_keys)
+        ):
+            outdated.append(key)
+    return outdated
+
+
+def latest_metadata(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> dict | None:
+    """What the latest materialisation of a partition said of itself, as plain values; None if there is none."""
+    record = _latest_materialization(instance, key, partition)
+    return record and {name: value.value for name, value in record.asset_materialization.metadata.items()}
+
+
+def latest_check(instance: dg.DagsterInstance, key: dg.AssetCheckKey, partition: str) -> dg.AssetCheckEvaluation | None:
+    """The latest finished evaluation of a check at a partition."""
+    history = instance.event_log_storage.get_asset_check_execution_history(
+        key, limit=10, partition_filter=PartitionKeyFilter(key=partition)
+    )
+    events = (record.event.dagster_event for record in history if record.event is not None)
+    finished = dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    return next((event.event_specific_data for event in events if event.event_type == finished), None)
+
+
+def _latest_materialization(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str):
+    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition])
+    return next(iter(instance.fetch_materializations(wanted, limit=1).records), None)
+
+
+def _is_current(materialization: dg.AssetMaterialization, code_version: str | None, digest: str) -> bool:
+    metadata = {name: value.value for name, value in materialization.metadata.items()}
+    path = metadata.get("path")
+    return (
+        (materialization.tags or {}).get("dagster/code_version") == code_version
+        and metadata.get("catalog_entry") == digest
+        and (path is None or "://" in str(path) or Path(path).exists())
+    )
+
+
+def _checks_passed(instance: dg.DagsterInstance, graph, key: dg.AssetKey, partition: str) -> bool:
+    checks = (latest_check(instance, check, partition) for check in graph.get(key).check_keys)
+    return all(check is not None and check.passed for check in checks)

@@ -1,0 +1,69 @@
+"""The compute resource: which device, which precision, how many tokens at once, and the models a run has loaded.
+
+Here: choosing the device and loading each model once a run. Not here: what is computed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import dagster as dg
+from pydantic import Field, PrivateAttr
+
+if TYPE_CHECKING:
+    import torch
+
+    from jsae_core import LanguageModel
+
+POOL = "gpu"  # the assets that compute share it; dagster.yaml limits it to one at a time
+
+
+class Compute(dg.ConfigurableResource):
+    """Where the core computes."""
+
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cuda, cuda:N, mps or cpu"
+    )
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    batch_tokens: int = Field(default=4096, ge=1, description="tokens the model and the pair are given at once")
+    _models: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def torch_device(self) -> torch.device:
+        """The device to use.
+
+        Raises:
+            RuntimeError: a device was named that this machine does not have.
+        """
+        import torch
+
+        if self.device == "auto":
+            if torch.cuda.is_available():
+                return torch.device("cuda")
+            return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        device = torch.device(self.device)
+        if device.type == "cuda":
+            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            if (device.index or 0) >= count:
+                raise RuntimeError(
+                    f"the compute resource asks for {self.device}, but this machine has {count} CUDA devices; set its "
+                    "device (JSAE_DEVICE) to auto or cpu"
+                )
+        if device.type == "mps" and not torch.backends.mps.is_available():
+            raise RuntimeError("the compute resource asks for mps, which this machine does not have; set JSAE_DEVICE")
+        return device
+
+    def describe(self) -> str:
+        """The device in words, and why this one where it was chosen here."""
+        import torch
+
+        device = self.torch_device()
+        name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+        return f"{name}, chosen by auto" if self.device == "auto" else name
+
+    def language_model(self, source: str) -> LanguageModel:
+        """The model from a hub name or directory; loaded at first use and kept for the rest of the run."""
+        if source not in self._models:
+            from jsae_core import load_language_model
+
+            self._models[source] = load_language_model(source, device=self.torch_device(), dtype=self.dtype)
+        return self._models[source]

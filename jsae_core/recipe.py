@@ -1,0 +1,53 @@
+"""The recipe a pair is trained by: its sizes and its schedules, as plain numbers.
+
+Apart from `training.py`, so that a catalog can be read and checked without importing torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A recipe. The defaults are those of the published pairs, where they do not depend on the model.
+
+    Attributes:
+        jacobian_coefficient: lambda; 0 trains the traditional twin and computes no Jacobian.
+        batch_tokens: tokens a step.
+        learning_rate_warm_up, learning_rate_decay, jacobian_warm_up: shares of all steps.
+        buffer_tokens: activations held for shuffling; a stream that fits is read once and gone through in epochs.
+    """
+
+    d_sae: int
+    k: int
+    jacobian_coefficient: float
+    steps: int
+    batch_tokens: int = 4096
+    learning_rate: float = 5e-4
+    learning_rate_warm_up: float = 0.01
+    learning_rate_decay: float = 0.2
+    jacobian_warm_up: float = 0.05
+    gradient_clip: float = 1.0
+    seed: int = 0
+    buffer_tokens: int = 2**19
+
+    def __post_init__(self):
+        for name in ("d_sae", "k", "steps", "batch_tokens", "buffer_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.k > self.d_sae:
+            raise ValueError(f"k is {self.k}, larger than d_sae, {self.d_sae}")
+        if self.jacobian_coefficient < 0 or self.learning_rate <= 0:
+            raise ValueError("jacobian_coefficient must be at least 0 and learning_rate above 0")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, constant, linear decay to 0 over the last steps. `step` counts from 0."""
+        warm_up = max(1, round(self.steps * self.learning_rate_warm_up))
+        decay = max(1, round(self.steps * self.learning_rate_decay))
+        return self.learning_rate * min(1.0, (step + 1) / warm_up, (self.steps - step) / decay)
+
+    def jacobian_coefficient_at(self, step: int) -> float:
+        """Linear warm-up from 0 to lambda."""
+        warm_up = round(self.steps * self.jacobian_warm_up)
+        return self.jacobian_coefficient * (min(1.0, step / warm_up) if warm_up else 1.0)

@@ -1,0 +1,34 @@
+"""safetensors files: whole or lazily read, written with the permissions of any other file. Knows nothing of contents."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def open_tensors(path: Path):
+    """safetensors' own lazy reader. Raises ValueError naming the file if it is truncated or no safetensors file."""
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path}: is no complete safetensors file ({error}); fetch or make it again") from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the header's metadata. Raises ValueError as `open_tensors` does."""
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str] | None = None) -> None:
+    """Write CPU copies of the tensors, with strings for the header."""
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(ready, path, metadata=dict(header or {}))
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)  # safetensors makes files that only their owner may read

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jsae_core import MLPInputs, load_language_model
+from jsae_core.activations import packed
+from tests.jsae_core.builders import save_language_model
+
+LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=12)
+
+
+def documents_of(lengths: list[int]) -> list[torch.Tensor]:
+    """BOS (0), then tokens that say which document and position they are."""
+    return [
+        torch.tensor([0] + [1 + (7 * n + position) % 90 for position in range(length - 1)])
+        for n, length in enumerate(lengths)
+    ]
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    return load_language_model(save_language_model(tmp_path_factory.mktemp("model")))
+
+
+@given(lengths=LENGTHS, batch_tokens=st.integers(1, 60))
+def test_packing_keeps_every_document_whole_and_in_order(lengths, batch_tokens):
+    documents = documents_of(lengths)
+    rows = [row for batch in packed(documents, batch_tokens) for row in batch.tokens]
+    assert [row[: len(document)].tolist() for row, document in zip(rows, documents, strict=True)] == [
+        document.tolist() for document in documents
+    ]
+
+
+@given(lengths=LENGTHS, batch_tokens=st.integers(1, 60))
+def test_neither_bos_nor_padding_is_measured_and_everything_else_is(lengths, batch_tokens):
+    documents = documents_of(lengths)
+    measured = torch.cat([batch.tokens[batch.measured] for batch in packed(documents, batch_tokens)])
+    assert measured.tolist() == [token for document in documents for token in document[1:].tolist()]
+
+
+@given(lengths=LENGTHS, batch_tokens=st.integers(1, 60))
+def test_a_batch_exceeds_its_token_limit_only_for_one_long_document(lengths, batch_tokens):
+    batches = list(packed(documents_of(lengths), batch_tokens))
+    assert all(batch.tokens.numel() <= batch_tokens or len(batch.tokens) == 1 for batch in batches)
+
+
+@given(lengths=LENGTHS, batch_tokens=st.integers(1, 60))
+def test_a_batch_is_closed_only_when_the_next_document_does_not_fit(lengths, batch_tokens):
+    batches = list(packed(documents_of(lengths), batch_tokens))
+    for batch, following in zip(batches, batches[1:], strict=False):
+        first = int(following.measured[0].sum()) + 1
+        assert (len(batch.tokens) + 1) * max(batch.tokens.shape[1], first) > batch_tokens
+
+
+def test_no_documents_give_no_batches():
+    assert list(packed([], 10)) == []
+
+
+def test_the_stream_is_each_document_s_own_mlp_inputs_without_bos(language_model):
+    documents = documents_of([5, 2, 9, 1, 7])
+    stream = torch.cat(list(MLPInputs(language_model, documents, 1, batch_tokens=20)))
+    alone = torch.cat([language_model.mlp_activations(document, 1)[0][1:] for document in documents])
+    torch.testing.assert_close(stream, alone, rtol=1e-5, atol=1e-5)
+
+
+@given(lengths=LENGTHS, batch_tokens=st.integers(1, 60))
+def test_the_stream_does_not_depend_on_the_batch_size(language_model, lengths, batch_tokens):
+    documents = documents_of(lengths)
+    packed_small = torch.cat(list(MLPInputs(language_model, documents, 2, batch_tokens)))
+    all_at_once = torch.cat(list(MLPInputs(language_model, documents, 2, batch_tokens=10**6)))
+    torch.testing.assert_close(packed_small, all_at_once, rtol=1e-5, atol=1e-5)
+
+
+def test_a_stream_can_be_read_again_and_gives_the_same(language_model):
+    stream = MLPInputs(language_model, documents_of([5, 4]), 0, batch_tokens=5)
+    first, second = list(stream), list(stream)
+    assert len(first) == 2 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@given(lengths=LENGTHS)
+def test_a_stream_knows_how_many_rows_it_gives(language_model, lengths):
+    stream = MLPInputs(language_model, documents_of(lengths), 0)
+    assert stream.n_tokens == sum(map(len, stream))

@@ -1,0 +1,248 @@
+import numpy
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich
+from jsae_core.measures import jacobian_histogram, jacobian_histograms, share_above
+from tests.jsae_core.builders import (
+    D_MODEL,
+    D_SAE,
+    K,
+    random_inputs,
+    random_pair,
+    save_language_model,
+)
+
+N_TOKENS = 60
+NORMS = ("l2t", "l4t", "linft")
+PUBLISHED = {"hist", "mean_jac_hist", "bin_edges", "bin_centers", "count_jac"}
+
+
+def scaled(pair: SAEPair, factor: float) -> SAEPair:
+    """The same pair with its Jacobian times a factor."""
+    tensors = pair.tensors()
+    return SAEPair.from_tensors(tensors | {"_W_dec": tensors["_W_dec"] * factor}, pair.config)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Its |J| spread over the bins, with some above 1.1."""
+    return scaled(random_pair("silu", gated=True), 0.02)
+
+
+@pytest.fixture(scope="module")
+def x():
+    return random_inputs(N_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def magnitude(pair, x):
+    return run_sandwich(pair, x).jacobian.abs().numpy()
+
+
+@pytest.fixture(scope="module")
+def means(pair, x):
+    """Mean |J| of each (output, input) pair of latents, one element after another."""
+    sandwich = run_sandwich(pair, x)
+    sums, counts = numpy.zeros((D_SAE, D_SAE)), numpy.zeros(D_SAE, dtype=int)
+    for jacobian, outputs, inputs in zip(sandwich.jacobian, sandwich.output_latents, sandwich.input_latents, strict=True):
+        for row, o in enumerate(outputs):
+            counts[o] += 1
+            for column, i in enumerate(inputs):
+                sums[o, i] += abs(jacobian[row, column].item())
+    return sums / numpy.maximum(counts, 1)[:, None], counts
+
+
+def numpy_norm(magnitude: numpy.ndarray, norm: str) -> float:
+    if norm == "l2t":
+        return numpy.mean([numpy.sqrt((token**2).mean()) for token in magnitude])
+    if norm == "l4t":
+        return numpy.mean([(token**4).mean() ** 0.25 for token in magnitude])
+    return numpy.mean([token.max() for token in magnitude])
+
+
+def numpy_histogram(values: numpy.ndarray, bins: int) -> tuple[list[int], int]:
+    edges = numpy.arange(bins + 1) / 1000
+    return numpy.histogram(values, edges)[0].tolist(), int((values > edges[-1]).sum())
+
+
+def assert_same(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-12, atol=1e-12)
+
+
+def test_the_histogram_counts_every_element_as_numpy_does(pair, x, magnitude):
+    result = jacobian_histogram(pair, [x])
+    assert (result["hist"].tolist(), result["overflow"].item()) == numpy_histogram(magnitude, 1100)
+
+
+def test_elements_above_the_range_are_counted_and_none_is_lost(pair, x, magnitude):
+    result = jacobian_histogram(pair, [x])
+    assert 0 < result["overflow"] == (magnitude > 1.1).sum()
+    assert result["hist"].sum() + result["overflow"] == N_TOKENS * K * K
+
+
+def test_the_mean_histogram_counts_every_pair_of_latents_as_a_loop_does(pair, x, means):
+    result = jacobian_histogram(pair, [x])
+    mean, counts = means
+    assert (result["mean_jac_hist"].tolist(), result["mean_jac_overflow"].item()) == numpy_histogram(mean, 1100)
+    assert result["mean_jac_hist"].sum() + result["mean_jac_overflow"] == D_SAE**2
+    assert result["count_jac"].tolist() == counts.tolist()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_normed_histogram_divides_by_the_data_s_mean_of_the_token_norm(pair, x, magnitude, means, norm):
+    result = jacobian_histogram(pair, [x], norm)
+    scale = numpy_norm(magnitude, norm)
+    assert result["mean_norm"].item() == pytest.approx(scale, rel=1e-12)
+    assert (result["hist"].tolist(), result["overflow"].item()) == numpy_histogram(magnitude / scale, 1500)
+    got_mean = (result["mean_jac_hist"].tolist(), result["mean_jac_overflow"].item())
+    assert got_mean == numpy_histogram(means[0] / scale, 1500)
+
+
+@pytest.mark.parametrize("norm", [None, *NORMS])
+def test_names_shapes_and_dtypes_are_the_published_ones(pair, x, norm):
+    result, bins = jacobian_histogram(pair, [x], norm), 1100 if norm is None else 1500
+    assert result.keys() - {"mean_norm"} == PUBLISHED | {"overflow", "mean_jac_overflow", "n_tokens"}
+    assert ("mean_norm" in result) == (norm is not None)
+    for name in ("hist", "mean_jac_hist", "count_jac", "overflow", "mean_jac_overflow", "n_tokens"):
+        assert result[name].dtype == torch.int64
+    assert result["hist"].shape == result["mean_jac_hist"].shape == result["bin_centers"].shape == (bins,)
+    assert result["bin_edges"].shape == (bins + 1,) and result["count_jac"].shape == (D_SAE,)
+    assert result["bin_edges"][0] == 0 and result["bin_edges"][-1].item() == pytest.approx(bins / 1000)
+    assert result["bin_centers"][0].item() == pytest.approx(0.0005)
+    assert result["n_tokens"] == N_TOKENS
+
+
+@pytest.mark.parametrize("rows", [1, 3, D_SAE - 1, D_SAE])
+def test_sums_taken_in_blocks_equal_sums_taken_at_once(pair, x, rows):
+    at_once = jacobian_histograms(pair, [x])
+    in_blocks = jacobian_histograms(pair, [x], memory_bytes=8 * D_SAE * rows)
+    for norm in at_once:
+        assert_same(in_blocks[norm], at_once[norm])
+
+
+def test_a_budget_too_small_for_one_row_still_gives_the_result(pair, x):
+    assert_same(jacobian_histogram(pair, [x], memory_bytes=0), jacobian_histogram(pair, [x]))
+
+
+@given(cuts=st.lists(st.integers(0, N_TOKENS), max_size=6))
+def test_the_histogram_does_not_depend_on_how_the_stream_is_cut(pair, x, cuts):
+    edges = [0, *sorted(cuts), N_TOKENS]
+    stream = [x[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    for norm in (None, "l2t"):
+        assert_same(jacobian_histogram(pair, stream, norm), jacobian_histogram(pair, [x], norm))
+
+
+@pytest.mark.parametrize("norm", [None, "l4t"])
+@pytest.mark.parametrize("memory_bytes", [2**30, 8 * D_SAE])
+def test_an_iterator_that_can_be_read_only_once_gives_the_same(pair, x, norm, memory_bytes):
+    once = jacobian_histogram(pair, iter(x.split(7)), norm, memory_bytes)
+    assert_same(once, jacobian_histogram(pair, [x], norm))
+
+
+def test_a_plain_histogram_that_fits_in_memory_reads_the_stream_once(pair, x):
+    reads = []
+
+    class Stream:
+        def __iter__(self):
+            reads.append("read")
+            return iter([x])
+
+    jacobian_histogram(pair, Stream())
+    assert len(reads) == 1
+
+
+def test_several_norms_at_once_equal_each_alone(pair, x):
+    together = jacobian_histograms(pair, [x])
+    assert list(together) == [None, *NORMS]
+    for norm, result in together.items():
+        assert_same(result, jacobian_histogram(pair, [x], norm))
+
+
+def test_latents_that_were_never_active_count_as_zero_means(pair, x):
+    result = jacobian_histogram(pair, [x[:1]])
+    assert (result["count_jac"] == 0).sum() == D_SAE - K
+    assert result["mean_jac_hist"][0] >= D_SAE**2 - K * K
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_low_precision_pair_s_jacobians_land_in_the_bins_that_their_values_belong_to(pair, x, dtype):
+    low, x = random_pair("silu", gated=True, dtype=dtype), x.to(dtype)
+    low = scaled(low, 0.02)
+    result = jacobian_histogram(low, [x])
+    magnitude = run_sandwich(low, x).jacobian.abs().float().numpy()
+    # in float32, as there: these values lie on few points, some of them next to an edge
+    index = numpy.minimum((magnitude / numpy.float32(0.001)).astype(int), 1100)
+    counts = numpy.bincount(index.reshape(-1), minlength=1101).tolist()
+    assert [*result["hist"].tolist(), result["overflow"].item()] == counts
+    assert counts[1100] > 0
+
+
+def test_a_hand_made_jacobian_is_put_in_its_bin():
+    one = torch.ones(1, 1, dtype=torch.float64)
+    tensors = {f"_{name}{side}": torch.zeros(1, dtype=torch.float64) for name in ("b_enc", "b_dec") for side in ("", "_out")}
+    tensors |= {"_W_enc": one, "_W_enc_out": one, "_W_dec": one, "_W_dec_out": one}
+    tensors |= {"mlp.W_in": one, "mlp.W_out": 0.0425 * one, "mlp.b_in": 0 * one[0], "mlp.b_out": 0 * one[0]}
+    pair = SAEPair.from_tensors(tensors, random_pair("relu", d_model=1, d_sae=1, k=1).config)
+    result = jacobian_histogram(pair, [torch.tensor([[1.0], [2.0], [-1.0]], dtype=torch.float64)])
+    # relu: slope 1 for the first two tokens, 0 for the third; the mean is 2/3 of 0.0425
+    assert {int(bin): int(result["hist"][bin]) for bin in result["hist"].nonzero()} == {0: 1, 42: 2}
+    assert result["mean_jac_hist"].nonzero().tolist() == [[28]]
+    assert result["count_jac"].tolist() == [3]
+
+
+def test_the_histogram_over_a_language_model_does_not_depend_on_its_batch_size(tmp_path):
+    language_model = load_language_model(save_language_model(tmp_path), dtype="float64")
+    pair = random_pair(d_model=16)
+    documents = [torch.tensor([0, *range(1, 1 + length)]) for length in (3, 11, 1, 7, 7)]
+    results = [
+        jacobian_histogram(pair, MLPInputs(language_model, documents, 1, batch_tokens), "l2t") for batch_tokens in (1, 20, 999)
+    ]
+    assert results[0]["n_tokens"] == 29
+    for result in results[1:]:
+        for name in ("hist", "mean_jac_hist", "count_jac"):
+            # the last bits of attention depend on padding, and may move an element over an edge
+            assert (result[name] - results[0][name]).abs().sum() <= 2
+
+
+def test_the_share_above_a_threshold_counts_the_overflow_too(pair, x, magnitude):
+    result = jacobian_histogram(pair, [x])
+    for threshold in (0.005, 0.01, 0.015, 0.02, 1.1):
+        assert share_above(result, threshold) == pytest.approx((magnitude > threshold).mean(), abs=1e-12)
+    assert share_above(result, 0.0) == 1.0
+
+
+@pytest.mark.parametrize("threshold", [0.0105, -0.001, 1.101])
+def test_a_threshold_that_is_no_edge_of_the_bins_is_refused(pair, x, threshold):
+    with pytest.raises(ValueError, match=f"{threshold} is no edge"):
+        share_above(jacobian_histogram(pair, [x]), threshold)
+
+
+def test_an_unknown_norm_is_refused_naming_those_there_are(pair, x):
+    with pytest.raises(ValueError, match="'l3t'.*l2t, l4t, linft"):
+        jacobian_histogram(pair, [x], "l3t")
+
+
+@pytest.mark.parametrize("stream", [[], [torch.zeros(0, D_MODEL, dtype=torch.float64)]], ids=["nothing", "no tokens"])
+def test_an_empty_stream_is_refused(pair, stream):
+    with pytest.raises(ValueError, match="empty"):
+        jacobian_histogram(pair, stream)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_inputs_that_are_not_finite_are_refused(pair, x, value):
+    broken = x.clone()
+    broken[3, 0] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        jacobian_histogram(pair, [broken])
+
+
+def test_a_jacobian_that_is_zero_everywhere_has_a_histogram_but_no_normed_one(pair, x):
+    flat = scaled(pair, 0.0)
+    assert jacobian_histogram(flat, [x])["hist"][0] == N_TOKENS * K * K
+    with pytest.raises(ValueError, match="zero"):
+        jacobian_histogram(flat, [x], "l2t")

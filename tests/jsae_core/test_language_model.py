@@ -1,0 +1,230 @@
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, MixtralConfig
+
+from jsae_core import load_language_model
+from tests.jsae_core.builders import ARCHITECTURES, character_tokenizer, save_language_model
+
+LAYERS = {
+    "gpt_neox": lambda model: model.gpt_neox.layers,
+    "gpt2": lambda model: model.transformer.h,
+    "llama": lambda model: model.model.layers,
+    "gemma2": lambda model: model.model.layers,
+}
+N_LAYERS = 3
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def architecture(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def directory(architecture, tmp_path_factory):
+    return save_language_model(tmp_path_factory.mktemp(architecture), architecture)
+
+
+@pytest.fixture(scope="module")
+def language_model(directory):
+    return load_language_model(directory)
+
+
+@pytest.fixture(scope="module")
+def hugging_face(directory):
+    return AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def neox_directory(tmp_path_factory):
+    return save_language_model(tmp_path_factory.mktemp("neox"))
+
+
+@pytest.fixture(scope="module")
+def neox(neox_directory):
+    return load_language_model(neox_directory)
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(1, 90, (3, 12), generator=torch.Generator().manual_seed(3))
+
+
+def hooked_mlp(model, mlp, tokens):
+    """What Hugging Face's own MLP module is given and gives back."""
+    caught = {}
+    handle = mlp.register_forward_hook(lambda module, args, output: caught.update(input=args[0], output=output))
+    with torch.no_grad():
+        model(tokens)
+    handle.remove()
+    return caught["input"], caught["output"]
+
+
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+def test_mlp_activations_are_the_input_and_output_of_hugging_face_s_own_mlp(
+    architecture, language_model, hugging_face, tokens, layer
+):
+    mlp_input, mlp_output = language_model.mlp_activations(tokens, layer)
+    expected_input, expected_output = hooked_mlp(hugging_face, LAYERS[architecture](hugging_face)[layer].mlp, tokens)
+    torch.testing.assert_close(mlp_input, expected_input, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mlp_output, expected_output, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+def test_the_frozen_mlp_gives_the_model_s_own_mlp_output(language_model, tokens, layer):
+    mlp_input, mlp_output = language_model.mlp_activations(tokens, layer)
+    torch.testing.assert_close(language_model.mlp(layer)(mlp_input), mlp_output, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+def test_no_later_layer_and_no_unembedding_is_run(architecture, language_model, tokens, layer):
+    model = language_model.bridge.original_model
+    parts = {number: block.mlp for number, block in enumerate(LAYERS[architecture](model))}
+    started = []
+    handles = [
+        part.register_forward_pre_hook(lambda module, args, name=name: started.append(name))
+        for name, part in (parts | {"unembedding": model.get_output_embeddings()}).items()
+    ]
+    language_model.mlp_activations(tokens, layer)
+    for handle in handles:
+        handle.remove()
+    assert started == list(range(layer + 1))
+
+
+def test_sizes_are_the_model_s(language_model):
+    assert (language_model.n_layers, language_model.d_model, language_model.context_size) == (N_LAYERS, 16, 32)
+    assert language_model.dtype == torch.float32 and language_model.device == torch.device("cpu")
+
+
+def test_the_gate_is_there_for_gated_models_only(architecture, language_model):
+    assert language_model.mlp(0).gated == (architecture in ("llama", "gemma2"))
+
+
+def test_padding_on_the_right_changes_nothing_to_its_left(language_model, tokens):
+    padded = tokens.clone()
+    padded[:, 7:] = 0
+    for whole, cut in zip(
+        language_model.mlp_activations(padded, 2), language_model.mlp_activations(tokens[:, :7], 2), strict=True
+    ):
+        torch.testing.assert_close(whole[:, :7], cut, rtol=1e-5, atol=1e-5)
+
+
+def test_leading_dimensions_of_the_tokens_are_kept(neox, tokens):
+    batch, _ = neox.mlp_activations(tokens, 1)
+    single, _ = neox.mlp_activations(tokens[0], 1)
+    deeper, _ = neox.mlp_activations(tokens[:2].reshape(2, 1, 12), 1)
+    torch.testing.assert_close(single, batch[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(deeper, batch[:2].unsqueeze(1), rtol=1e-5, atol=1e-5)
+
+
+def test_activations_carry_no_graph_and_reading_them_leaves_the_model_as_it_was(neox, tokens):
+    before = neox.bridge(tokens)
+    assert not any(tensor.requires_grad for tensor in neox.mlp_activations(tokens, 1))
+    torch.testing.assert_close(neox.bridge(tokens), before, rtol=0, atol=0)
+
+
+def test_weights_are_those_of_the_file_neither_folded_nor_centred(neox, neox_directory):
+    stored = load_file(neox_directory / "model.safetensors")
+    for layer in range(N_LAYERS):
+        mlp, prefix = neox.mlp(layer), f"gpt_neox.layers.{layer}.mlp"
+        assert torch.equal(mlp.W_in.T, stored[f"{prefix}.dense_h_to_4h.weight"])
+        assert torch.equal(mlp.b_in, stored[f"{prefix}.dense_h_to_4h.bias"])
+        assert torch.equal(mlp.W_out.T, stored[f"{prefix}.dense_4h_to_h.weight"])
+        assert torch.equal(mlp.b_out, stored[f"{prefix}.dense_4h_to_h.bias"])
+
+
+def test_changing_the_frozen_mlp_does_not_change_the_model(neox, tokens):
+    before = neox.mlp_activations(tokens, 1)[1]
+    mlp = neox.mlp(1)
+    for buffer in mlp.buffers():
+        buffer.zero_()
+    assert torch.equal(neox.mlp_activations(tokens, 1)[1], before)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu_new", "silu", "quick_gelu"])
+def test_the_activation_is_the_one_the_model_s_config_names(tmp_path, tokens, activation):
+    language_model = load_language_model(save_language_model(tmp_path, hidden_act=activation))
+    mlp = language_model.mlp(1)
+    mlp_input, mlp_output = language_model.mlp_activations(tokens, 1)
+    assert mlp.activation == activation
+    torch.testing.assert_close(mlp(mlp_input), mlp_output, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "torch.float64", torch.float64], ids=str)
+def test_a_model_is_loaded_in_the_dtype_asked_for(neox_directory, dtype, tokens):
+    language_model = load_language_model(neox_directory, dtype=dtype)
+    assert language_model.dtype == language_model.mlp(0).W_in.dtype == torch.float64
+    assert language_model.mlp_activations(tokens, 0)[0].dtype == torch.float64
+
+
+def test_the_tokenizer_saved_beside_the_model_comes_with_it(neox):
+    text = "def f(x): return x"
+    theirs = neox.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert theirs == character_tokenizer()(text)["input_ids"]
+
+
+def test_a_relative_directory_given_as_text_is_read_as_a_directory(neox_directory, monkeypatch):
+    monkeypatch.chdir(neox_directory.parent)
+    assert load_language_model(neox_directory.name).d_model == 16
+
+
+@pytest.mark.parametrize("layer", [N_LAYERS, -1])
+def test_a_layer_that_the_model_does_not_have_is_refused_naming_those_it_has(neox, tokens, layer):
+    for ask in (lambda: neox.mlp(layer), lambda: neox.mlp_activations(tokens, layer)):
+        with pytest.raises(ValueError, match=f"layers 0 to {N_LAYERS - 1}; there is no layer {layer}"):
+            ask()
+
+
+@pytest.mark.parametrize("token", [-1, 97])
+def test_a_token_outside_the_vocabulary_is_refused_with_the_vocabulary_s_size(neox, token):
+    with pytest.raises(ValueError, match=f"{token}.*vocabulary of 97"):
+        neox.mlp_activations(torch.tensor([0, 5, token]), 0)
+
+
+def test_a_mixture_of_experts_is_refused_as_it_has_no_single_mlp(tmp_path):
+    config = MixtralConfig(
+        vocab_size=97,
+        hidden_size=16,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=2,
+        max_position_embeddings=32,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    character_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="layer 0.*only plain and gated MLPs"):
+        load_language_model(tmp_path).mlp(0)
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["path", "text"])
+def test_a_directory_without_a_model_is_refused_with_its_name_and_what_was_expected(tmp_path, as_text):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}: holds no config.json.*model.safetensors"):
+        load_language_model(str(tmp_path) if as_text else tmp_path)
+
+
+def test_a_missing_directory_is_refused_with_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_language_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_truncated_model_file_is_refused_naming_the_directory(tmp_path, name):
+    save_language_model(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"{tmp_path} .*could not be loaded"):
+        load_language_model(tmp_path)
+
+
+def test_missing_weights_are_refused_naming_the_directory(tmp_path):
+    save_language_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"{tmp_path} .*could not be loaded"):
+        load_language_model(tmp_path)
+
+
+def test_a_hub_model_that_cannot_be_reached_is_refused_saying_what_to_do():
+    with pytest.raises(ValueError, match=r"(?s)EleutherAI/pythia-70m-deduped \(model on the Hugging Face hub\).*network"):
+        load_language_model("EleutherAI/pythia-70m-deduped")

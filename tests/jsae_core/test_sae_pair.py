@@ -1,0 +1,387 @@
+import json
+import re
+
+import pytest
+import torch
+from sae_lens import TopKSAE
+from safetensors.torch import load_file, save_file
+
+from jsae_core import SAEPair, load_language_model, run_sandwich
+from jsae_core.sae_pair import PairConfig, decode, top_latents
+from tests.jsae_core.builders import (
+    D_MLP,
+    D_MODEL,
+    D_SAE,
+    K,
+    contents,
+    mlp_tensors,
+    published_config,
+    random_inputs,
+    random_mlp,
+    random_pair,
+    random_sae_tensors,
+    save_language_model,
+    write_artifact,
+)
+
+WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
+SAE_KEYS = {
+    f"_{name}{side}" for side in ("", "_out") for name in ("W_enc", "b_enc", "W_dec", "b_dec")
+}
+MLP_KEYS = {"mlp.W_in", "mlp.b_in", "mlp.W_out", "mlp.b_out"}
+
+
+def published_tensors(activation: str = "gelu") -> dict[str, torch.Tensor]:
+    return random_sae_tensors(dtype=torch.float32) | mlp_tensors(random_mlp(activation, dtype=torch.float32))
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    """A whole, good artifact that names its MLP's activation."""
+    return write_artifact(tmp_path / "pair", published_tensors(), published_config(mlp_activation="gelu"))
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    """A GPT-NeoX as wide as the pairs here, with an activation that they would not guess."""
+    directory = tmp_path_factory.mktemp("model")
+    return load_language_model(
+        save_language_model(directory, hidden_size=D_MODEL, intermediate_size=D_MLP, hidden_act="gelu_new")
+    )
+
+
+def rewrite_config(directory, **changes):
+    config = json.loads((directory / CONFIG).read_text()) | changes
+    (directory / CONFIG).write_text(json.dumps({key: value for key, value in config.items() if value != "REMOVED"}))
+
+
+def rewrite_tensors(directory, changes):
+    tensors = load_file(directory / WEIGHTS) | changes
+    save_file({name: t for name, t in tensors.items() if t is not None}, directory / WEIGHTS)
+
+
+# --- the published format ---
+
+
+def test_a_published_artifact_is_read_with_every_tensor_in_its_place(artifact):
+    pair, tensors = SAEPair.load(artifact), published_tensors()
+    for side, sae in (("", pair.input_sae), ("_out", pair.output_sae)):
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+            assert torch.equal(getattr(sae, name), tensors[f"_{name}{side}"])
+    for name in ("W_in", "b_in", "W_out", "b_out"):
+        assert torch.equal(getattr(pair.mlp, name), tensors[f"mlp.{name}"])
+
+
+def test_a_published_configuration_is_read_whole(artifact):
+    config = SAEPair.load(artifact).config
+    assert (config.model_name, config.layer) == ("tiny", 1)
+    assert (config.d_in, config.d_sae, config.k, config.jacobian_coefficient) == (D_MODEL, D_SAE, K, 1.0)
+    assert (config.context_size, config.prepend_bos, config.apply_b_dec_to_input) == (2048, True, False)
+    assert config.extra["dataset_path"] == "allenai/c4"
+
+
+def test_the_older_key_names_are_read_as_the_newer_ones(artifact):
+    newer = SAEPair.load(artifact)
+    config = json.loads((artifact / CONFIG).read_text())
+    older = {
+        "hook_point": "hook_name",
+        "hook_point_layer": "hook_layer",
+        "hook_point_head_index": "hook_head_index",
+        "activation_fn": "activation_fn_str",
+        "use_jacobian_loss": "is_pair",
+    }
+    for old, new in older.items():
+        config[old] = config.pop(new)
+    (artifact / CONFIG).write_text(json.dumps(config))
+    assert SAEPair.load(artifact).config == newer.config
+
+
+@pytest.mark.parametrize("spelling", ["float64", "torch.float64"])
+def test_both_spellings_of_the_dtype_mean_the_same(artifact, spelling):
+    rewrite_config(artifact, dtype=spelling)
+    pair = SAEPair.load(artifact)
+    assert pair.config.dtype == "float64"
+    assert pair.input_sae.W_enc.dtype == pair.output_sae.b_dec.dtype == pair.mlp.W_in.dtype == torch.float64
+
+
+def test_absent_keys_mean_what_they_meant_when_they_were_not_written(artifact):
+    absent = ("prepend_bos", "apply_b_dec_to_input", "normalize_activations", "dtype", "jacobian_coefficient")
+    rewrite_config(artifact, **dict.fromkeys(absent, "REMOVED"))
+    pair = SAEPair.load(artifact)
+    assert pair.config.prepend_bos and pair.config.apply_b_dec_to_input
+    assert pair.config.dtype == "float32" and pair.config.jacobian_coefficient == 0
+    assert pair.input_sae.cfg.apply_b_dec_to_input and pair.output_sae.cfg.apply_b_dec_to_input
+
+
+@pytest.mark.parametrize("name", ["sae_pair_tiny_layer1_20_J0_k4", "sae_pair_tiny_layer1_20_J0.0_k4", "any name"])
+@pytest.mark.parametrize("coefficient", [0, 0.0])
+def test_how_a_zero_coefficient_is_spelt_makes_no_difference(tmp_path, name, coefficient):
+    config = published_config(mlp_activation="gelu", jacobian_coefficient=coefficient)
+    pair = SAEPair.load(write_artifact(tmp_path / name, published_tensors(), config))
+    assert pair.config.jacobian_coefficient == 0.0
+
+
+def test_the_activation_that_a_published_artifact_does_not_name_comes_from_the_language_model(tmp_path, language_model):
+    artifact = write_artifact(
+        tmp_path, random_sae_tensors(dtype=torch.float32) | mlp_tensors(language_model.mlp(1)), published_config()
+    )
+    pair = SAEPair.load(artifact, language_model=language_model)
+    assert pair.mlp.activation == pair.config.mlp_activation == "gelu_new"
+
+
+def test_an_mlp_that_the_artifact_lacks_comes_from_the_language_model_s_layer(tmp_path, language_model):
+    artifact = write_artifact(tmp_path, random_sae_tensors(dtype=torch.float32), published_config(hook_layer=2))
+    pair, x = SAEPair.load(artifact, language_model=language_model), random_inputs(3, dtype=torch.float32)
+    torch.testing.assert_close(pair.mlp(x), language_model.mlp(2)(x), rtol=0, atol=0)
+
+
+def test_without_its_mlp_or_a_language_model_a_pair_is_refused_saying_which_model_to_load(artifact):
+    rewrite_tensors(artifact, dict.fromkeys(MLP_KEYS))
+    with pytest.raises(ValueError, match=rf"{WEIGHTS}.*mlp\.W_in.*load_language_model\('tiny'\)"):
+        SAEPair.load(artifact)
+
+
+def test_without_an_activation_or_a_language_model_a_pair_is_refused_saying_which_model_to_load(artifact):
+    rewrite_config(artifact, mlp_activation="REMOVED")
+    with pytest.raises(ValueError, match=r"no MLP activation.*load_language_model\('tiny'\)"):
+        SAEPair.load(artifact)
+
+
+def test_a_pair_with_another_model_s_mlp_is_refused(artifact, language_model):
+    with pytest.raises(ValueError, match=r"mlp\.W_in differs"):
+        SAEPair.load(artifact, language_model=language_model)
+
+
+def test_a_pair_of_another_layer_of_the_same_model_is_refused(tmp_path, language_model):
+    tensors = random_sae_tensors(dtype=torch.float32) | mlp_tensors(language_model.mlp(2))
+    with pytest.raises(ValueError, match="do not belong together"):
+        SAEPair.load(write_artifact(tmp_path, tensors, published_config(hook_layer=1)), language_model=language_model)
+
+
+def test_a_pair_of_another_width_than_the_model_is_refused_with_both_widths(tmp_path, language_model):
+    artifact = write_artifact(tmp_path, random_sae_tensors(d_in=6), published_config(d_in=6))
+    with pytest.raises(ValueError, match=f"d_in is 6.*d_model {D_MODEL}"):
+        SAEPair.load(artifact, language_model=language_model)
+
+
+def test_a_pair_of_a_layer_beyond_the_model_is_refused_naming_the_model_s_layers(tmp_path, language_model):
+    artifact = write_artifact(tmp_path, random_sae_tensors(), published_config(hook_layer=3))
+    with pytest.raises(ValueError, match="layers 0 to 2; there is no layer 3"):
+        SAEPair.load(artifact, language_model=language_model)
+
+
+# --- each half is a SAELens SAE ---
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [False, True])
+def test_each_half_encodes_and_decodes_as_saelens_does(apply_b_dec_to_input):
+    pair, x = random_pair(apply_b_dec_to_input=apply_b_dec_to_input), random_inputs(9)
+    for sae in (pair.input_sae, pair.output_sae):
+        assert isinstance(sae, TopKSAE) and sae.cfg.k == K
+        activations, latents = top_latents(sae, x)
+        dense = torch.zeros(9, D_SAE, dtype=x.dtype).scatter(1, latents, activations)
+        torch.testing.assert_close(dense, sae.encode(x), rtol=0, atol=1e-12)
+        ours = decode(sae.W_dec, sae.b_dec, activations, latents)
+        torch.testing.assert_close(ours, sae.decode(sae.encode(x)), rtol=0, atol=1e-12)
+
+
+def test_each_half_still_works_in_saelens_after_the_pair_was_converted():
+    pair, x = random_pair(dtype=torch.float32).double(), random_inputs(9)
+    for sae in (pair.input_sae, pair.output_sae):
+        expected = (x @ sae.W_enc + sae.b_enc).topk(K).values.relu()
+        torch.testing.assert_close(sae.encode(x).topk(K).values, expected, rtol=0, atol=1e-12)
+
+
+def test_nothing_in_a_pair_can_be_trained_by_accident(artifact):
+    assert not any(parameter.requires_grad for parameter in SAEPair.load(artifact).parameters())
+
+
+# --- saving ---
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_a_saved_pair_loads_again_unchanged_without_a_language_model(tmp_path, gated):
+    pair, x = random_pair("silu", gated), random_inputs(5)
+    pair.save(tmp_path / "new" / "folder")
+    again = SAEPair.load(tmp_path / "new" / "folder")
+    assert {name: t.tolist() for name, t in again.tensors().items()} == {n: t.tolist() for n, t in pair.tensors().items()}
+    assert torch.equal(run_sandwich(again, x).jacobian, run_sandwich(pair, x).jacobian)
+    for key in ("model_name", "layer", "d_in", "d_sae", "k", "jacobian_coefficient", "dtype", "mlp_activation"):
+        assert getattr(again.config, key) == getattr(pair.config, key)
+
+
+def test_a_saved_pair_has_the_published_files_tensors_and_keys(tmp_path):
+    random_pair().save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, CONFIG}
+    assert load_file(tmp_path / WEIGHTS).keys() == SAE_KEYS | MLP_KEYS
+    config = json.loads((tmp_path / CONFIG).read_text())
+    unneeded = {"dataset_path", "lr"}
+    assert published_config().keys() - unneeded <= config.keys()
+    assert config["activation_fn_kwargs"] == {"k": K}
+    assert config["hook_name"] == "blocks.1.ln2.hook_normalized" and config["hook_layer"] == 1
+
+
+def test_a_saved_pair_says_what_its_inputs_were(tmp_path):
+    random_pair().save(tmp_path)
+    assert "gain and bias" in json.loads((tmp_path / CONFIG).read_text())["input_convention"]
+
+
+def test_keys_that_nothing_here_reads_survive_loading_and_saving(artifact, tmp_path):
+    rewrite_config(artifact, wandb_project="jsaes", l1_coefficient=None)
+    SAEPair.load(artifact).save(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / CONFIG).read_text())
+    assert config.items() >= {"wandb_project": "jsaes", "l1_coefficient": None, "lr": 0.0005}.items()
+
+
+def test_a_converted_pair_is_saved_in_the_dtype_it_has(tmp_path):
+    random_pair(dtype=torch.float32).double().save(tmp_path)
+    assert json.loads((tmp_path / CONFIG).read_text())["dtype"] == "float64"
+    assert SAEPair.load(tmp_path).mlp.W_in.dtype == torch.float64
+
+
+def test_saving_over_a_pair_replaces_it(artifact):
+    pair = random_pair(seed=5)
+    pair.save(artifact)
+    assert torch.equal(SAEPair.load(artifact).input_sae.W_enc, pair.input_sae.W_enc)
+
+
+def test_a_failing_save_leaves_the_files_already_there_untouched_and_nothing_besides(artifact):
+    before = contents(artifact)
+    pair = random_pair(seed=5)
+    pair.config = PairConfig(**vars(pair.config) | {"extra": {"unwritable": object()}})
+    with pytest.raises(TypeError):
+        pair.save(artifact)
+    assert contents(artifact) == before
+
+
+def test_loading_changes_nothing_in_the_artifact(artifact):
+    before = contents(artifact)
+    SAEPair.load(artifact)
+    assert contents(artifact) == before
+
+
+def test_a_pair_stored_in_one_file_loads_from_its_header(tmp_path):
+    pair = random_pair()
+    save_file(pair.tensors(), tmp_path / "pair.safetensors", {"cfg": json.dumps(pair.config.to_published())})
+    again = SAEPair.load(tmp_path / "pair.safetensors")
+    assert torch.equal(again.output_sae.W_dec, pair.output_sae.W_dec) and again.config.k == K
+
+
+# --- what is refused, and how it is named ---
+
+
+def refused(path, error=ValueError, language_model=None) -> str:
+    before = contents(path) if path.is_dir() else None
+    with pytest.raises(error) as caught:
+        SAEPair.load(path, language_model=language_model)
+    if before is not None:
+        assert contents(path) == before
+    return str(caught.value)
+
+
+def test_a_missing_directory_is_refused_with_what_was_expected_there(tmp_path):
+    message = refused(tmp_path / "nowhere", FileNotFoundError)
+    assert "nowhere" in message and WEIGHTS in message and CONFIG in message
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_a_missing_file_is_refused_with_its_name(artifact, name):
+    (artifact / name).unlink()
+    assert str(artifact / name) in refused(artifact, FileNotFoundError)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_a_truncated_weights_file_is_refused_with_its_name(artifact, kept):
+    whole = (artifact / WEIGHTS).read_bytes()
+    (artifact / WEIGHTS).write_bytes(whole[:kept])
+    assert str(artifact / WEIGHTS) in refused(artifact)
+
+
+@pytest.mark.parametrize("text", ["", '{"model_name": "ti', "[1, 2]", "3"])
+def test_a_configuration_that_is_no_json_object_is_refused_with_its_name(artifact, text):
+    (artifact / CONFIG).write_text(text)
+    assert str(artifact / CONFIG) in refused(artifact)
+
+
+@pytest.mark.parametrize("name", sorted(SAE_KEYS | MLP_KEYS))
+def test_a_missing_tensor_is_refused_with_its_name(artifact, name):
+    rewrite_tensors(artifact, {name: None})
+    message = refused(artifact)
+    assert str(artifact / WEIGHTS) in message and re.search(rf"missing: {re.escape(name)}\b", message)
+
+
+@pytest.mark.parametrize("name", sorted(SAE_KEYS | MLP_KEYS))
+def test_a_tensor_of_the_wrong_shape_is_refused_with_its_name(artifact, name):
+    rewrite_tensors(artifact, {name: torch.zeros(3)})
+    message = refused(artifact)
+    assert str(artifact / WEIGHTS) in message and re.search(r"mlp\.W|" + re.escape(name), message)
+    assert "expected" in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["_W_enc", "_b_dec_out", "mlp.W_out"])
+def test_weights_that_are_not_finite_are_refused_with_their_name(artifact, name, value):
+    tensor = published_tensors()[name]
+    tensor.view(-1)[0] = value
+    rewrite_tensors(artifact, {name: tensor})
+    message = refused(artifact)
+    assert str(artifact / WEIGHTS) in message and name in message and "1 NaN or infinite" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"activation_fn_kwargs": {"k": D_SAE + 1}}, f"k is {D_SAE + 1}, larger than d_sae, {D_SAE}"),
+        ({"activation_fn_kwargs": {"k": 0}}, "k is 0"),
+        ({"activation_fn_kwargs": {"k": 2.5}}, "k is 2.5"),
+        ({"activation_fn_kwargs": {"k": "many"}}, "k is 'many'"),
+        ({"activation_fn_kwargs": {}}, "activation_fn_kwargs.k is missing"),
+        ({"activation_fn_kwargs": "REMOVED"}, "activation_fn_kwargs.k is missing"),
+        ({"d_in": -1}, "d_in is -1"),
+        ({"d_sae": "20"}, "d_sae is '20'"),
+        ({"d_sae": "REMOVED", "hook_layer": "REMOVED"}, "hook_layer, d_sae missing"),
+        ({"hook_layer": "three"}, "layer is 'three'"),
+        ({"hook_layer": -1}, "layer is -1"),
+        ({"hook_layer": None}, "layer is None"),
+        ({"dtype": "float31"}, "dtype is 'float31'"),
+        ({"dtype": "int64"}, "dtype is 'int64'"),
+        ({"normalize_activations": "expected_average_only_in"}, "normalize_activations is 'expected_average_only_in'"),
+        ({"jacobian_coefficient": "strong"}, "jacobian_coefficient is 'strong'"),
+        ({"mlp_activation": "gelu_newish"}, "unknown MLP activation 'gelu_newish'"),
+    ],
+)
+def test_a_configuration_that_no_pair_can_have_is_refused_with_its_key(artifact, changes, named):
+    rewrite_config(artifact, **changes)
+    message = refused(artifact)
+    assert str(artifact / CONFIG) in message and named in message
+
+
+def test_a_configuration_that_contradicts_the_weights_is_refused_with_both_shapes(artifact):
+    rewrite_config(artifact, d_sae=D_SAE + 1)
+    message = refused(artifact)
+    assert f"({D_MODEL}, {D_SAE})" in message and f"({D_MODEL}, {D_SAE + 1})" in message
+
+
+def test_a_lone_weights_file_is_refused_asking_for_its_directory(artifact):
+    message = refused(artifact / WEIGHTS)
+    assert str(artifact / WEIGHTS) in message and "artifact directory" in message
+
+
+@pytest.mark.parametrize("header", ["{not json", "[1]", '"text"'])
+def test_a_stored_file_with_a_broken_header_is_refused_with_its_name(tmp_path, header):
+    save_file(published_tensors(), tmp_path / "pair.safetensors", {"cfg": header})
+    assert str(tmp_path / "pair.safetensors") in refused(tmp_path / "pair.safetensors")
+
+
+def test_a_gated_mlp_that_lost_its_gate_is_refused_rather_than_read_as_a_plain_one(tmp_path):
+    random_pair("silu", gated=True).save(tmp_path)
+    rewrite_tensors(tmp_path, {"mlp.W_gate": None})
+    assert "missing: mlp.W_gate" in refused(tmp_path)
+
+
+def test_a_gated_mlp_without_biases_is_read_with_zeros(tmp_path):
+    pair = random_pair("silu", gated=True)
+    pair.save(tmp_path)
+    rewrite_tensors(tmp_path, dict.fromkeys(("mlp.b_in", "mlp.b_gate", "mlp.b_out")))
+    mlp = SAEPair.load(tmp_path).mlp
+    assert mlp.gated and not (mlp.b_in.any() or mlp.b_gate.any() or mlp.b_out.any())

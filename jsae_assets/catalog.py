@@ -38,13 +38,17 @@ def _partition_key(key: str) -> str:
 
 
 def _asset_prefix(key: str) -> str:
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", key):
-        raise ValueError(f"{key!r} cannot name a variant: expected small letters, digits and '_' (it prefixes assets)")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or key == "figures":
+        raise ValueError(
+            f"{key!r} cannot name a variant: expected small letters, digits and '_' (it prefixes assets), and not "
+            "'figures', which prefixes the figures"
+        )
     return key
 
 
 Key = Annotated[str, AfterValidator(_partition_key)]
 VariantKey = Annotated[str, AfterValidator(_asset_prefix)]
+Name = Annotated[str, Field(min_length=1)]  # of a directory, a file, or something on a hub
 
 
 class Section(BaseModel):
@@ -61,8 +65,8 @@ class Text(Section):
     """Where documents come from: Python's standard library, local files or a Hugging Face dataset."""
 
     standard_library: Literal["train", "held_out"] | None = None
-    files: list[str] | None = None
-    dataset: str | None = None
+    files: list[Name] | None = Field(default=None, min_length=1)
+    dataset: Name | None = None
     config: str | None = None
     split: str = "validation"
     column: str = "text"
@@ -82,8 +86,8 @@ class Model(Section):
     `tokens` is how many tokens every measure sees, BOS left out; `prompt` is what example Jacobians are drawn from.
     """
 
-    directory: str | None = None
-    hub: str | None = None
+    directory: Name | None = None
+    hub: Name | None = None
     text: str | None = None
     tokens: int = Field(default=100_000, ge=1)
     context_size: int | None = Field(default=None, ge=2)
@@ -129,10 +133,10 @@ class Pair(Section):
 
     variant: str
     model: str
-    layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
-    directory: str | None = None
+    layers: list[Annotated[int, Field(ge=0, strict=True)]] = Field(min_length=1)
+    directory: Name | None = None
     train: Recipe | None = None
-    wandb: str | None = None
+    wandb: Name | None = None
     least_explained_variance: ExplainedVariance = ExplainedVariance()
 
     @model_validator(mode="after")
@@ -231,6 +235,8 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
     except OSError as error:
         origin = "" if not named else f" ({CATALOG_VARIABLE} names it)" if named == os.environ.get(CATALOG_VARIABLE) else ""
         raise CatalogError(f"{path}{origin}: the catalog cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CatalogError(f"{path}: is no UTF-8 text ({error.reason} at byte {error.start})") from error
     try:
         entries = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
@@ -277,15 +283,12 @@ def _resolved(catalog: Catalog, folder: Path) -> Catalog:
 class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML keeps the last of two equal keys without a word; a catalog with two is a mistake."""
 
-    def construct_mapping(self, node, deep=False):
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)  # as it is written: merges (<<) are not filled in yet
         seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+                seen.add((key.tag, key.value))
+        return node

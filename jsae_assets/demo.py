@@ -106,10 +106,9 @@ def run_all(catalog: Catalog, definitions: dg.Definitions, instance: dg.DagsterI
 
 
 def _cause(event: dg.DagsterEvent) -> str:
+    """The error that the asset raised, which names the file or entry; not what it was raised from in turn."""
     error = event.step_failure_data.error
-    while error.cause is not None:
-        error = error.cause
-    return error.message.strip()
+    return (error.cause or error).message.strip()
 
 
 def summary(catalog: Catalog, instance: dg.DagsterInstance) -> str:

@@ -202,7 +202,9 @@ class FigureIOManager(StoringIOManager):
         if picture is None:
             image.unlink(missing_ok=True)  # it showed an older figure
         shown = dg.MetadataValue.text(reason) if picture is None else dg.MetadataValue.md(_inline(picture, image))
-        context.add_output_metadata({"picture": shown, "page": _link(html)})
+        context.add_output_metadata(
+            {"picture": shown, "page": _link(html), "size": dg.MetadataValue.int(path.stat().st_size)}
+        )
 
     def _plotly_js(self, path: UPath) -> str:
         """Where a page finds plotly.js, written once a version; relative, so that the folder can be moved."""

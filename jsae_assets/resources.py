@@ -52,6 +52,11 @@ class Compute(dg.ConfigurableResource):
             raise RuntimeError("the compute resource asks for mps, which this machine does not have; set JSAE_DEVICE")
         return device
 
+    def torch_dtype(self) -> torch.dtype:
+        import torch
+
+        return getattr(torch, self.dtype)
+
     def describe(self) -> str:
         """The device in words, and why this one where it was chosen here."""
         import torch

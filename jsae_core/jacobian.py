@@ -17,17 +17,15 @@ It is evaluated at the MLP's true input, and a latent whose pre-activation is ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from jsae_core.sae_pair import SAEPair, Tables, top_latents
 
-# Gathered rows stay in two kept buffers of about this size: fresh pages cost more than the copy into them.
-GATHER_BYTES = 32 * 2**20
+GATHER_BYTES = 8 * 2**20  # of each of the two buffers that gathered rows are kept in
 
 
 @dataclass(frozen=True)
@@ -76,13 +74,59 @@ def run_sandwich(pair: SAEPair, mlp_input: Tensor) -> Sandwich:
 def gather_jacobian(
     tables: Tables, input_latents: Tensor, output_latents: Tensor, slopes: Sequence[Tensor]
 ) -> Tensor:
-    """The kernel: J [n, k_out, k_in] from latents [n, k] and slopes, each [n, d_mlp]. No gradient.
+    """The kernel: J [n, k_out, k_in] from latents [n, k] and slopes, each [n, d_mlp]. No gradient."""
+    jacobian = tables.outputs.new_empty(len(input_latents), output_latents.shape[1], input_latents.shape[1])
+    for part, E, D in _gathered(tables, input_latents, output_latents, slopes):
+        torch.bmm(E, D.transpose(1, 2), out=jacobian[part])
+    return jacobian
 
-    Tokens are taken in chunks whose gathered rows fit two kept buffers.
+
+def mean_abs_jacobian(
+    tables: Tables, input_latents: Tensor, output_latents: Tensor, slopes: Sequence[Tensor]
+) -> Tensor:
+    """mean(|J|) over tokens and both latents, with a gradient into the tables: the Jacobian term of the training loss.
+
+    The slopes are constants (Farnik et al., 2025). Arguments as for `gather_jacobian`.
     """
+    return _MeanAbsJacobian.apply(tables.inputs, tables.outputs, input_latents, output_latents, *slopes)
+
+
+class _MeanAbsJacobian(torch.autograd.Function):
+    """The gradient of mean(|J|) with respect to J is sign(J) / size, known as soon as J is. So each chunk of tokens
+    gives its share of the tables' gradients while its rows are still in cache, and no gathered row outlives it."""
+
+    @staticmethod
+    def forward(ctx, input_table, output_table, input_latents, output_latents, *slopes):
+        tables = Tables(input_table, output_table)
+        d_inputs, d_outputs = torch.zeros_like(input_table), torch.zeros_like(output_table)
+        size = input_latents.numel() * output_latents.shape[1]
+        total = output_table.new_zeros(())
+        for part, E, D in _gathered(tables, input_latents, output_latents, slopes):
+            jacobian = torch.bmm(E, D.transpose(1, 2))
+            total += jacobian.abs().sum()
+            sign = jacobian.sign_().div_(size)
+            d_outputs.index_add_(0, output_latents[part].reshape(-1), torch.bmm(sign, D).flatten(0, 1))
+            d_scaled = torch.bmm(sign.transpose(1, 2), E)
+            for b, slope in enumerate(slopes):
+                branch = slice(b * slope.shape[1], (b + 1) * slope.shape[1])
+                d_rows = (d_scaled * slope[part, None]).flatten(0, 1)
+                d_inputs[:, branch].index_add_(0, input_latents[part].reshape(-1), d_rows)
+        ctx.save_for_backward(d_inputs, d_outputs)
+        ctx.others = 2 + len(slopes)
+        return total / size
+
+    @staticmethod
+    def backward(ctx, d_mean):
+        return *(d_mean * gradient for gradient in ctx.saved_tensors), *[None] * ctx.others
+
+
+def _gathered(
+    tables: Tables, input_latents: Tensor, output_latents: Tensor, slopes: Sequence[Tensor]
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Tokens in chunks, with E [chunk, k_out, d_mlp] and sum_b c_b D_b [chunk, k_in, d_mlp]. Both lie in buffers that
+    the next chunk overwrites: fresh pages would cost more than the copy into them."""
     n, k_in = input_latents.shape
     k_out, d_mlp = output_latents.shape[1], tables.outputs.shape[1]
-    jacobian = tables.outputs.new_empty(n, k_out, k_in)
     row_bytes = tables.outputs.element_size() * max(k_in * tables.inputs.shape[1], k_out * d_mlp)
     chunk = max(1, min(n, GATHER_BYTES // row_bytes))
     input_rows = tables.inputs.new_empty(chunk * k_in, tables.inputs.shape[1])
@@ -95,20 +139,7 @@ def gather_jacobian(
         torch.index_select(tables.outputs, 0, output_latents[part].reshape(-1), out=E)
         E, D = E.view(size, k_out, d_mlp), D.view(size, k_in, len(slopes), d_mlp)
         D = D.mul_(torch.stack([slope[part] for slope in slopes], dim=1)[:, None])
-        D = D[:, :, 0] if len(slopes) == 1 else D.sum(dim=2)
-        torch.bmm(E, D.transpose(1, 2), out=jacobian[part])
-    return jacobian
-
-
-def differentiable_jacobian(
-    tables: Tables, input_latents: Tensor, output_latents: Tensor, slopes: Sequence[Tensor]
-) -> Tensor:
-    """As `gather_jacobian`, with a gradient into the tables (the slopes are constants, as in the training loss)."""
-    E = F.embedding(output_latents, tables.outputs)
-    D = F.embedding(input_latents, tables.inputs).unflatten(-1, (len(slopes), -1))
-    D = torch.einsum("nibm,nbm->nim", D, torch.stack(list(slopes), dim=1)) if len(slopes) > 1 else D[:, :, 0]
-    E = E if len(slopes) > 1 else E * slopes[0][:, None]
-    return torch.bmm(E, D.transpose(1, 2))
+        yield part, E, D[:, :, 0] if len(slopes) == 1 else D.sum(dim=2)
 
 
 def _check_input(pair: SAEPair, mlp_input: Tensor) -> None:

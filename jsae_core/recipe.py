@@ -5,6 +5,7 @@ Apart from `training.py`, so that a catalog can be read and checked without impo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -38,8 +39,11 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.k > self.d_sae:
             raise ValueError(f"k is {self.k}, larger than d_sae, {self.d_sae}")
-        if self.jacobian_coefficient < 0 or self.learning_rate <= 0:
-            raise ValueError("jacobian_coefficient must be at least 0 and learning_rate above 0")
+        if not (0 <= self.jacobian_coefficient < math.inf and 0 < self.learning_rate < math.inf):
+            raise ValueError(
+                f"jacobian_coefficient is {self.jacobian_coefficient} and learning_rate {self.learning_rate}, expected "
+                "finite numbers, at least 0 and above 0"
+            )
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, constant, linear decay to 0 over the last steps. `step` counts from 0."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jsae_core.jacobian import differentiable_jacobian
+from jsae_core.jacobian import mean_abs_jacobian
 from jsae_core.mlp import MLP
 from jsae_core.recipe import TrainingConfig
 from jsae_core.sae_pair import PairConfig, SAEPair, build_tables, decode
@@ -139,8 +139,8 @@ def _losses(
     if not with_jacobian:
         return losses | {"jacobian": x.new_zeros(())}
     tables = build_tables(weights["input"]["W_dec"], weights["output"]["W_enc"], mlp)
-    jacobian = differentiable_jacobian(tables, latents["input"], latents["output"], response.slopes)
-    return losses | {"jacobian": jacobian.abs().mean()}
+    jacobian = mean_abs_jacobian(tables, latents["input"], latents["output"], response.slopes)
+    return losses | {"jacobian": jacobian}
 
 
 def _published_recipe(config: TrainingConfig) -> dict[str, float]:
@@ -169,7 +169,8 @@ def shuffled_batches(
     Raises:
         ValueError: the stream holds no token.
     """
-    stream = iter([mlp_inputs] if isinstance(mlp_inputs, Tensor) else mlp_inputs)
+    pieces = [mlp_inputs] if isinstance(mlp_inputs, Tensor) else mlp_inputs
+    stream = (piece for piece in pieces if len(piece))
     buffer = _read(stream, buffer_tokens)
     if buffer is None:
         raise ValueError("the stream of MLP inputs is empty: there is nothing to train on")
@@ -187,8 +188,8 @@ def shuffled_batches(
         keep = len(buffer) // 2 if following is not None else len(buffer) % batch_tokens
         served, kept = order[keep:], order[:keep]
         whole = len(served) // batch_tokens * batch_tokens
-        for batch in served[:whole].split(batch_tokens):
-            yield buffer[batch]
+        for start in range(0, whole, batch_tokens):
+            yield buffer[served[start : start + batch_tokens]]
         if following is None:
             return
         rest = buffer[torch.cat([kept, served[whole:]])]
@@ -201,7 +202,6 @@ def _read(stream: Iterator[Tensor], tokens: int) -> Tensor | None:
     """At least `tokens` rows of the stream, or all it has left."""
     chunks: list[Tensor] = []
     while tokens > 0 and (chunk := next(stream, None)) is not None:
-        if len(chunk):
-            chunks.append(chunk)
-            tokens -= len(chunk)
+        chunks.append(chunk)
+        tokens -= len(chunk)
     return torch.cat(chunks) if chunks else None

@@ -49,7 +49,7 @@ def find_cell(context: dg.AssetExecutionContext, catalog: Catalog, variant: str)
     """
     keys = context.partition_key.keys_by_dimension
     model, layer = keys["model"], keys["layer"]
-    entry = catalog.pair(variant, model, int(layer)) if layer.isdigit() else None
+    entry = catalog.pair(variant, model, int(layer)) if layer.isdecimal() else None
     if entry is None or model not in catalog.models:
         held = ", ".join(map(str, catalog.layers(model, variant))) or "none"
         context.log.warning(
@@ -60,9 +60,10 @@ def find_cell(context: dg.AssetExecutionContext, catalog: Catalog, variant: str)
 
 
 def load_pair(stored: StoredTensors, compute: Compute) -> SAEPair:
+    """The pair, where and in the precision in which the language model computes."""
     from jsae_core import SAEPair
 
-    return SAEPair.load(stored.path, device=compute.torch_device())
+    return SAEPair.load(stored.path, device=compute.torch_device()).to(compute.torch_dtype())
 
 
 def mlp_inputs(cell: Cell, tokens: StoredTensors, compute: Compute, max_documents: int | None = None) -> MLPInputs:

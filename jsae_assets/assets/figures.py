@@ -131,15 +131,17 @@ def _by_variant(
 
 
 def _subtitle(cell: Cell, stored: "Mapping[Variant, StoredTensors]") -> str:
-    """Model, layer, tokens and the settings in which pairs differ."""
+    """Model, layer, tokens and settings; where the variants differ, theirs in the order they are drawn in."""
     first = next(iter(stored.values()))
     n_tokens = int(first["n_tokens"]) if "n_tokens" in first else len(first["jacobian"])
-    settings = [
-        f"{style.label}: d_sae {int(tensors['d_sae']):,}, k {int(tensors['k'])}, "
-        f"λ {float(tensors['jacobian_coefficient']):g}"
-        for style, tensors in stored.items()
-    ]
-    return f"{cell}, {n_tokens:,} tokens<br>{'; '.join(settings)}"
+
+    def setting(name: str) -> str:
+        values = [f"{tensors[name].item():,g}" for tensors in stored.values()]
+        return values[0] if len(set(values)) == 1 else " / ".join(values)
+
+    return (
+        f"{cell}, {n_tokens:,} tokens, d_sae {setting('d_sae')}, k {setting('k')}, λ {setting('jacobian_coefficient')}"
+    )
 
 
 def _output(cell: Cell, figure) -> dg.Output:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-WIDTH, SCALE = 900, 1
-
 
 def page(figure: go.Figure, plotly_js: str, provenance: Mapping[str, str]) -> str:
     """An HTML page that opens offline.
@@ -23,13 +21,19 @@ def page(figure: go.Figure, plotly_js: str, provenance: Mapping[str, str]) -> st
 
 
 def png(figure: go.Figure) -> tuple[bytes | None, str]:
-    """The figure as PNG at half-page size, or None and how to get pictures where no Chrome or Chromium is installed."""
-    from kaleido.errors import ChromeNotFoundError
+    """The figure as PNG at its own size, or None and how to get pictures where no Chrome or Chromium works."""
+    import kaleido
+    from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
 
     try:
-        return figure.to_image(format="png", width=WIDTH, scale=SCALE), ""
-    except (ChromeNotFoundError, RuntimeError) as error:
+        picture = kaleido.calc_fig_sync(figure, opts={"format": "png"})
+    except (ChromeNotFoundError, BrowserFailedError, BrowserClosedError) as error:
         return None, (
-            "No picture: it takes Chrome or Chromium on this machine (Debian: apt-get install chromium; or set "
-            f"BROWSER_PATH). The page and the JSON are complete. ({type(error).__name__}: {str(error).splitlines()[0]})"
+            "No picture: it takes a Chrome or Chromium that starts on this machine (Debian: apt-get install chromium; "
+            "elsewhere set BROWSER_PATH to it); then materialise this again. The page and the JSON are complete. "
+            f"({type(error).__name__})"
         )
+    # The first picture has shown that the browser starts; kept open it draws the next ones ten times faster. (A server
+    # without a browser would wait for ever.) Kaleido closes it when the process ends.
+    kaleido.start_sync_server(silence_warnings=True)
+    return picture, ""

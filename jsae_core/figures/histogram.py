@@ -55,8 +55,10 @@ def jacobian_histogram_figure(variants: Mapping[Variant, Mapping[str, ArrayLike]
     """
     require_variants(variants)
     counts = {variant: _checked_counts(variant, histogram) for variant, histogram in variants.items()}
-    edges = _common_edges(variants)
-    distributions = {variant: _distribution(*count, edges) for variant, count in counts.items()}
+    bin_edges = _common_edges(variants)
+    starts = _merged_starts(bin_edges.size - 1)
+    edges = bin_edges[[*starts, -1]]
+    distributions = {variant: _distribution(*count, starts, edges) for variant, count in counts.items()}
     visible = _visible_bins(distributions)
     densities = np.concatenate([d.density[:visible] for d in distributions.values()])
     bottom, top = np.log10([densities[densities > 0].min(), densities.max()])
@@ -65,7 +67,8 @@ def jacobian_histogram_figure(variants: Mapping[Variant, Mapping[str, ArrayLike]
     for variant, distribution in distributions.items():
         figure.add_trace(_histogram_line(variant, distribution), row=1, col=1)
         figure.add_trace(_cumulative_line(variant, distribution), row=1, col=2)
-    figure.update_xaxes(title_text=MAGNITUDE, range=[0, edges[visible]])
+    # just short of the edge, where the step to the next bin would stand on the border
+    figure.update_xaxes(title_text=MAGNITUDE, range=[0, 0.99 * edges[visible]], nticks=6)
     figure.update_xaxes(matches="x", col=2)
     figure.update_yaxes(
         title_text=f"elements per {edges[1] - edges[0]:.3g} (%)",
@@ -75,7 +78,7 @@ def jacobian_histogram_figure(variants: Mapping[Variant, Mapping[str, ArrayLike]
         col=1,
     )
     figure.update_yaxes(title_text="elements below |J| (%)", range=[0, 101], col=2)
-    return apply_style(figure, "Size of the elements of the Jacobian", subtitle + _beyond(distributions), height=450)
+    return apply_style(figure, "Size of the elements of the Jacobian", subtitle + _beyond(distributions), height=440)
 
 
 def _checked_counts(variant: Variant, histogram: Mapping[str, ArrayLike]) -> tuple[np.ndarray, float]:
@@ -110,13 +113,18 @@ def _common_edges(variants: Mapping[Variant, Mapping[str, ArrayLike]]) -> np.nda
     return edges
 
 
-def _distribution(counts: np.ndarray, overflow: float, edges: np.ndarray) -> _Distribution:
-    kept = [0]  # the edges that remain when bins are merged
-    while kept[-1] < counts.size:
-        kept.append(min(kept[-1] + max(1, kept[-1] // 10), counts.size))
+def _merged_starts(n_bins: int) -> list[int]:
+    """The bins at which the merged bins start."""
+    starts, stop = [], 0
+    while stop < n_bins:
+        starts.append(stop)
+        stop += max(1, stop // 10)
+    return starts
+
+
+def _distribution(counts: np.ndarray, overflow: float, starts: list[int], edges: np.ndarray) -> _Distribution:
     total = counts.sum() + overflow
-    merged = np.add.reduceat(counts, kept[:-1])
-    return _Distribution(edges[kept], 100 * merged / total, 100 * overflow / total)
+    return _Distribution(edges, 100 * np.add.reduceat(counts, starts) / total, 100 * overflow / total)
 
 
 def _visible_bins(distributions: Mapping[Variant, _Distribution]) -> int:
@@ -156,4 +164,4 @@ def _beyond(distributions: Mapping[Variant, _Distribution]) -> str:
     largest = max(distributions.values(), key=lambda distribution: distribution.overflow)
     if not largest.overflow:
         return ""
-    return f" · at most {largest.overflow:.2g} % of elements are above {largest.edges[-1]:.4g}"
+    return f" · at most {largest.overflow:.2g} % above {largest.edges[-1]:.4g}"

@@ -69,7 +69,7 @@ def apply_style(figure: go.Figure, title: str, subtitle: str, height: int) -> go
     # "k = 16" and "0.1 %" are not torn apart at the end of a line
     glued = subtitle.replace(" = ", "\xa0=\xa0").replace(" %", "\xa0%")
     lines = [line.replace("\xa0", " ") for line in textwrap.wrap(glued, SUBTITLE_CHARACTERS)]
-    top = 60 + 24 * len(lines)
+    top = 76 + 22 * len(lines)
     return figure.update_layout(
         template=_TEMPLATE,
         width=WIDTH,

@@ -40,7 +40,7 @@ def jacobian_thresholds_figure(shares: Mapping[Variant, Mapping[float, float]], 
 
 def _bars(variant: Variant, above: Mapping[float, float], thresholds: list[float]) -> go.Bar:
     if sorted(above) != thresholds:
-        raise ValueError(f"{variant.label!r} has thresholds {sorted(above)}; expected {thresholds} as the first variant")
+        raise ValueError(f"{variant.label!r} has thresholds {sorted(above)}; expected {thresholds}, as before")
     wrong = [share for share in above.values() if not 0 <= share <= 1]  # NaN is wrong, too
     if wrong:
         raise ValueError(f"{variant.label!r} has a share of {wrong[0]}; expected a number between 0 and 1")

@@ -133,19 +133,22 @@ def share_above(histogram: Mapping[str, Tensor], threshold: float) -> float:
     edge = round(threshold / BIN_WIDTH)
     if abs(edge * BIN_WIDTH - threshold) > 1e-9 or not 0 <= edge <= len(histogram["hist"]):
         raise ValueError(f"{threshold} is no edge of the bins, which are {BIN_WIDTH} wide")
-    total = histogram["hist"].sum() + histogram["overflow"]
-    return ((histogram["hist"][edge:].sum() + histogram["overflow"]) / total).item()
+    inside, overflow = histogram["hist"], int(histogram["overflow"])
+    return (int(inside[edge:].sum()) + overflow) / (int(inside.sum()) + overflow)
 
 
 def _sandwiches(pair: SAEPair, stream: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """|J| [n, k, k], input latents [n, k], output latents [n, k] of each batch."""
+    """|J| [n, k, k], input latents [n, k], output latents [n, k] of each batch. |J| is at least float32: bfloat16 has
+    too few digits to number the bins."""
     for mlp_input in stream:
         if not len(mlp_input):
             continue
         sandwich = run_sandwich(pair, mlp_input)
         if not torch.isfinite(sandwich.jacobian.sum()):
             raise ValueError("the Jacobian holds NaN or infinite values; are the MLP inputs finite?")
-        yield sandwich.jacobian.abs_(), sandwich.input_latents, sandwich.output_latents
+        magnitude = sandwich.jacobian.abs_()
+        magnitude = magnitude.to(torch.promote_types(magnitude.dtype, torch.float32))
+        yield magnitude, sandwich.input_latents, sandwich.output_latents
 
 
 class _Bins:

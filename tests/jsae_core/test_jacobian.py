@@ -111,7 +111,7 @@ def test_the_jacobian_is_the_paper_s_sum_taken_one_element_at_a_time():
 
 def test_a_jacobian_computed_by_hand():
     one = torch.ones(1, 1, dtype=torch.float64)
-    tensors = {f"_{name}{side}": torch.zeros(1, dtype=torch.float64) for name in ("b_enc", "b_dec") for side in ("", "_out")}
+    tensors = {f"_{name}{side}": 0 * one[0] for name in ("b_enc", "b_dec") for side in ("", "_out")}
     tensors |= {"_W_enc": one, "_W_enc_out": 2 * one, "_W_dec": 3 * one, "_W_dec_out": one}
     tensors |= {"mlp.W_in": 5 * one, "mlp.W_out": 7 * one, "mlp.b_in": one[0], "mlp.b_out": one[0]}
     config = random_pair("relu", d_model=1, d_sae=1, k=1).config
@@ -138,9 +138,8 @@ def test_b_dec_is_taken_off_before_encoding_only_where_the_config_says_so():
         pair = random_pair(apply_b_dec_to_input=apply)
         pre = (x - pair.input_sae.b_dec * apply) @ pair.input_sae.W_enc + pair.input_sae.b_enc
         assert run_sandwich(pair, x).input_latents.tolist() == [sorted_latents(row, K) for row in pre]
-    assert not torch.equal(
-        run_sandwich(random_pair(), x).input_latents, run_sandwich(random_pair(apply_b_dec_to_input=True), x).input_latents
-    )
+    latents = [run_sandwich(random_pair(apply_b_dec_to_input=apply), x).input_latents for apply in (False, True)]
+    assert not torch.equal(*latents)
 
 
 def test_a_latent_kept_below_zero_has_no_activation_but_stays_in_the_jacobian():
@@ -193,7 +192,8 @@ def test_all_leading_dimensions_are_kept():
     flat, shaped, single = run_sandwich(pair, x), run_sandwich(pair, x.reshape(2, 3, D_MODEL)), run_sandwich(pair, x[0])
     for name in vars(flat):
         expected = getattr(flat, name)
-        torch.testing.assert_close(getattr(shaped, name), expected.reshape(2, 3, *expected.shape[1:]), rtol=0, atol=1e-12)
+        in_shape = expected.reshape(2, 3, *expected.shape[1:])
+        torch.testing.assert_close(getattr(shaped, name), in_shape, rtol=0, atol=1e-12)
         torch.testing.assert_close(getattr(single, name), expected[0], rtol=0, atol=1e-12)
 
 
@@ -242,7 +242,9 @@ def test_the_tables_are_built_once_for_any_number_of_sandwiches():
     assert pair.tables() is tables
 
 
-@pytest.mark.parametrize("convert", [lambda pair: pair.double(), lambda pair: pair.to(torch.float64)], ids=["double", "to"])
+@pytest.mark.parametrize(
+    "convert", [lambda pair: pair.double(), lambda pair: pair.to(torch.float64)], ids=["double", "to"]
+)
 def test_a_pair_moved_to_float64_computes_in_float64(convert):
     x = random_inputs(4)
     pair = convert(random_pair(dtype=torch.float32))
@@ -258,23 +260,25 @@ def test_a_pair_moved_to_float64_computes_in_float64(convert):
 
 @each_activation
 @plain_and_gated
-def test_the_differentiable_jacobian_has_the_values_of_the_batched_one(activation, gated):
+def test_the_training_term_is_the_mean_of_the_batched_jacobian_s_magnitude(activation, gated):
     pair, x = random_pair(activation, gated), random_inputs(5)
     sandwich = run_sandwich(pair, x)
-    differentiable = jacobian.differentiable_jacobian(
+    mean = jacobian.mean_abs_jacobian(
         pair.tables(), sandwich.input_latents, sandwich.output_latents, pair.mlp.respond(x).slopes
     )
-    torch.testing.assert_close(differentiable, sandwich.jacobian, rtol=0, atol=1e-12)
+    torch.testing.assert_close(mean, sandwich.jacobian.abs().mean(), rtol=0, atol=1e-12)
 
 
 @plain_and_gated
-def test_the_differentiable_jacobian_s_gradient_is_that_of_finite_differences(gated):
-    pair, x = random_pair("gelu", gated, d_model=4, d_mlp=5, d_sae=6, k=2), random_inputs(2, 4)
+@pytest.mark.parametrize("rows_at_once", [1, 2**20])
+def test_the_training_term_s_gradient_is_that_of_finite_differences(gated, rows_at_once, monkeypatch):
+    monkeypatch.setattr(jacobian, "GATHER_BYTES", rows_at_once)
+    pair, x = random_pair("gelu", gated, d_model=4, d_mlp=5, d_sae=6, k=2), random_inputs(3, 4)
     sandwich, slopes = run_sandwich(pair, x), pair.mlp.respond(x).slopes
 
     def of_weights(W_dec_in: Tensor, W_enc_out: Tensor) -> Tensor:
         tables = build_tables(W_dec_in, W_enc_out, pair.mlp)
-        return jacobian.differentiable_jacobian(tables, sandwich.input_latents, sandwich.output_latents, slopes)
+        return jacobian.mean_abs_jacobian(tables, sandwich.input_latents, sandwich.output_latents, slopes)
 
     weights = (pair.input_sae.W_dec.clone(), pair.output_sae.W_enc.clone())
     assert torch.autograd.gradcheck(of_weights, tuple(weight.requires_grad_() for weight in weights))

@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerFast
 from jsae_core import text
 from tests.jsae_core.builders import character_tokenizer
 
-# what Python's readers call line ends, and what reading in text mode leaves as it is
+# all but the carriage return, which reading in text mode turns into a newline
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="\r")
+PRINTABLE = st.characters(min_codepoint=32, max_codepoint=126)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +254,7 @@ def test_a_tokenizer_that_adds_bos_by_itself_adds_no_second_one(tokenizer):
 
 
 @given(
-    documents=st.lists(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12), min_size=1, max_size=8),
+    documents=st.lists(st.text(PRINTABLE, max_size=12), min_size=1, max_size=8),
     context_size=st.integers(2, 8),
     max_tokens=st.none() | st.integers(1, 30),
 )
@@ -292,7 +293,8 @@ def test_empty_documents_are_left_out(tokenizer):
 
 @pytest.mark.parametrize("documents", [[], [""], ["", ""]])
 def test_text_without_a_single_token_is_refused_with_what_was_seen(tokenizer, documents):
-    with pytest.raises(ValueError, match=f"of {len(documents)} documents, {len(documents)} are shorter than two tokens"):
+    n = len(documents)
+    with pytest.raises(ValueError, match=f"of {n} documents, {n} are shorter than two tokens"):
         text.tokenise(documents, tokenizer, 10)
 
 

@@ -1,0 +1,387 @@
+"""What a catalog may say, and what it is told where it may not."""
+
+import copy
+import unicodedata
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jsae_assets
+from jsae_assets.catalog import CATALOG_VARIABLE, CatalogError, load_catalog
+
+CATALOGS = sorted((Path(jsae_assets.__file__).parent / "catalogs").glob("*.yaml"))
+CONFIG = {"d_sae": 8, "k": 4, "jacobian_coefficient": 1.0, "steps": 5}
+GOOD = {
+    "models": {"m": {"directory": "lm", "text": "t"}, "hub": {"hub": "EleutherAI/pythia-70m-deduped"}},
+    "text": {"t": {"files": ["*.txt"]}},
+    "variants": {
+        "a": {"label": "A", "colour": "#000000"},
+        "b": {"label": "B", "colour": "#ffffff", "compared_with": "a"},
+    },
+    "pairs": [
+        {"variant": "a", "model": "m", "layers": [0, 2], "train": {"text": "t", "tokens": 10, "config": CONFIG}},
+        {"variant": "b", "model": "m", "layers": [0], "directory": "pairs/{layer}"},
+        {"variant": "b", "model": "hub", "layers": [3, 4], "wandb": "who/what/layer{layer}:v0"},
+    ],
+}
+
+
+def with_change(place: str, value) -> dict:
+    """GOOD with one setting put in or replaced; "pairs.0.layers" leads to it."""
+    entries = copy.deepcopy(GOOD)
+    *path, last = [int(part) if part.isdigit() else part for part in place.split(".")]
+    target = entries
+    for part in path:
+        target = target[part]
+    if isinstance(last, int) and last == len(target):
+        target.append(value)
+    else:
+        target[last] = value
+    return entries
+
+
+def without(place: str) -> dict:
+    entries = copy.deepcopy(GOOD)
+    *path, last = [int(part) if part.isdigit() else part for part in place.split(".")]
+    target = entries
+    for part in path:
+        target = target[part]
+    del target[last]
+    return entries
+
+
+def load(tmp_path: Path, entries) -> object:
+    path = tmp_path / "some-catalog.yaml"
+    path.write_text(entries if isinstance(entries, str) else yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
+    return load_catalog(path)
+
+
+def refusal(tmp_path: Path, entries) -> str:
+    with pytest.raises(CatalogError) as caught:
+        load(tmp_path, entries)
+    assert str(tmp_path / "some-catalog.yaml") in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_catalog_that_the_refusals_below_are_changed_from_is_good(tmp_path):
+    catalog = load(tmp_path, GOOD)
+    assert catalog.layers("m") == [0, 2]
+    assert catalog.layers("m", "b") == [0]
+    assert catalog.pair("b", "m", 0).at(0) == str(tmp_path / "pairs" / "0")
+    assert catalog.pair("b", "hub", 4).at(4) == "who/what/layer4:v0"
+    assert catalog.pair("b", "m", 2) is None
+
+
+@pytest.mark.parametrize("path", CATALOGS, ids=lambda path: path.name)
+def test_every_shipped_catalog_loads_and_holds_pairs_of_both_lineages(path):
+    catalog = load_catalog(path)
+    assert {pair.variant for pair in catalog.pairs} >= {"traditional", "jsae"}
+
+
+def test_a_catalog_for_the_embedded_model_and_one_for_the_published_pairs_are_shipped():
+    assert {path.name for path in CATALOGS} == {"default.yaml", "pythia.yaml"}
+
+
+MALFORMED = {
+    # what is changed: (where, to what), the entry that the message names, what it says besides
+    "a section that does not exist": ("modles", {}, "modles", "no such setting"),
+    "an unknown setting of a model": ("models.m.layer", 3, "models.m.layer", "no such setting"),
+    "an unknown setting of a text": ("text.t.file", "x", "text.t.file", "no such setting"),
+    "an unknown setting of a variant": ("variants.a.color", "#000000", "variants.a.color", "no such setting"),
+    "an unknown setting of a pair": ("pairs.0.layer", 1, "pairs[0].layer", "no such setting"),
+    "an unknown setting of a recipe": ("pairs.0.train.config.dsae", 8, "pairs[0].train.config.dsae", "no such setting"),
+    "an unknown split of the library": ("text.t", {"standard_library": "test"}, "text.t.standard_library", "'train'"),
+    "a colour by its name": ("variants.a.colour", "red", "variants.a.colour", "#"),
+    "no tokens to measure": ("models.m.tokens", 0, "models.m.tokens", "1"),
+    "a context without room for a token": ("models.m.context_size", 1, "models.m.context_size", "2"),
+    "an empty prompt": ("models.m.prompt", "", "models.m.prompt", "at least 1 character"),
+    "a number that is a word": ("models.m.tokens", "many", "models.m.tokens", "integer"),
+    "a negative layer": ("pairs.0.layers", [-1], "pairs[0].layers[0]", "0"),
+    "a layer that is a truth value": ("pairs.0.layers", [True], "pairs[0].layers[0]", "integer"),
+    "no layers": ("pairs.0.layers", [], "pairs[0].layers", "at least 1"),
+    "one layer that is no list": ("pairs.0.layers", 3, "pairs[0].layers", "list"),
+    "a variance above all of it": (
+        "pairs.0.least_explained_variance",
+        {"input": 1.5},
+        "pairs[0].least_explained_variance.input",
+        "1",
+    ),
+    "an empty section": ("models", {}, "models", "at least 1"),
+    "a section that is a list": ("variants", ["a"], "variants", "dictionary"),
+    "an empty directory": ("models.m.directory", "", "models.m.directory", "at least 1 character"),
+    "an empty list of files": ("text.t.files", [], "text.t.files", "at least 1"),
+    "an empty directory of a pair": ("pairs.1.directory", "", "pairs[1].directory", "at least 1 character"),
+}
+CONTRADICTORY = {
+    "a text that does not exist": ("models.m.text", "x", "models.m.text", "there are: t"),
+    "a model from a directory without a text": ("models.m", {"directory": "lm"}, "models.m", "text is missing"),
+    "a pair of no variant": ("pairs.0.variant", "c", "pairs[0].variant", "there are: a, b"),
+    "a pair of no model": ("pairs.0.model", "x", "pairs[0].model", "there are: m, hub"),
+    "a recipe with no text": ("pairs.0.train.text", "x", "pairs[0].train.text", "there are: t"),
+    "a comparison with no variant": ("variants.b.compared_with", "c", "variants.b.compared_with", "there are: a, b"),
+    "a comparison with itself": ("variants.b.compared_with", "b", "variants.b.compared_with", "itself"),
+    "two sources of a model": ("models.m.hub", "x/y", "models.m", "exactly one of directory, hub"),
+    "no source of a model": ("models.m", {"text": "t"}, "models.m", "exactly one of directory, hub"),
+    "two sources of a text": ("text.t.dataset", "x", "text.t", "exactly one of standard_library, files, dataset"),
+    "no source of a text": ("text.t", {}, "text.t", "exactly one of standard_library, files, dataset"),
+    "two sources of a pair": ("pairs.0.wandb", "a/b/{layer}", "pairs[0]", "exactly one of directory, train, wandb"),
+    "no source of a pair": (
+        "pairs.0",
+        {"variant": "a", "model": "m", "layers": [0]},
+        "pairs[0]",
+        "exactly one of directory, train, wandb",
+    ),
+    "layers that share a directory": (
+        "pairs.1",
+        {"variant": "b", "model": "m", "layers": [0, 1], "directory": "x"},
+        "pairs[1]",
+        "{layer}",
+    ),
+    "layers that share an artifact": ("pairs.2.wandb", "a/b/c:v0", "pairs[2]", "{layer}"),
+    "the same pair in two entries": (
+        "pairs.3",
+        {"variant": "b", "model": "m", "layers": [1, 0], "wandb": "a/{layer}"},
+        "pairs[3] and pairs[1]",
+        "b of m at layer 0",
+    ),
+    "the same layer twice in an entry": ("pairs.0.layers", [2, 2], "pairs[0]", "a of m at layer 2"),
+    "a k above d_sae": ("pairs.0.train.config.k", 9, "pairs[0].train.config", "k is 9, larger than d_sae, 8"),
+    "no steps": ("pairs.0.train.config.steps", 0, "pairs[0].train.config", "steps is 0, expected at least 1"),
+    "a negative coefficient": (
+        "pairs.0.train.config.jacobian_coefficient",
+        -1,
+        "pairs[0].train.config",
+        "jacobian_coefficient",
+    ),
+    "a coefficient that is no number": (
+        "pairs.0.train.config.jacobian_coefficient",
+        float("nan"),
+        "pairs[0].train.config",
+        "finite",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "entry", "expected"), [*MALFORMED.values(), *CONTRADICTORY.values()], ids=[*MALFORMED, *CONTRADICTORY]
+)
+def test_a_bad_entry_is_refused_by_naming_file_entry_and_what_was_expected(tmp_path, place, value, entry, expected):
+    message = refusal(tmp_path, with_change(place, value))
+    assert entry in message
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("place", "entry"),
+    [
+        ("models", "models"),
+        ("variants", "variants"),
+        ("variants.a.colour", "variants.a.colour"),
+        ("pairs.0.layers", "pairs[0].layers"),
+        ("pairs.0.train.tokens", "pairs[0].train.tokens"),
+        ("pairs.0.train.config.d_sae", "pairs[0].train.config.d_sae"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path, place, entry):
+    message = refusal(tmp_path, without(place))
+    assert f"{entry}: " in message
+    assert "required" in message
+
+
+def test_every_problem_of_a_catalog_is_told_at_once(tmp_path):
+    entries = with_change("models.m.tokens", 0)
+    entries["variants"]["a"]["colour"] = "red"
+    message = refusal(tmp_path, entries)
+    assert "models.m.tokens" in message
+    assert "variants.a.colour" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (yaml.safe_dump(GOOD) + "models: {n: {hub: x}}", "models"),
+        (yaml.safe_dump(GOOD).replace("models:\n", "models:\n  m: {hub: x}\n"), "m"),
+        (yaml.safe_dump(GOOD).replace("      k: 4\n", "      k: 4\n      k: 5\n"), "k"),
+    ],
+    ids=["a section", "a model", "a setting"],
+)
+def test_a_key_that_stands_twice_is_refused_though_yaml_would_keep_the_last(tmp_path, text, key):
+    message = refusal(tmp_path, text)
+    assert f"{key!r} stands twice" in message
+    assert "line" in message
+
+
+def test_a_recipe_merged_from_another_may_override_it_also_where_it_is_merged_again(tmp_path):
+    catalog = load(
+        tmp_path,
+        """
+        models: {m: {directory: lm, text: t}}
+        variants: {a: {label: A, colour: "#000000"}, b: {label: B, colour: "#000000"}}
+        text: {t: {standard_library: train}}
+        pairs:
+          - variant: a
+            model: m
+            layers: [0]
+            train: &train
+              text: t
+              tokens: 10
+              config: &one {d_sae: 8, k: 4, jacobian_coefficient: 0, steps: 5}
+          - &deep
+            variant: a
+            model: m
+            layers: [1]
+            train: {<<: *train, config: &two {<<: *one, k: 3}}
+          - {<<: *deep, variant: b, train: {<<: *train, config: {<<: *two, steps: 6}}}
+        """,
+    )
+    assert [(pair.train.config.k, pair.train.config.steps) for pair in catalog.pairs] == [(4, 5), (3, 5), (3, 6)]
+
+
+def test_a_merge_of_what_lies_deeper_and_is_itself_merged_is_no_repeated_key(tmp_path):
+    load(
+        tmp_path,
+        """
+        sweeps: {first: {one: {a: {b: {c: &base {k: 1}}}, d: {e: {f: {g: &deep {<<: *base, k: 2}}}}}}, second: *deep}
+        models: {m: {hub: x}}
+        variants: {a: &v {label: A, colour: "#000000"}, b: {<<: *v}}
+        """.replace("second: *deep", "second: {<<: *deep}"),
+    )
+
+
+BAD_KEYS = ["", "a|b", "a,b", "a/b", "a\\b", "..", "a..b", ".hidden", "-a", "a b", " a", "a\n", "a\tb", "a\0b", "a\x7f", "ä"]
+
+
+@pytest.mark.parametrize("key", BAD_KEYS, ids=repr)
+@pytest.mark.parametrize("section", ["models", "text", "sweeps", "variants"])
+def test_a_key_that_would_break_partitions_or_paths_is_refused_by_name(tmp_path, section, key):
+    entries = {
+        "models": {key: {"hub": "x"}},
+        "text": {key: {"standard_library": "train"}},
+        "sweeps": {key: {}},
+        "variants": {key: {"label": "x", "colour": "#000000"}},
+    }
+    message = refusal(tmp_path, GOOD | {section: entries[section]})
+    assert section in message
+    assert repr(key) in message
+    assert "expected" in message
+
+
+@pytest.mark.parametrize("key", ["Jsae", "a.b", "a-b", "1a", "figures"])
+def test_a_variant_needs_a_name_that_can_prefix_assets(tmp_path, key):
+    assert repr(key) in refusal(tmp_path, GOOD | {"variants": {key: {"label": "x", "colour": "#000000"}}})
+
+
+safe_characters = st.sampled_from("abzAZ059._-")
+harmful = st.one_of(
+    st.sampled_from("|,/\\:*?\"'<>%#"),
+    st.characters(exclude_categories=["Cs"]).filter(lambda c: unicodedata.category(c)[0] in "CZ"),
+)
+
+
+@given(head=st.sampled_from("abzAZ059"), tail=st.text(safe_characters, max_size=30))
+def test_every_name_of_letters_digits_dots_dashes_and_underscores_is_a_key(tmp_path, head, tail):
+    key = head + tail.replace("..", "._")
+    entries = GOOD | {"models": GOOD["models"] | {key: {"hub": "x"}}}
+    assert key in load(tmp_path, entries).models
+
+
+@given(head=st.text(safe_characters, max_size=5), character=harmful, tail=st.text(safe_characters, max_size=5))
+def test_no_key_holds_a_separator_a_space_or_a_control_character(tmp_path, head, character, tail):
+    key = head + character + tail
+    message = refusal(tmp_path, GOOD | {"models": GOOD["models"] | {key: {"hub": "x"}}})
+    assert repr(key) in message
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"models: [", "no valid YAML"),
+        (b"models: {a: !!python/object:os.system {}}", "no valid YAML"),
+        (b"\xff\xfe", "no UTF-8"),
+        (b"", "expected sections models, text, variants, pairs and sweeps"),
+        (b"- models", "expected sections models, text, variants, pairs and sweeps"),
+        (b"models", "expected sections models, text, variants, pairs and sweeps"),
+    ],
+)
+def test_a_file_that_is_no_catalog_is_refused_by_name(tmp_path, content, expected):
+    path = tmp_path / "some.yaml"
+    path.write_bytes(content)
+    with pytest.raises(CatalogError, match=expected) as caught:
+        load_catalog(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_catalog_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CatalogError, match="nowhere.yaml.*cannot be read: No such file"):
+        load_catalog(tmp_path / "nowhere.yaml")
+
+
+def test_a_folder_is_no_catalog(tmp_path):
+    with pytest.raises(CatalogError, match="cannot be read: Is a directory"):
+        load_catalog(tmp_path)
+
+
+def test_the_environment_names_another_catalog(tmp_path, monkeypatch):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(GOOD), encoding="utf-8")
+    monkeypatch.setenv(CATALOG_VARIABLE, str(path))
+    assert set(load_catalog().models) == {"m", "hub"}
+
+
+def test_a_missing_catalog_that_the_environment_names_is_told_with_the_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv(CATALOG_VARIABLE, str(tmp_path / "gone.yaml"))
+    with pytest.raises(CatalogError, match=f"gone.yaml.*{CATALOG_VARIABLE}"):
+        load_catalog()
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_another_named_the_default_catalog_is_read(monkeypatch, value):
+    monkeypatch.delenv(CATALOG_VARIABLE, raising=False)
+    if value is not None:
+        monkeypatch.setenv(CATALOG_VARIABLE, value)
+    (default,) = [path for path in CATALOGS if path.name == "default.yaml"]
+    assert load_catalog() == load_catalog(default)
+
+
+def test_relative_paths_start_at_the_catalogs_folder_whatever_the_working_directory(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    (tmp_path / "catalogs").mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    catalog = load(tmp_path / "catalogs", with_change("models.m.directory", "../lm"))
+    assert catalog.models["m"].source == str(tmp_path / "lm")
+    assert catalog.text["t"].files == [str(tmp_path / "catalogs" / "*.txt")]
+    assert catalog.pair("b", "m", 0).at(0) == str(tmp_path / "catalogs" / "pairs" / "0")
+
+
+def test_absolute_paths_and_hub_names_stay_as_they_are(tmp_path):
+    catalog = load(tmp_path, with_change("models.m.directory", str(tmp_path / "lm")))
+    assert catalog.models["m"].source == str(tmp_path / "lm")
+    assert catalog.models["hub"].source == "EleutherAI/pythia-70m-deduped"
+
+
+def test_a_hub_model_that_names_no_text_is_measured_on_c4(tmp_path):
+    catalog = load(tmp_path, GOOD)
+    assert catalog.model_text("hub").dataset == "allenai/c4"
+    assert catalog.model_text("m").files == [str(tmp_path / "*.txt")]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "changes"),
+    [
+        ("models.m.tokens", 7, True),
+        ("text.t.column", "body", True),
+        ("pairs.0.train.config.k", 3, True),
+        ("pairs.0.least_explained_variance", {"input": 0.1}, True),
+        ("pairs.0.layers", [0, 1, 2], False),
+        ("pairs.1.directory", "other/{layer}", False),
+        ("variants.a.label", "Other", False),
+    ],
+)
+def test_the_digest_of_a_pair_changes_with_what_it_is_made_from_and_nothing_else(tmp_path, place, value, changes):
+    before, after = load(tmp_path, GOOD), load(tmp_path, with_change(place, value))
+    digests = [catalog.digest("m", catalog.pair("a", "m", 0)) for catalog in (before, after)]
+    assert (digests[0] != digests[1]) is changes

@@ -1,0 +1,181 @@
+"""The blocking check: pairs that were trained on other activations, or that are not of this model, go no further."""
+
+import dagster as dg
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from jsae_assets.partitions import cell_key, cells
+from jsae_core import MLPInputs, TrainingConfig, load_language_model, train_pair
+from jsae_core.mlp import MLP
+from jsae_core.text import split_documents
+from tests.jsae_assets.conftest import failures, materialised
+from tests.jsae_core.builders import write_artifact
+
+LAYER = 1
+# trained well enough that both SAEs explain far more than half of the variance of what they were trained on
+CONFIG = TrainingConfig(d_sae=64, k=12, jacobian_coefficient=0.0, steps=400, batch_tokens=256, learning_rate=0.01)
+CHECKED = "jsae/sae_pair"
+
+
+def evaluation(result) -> dg.AssetCheckEvaluation:
+    (evaluation,) = result.get_asset_check_evaluations()
+    return evaluation
+
+
+@pytest.fixture(scope="module")
+def lm(language_model):
+    return load_language_model(language_model)
+
+
+@pytest.fixture(scope="module")
+def true_inputs(measured, lm):
+    documents = split_documents(load_file(measured.graph.file("tokens", None)))
+    return torch.cat(list(MLPInputs(lm, documents, LAYER)))
+
+
+def norm_parameters(lm):
+    norm = lm.bridge.original_model.gpt_neox.layers[LAYER].post_attention_layernorm
+    return norm.weight.detach(), norm.bias.detach()
+
+
+def pair_artifact(folder, inputs, mlp):
+    """A published artifact without an MLP of its own, as older ones are, of a pair trained on these inputs."""
+    pair = train_pair(inputs, mlp, CONFIG, model_name="tiny", layer=LAYER)
+    tensors = {name: tensor for name, tensor in pair.tensors().items() if not name.startswith("mlp.")}
+    return write_artifact(folder, tensors, pair.config.to_published())
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory, lm, true_inputs):
+    """The same recipe on the MLP's true input, and on what it is where LayerNorm's gain and bias are folded away."""
+    folder = tmp_path_factory.mktemp("check")
+    mlp = lm.mlp(LAYER)
+    gain, bias = norm_parameters(lm)
+    folded_mlp = MLP(mlp.W_in * gain[:, None], mlp.W_out, mlp.activation, mlp.b_in + bias @ mlp.W_in, mlp.b_out)
+    folded_inputs = (true_inputs - bias) / gain
+    # the folded MLP of folded inputs is the same function: only what the input SAE was fed differs
+    torch.testing.assert_close(folded_mlp(folded_inputs), mlp(true_inputs), rtol=1e-3, atol=1e-4)
+    return {
+        "true": pair_artifact(folder / "true", true_inputs, mlp),
+        "folded": pair_artifact(folder / "folded", folded_inputs, folded_mlp),
+    }
+
+
+@pytest.fixture
+def graph_of(entries, graph):
+    """The tiny graph with its JSAE pair from an artifact and the check's own thresholds."""
+
+    def make(directory):
+        changed = entries()
+        changed["pairs"][1] = {"variant": "jsae", "model": "tiny", "layers": [LAYER], "directory": str(directory)}
+        made = graph(changed)
+        made.tokenise()
+        return made
+
+    return make
+
+
+def test_a_pair_that_was_trained_on_the_mlps_true_input_passes_and_is_measured(graph_of, artifacts):
+    result = graph_of(artifacts["true"]).measure(LAYER, CHECKED, "jsae/jacobian_histogram")
+    assert failures(result) == {}
+    assert materialised(result) == {CHECKED, "jsae/jacobian_histogram"}
+    check = evaluation(result)
+    assert check.passed
+    assert check.partition == "1|tiny"
+    for side in ("input", "output"):
+        assert check.metadata[f"explained_variance_{side}"].value > 0.5
+
+
+def test_a_pair_that_was_trained_on_folded_activations_fails_and_is_not_measured(graph_of, artifacts):
+    folded = graph_of(artifacts["folded"])
+    result = folded.measure(LAYER, CHECKED, "jsae/jacobian_histogram", "jsae/jacobian_examples")
+    assert not result.success
+    check = evaluation(result)
+    assert not check.passed
+    assert check.blocking
+    assert "the input SAE explains" in check.description
+    assert "was it trained on other activations?" in check.description
+    assert check.metadata["explained_variance_input"].value < 0.5 < check.metadata["explained_variance_output"].value
+    assert materialised(result) == {CHECKED}
+    assert not folded.file("jsae/jacobian_histogram").exists()
+
+
+def test_the_variance_explained_that_the_check_tells_is_that_of_the_true_inputs(graph_of, artifacts, true_inputs, lm):
+    """Counted here from SAELens's own encoder and decoder, over the documents that the check probes."""
+    from jsae_core import SAEPair
+
+    made = graph_of(artifacts["true"])
+    check = evaluation(made.measure(LAYER, CHECKED))
+    pair = SAEPair.load(artifacts["true"], language_model=lm)
+    probed = split_documents(load_file(made.file("tokens", None)))[:32]
+    x = true_inputs[: sum(len(document) - 1 for document in probed)]
+    for side, sae, values in (("input", pair.input_sae, x), ("output", pair.output_sae, lm.mlp(LAYER)(x))):
+        error = (values - sae.decode(sae.encode(values))).square().sum()
+        expected = 1 - error / (values - values.mean(dim=0)).square().sum()
+        assert check.metadata[f"explained_variance_{side}"].value == pytest.approx(expected.item(), abs=1e-3)
+
+
+def test_the_thresholds_are_the_catalogs(entries, graph, artifacts):
+    changed = entries()
+    changed["pairs"][1] = {
+        "variant": "jsae",
+        "model": "tiny",
+        "layers": [LAYER],
+        "directory": str(artifacts["true"]),
+        "least_explained_variance": {"input": 0.5, "output": 1.0},
+    }
+    strict = graph(changed)
+    strict.tokenise()
+    check = evaluation(strict.measure(LAYER, CHECKED))
+    assert not check.passed
+    assert "the output SAE explains" in check.description
+    assert "expected at least 100%" in check.description
+
+
+def run_check_alone(graph, layer: int = LAYER):
+    check = dg.AssetCheckKey(dg.AssetKey(["jsae", "sae_pair"]), "faithful")
+    job = dg.define_asset_job("check_alone", dg.AssetSelection.checks(check), partitions_def=cells)
+    definitions = dg.Definitions.merge(graph.definitions, dg.Definitions(jobs=[job]))
+    return definitions.resolve_job_def("check_alone").execute_in_process(
+        instance=graph.instance, partition_key=cell_key("tiny", layer), raise_on_error=False
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_stored_pair_whose_weights_are_not_finite_fails_the_check_by_the_tensors_name(graph_of, artifacts, value):
+    made = graph_of(artifacts["true"])
+    made.measure(LAYER, CHECKED, raise_on_error=True)
+    path = made.file(CHECKED)
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    tensors["_b_enc"][0] = value
+    save_file(tensors, path, metadata=header)
+    check = evaluation(run_check_alone(made))
+    assert not check.passed
+    assert "_b_enc holds 1 NaN or infinite" in check.description
+
+
+def test_a_stored_pair_of_another_width_than_the_model_fails_the_check(graph_of, artifacts):
+    from tests.jsae_core.builders import random_pair
+
+    made = graph_of(artifacts["true"])
+    made.measure(LAYER, CHECKED, raise_on_error=True)
+    narrow = random_pair(dtype=torch.float32)
+    import json
+
+    save_file(narrow.tensors(), made.file(CHECKED), metadata={"cfg": json.dumps(narrow.config.to_published())})
+    check = evaluation(run_check_alone(made))
+    assert not check.passed
+    assert "d_in is 8, the model's d_model 16" in check.description
+
+
+def test_checking_a_cell_that_the_catalog_does_not_hold_says_so(graph_of, artifacts):
+    made = graph_of(artifacts["true"])
+    made.instance.add_dynamic_partitions("layer", ["0"])
+    result = run_check_alone(made, layer=0)
+    assert not result.success
+    (message,) = failures(result).values()
+    assert "no jsae pair at 0|tiny to check" in message

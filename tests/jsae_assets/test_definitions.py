@@ -1,0 +1,154 @@
+"""The assembled definitions: quick to load, complete, and readable by each of Dagster's tools."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from jsae_assets.catalog import load_catalog
+from jsae_assets.definitions import build_definitions, defs
+from tests.jsae_assets.conftest import REPOSITORY, write_catalog
+
+SLOW = {"torch", "transformers", "transformer_lens", "sae_lens", "wandb", "datasets"}
+PER_VARIANT = ("sae_pair", "jacobian_histogram", "jacobian_examples")
+FIGURES = ("jacobian_histogram", "jacobian_thresholds", "jacobian_examples", "jacobian_examples_l1", "jacobian_examples_l2")
+
+
+def run(home: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
+    """A command in the repository, with a DAGSTER_HOME of its own."""
+    return subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=os.environ | {"DAGSTER_HOME": str(home), "NO_COLOR": "1"} | environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def script(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+def test_loading_the_definitions_imports_nothing_that_takes_seconds(fresh_home):
+    code = (
+        "import sys, jsae_assets.definitions as module\n"
+        "module.defs().resolve_asset_graph()\n"
+        f"print('imported:', sorted({SLOW!r} & set(sys.modules)))"
+    )
+    result = run(fresh_home, sys.executable, "-c", code)
+    assert result.returncode == 0, result.stderr
+    assert "imported: []" in result.stdout
+
+
+def test_importing_the_definitions_warns_of_nothing(fresh_home):
+    result = run(fresh_home, sys.executable, "-c", "import jsae_assets.definitions as d; d.defs().resolve_asset_graph()")
+    assert "Warning" not in result.stderr
+
+
+def test_the_workspace_file_validates(fresh_home):
+    result = run(fresh_home, script("dagster"), "definitions", "validate", "-w", "workspace.yaml")
+    assert result.returncode == 0, result.stderr
+    assert "Validation successful for code location jsae" in result.stdout + result.stderr
+
+
+def test_dg_checks_and_lists_the_definitions(fresh_home):
+    listed = run(fresh_home, script("dg"), "list", "defs", "--json")
+    assert listed.returncode == 0, listed.stderr
+    start = listed.stdout.index("{")
+    found = json.loads(listed.stdout[start:])
+    keys = {asset["key"] for asset in found["assets"]}
+    assert {"tokens", "jsae/sae_pair", "traditional/sae_pair", "figures/jsae/jacobian_histogram"} <= keys
+
+
+def test_a_bad_catalog_fails_the_validation_naming_file_and_entry(fresh_home, tmp_path, entries):
+    bad = entries()
+    bad["variants"]["jsae"]["compared_with"] = "nobody"
+    path = write_catalog(tmp_path, bad)
+    result = run(
+        fresh_home, script("dagster"), "definitions", "validate", "-w", "workspace.yaml", JSAE_CATALOG=str(path)
+    )
+    assert result.returncode != 0
+    said = result.stdout + result.stderr
+    assert str(path) in said
+    assert "variants.jsae.compared_with is 'nobody'" in said
+
+
+@pytest.fixture(scope="module")
+def definitions(tmp_path_factory, entries):
+    return build_definitions(load_catalog(write_catalog(tmp_path_factory.mktemp("catalog"), entries())))
+
+
+@pytest.fixture(scope="module")
+def specs(definitions) -> dict[str, dg.AssetSpec]:
+    return {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
+
+
+def test_every_variant_has_its_lineage_and_every_comparison_its_figures(specs):
+    assert specs.keys() == (
+        {"tokens"}
+        | {f"{variant}/{name}" for variant in ("traditional", "jsae") for name in PER_VARIANT}
+        | {f"figures/jsae/{name}" for name in FIGURES}
+    )
+
+
+def test_a_variant_added_to_the_catalog_gets_assets_of_its_own(tmp_path, entries):
+    more = entries()
+    more["variants"]["randomised"] = {"label": "Randomised", "colour": "#009E73", "compared_with": "traditional"}
+    made = build_definitions(load_catalog(write_catalog(tmp_path, more)))
+    keys = {spec.key.to_user_string() for spec in made.resolve_all_asset_specs()}
+    assert {f"randomised/{name}" for name in PER_VARIANT} | {f"figures/randomised/{name}" for name in FIGURES} <= keys
+
+
+def test_every_asset_has_description_group_kinds_owner_and_code_version(specs):
+    groups = {}
+    for key, spec in specs.items():
+        assert len(spec.description) > 20, key
+        assert spec.description.endswith("."), key
+        assert spec.kinds, key
+        assert spec.owners, key
+        assert spec.code_version, key
+        groups[key] = spec.group_name
+    assert "default" not in groups.values()
+
+
+def test_the_lineages_are_groups_and_so_are_the_figures(specs):
+    assert {spec.group_name for spec in specs.values()} == {"text", "traditional", "jsae", "figures"}
+    for key, spec in specs.items():
+        assert spec.group_name == (key.split("/")[0] if "/" in key else "text")
+
+
+def test_every_pair_has_the_blocking_check(definitions):
+    graph = definitions.resolve_asset_graph()
+    checks = {(key.asset_key.to_user_string(), key.name) for key in graph.asset_check_keys}
+    assert checks == {("traditional/sae_pair", "faithful"), ("jsae/sae_pair", "faithful")}
+    assert all(graph.get(key).blocking for key in graph.asset_check_keys)
+
+
+def test_two_jobs_hold_every_asset_between_them_each_of_one_partitioning(definitions, specs):
+    held = {
+        name: {key.to_user_string() for key in definitions.resolve_job_def(name).asset_layer.selected_asset_keys}
+        for name in ("tokenise_text", "measure_cell")
+    }
+    assert held["tokenise_text"] == {"tokens"}
+    assert held["measure_cell"] == specs.keys() - {"tokens"}
+
+
+def test_a_resource_can_be_swapped(tmp_path, entries):
+    catalog = load_catalog(write_catalog(tmp_path, entries()))
+    mine = object()
+    assert build_definitions(catalog, {"compute": mine}).resources["compute"] is mine
+
+
+def test_one_process_makes_a_whole_run_so_that_the_model_is_loaded_once(definitions):
+    assert definitions.executor is dg.in_process_executor
+
+
+def test_the_default_definitions_are_those_of_the_default_catalog(monkeypatch):
+    monkeypatch.delenv("JSAE_CATALOG", raising=False)
+    keys = {spec.key.to_user_string() for spec in defs().resolve_all_asset_specs()}
+    assert {"tokens", "jsae/sae_pair", "traditional/sae_pair"} <= keys

@@ -1,0 +1,186 @@
+"""`make demo`: what is there is not made again, what changed is, and a failure says where and why."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import torch
+
+from jsae_assets.catalog import load_catalog
+from jsae_assets.demo import figure_pages, run_all, summary
+from tests.jsae_assets.conftest import REPOSITORY, Graph, write_catalog
+
+CELL_0 = {f"traditional/{name} 0|tiny" for name in ("sae_pair", "jacobian_histogram", "jacobian_examples")}
+FIGURES = {
+    f"figures/jsae/jacobian_{name} 1|tiny" for name in ("histogram", "thresholds", "examples", "examples_l1", "examples_l2")
+}
+JSAE = {f"jsae/{name} 1|tiny" for name in ("sae_pair", "jacobian_histogram", "jacobian_examples")}
+TRADITIONAL_1 = {f"traditional/{name} 1|tiny" for name in ("sae_pair", "jacobian_histogram", "jacobian_examples")}
+EVERYTHING = {"tokens tiny"} | CELL_0 | TRADITIONAL_1 | JSAE | FIGURES
+
+
+def run(graph: Graph) -> set[str]:
+    """Run the demo's plan; the asset partitions that were materialised, each "asset partition"."""
+    before = {record.run_id for record in graph.instance.get_runs()}
+    try:
+        run_all(graph.catalog, graph.definitions, graph.instance)
+    finally:
+        new = [record.run_id for record in graph.instance.get_runs() if record.run_id not in before]
+        made = {
+            f"{event.asset_key.to_user_string()} {event.partition}"
+            for run_id in new
+            for entry in graph.instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+            for event in [entry.dagster_event]
+        }
+    return made
+
+
+@pytest.fixture
+def finished(entries, graph):
+    """The tiny graph after one run of everything."""
+    tiny = graph(entries())
+    assert run(tiny) == EVERYTHING
+    return tiny
+
+
+def edited(graph: Graph, tmp_path: Path, entries: dict) -> Graph:
+    return graph.with_catalog(load_catalog(write_catalog(tmp_path, entries)))
+
+
+def test_a_second_run_computes_nothing_and_says_so(finished, capsys):
+    before = finished.stored()
+    capsys.readouterr()
+    assert run(finished) == set()
+    said = capsys.readouterr().out
+    for line in ("[1/3] tiny: tokens: up to date", "[2/3] tiny, layer 0: up to date", "[3/3] tiny, layer 1: up to date"):
+        assert line in said
+    assert finished.stored() == before
+
+
+def test_a_changed_recipe_makes_that_pair_again_and_what_is_downstream_of_it_alone(finished, entries, tmp_path):
+    changed = entries()
+    changed["pairs"][1]["train"]["config"] = changed["pairs"][1]["train"]["config"] | {"k": 6}
+    after = edited(finished, tmp_path, changed)
+    assert run(after) == JSAE | FIGURES
+    assert run(after) == set()
+
+
+def test_a_layer_added_to_an_entry_makes_that_cell_alone(finished, entries, tmp_path):
+    changed = entries()
+    changed["pairs"][0]["layers"] = [0, 1, 2]
+    assert run(edited(finished, tmp_path, changed)) == {name.replace(" 0|", " 2|") for name in CELL_0}
+
+
+def test_a_changed_prompt_or_text_makes_what_it_touches_again(finished, entries, tmp_path):
+    changed = entries()
+    changed["models"]["tiny"]["tokens"] = 500
+    assert run(edited(finished, tmp_path, changed)) == EVERYTHING
+
+
+@pytest.mark.parametrize(
+    ("asset", "extension", "again"),
+    [
+        ("jsae/sae_pair", "safetensors", JSAE | FIGURES),
+        (
+            "traditional/jacobian_histogram",
+            "safetensors",
+            {f"traditional/jacobian_histogram {1}|tiny"}
+            | {f"figures/jsae/jacobian_{name} 1|tiny" for name in ("histogram", "thresholds")},
+        ),
+        ("figures/jsae/jacobian_examples", "json", {"figures/jsae/jacobian_examples 1|tiny"}),
+    ],
+)
+def test_a_deleted_file_is_made_again_and_what_is_downstream_of_it(finished, asset, extension, again):
+    finished.file(asset, extension=extension).unlink()
+    assert run(finished) == again
+    assert finished.file(asset, extension=extension).exists()
+
+
+def test_what_was_made_outside_the_demo_counts_as_made(entries, graph):
+    tiny = graph(entries())
+    tiny.tokenise()
+    tiny.measure(1, raise_on_error=True)
+    assert run(tiny) == CELL_0
+
+
+def test_what_is_downstream_of_a_pair_made_again_elsewhere_is_made_again(finished):
+    finished.measure(1, "jsae/sae_pair", raise_on_error=True)
+    assert run(finished) == JSAE - {"jsae/sae_pair 1|tiny"} | FIGURES
+
+
+def test_a_pair_that_failed_its_check_is_tried_again(entries, graph, tmp_path):
+    strict = entries()
+    strict["pairs"][1]["least_explained_variance"] = {"output": 1.0}
+    tiny = graph(strict)
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="tiny, layer 1 failed"):
+            run(tiny)
+    checks = [entry for record in tiny.instance.get_runs() for entry in tiny.instance.all_logs(
+        record.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)]
+    failed = [entry for entry in checks if not entry.dagster_event.event_specific_data.passed]
+    assert len(failed) == 2
+
+
+def test_a_failing_run_ends_with_the_cell_and_the_cause_and_keeps_what_is_stored(entries, graph):
+    changed = entries()
+    changed["pairs"][1] = {"variant": "jsae", "model": "tiny", "layers": [1], "directory": "nowhere/{layer}"}
+    tiny = graph(changed)
+    with pytest.raises(SystemExit) as stopped:
+        run(tiny)
+    message = str(stopped.value.code)
+    for words in ("tiny, layer 1 failed", "jsae__sae_pair", "nowhere/1"):
+        assert words in message
+    assert tiny.file("traditional/jacobian_histogram", 0).exists()
+    assert tiny.file("tokens", None).exists()
+
+
+def test_the_table_says_what_was_measured_for_each_pair(measured):
+    measured_graph = measured.graph
+    lines = summary(measured_graph.catalog, measured_graph.instance).splitlines()
+    assert lines[0].split()[:3] == ["model", "layer", "variant"]
+    rows = {tuple(line.split()[:3]): line for line in lines[1:]}
+    assert rows.keys() == {("tiny", "1", "Traditional"), ("tiny", "1", "JSAE")}
+    from safetensors.torch import load_file
+
+    histogram = load_file(measured_graph.file("jsae/jacobian_histogram"))
+    total = histogram["hist"].sum() + histogram["overflow"]
+    edge = torch.searchsorted(histogram["bin_edges"], 0.01 - 1e-9)
+    share = (histogram["hist"][edge:].sum() + histogram["overflow"]) / total
+    assert f"{share.item():.1%}" in rows["tiny", "1", "JSAE"]
+
+
+def test_the_figures_are_where_the_demo_says(measured):
+    (folder,) = figure_pages(measured.graph.catalog, measured.graph.instance)
+    assert (folder / "jacobian_histogram" / "1" / "tiny.html").is_file()
+
+
+def demo(home: Path, catalog: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "jsae_assets.demo"],
+        cwd=REPOSITORY,
+        env=os.environ | {"DAGSTER_HOME": str(home), "JSAE_CATALOG": str(catalog), "JSAE_DEVICE": "cpu"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def test_the_command_runs_the_catalog_shows_progress_and_prints_table_and_figures(instance, entries, tmp_path):
+    result = demo(Path(instance.root_directory), write_catalog(tmp_path, entries()))
+    assert result.returncode == 0, result.stderr
+    for words in ("[1/3] tiny: tokens", "[3/3] tiny, layer 1", " s left", "|J|>0.01", "Traditional", "JSAE", ".html"):
+        assert words in result.stdout
+
+
+def test_the_command_fails_with_one_clear_message_where_the_catalog_is_bad(instance, entries, tmp_path):
+    bad = entries()
+    bad["models"]["tiny"]["text"] = "nothing"
+    path = write_catalog(tmp_path, bad)
+    result = demo(Path(instance.root_directory), path)
+    assert result.returncode != 0
+    assert str(path) in result.stderr
+    assert "models.tiny.text is 'nothing'" in result.stderr
+    assert "Traceback" not in result.stderr

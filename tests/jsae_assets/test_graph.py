@@ -1,0 +1,507 @@
+"""The graph, materialised through Dagster: what comes out, what is skipped, what is refused."""
+
+import base64
+import json
+import math
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import plotly.io
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from jsae_assets.io_managers import tensor_text
+from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich
+from jsae_core.measures import jacobian_histogram
+from jsae_core.sae_pair import PairConfig
+from jsae_core.text import split_documents
+from tests.jsae_assets.conftest import ANYTHING_GOES, failures, materialised, metadata
+from tests.jsae_core.builders import contents, mlp_tensors, random_sae_tensors, save_language_model, write_artifact
+
+PAIRS = {"traditional/sae_pair", "jsae/sae_pair"}
+MEASURES = {f"{variant}/jacobian_{what}" for variant in ("traditional", "jsae") for what in ("histogram", "examples")}
+DRAWN = ("histogram", "thresholds", "examples", "examples_l1", "examples_l2")
+FIGURES = {f"figures/jsae/jacobian_{what}" for what in DRAWN}
+
+
+# A whole cell
+
+
+def test_a_cell_that_both_variants_hold_gets_every_pair_measure_and_figure(measured):
+    assert materialised(measured.tokens) == {"tokens"}
+    assert materialised(measured.cell) == PAIRS | MEASURES | FIGURES
+    for asset in PAIRS | MEASURES:
+        assert measured.graph.file(asset).is_file()
+    for asset in FIGURES:
+        assert measured.graph.file(asset, extension="json").is_file()
+        assert measured.graph.file(asset, extension="html").is_file()
+
+
+def test_the_tokens_are_the_models_text_in_order_bos_first_cut_to_context_and_number(measured, language_model):
+    documents = split_documents(load_file(measured.graph.file("tokens", None)))
+    tokenizer = load_language_model(language_model).tokenizer
+    (path,) = measured.graph.catalog.text["measured"].files
+    texts = [json.loads(line)["text"] for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    assert sum(len(document) - 1 for document in documents) == 1000
+    for document, text in zip(documents[:-1], texts, strict=False):
+        assert document[0] == tokenizer.bos_token_id
+        assert len(document) == min(32, len(text) + 1)
+        assert text.startswith(tokenizer.decode(document[1:]))
+
+
+@pytest.fixture(scope="module")
+def inputs(measured, language_model):
+    documents = split_documents(load_file(measured.graph.file("tokens", None)))
+    return MLPInputs(load_language_model(language_model), documents, layer=1, batch_tokens=100)
+
+
+@pytest.mark.parametrize("variant", ["traditional", "jsae"])
+def test_the_stored_histogram_is_the_cores_on_the_stored_pair_and_tokens(measured, inputs, variant):
+    pair = SAEPair.load(measured.graph.file(f"{variant}/sae_pair"))
+    stored = load_file(measured.graph.file(f"{variant}/jacobian_histogram"))
+    for norm, prefix in {None: "", "l2t": "l2t.", "l4t": "l4t.", "linft": "linft."}.items():
+        expected = jacobian_histogram(pair, inputs, norm=norm)
+        for name in ("hist", "mean_jac_hist", "overflow"):
+            # the batches are cut otherwise here, so an element at an edge may fall to its other side
+            difference = (stored[prefix + name] - expected[name]).abs().sum()
+            assert difference <= 1e-4 * expected["hist"].sum()
+        assert torch.equal(stored[f"{prefix}bin_edges"], expected["bin_edges"])
+    assert stored["n_tokens"] == 1000
+    assert stored["hist"].dtype == torch.int64
+
+
+def test_traditional_and_jsae_see_the_same_tokens(measured):
+    examples = [load_file(measured.graph.file(f"{variant}/jacobian_examples")) for variant in ("traditional", "jsae")]
+    histograms = [load_file(measured.graph.file(f"{variant}/jacobian_histogram")) for variant in ("traditional", "jsae")]
+    assert torch.equal(examples[0]["token_ids"], examples[1]["token_ids"])
+    assert histograms[0]["n_tokens"] == histograms[1]["n_tokens"]
+    lineage = measured.graph.definitions.resolve_asset_graph()
+    for variant in ("traditional", "jsae"):
+        key = dg.AssetKey([variant, "jacobian_histogram"])
+        assert dg.AssetKey("tokens") in lineage.get(key).parent_keys
+
+
+@pytest.mark.parametrize("variant", ["traditional", "jsae"])
+def test_the_example_jacobians_are_those_of_the_prompts_tokens(measured, language_model, variant):
+    stored = load_file(measured.graph.file(f"{variant}/jacobian_examples"))
+    prompt = "def f(x): return x"
+    assert "".join(tensor_text(stored["token_text"])) == prompt
+    lm = load_language_model(language_model)
+    tokens = torch.tensor([lm.tokenizer.bos_token_id, *lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]])
+    mlp_input, _ = lm.mlp_activations(tokens, 1)
+    sandwich = run_sandwich(SAEPair.load(measured.graph.file(f"{variant}/sae_pair")), mlp_input[1:])
+    torch.testing.assert_close(stored["jacobian"], sandwich.jacobian)
+    assert torch.equal(stored["output_latents"], sandwich.output_latents)
+
+
+def test_the_variants_were_trained_by_their_own_recipes(measured):
+    coefficients = {
+        variant: SAEPair.load(measured.graph.file(f"{variant}/sae_pair")).config.jacobian_coefficient
+        for variant in ("traditional", "jsae")
+    }
+    assert coefficients == {"traditional": 0.0, "jsae": 1.0}
+
+
+def test_a_stored_pair_is_that_of_its_layer_and_carries_the_models_own_mlp(measured, language_model):
+    pair = SAEPair.load(measured.graph.file("jsae/sae_pair"), language_model=load_language_model(language_model))
+    assert (pair.config.layer, pair.config.d_sae, pair.config.k) == (1, 64, 8)
+    assert "gain" in pair.config.input_convention
+
+
+@pytest.mark.parametrize(
+    ("asset", "names"),
+    [
+        ("tokens", {"tokens", "documents", "source", "seconds", "path", "size", "first_document"}),
+        ("jsae/sae_pair", {"d_sae", "k", "jacobian_coefficient", "source", "source_digest", "device", "seconds", "path"}),
+        ("jsae/jacobian_histogram", {"tokens", "share_above_0.01", "device", "seconds", "path", "size", "source"}),
+        ("jsae/jacobian_examples", {"tokens", "prompt", "device", "seconds", "path", "size", "source"}),
+        ("figures/jsae/jacobian_histogram", {"picture", "page", "path", "size", "source"}),
+    ],
+)
+def test_a_materialisation_says_what_a_reader_wants_first(measured, asset, names):
+    assert names <= metadata(measured.tokens if asset == "tokens" else measured.cell, asset).keys()
+
+
+@pytest.mark.parametrize("threshold", [0.005, 0.01, 0.015, 0.02])
+def test_the_share_above_a_threshold_that_is_told_is_counted_from_the_jacobians(measured, inputs, threshold):
+    pair = SAEPair.load(measured.graph.file("traditional/sae_pair"))
+    jacobians = torch.cat([run_sandwich(pair, batch).jacobian for batch in inputs])
+    told = metadata(measured.cell, "traditional/jacobian_histogram")[f"share_above_{threshold}"]
+    assert told == pytest.approx((jacobians.abs() >= threshold).double().mean().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_figure_is_made_from_the_same_measure_of_both_variants(measured, name):
+    lineage = measured.graph.definitions.resolve_asset_graph()
+    measure = "jacobian_examples" if name.startswith("examples") else "jacobian_histogram"
+    parents = lineage.get(dg.AssetKey(["figures", "jsae", f"jacobian_{name}"])).parent_keys
+    assert {key.to_user_string() for key in parents} == {f"traditional/{measure}", f"jsae/{measure}"}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_figure_names_both_variants_the_model_and_the_layer(measured, name):
+    text = measured.graph.file(f"figures/jsae/jacobian_{name}", extension="json").read_text(encoding="utf-8")
+    for word in ("Traditional", "JSAE", "tiny, layer 1"):
+        assert word in text
+
+
+def values(stored) -> np.ndarray:
+    """An array as Plotly writes it: nested lists, or base64 with its type and shape."""
+    if not isinstance(stored, dict):
+        return np.asarray(stored)
+    shape = [int(size) for size in stored["shape"].split(",")]
+    return np.frombuffer(base64.b64decode(stored["bdata"]), stored["dtype"]).reshape(shape)
+
+
+def test_the_examples_figure_shows_elements_of_the_stored_jacobians_of_both(measured):
+    text = measured.graph.file("figures/jsae/jacobian_examples", extension="json").read_text(encoding="utf-8")
+    maps = [values(trace.z) for trace in plotly.io.from_json(text).data if trace.type == "heatmap"]
+    assert len(maps) == 8
+    for variant, drawn in zip(("traditional", "jsae"), (maps[:4], maps[4:]), strict=True):
+        jacobians = load_file(measured.graph.file(f"{variant}/jacobian_examples"))["jacobian"].abs().numpy()
+        sorted_elements = [np.sort(jacobian.ravel()) for jacobian in jacobians]
+        for matrix in drawn:
+            elements = np.sort(np.asarray(matrix, dtype=np.float32).ravel())
+            assert any(np.allclose(elements, candidate, rtol=1e-3) for candidate in sorted_elements)
+
+
+def test_a_cell_that_one_variant_holds_gets_that_variants_share_and_no_figure(entries, graph):
+    tiny = graph(entries())
+    tiny.tokenise()
+    result = tiny.measure(0)
+    assert result.success
+    assert materialised(result) == {f"traditional/{name}" for name in ("sae_pair", "jacobian_histogram", "jacobian_examples")}
+    assert "catalog holds no jsae pair of tiny at layer 0. Layers of tiny with one: 1" in tiny.messages(result)
+
+
+# A cell that the catalog does not hold
+
+
+def test_a_cell_that_the_catalog_does_not_hold_is_skipped_and_its_run_succeeds(entries, graph):
+    tiny = graph(entries())
+    tiny.instance.add_dynamic_partitions("layer", ["2"])
+    result = tiny.measure(2)
+    assert result.success
+    assert materialised(result) == set()
+    assert tiny.stored() == {}
+    assert "no traditional pair of tiny at layer 2. Layers of tiny with one: 0, 1" in tiny.messages(result)
+
+
+@pytest.fixture(scope="module")
+def sparse(measured):
+    """The measured graph, with a layer that no pair is at and a model that left the catalog."""
+    measured.graph.instance.add_dynamic_partitions("layer", ["2"])
+    measured.graph.instance.add_dynamic_partitions("model", ["left"])
+    return measured.graph
+
+
+@pytest.mark.parametrize("asset", sorted(PAIRS | MEASURES | FIGURES))
+def test_every_asset_materialised_alone_skips_a_cell_that_the_catalog_does_not_hold(sparse, asset):
+    before = sparse.stored()
+    result = sparse.measure(2, asset)
+    assert result.success
+    assert materialised(result) == set()
+    assert "Skipped: the catalog holds no" in sparse.messages(result)
+    assert "Layers of tiny with one: " in sparse.messages(result)
+    assert sparse.stored() == before
+
+
+@pytest.mark.parametrize("asset", ["jsae/sae_pair", "jsae/jacobian_histogram", "figures/jsae/jacobian_examples"])
+def test_a_cell_of_a_model_that_left_the_catalog_is_skipped(sparse, asset):
+    result = sparse.measure(1, asset, model="left")
+    assert result.success
+    assert materialised(result) == set()
+    assert "Layers of left with one: none" in sparse.messages(result)
+
+
+def test_the_tokens_of_a_model_that_left_the_catalog_are_skipped(sparse):
+    result = sparse.tokenise("left")
+    assert result.success
+    assert materialised(result) == set()
+    assert "the catalog holds no model left. Its models: tiny" in sparse.messages(result)
+
+
+def test_a_measure_whose_pair_was_not_materialised_yet_says_what_to_materialise(entries, graph):
+    tiny = graph(entries())
+    tiny.tokenise()
+    before = tiny.stored()
+    result = tiny.measure(1, "jsae/jacobian_histogram")
+    assert not result.success
+    (message,) = failures(result).values()
+    assert "materialise jsae/sae_pair for 1|tiny first" in message
+    assert tiny.stored() == before
+
+
+# Pairs from elsewhere
+
+
+@pytest.fixture(scope="module")
+def artifact(language_model, tmp_path_factory) -> Path:
+    """A published artifact of a random pair around the tiny model's MLP at layer 1."""
+    lm = load_language_model(language_model)
+    config = PairConfig(model_name="tiny", layer=1, d_in=lm.d_model, d_sae=40, k=5, jacobian_coefficient=0.5)
+    tensors = random_sae_tensors(lm.d_model, 40, torch.float32) | mlp_tensors(lm.mlp(1))
+    published = config.to_published()
+    del published["mlp_activation"]
+    return write_artifact(tmp_path_factory.mktemp("artifacts") / "layer1", tensors, published)
+
+
+@pytest.fixture
+def from_directory(entries, graph, artifact, tmp_path):
+    """The tiny graph with the JSAE pair of layer 1 from a directory, which the test may damage."""
+    shutil.copytree(artifact, tmp_path / "pairs" / "1")
+    changed = entries()
+    changed["pairs"][1] = {
+        "variant": "jsae",
+        "model": "tiny",
+        "layers": [1],
+        "directory": "pairs/{layer}",
+        "least_explained_variance": ANYTHING_GOES,
+    }
+    return graph(changed)
+
+
+def test_a_pair_from_a_directory_is_stored_as_it_is_and_measured(from_directory, artifact, tmp_path):
+    before = contents(tmp_path / "pairs" / "1")
+    from_directory.tokenise()
+    result = from_directory.measure(1, "jsae/sae_pair", "jsae/jacobian_histogram")
+    assert failures(result) == {}
+    assert materialised(result) == {"jsae/sae_pair", "jsae/jacobian_histogram"}
+    published, stored = load_file(artifact / "sae_weights.safetensors"), load_file(from_directory.file("jsae/sae_pair"))
+    assert published.keys() == stored.keys()
+    assert all(torch.equal(published[name], stored[name]) for name in published)
+    told = metadata(result, "jsae/sae_pair")
+    assert told["source"] == f"directory {tmp_path / 'pairs' / '1'}"
+    assert len(told["source_digest"]) == 64
+    assert told["mlp_activation"] == "gelu"
+    assert contents(tmp_path / "pairs" / "1") == before
+
+
+def rewrite(path: Path, change) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "sae_weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def poison(value: float):
+    def change(folder: Path) -> None:
+        rewrite(folder / "sae_weights.safetensors", lambda tensors: tensors["_W_dec_out"].view(-1)[3:4].fill_(value))
+
+    return change
+
+
+def lose(name: str):
+    return lambda folder: rewrite(folder / "sae_weights.safetensors", lambda tensors: tensors.pop(name))
+
+
+def reshape(folder: Path) -> None:
+    def change(tensors):
+        tensors["_b_enc"] = tensors["_b_enc"][:-1].clone()
+
+    rewrite(folder / "sae_weights.safetensors", change)
+
+
+def configure(**changes):
+    def change(folder: Path) -> None:
+        path = folder / "cfg.json"
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+    return change
+
+
+DAMAGES = {
+    "no directory": (shutil.rmtree, ["pairs/1"]),
+    "no weights": (lambda folder: (folder / "sae_weights.safetensors").unlink(), ["sae_weights.safetensors is missing"]),
+    "no configuration": (lambda folder: (folder / "cfg.json").unlink(), ["cfg.json is missing"]),
+    "truncated weights": (truncate, ["sae_weights.safetensors", "no complete safetensors file"]),
+    "an empty file of weights": (
+        lambda folder: (folder / "sae_weights.safetensors").write_bytes(b""),
+        ["sae_weights.safetensors", "no complete safetensors file"],
+    ),
+    "a missing tensor": (lose("_W_enc_out"), ["sae_weights.safetensors", "_W_enc_out", "missing"]),
+    "a wrong shape": (reshape, ["sae_weights.safetensors", "_b_enc has shape (39,), expected (40,)"]),
+    "NaN": (poison(math.nan), ["sae_weights.safetensors", "_W_dec_out holds 1 NaN or infinite"]),
+    "infinity": (poison(math.inf), ["sae_weights.safetensors", "_W_dec_out holds 1 NaN or infinite"]),
+    "a configuration that is no JSON": (lambda folder: (folder / "cfg.json").write_text("{"), ["cfg.json", "no JSON"]),
+    "a k above d_sae": (configure(activation_fn_kwargs={"k": 41}), ["cfg.json", "k is 41, larger than d_sae, 40"]),
+    "an unknown activation": (configure(mlp_activation="swoosh"), ["cfg.json", "swoosh"]),
+    "the pair of another layer": (configure(hook_layer=0), ["pairs/1"]),
+    "the pair of another model": (
+        lambda folder: rewrite(folder / "sae_weights.safetensors", lambda tensors: tensors["mlp.W_in"].mul_(2)),
+        ["sae_weights.safetensors", "mlp.W_in differs from", "do not belong together"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "expected"), DAMAGES.values(), ids=list(DAMAGES))
+def test_a_damaged_artifact_is_refused_by_name_and_the_pair_already_stored_stays(
+    from_directory, tmp_path, damage, expected
+):
+    stored = from_directory.file("jsae/sae_pair")
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(b"the pair of last week")
+    before = from_directory.stored()
+    damage(tmp_path / "pairs" / "1")
+    result = from_directory.measure(1, "jsae/sae_pair")
+    assert not result.success
+    (message,) = failures(result).values()
+    for words in expected:
+        assert words in message
+    assert from_directory.stored() == before
+
+
+def test_a_pair_of_a_model_with_another_width_is_refused_naming_both(from_directory, language_model, tmp_path):
+    save_language_model(tmp_path / "wide", hidden_size=24)
+    catalog = from_directory.catalog
+    wide = catalog.models["tiny"].model_copy(update={"directory": str(tmp_path / "wide")})
+    result = from_directory.with_catalog(catalog.model_copy(update={"models": {"tiny": wide}})).measure(1, "jsae/sae_pair")
+    (message,) = failures(result).values()
+    for words in ("d_in is 16", "d_model 24", "do not belong together"):
+        assert words in message
+    assert from_directory.stored() == {}
+
+
+def test_a_pair_from_wandb_is_refused_by_its_path_until_fetching_is_built(entries, graph):
+    changed = entries()
+    changed["pairs"][1] = {"variant": "jsae", "model": "tiny", "layers": [1], "wandb": "who/what/pair_layer{layer}:v0"}
+    tiny = graph(changed)
+    result = tiny.measure(1, "jsae/sae_pair")
+    (message,) = failures(result).values()
+    for words in ("wandb", "who/what/pair_layer1:v0", "'directory'"):
+        assert words in message
+    assert tiny.stored() == {}
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("source", ["train", "directory"])
+def test_a_layer_beyond_the_model_is_refused_naming_its_layers(entries, graph, artifact, source):
+    changed = entries()
+    changed["pairs"][1]["layers"] = [7]
+    if source == "directory":
+        del changed["pairs"][1]["train"]
+        changed["pairs"][1]["directory"] = str(artifact)
+    tiny = graph(changed)
+    result = tiny.measure(7, "jsae/sae_pair")
+    (message,) = failures(result).values()
+    assert "layer 7" in message
+    assert "layers 0 to 2" in message or "layer 1" in message
+    assert tiny.stored() == {}
+
+
+def damaged_model(source: Path, folder: Path, damage) -> str:
+    shutil.copytree(source, folder)
+    damage(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (shutil.rmtree, "holds no config.json"),
+        (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "could not be loaded"),
+    ],
+    ids=["no directory", "no config.json", "no weights", "truncated weights"],
+)
+def test_a_model_directory_that_is_not_whole_is_refused_by_name(entries, graph, language_model, tmp_path, damage, expected):
+    changed = entries()
+    changed["models"]["tiny"]["directory"] = damaged_model(language_model, tmp_path / "damaged-model", damage)
+    tiny = graph(changed)
+    result = tiny.tokenise(raise_on_error=False)
+    (message,) = failures(result).values()
+    assert "damaged-model" in message
+    assert expected in message
+    assert tiny.stored() == {}
+
+
+def test_a_hub_model_that_cannot_be_reached_is_refused_by_name_with_what_to_do(entries, graph):
+    changed = entries()
+    changed["models"]["tiny"] = {"hub": "nobody/no-such-model", "text": "measured"}
+    tiny = graph(changed)
+    result = tiny.tokenise(raise_on_error=False)
+    (message,) = failures(result).values()
+    for words in ("nobody/no-such-model", "could not be loaded", "check the name and the network"):
+        assert words in message
+    assert tiny.stored() == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "no text to measure: of 0 documents"),
+        ('{"text": ""}\n{"text": ""}\n', "of 2 documents, 2 are shorter than two tokens"),
+        ('{"body": "x"}\n', "'text'"),
+        ('{"text": "x"}\n{"text"', "line 2"),
+        (None, "nothing matches"),
+    ],
+    ids=["an empty file", "documents without a token", "another column", "a broken line", "no file"],
+)
+def test_text_with_nothing_to_measure_is_refused_and_the_tokens_already_stored_stay(
+    entries, graph, tmp_path, content, expected
+):
+    if content is not None:
+        (tmp_path / "bad.jsonl").write_text(content, encoding="utf-8")
+    changed = entries()
+    changed["text"]["measured"] = {"files": ["bad.jsonl"]}
+    tiny = graph(changed)
+    stored = tiny.file("tokens", None)
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(b"the tokens of last week")
+    before = tiny.stored()
+    result = tiny.tokenise(raise_on_error=False)
+    (message,) = failures(result).values()
+    assert expected in message
+    assert tiny.stored() == before
+
+
+def test_a_dataset_that_cannot_be_reached_is_refused_by_name_with_what_to_do(entries, graph):
+    changed = entries()
+    changed["text"]["measured"] = {"dataset": "nobody/no-such-dataset"}
+    result = graph(changed).tokenise(raise_on_error=False)
+    (message,) = failures(result).values()
+    for words in ("nobody/no-such-dataset", "could not be opened", "local files"):
+        assert words in message
+
+
+def test_documents_shorter_than_two_tokens_are_left_out_and_the_rest_is_kept(entries, graph, tmp_path):
+    (tmp_path / "mixed.jsonl").write_text('{"text": ""}\n{"text": "ab"}\n{"text": ""}\n{"text": "c"}\n', encoding="utf-8")
+    changed = entries()
+    changed["text"]["measured"] = {"files": ["mixed.jsonl"]}
+    tiny = graph(changed)
+    told = metadata(tiny.tokenise(), "tokens")
+    assert (told["documents"], told["tokens"]) == (2, 3)
+    assert load_file(tiny.file("tokens", None))["lengths"].tolist() == [3, 2]
+
+
+def test_training_text_with_nothing_in_it_fails_the_pair_and_nothing_else(entries, graph, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
+    changed = entries()
+    changed["text"]["empty"] = {"files": ["empty.jsonl"]}
+    changed["pairs"][1]["train"]["text"] = "empty"
+    tiny = graph(changed)
+    tiny.tokenise()
+    result = tiny.measure(1, "jsae/sae_pair", "traditional/sae_pair")
+    assert failures(result).keys() == {"jsae/sae_pair"}
+    assert "no text" in failures(result)["jsae/sae_pair"]
+    assert materialised(result) == {"traditional/sae_pair"}
+
+
+def test_a_prompt_of_one_token_is_drawn_too(entries, graph):
+    changed = entries()
+    changed["models"]["tiny"]["prompt"] = "x"
+    tiny = graph(changed)
+    tiny.tokenise()
+    result = tiny.measure(1)
+    assert failures(result) == {}
+    assert FIGURES <= materialised(result)

@@ -1,0 +1,411 @@
+"""What the figures promise, read from the data of the figures themselves."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import plotly.io
+import pytest
+
+from jsae_core.figures import (
+    Variant,
+    jacobian_examples_figure,
+    jacobian_histogram_figure,
+    jacobian_thresholds_figure,
+    permute_rows_and_columns,
+)
+
+TRADITIONAL, JSAE = Variant("Traditional", "#0072B2"), Variant("JSAE", "#D55E00")
+SUBTITLE = "pythia-70m, layer 3 · 1000 tokens of C4 · k = 16, λ = 1"
+TOKENS = [" import", "\n    ", "self", "<|endoftext|>"]
+BAD_NUMBERS = [float("nan"), float("inf"), -1.0]
+
+
+def jacobians(scale: float, n_tokens: int = 4, k: int = 16) -> np.ndarray:
+    """Heavy-tailed: some elements are beyond the histogram's range."""
+    return scale * np.random.default_rng(k).standard_t(2, size=(n_tokens, k, k))
+
+
+def histogram(scale: float) -> dict[str, np.ndarray]:
+    values, edges = np.abs(jacobians(scale, n_tokens=1000)), np.arange(1101) * 0.001
+    return {
+        "hist": np.histogram(values[values < 1.1], edges)[0],
+        "overflow": np.array((values >= 1.1).sum()),
+        "bin_edges": edges,
+        "bin_centers": (edges[1:] + edges[:-1]) / 2,
+    }
+
+
+def both(make) -> dict:
+    return {TRADITIONAL: make(0.03), JSAE: make(0.004)}
+
+
+def shares(scale: float) -> dict[float, float]:
+    return {threshold: float((np.abs(jacobians(scale)) > threshold).mean()) for threshold in (0.005, 0.01, 0.015, 0.02)}
+
+
+@pytest.fixture
+def histogram_figure():
+    return jacobian_histogram_figure(both(histogram), SUBTITLE)
+
+
+@pytest.fixture
+def examples_figure():
+    return jacobian_examples_figure(both(jacobians), TOKENS, SUBTITLE, None, seed=0)
+
+
+@pytest.fixture
+def figures(histogram_figure, examples_figure):
+    return [histogram_figure, examples_figure, jacobian_thresholds_figure(both(shares), SUBTITLE)]
+
+
+def panel(figure, axis: str) -> dict:
+    return {trace.name: trace for trace in figure.data if trace.xaxis == axis}
+
+
+# every figure
+
+
+def test_importing_the_figures_imports_neither_torch_nor_dagster_nor_the_measures():
+    code = (
+        "import sys, jsae_core.figures as figures\n"
+        "[getattr(figures, name) for name in figures.__all__]\n"
+        "print({'torch', 'dagster', 'jsae_core.measures'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_every_figure_says_what_it_is_made_from(figures):
+    for figure in figures:
+        assert figure.layout.title.text
+        assert figure.layout.title.subtitle.text.startswith(SUBTITLE)
+
+
+def test_a_long_subtitle_is_broken_into_lines_between_words_and_the_axes_make_room(histogram_figure):
+    long = " · ".join([SUBTITLE] * 3)
+    figure = jacobian_thresholds_figure(both(shares), long)
+    lines = figure.layout.title.subtitle.text.split("<br>")
+    assert len(lines) > 1
+    assert " ".join(lines) == long
+    assert figure.layout.margin.t > histogram_figure.layout.margin.t
+
+
+def test_text_that_looks_like_markup_is_drawn_as_it_stands():
+    figure = jacobian_thresholds_figure({Variant("<b>J</b>", "#D55E00"): {0.01: 0.5}}, "a < b & c")
+    assert figure.layout.title.subtitle.text == "a &lt; b &amp; c"
+    assert figure.data[0].name == "&lt;b&gt;J&lt;/b&gt;"
+
+
+def test_a_variant_has_its_colour_in_every_figure(figures):
+    histogram_figure, examples_figure, thresholds_figure = figures
+    for variant in (TRADITIONAL, JSAE):
+        lines = [trace.line.color for trace in histogram_figure.data if trace.name == variant.label]
+        assert lines == [variant.colour] * 2
+        assert [bar.marker.color for bar in thresholds_figure.data if bar.name == variant.label] == [variant.colour]
+        titles = [axis.title.text for axis in examples_figure.select_yaxes() if axis.title.text]
+        assert sum(variant.colour in title and variant.label in title for title in titles) == 1
+
+
+def test_each_variant_is_in_the_legend_once(figures):
+    histogram_figure, _, thresholds_figure = figures
+    for figure in (histogram_figure, thresholds_figure):
+        assert [trace.name for trace in figure.data if trace.showlegend is not False] == ["Traditional", "JSAE"]
+
+
+def test_axes_name_their_unit(figures):
+    histogram_figure, examples_figure, thresholds_figure = figures
+    for figure in (histogram_figure, thresholds_figure):
+        assert all("per unit of input" in axis.title.text for axis in figure.select_xaxes())
+        assert all("%" in axis.title.text for axis in figure.select_yaxes())
+    assert "per unit of input" in examples_figure.layout.coloraxis.colorbar.title.text
+
+
+def test_figures_stay_small_as_json(figures):
+    assert [len(figure.to_json()) < 32_000 for figure in figures] == [True, True, True]
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("chromium", "google-chrome", "chrome"))), reason="no Chrome or Chromium to draw with"
+)
+def test_figures_stay_below_100_kb_as_png(figures, tmp_path):
+    files = [tmp_path / f"{index}.png" for index in range(len(figures))]
+    sizes = {side: [figure.layout[side] for figure in figures] for side in ("width", "height")}
+    plotly.io.write_images(figures, files, **sizes)  # all in one browser, which takes seconds to start
+    assert [file.stat().st_size < 100_000 for file in files] == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: jacobian_histogram_figure({}, SUBTITLE),
+        lambda: jacobian_thresholds_figure({}, SUBTITLE),
+        lambda: jacobian_examples_figure({}, TOKENS, SUBTITLE, None, seed=0),
+    ],
+)
+def test_a_figure_of_no_variant_is_refused(draw):
+    with pytest.raises(ValueError, match="no variant"):
+        draw()
+
+
+def test_torch_tensors_are_drawn_like_arrays():
+    torch = pytest.importorskip("torch")
+    tensors = both(lambda scale: {name: torch.as_tensor(array) for name, array in histogram(scale).items()})
+    assert jacobian_histogram_figure(tensors, SUBTITLE) == jacobian_histogram_figure(both(histogram), SUBTITLE)
+    drawn = [
+        jacobian_examples_figure(both(make), TOKENS, SUBTITLE, "l2", seed=0)
+        for make in (jacobians, lambda scale: torch.as_tensor(jacobians(scale)))
+    ]
+    assert drawn[0] == drawn[1]
+
+
+# histogram
+
+
+def test_the_cumulative_distribution_ends_at_the_share_inside_the_range(histogram_figure):
+    for variant, counted in both(histogram).items():
+        inside = counted["hist"].sum() / (counted["hist"].sum() + counted["overflow"])
+        line = panel(histogram_figure, "x2")[variant.label]
+        assert line.y[0] == 0
+        assert line.y[-1] == pytest.approx(100 * inside, abs=1e-9)
+        assert line.x[-1] == counted["bin_edges"][-1]
+
+
+def test_the_cumulative_distribution_is_the_share_of_elements_below_each_x(histogram_figure):
+    for variant, scale in ((TRADITIONAL, 0.03), (JSAE, 0.004)):
+        values = np.abs(jacobians(scale, n_tokens=1000))
+        line = panel(histogram_figure, "x2")[variant.label]
+        expected = [100 * (values < x).mean() for x in line.x]
+        np.testing.assert_allclose(line.y, expected, atol=1e-3)  # an element may lie on an edge
+
+
+def test_merging_bins_loses_no_element(histogram_figure):
+    for variant, counted in both(histogram).items():
+        line = panel(histogram_figure, "x")[variant.label]
+        drawn = (line.y[:-1] * np.diff(line.x)).sum() / 0.001
+        inside = counted["hist"].sum() / (counted["hist"].sum() + counted["overflow"])
+        assert drawn == pytest.approx(100 * inside)
+
+
+def test_bins_near_zero_are_drawn_as_they_were_counted(histogram_figure):
+    for variant, counted in both(histogram).items():
+        total = counted["hist"].sum() + counted["overflow"]
+        line = panel(histogram_figure, "x")[variant.label]
+        np.testing.assert_allclose(line.y[:20], 100 * counted["hist"][:20] / total)
+
+
+def test_elements_above_the_range_are_mentioned_with_their_largest_share(histogram_figure):
+    counted = both(histogram)[TRADITIONAL]
+    percent = 100 * counted["overflow"] / (counted["hist"].sum() + counted["overflow"])
+    assert percent > 0
+    subtitle = histogram_figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert subtitle.endswith(f"at most {percent:.2g} % above 1.1")
+
+
+def test_nothing_is_mentioned_when_nothing_is_above_the_range():
+    counted = {variant: arrays | {"overflow": 0} for variant, arrays in both(histogram).items()}
+    assert jacobian_histogram_figure(counted, SUBTITLE).layout.title.subtitle.text == SUBTITLE
+
+
+def test_both_panels_show_nearly_all_elements_and_zoom_together(histogram_figure):
+    right_end = histogram_figure.layout.xaxis.range[1]
+    assert histogram_figure.layout.xaxis2.matches == "x"
+    for line in panel(histogram_figure, "x2").values():
+        assert np.interp(right_end, line.x, line.y) > 94
+    assert right_end < 0.5
+
+
+def test_normed_histograms_with_more_bins_are_drawn_too():
+    edges = np.arange(1501) * 0.001
+    counted = {"hist": np.ones(1500), "overflow": 0, "bin_edges": edges, "bin_centers": edges[1:] - 0.0005}
+    figure = jacobian_histogram_figure({JSAE: counted}, SUBTITLE)
+    np.testing.assert_allclose(panel(figure, "x")["JSAE"].y, 100 / 1500)
+
+
+def test_a_histogram_with_all_elements_in_one_bin_is_drawn():
+    hist = np.zeros(1100)
+    hist[0] = 7
+    figure = jacobian_histogram_figure({JSAE: histogram(0.01) | {"hist": hist, "overflow": 0}}, SUBTITLE)
+    assert panel(figure, "x")["JSAE"].y[0] == 100
+    assert np.isfinite(figure.layout.yaxis.range).all()
+
+
+@pytest.mark.parametrize("bad", BAD_NUMBERS)
+@pytest.mark.parametrize("name", ["hist", "overflow"])
+def test_counts_that_are_negative_or_not_finite_are_refused(name, bad):
+    counted = {key: np.array(value, dtype=float) for key, value in histogram(0.01).items()}
+    counted[name].flat[0] = bad
+    with pytest.raises(ValueError, match="'JSAE'.*negative or not finite"):
+        jacobian_histogram_figure({JSAE: counted}, SUBTITLE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hist": np.ones(1099)}, r"'JSAE'.*hist \[1099\].*expected"),
+        ({"hist": np.ones((2, 550))}, r"'JSAE'.*hist \[2, 550\].*expected"),
+        ({"overflow": np.ones(2)}, r"'JSAE'.*overflow \[2\].*expected"),
+        ({"hist": np.zeros(1100)}, "'JSAE' counts no element"),
+        ({"bin_edges": np.zeros(1101)}, "'JSAE' do not increase"),
+        ({"bin_edges": np.full(1101, np.nan)}, "'JSAE' do not increase"),
+    ],
+)
+def test_a_histogram_that_does_not_fit_its_bins_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        jacobian_histogram_figure({JSAE: histogram(0.01) | change}, SUBTITLE)
+
+
+def test_a_histogram_without_its_overflow_is_refused():
+    counted = histogram(0.01)
+    del counted["overflow"]
+    with pytest.raises(ValueError, match="'JSAE' lacks overflow"):
+        jacobian_histogram_figure({JSAE: counted}, SUBTITLE)
+
+
+def test_variants_counted_in_different_bins_are_refused():
+    other = histogram(0.01)
+    other["bin_edges"] = other["bin_edges"] * 2
+    with pytest.raises(ValueError, match="'JSAE' differ from those of 'Traditional'"):
+        jacobian_histogram_figure({TRADITIONAL: histogram(0.01), JSAE: other}, SUBTITLE)
+
+
+# thresholds
+
+
+def test_bars_show_the_numbers_given_in_per_cent_with_the_value_on_each():
+    published = {0.02: 0.0194, 0.005: 0.771, 0.01: 0.583, 0.015: 0.44}
+    (bars,) = jacobian_thresholds_figure({TRADITIONAL: published}, SUBTITLE).data
+    assert list(bars.x) == ["0.005", "0.01", "0.015", "0.02"]
+    np.testing.assert_allclose(bars.y, [77.1, 58.3, 44.0, 1.94])
+    assert list(bars.text) == ["77.1", "58.3", "44.0", "1.94"]
+
+
+def test_a_share_too_small_to_write_is_not_written_as_zero():
+    (bars,) = jacobian_thresholds_figure({JSAE: {0.01: 0.00002, 0.02: 0.0}}, SUBTITLE).data
+    assert list(bars.text) == ["<0.01", "0.00"]
+
+
+def test_the_axis_leaves_room_above_the_highest_bar():
+    figure = jacobian_thresholds_figure(both(shares), SUBTITLE)
+    assert figure.layout.yaxis.range[1] > 1.1 * max(max(bars.y) for bars in figure.data)
+
+
+@pytest.mark.parametrize("bad", [*BAD_NUMBERS, 77.1])
+def test_a_share_outside_zero_to_one_is_refused(bad):
+    with pytest.raises(ValueError, match="'JSAE' has a share of"):
+        jacobian_thresholds_figure({JSAE: {0.01: bad}}, SUBTITLE)
+
+
+def test_variants_with_different_thresholds_are_refused():
+    with pytest.raises(ValueError, match=r"'JSAE' has thresholds \[0.02\]"):
+        jacobian_thresholds_figure({TRADITIONAL: {0.01: 0.5}, JSAE: {0.02: 0.5}}, SUBTITLE)
+
+
+def test_bars_of_no_threshold_are_refused():
+    with pytest.raises(ValueError, match="no threshold"):
+        jacobian_thresholds_figure({JSAE: {}}, SUBTITLE)
+
+
+# examples
+
+
+@pytest.mark.parametrize(("k_out", "k_in"), [(16, 16), (5, 9), (1, 1)])
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffling_moves_only_whole_rows_and_whole_columns(k_out, k_in, seed):
+    matrix = np.arange(k_out * k_in).reshape(k_out, k_in)  # an element's value tells where it came from
+    from_row, from_column = np.divmod(permute_rows_and_columns(matrix, seed), k_in)
+    assert (from_row == from_row[:, :1]).all()  # all of an output row came from one row
+    assert (from_column == from_column[:1]).all()  # all of an output column came from one column
+    assert sorted(from_row[:, 0]) == list(range(k_out))
+    assert sorted(from_column[0]) == list(range(k_in))
+
+
+def test_rows_are_shuffled_independently_of_columns():
+    from_row, from_column = np.divmod(permute_rows_and_columns(np.arange(256).reshape(16, 16), 0), 16)
+    assert list(from_row[:, 0]) != list(range(16))
+    assert list(from_column[0]) != list(range(16))
+    assert list(from_row[:, 0]) != list(from_column[0])
+
+
+def test_the_same_seed_shuffles_alike_and_another_differently():
+    matrix = np.arange(256).reshape(16, 16)
+    first, again, other = (permute_rows_and_columns(matrix, seed) for seed in (0, 0, 1))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_each_matrix_of_a_figure_is_shuffled_differently():
+    matrix = np.arange(256).reshape(16, 16)
+    figure = jacobian_examples_figure({JSAE: np.stack([matrix, matrix])}, ["a", "b"], SUBTITLE, None, seed=0)
+    assert (figure.data[0].z != figure.data[1].z).any()
+
+
+@pytest.mark.parametrize(
+    ("normalise", "norm"),
+    [(None, lambda j: 1), ("l1", lambda j: np.abs(j).sum()), ("l2", lambda j: np.sqrt((j**2).sum()))],
+)
+def test_panels_hold_each_jacobian_over_its_own_norm_variants_in_rows_and_tokens_in_columns(normalise, norm):
+    figure = jacobian_examples_figure(both(jacobians), TOKENS, SUBTITLE, normalise, seed=0)
+    given = [jacobian for variant in both(jacobians).values() for jacobian in variant]
+    assert len(figure.data) == len(given) == 8
+    for trace, jacobian in zip(figure.data, given, strict=True):
+        expected = np.abs(jacobian) / norm(jacobian)
+        np.testing.assert_allclose(np.sort(trace.z, axis=None), np.sort(expected, axis=None), rtol=1e-5)
+    rows = [figure.layout[trace.yaxis.replace("y", "yaxis")].domain for trace in figure.data]
+    assert rows[0] == rows[3] and rows[4] == rows[7] and rows[0][0] > rows[4][1]
+
+
+def test_normalisations_of_one_seed_show_the_same_shuffling():
+    raw, l2 = (
+        jacobian_examples_figure(both(jacobians), TOKENS, SUBTITLE, normalise, seed=3).data[0].z
+        for normalise in (None, "l2")
+    )
+    np.testing.assert_allclose(raw / np.linalg.norm(raw), l2, rtol=1e-5)
+
+
+def test_all_panels_share_one_colour_scale_that_starts_at_zero(examples_figure):
+    assert {trace.coloraxis for trace in examples_figure.data} == {"coloraxis"}
+    scale = examples_figure.layout.coloraxis
+    drawn = np.concatenate([trace.z.ravel() for trace in examples_figure.data])
+    assert scale.cmin == 0
+    assert 0.98 < (drawn <= scale.cmax).mean() < 1
+    assert scale.colorbar.ticktext[-1].startswith("≥")
+
+
+def test_whitespace_in_tokens_is_visible_long_ones_are_cut_and_markup_is_escaped():
+    tokens = [" a b", "\n\t", "x" * 40, "<b>\x00"]
+    figure = jacobian_examples_figure({JSAE: jacobians(0.1)}, tokens, SUBTITLE, None, seed=0)
+    titles = [annotation.text for annotation in figure.layout.annotations]
+    assert titles == ["␣a␣b", "↵⇥", "x" * 11 + "…", "&lt;b&gt;\\x00"]
+
+
+@pytest.mark.parametrize("normalise", [None, "l1", "l2"])
+def test_a_jacobian_of_zeros_is_drawn_as_zeros(normalise):
+    figure = jacobian_examples_figure({JSAE: np.zeros((1, 4, 4))}, ["a"], SUBTITLE, normalise, seed=0)
+    assert (figure.data[0].z == 0).all()
+    assert figure.layout.coloraxis.cmax > 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_jacobians_that_are_not_finite_are_refused(bad):
+    values = jacobians(0.1)
+    values[1, 2, 3] = bad
+    with pytest.raises(ValueError, match="'JSAE' hold NaN or infinite"):
+        jacobian_examples_figure({JSAE: values}, TOKENS, SUBTITLE, None, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (4, 16), (4, 0, 16)])
+def test_jacobians_that_are_not_one_matrix_a_token_are_refused(shape):
+    with pytest.raises(ValueError, match=r"'JSAE' are \[.*expected \[4, k_out, k_in\]"):
+        jacobian_examples_figure({JSAE: np.ones(shape)}, TOKENS, SUBTITLE, None, seed=0)
+
+
+def test_examples_of_no_token_are_refused():
+    with pytest.raises(ValueError, match="no token"):
+        jacobian_examples_figure({JSAE: np.ones((0, 4, 4))}, [], SUBTITLE, None, seed=0)
+
+
+def test_an_unknown_normalisation_is_refused():
+    with pytest.raises(ValueError, match="unknown normalisation 'l3'"):
+        jacobian_examples_figure({JSAE: jacobians(0.1)}, TOKENS, SUBTITLE, "l3", seed=0)

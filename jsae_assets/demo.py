@@ -88,8 +88,9 @@ def run_all(catalog: Catalog, definitions: dg.Definitions, instance: dg.DagsterI
             print(f"[{number}/{total}] {run.title}: up to date", flush=True)
             continue
         elapsed = time.monotonic() - started
-        left = f", about {elapsed / computed * (total - number + 1):.0f} s left" if computed else ""
-        print(f"[{number}/{total}] {run.title}: {len(run.assets)} assets{left}", flush=True)
+        ahead = len(run.assets) * (total - number + 1)  # the runs still to be planned are taken to be as large
+        left = f", about {elapsed / computed * ahead:.0f} s left" if computed else ""
+        print(f"[{number}/{total}] {run.title}: {len(run.assets)} to materialise{left}", flush=True)
         result = definitions.resolve_job_def(run.job).execute_in_process(
             instance=instance,
             partition_key=run.partition,
@@ -101,7 +102,7 @@ def run_all(catalog: Catalog, definitions: dg.Definitions, instance: dg.DagsterI
             failures = [event for event in result.all_events if event.is_step_failure]
             messages = "\n".join(f"  {event.step_key}: {_cause(event)}" for event in failures)
             sys.exit(f"{run.title} failed:\n{messages}\nThe run is {result.run_id}; `make ui` shows it.")
-        computed += 1
+        computed += len(run.assets)
     print(f"Done in {time.monotonic() - started:.0f} s.\n")
 
 

@@ -122,7 +122,8 @@ def load_language_model(
 
     Raises:
         FileNotFoundError: a directory was named that does not hold a model.
-        ValueError: the model cannot be reached or read.
+        ValueError: the model cannot be reached or read, or the dtype is none.
+        RuntimeError, AssertionError: torch's own, where this machine lacks the device.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -133,7 +134,10 @@ def load_language_model(
             f"{name}: holds no config.json; expected a model in Hugging Face format (config.json, model.safetensors, "
             "tokenizer.json)"
         )
-    torch_dtype = getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    torch_dtype = getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not isinstance(torch_dtype, torch.dtype):
+        raise ValueError(f"dtype is {dtype!r}, expected float32, bfloat16 or the like")
+    torch.empty(0, device=device)  # so that a missing device is not taken for a missing model below
     try:
         bridge = TransformerBridge.boot_transformers(name, device=str(device), dtype=torch_dtype)
     except Exception as error:  # transformers, huggingface_hub, httpx and safetensors each raise their own

@@ -101,9 +101,16 @@ class MLP(nn.Module):
 
 
 def activation_function(name: str) -> nn.Module:
-    """The elementwise activation that Hugging Face knows under this name. Raises ValueError for an unknown one."""
+    """The elementwise activation that Hugging Face knows under this name.
+
+    Raises:
+        ValueError: it knows none, or one with learned parameters, which its name does not tell.
+    """
     from transformers.activations import ACT2FN
 
     if name not in ACT2FN:
         raise ValueError(f"unknown MLP activation {name!r}; expected one of {', '.join(sorted(ACT2FN))}")
-    return ACT2FN[name].requires_grad_(False)
+    activation = ACT2FN[name]
+    if list(activation.parameters()):
+        raise ValueError(f"the MLP activation {name!r} has learned parameters; only fixed ones are supported")
+    return activation

@@ -353,21 +353,28 @@ def _mlp(tensors: Mapping[str, Tensor], config: PairConfig, language_model: Lang
         raise ValueError(f"mlp.W_in has shape {tuple(stored['W_in'].shape)}, expected ({config.d_in}, d_mlp)")
     if of_model is not None:
         _check_same_mlp(stored, of_model, language_model.name)
-    activation = config.mlp_activation if of_model is None else of_model.activation
-    if activation is None:
+        if config.mlp_activation not in (None, of_model.activation):
+            raise ValueError(
+                f"the pair's MLP activation is {config.mlp_activation!r}, but {language_model.name}'s is "
+                f"{of_model.activation!r}: they do not belong together"
+            )
+        return MLP(activation=of_model.activation, **stored)
+    if config.mlp_activation is None:
         raise ValueError(
             "the artifact names no MLP activation, and no language model was given to take it from; pass "
             f"language_model=load_language_model({config.model_name!r})"
         )
-    return MLP(activation=activation, **stored)
+    return MLP(activation=config.mlp_activation, **stored)
 
 
 def _check_same_mlp(stored: Mapping[str, Tensor], of_model: MLP, model_name: str) -> None:
-    for name, tensor in stored.items():
-        theirs = getattr(of_model, name, None)
-        same_shape = theirs is not None and theirs.shape == tensor.shape
+    weights = dict(of_model.named_buffers(recurse=False))  # a bias that the artifact leaves out counts as zeros
+    for name in weights.keys() | stored.keys():
+        theirs = weights.get(name)
+        ours = stored.get(name, None if theirs is None else torch.zeros_like(theirs))
+        same_shape = theirs is not None and theirs.shape == ours.shape
         # 1% of the largest weight: far above the rounding of bfloat16, far below another model's weights
-        if not same_shape or (tensor - theirs).abs().max() > 0.01 * theirs.abs().max().clamp(min=1e-3):
+        if not same_shape or (ours - theirs).abs().max() > 0.01 * theirs.abs().max().clamp(min=1e-3):
             raise ValueError(
                 f"mlp.{name} differs from {model_name}'s own: this pair and this language model do not belong "
                 "together (another model, layer or revision, or weights that were folded or randomised)"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import itertools
 import json
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -148,18 +147,18 @@ def hugging_face_dataset(
 
     where = f"Hugging Face dataset {name!r} (config {config!r}, split {split!r})"
     try:
-        rows = iter(datasets.load_dataset(name, config, split=split, streaming=True))
-        first = next(rows)
-    except StopIteration as error:
-        raise ValueError(f"{where}: holds no documents") from error
+        for row in datasets.load_dataset(name, config, split=split, streaming=True):
+            if column not in row:
+                break
+            yield row[column]
+        else:
+            return
     except Exception as error:  # datasets raises its own, huggingface_hub's, httpx's and OSError alike
         raise ValueError(
-            f"{where}: could not be opened ({type(error).__name__}: {error}). Check the name and the network, or name "
+            f"{where}: could not be opened or read ({type(error).__name__}: {error}). Check the name and the network, or name "
             "local files as this model's text"
         ) from error
-    if column not in first:
-        raise ValueError(f"{where}: has no column {column!r}, only {', '.join(first)}")
-    yield from (row[column] for row in itertools.chain([first], rows))
+    raise ValueError(f"{where}: has no column {column!r}, only {', '.join(row)}")
 
 
 def tokenise(
@@ -177,11 +176,13 @@ def tokenise(
         at BOS, so they hold nothing.
 
     Raises:
-        ValueError: no document with two tokens is left, or the tokenizer has neither BOS nor EOS.
+        ValueError: no document with two tokens is left, `max_tokens` is below 1, or the tokenizer has neither BOS nor EOS.
     """
     import torch
 
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens}, expected at least 1")
     if bos is None:
         raise ValueError("the tokenizer has neither a BOS nor an EOS token to open a document with")
     kept: list[Tensor] = []

@@ -6,7 +6,7 @@ Here: the loss, the schedules, the step, the shuffled buffer of activations. Not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,7 @@ class TrainingProgress:
 def train_pair(
     mlp_inputs: Tensor | Iterable[Tensor],
     mlp: MLP,
-    config: TrainingConfig,
+    config: TrainingConfig | Mapping[str, float],
     model_name: str = "unnamed",
     layer: int = 0,
     context_size: int | None = None,
@@ -47,6 +47,7 @@ def train_pair(
 
     Args:
         mlp_inputs: [n_tokens, d_model], or a stream of such; shuffled here. On the MLP's device and in its dtype.
+        config: a TrainingConfig, or its fields in a mapping.
         model_name, layer, context_size: where the inputs came from; written into the pair's configuration.
         report: called about twenty times on the way.
 
@@ -57,6 +58,8 @@ def train_pair(
         ValueError: there are no inputs, a stream larger than the buffer ends before the steps are done, or the loss
             stops being finite.
     """
+    if not isinstance(config, TrainingConfig):
+        config = TrainingConfig(**config)
     generator = torch.Generator().manual_seed(config.seed)
     weights = {
         side: _initial_weights(mlp.W_in.shape[0], config.d_sae, generator, mlp.W_in) for side in ("input", "output")

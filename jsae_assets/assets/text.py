@@ -1,5 +1,6 @@
 """`tokens`: the text each model is measured on, tokenised once, so that every measure sees the same tokens."""
 
+import hashlib
 from collections.abc import Iterator
 
 import dagster as dg
@@ -35,6 +36,8 @@ def tokens_asset(catalog: Catalog) -> dg.AssetsDefinition:
         output_required=False,
     )
     def tokens(context: dg.AssetExecutionContext, compute: Compute) -> Iterator[dg.Output]:
+        import torch
+
         from jsae_core.text import join_documents, tokenise
 
         model = catalog.models.get(context.partition_key)
@@ -56,6 +59,7 @@ def tokens_asset(catalog: Catalog) -> dg.AssetsDefinition:
                 "documents": len(tokenised),
                 "longest_document": max(len(document) for document in tokenised),
                 "source": text.model_dump_json(exclude_none=True),
+                "source_digest": hashlib.sha256(torch.cat(tokenised).numpy().tobytes()).hexdigest(),
                 "catalog_entry": catalog.digest(context.partition_key),
                 "seconds": watch.seconds,
                 "first_document": dg.MetadataValue.md(

@@ -1,16 +1,19 @@
 """The blocking check: pairs that were trained on other activations, or that are not of this model, go no further."""
 
+import json
+
 import dagster as dg
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from jsae_assets.partitions import cell_key, cells
-from jsae_core import MLPInputs, TrainingConfig, load_language_model, train_pair
+from jsae_assets.io_managers import SafetensorsIOManager, SafetensorsStore
+from jsae_core import MLPInputs, SAEPair, TrainingConfig, load_language_model, train_pair
 from jsae_core.mlp import MLP
 from jsae_core.text import split_documents
 from tests.jsae_assets.conftest import failures, materialised
-from tests.jsae_core.builders import write_artifact
+from tests.jsae_core.builders import random_pair, write_artifact
 
 LAYER = 1
 # trained well enough that both SAEs explain far more than half of the variance of what they were trained on
@@ -103,8 +106,6 @@ def test_a_pair_that_was_trained_on_folded_activations_fails_and_is_not_measured
 
 def test_the_variance_explained_that_the_check_tells_is_that_of_the_true_inputs(graph_of, artifacts, true_inputs, lm):
     """Counted here from SAELens's own encoder and decoder, over the documents that the check probes."""
-    from jsae_core import SAEPair
-
     made = graph_of(artifacts["true"])
     check = evaluation(made.measure(LAYER, CHECKED))
     pair = SAEPair.load(artifacts["true"], language_model=lm)
@@ -133,49 +134,49 @@ def test_the_thresholds_are_the_catalogs(entries, graph, artifacts):
     assert "expected at least 100%" in check.description
 
 
-def run_check_alone(graph, layer: int = LAYER):
-    check = dg.AssetCheckKey(dg.AssetKey(["jsae", "sae_pair"]), "faithful")
-    job = dg.define_asset_job("check_alone", dg.AssetSelection.checks(check), partitions_def=cells)
-    definitions = dg.Definitions.merge(graph.definitions, dg.Definitions(jobs=[job]))
-    return definitions.resolve_job_def("check_alone").execute_in_process(
-        instance=graph.instance, partition_key=cell_key("tiny", layer), raise_on_error=False
-    )
+def not_finite(value: float):
+    def damage(tensors, config):
+        tensors["_b_enc"][0] = value
+        return tensors, config
+
+    return damage
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_a_stored_pair_whose_weights_are_not_finite_fails_the_check_by_the_tensors_name(graph_of, artifacts, value):
-    made = graph_of(artifacts["true"])
-    made.measure(LAYER, CHECKED, raise_on_error=True)
-    path = made.file(CHECKED)
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
-    tensors["_b_enc"][0] = value
-    save_file(tensors, path, metadata=header)
-    check = evaluation(run_check_alone(made))
-    assert not check.passed
-    assert "_b_enc holds 1 NaN or infinite" in check.description
-
-
-def test_a_stored_pair_of_another_width_than_the_model_fails_the_check(graph_of, artifacts):
-    from tests.jsae_core.builders import random_pair
-
-    made = graph_of(artifacts["true"])
-    made.measure(LAYER, CHECKED, raise_on_error=True)
+def of_another_width(tensors, config):
     narrow = random_pair(dtype=torch.float32)
-    import json
-
-    save_file(narrow.tensors(), made.file(CHECKED), metadata={"cfg": json.dumps(narrow.config.to_published())})
-    check = evaluation(run_check_alone(made))
-    assert not check.passed
-    assert "d_in is 8, the model's d_model 16" in check.description
+    return narrow.tensors(), narrow.config.to_published()
 
 
-def test_checking_a_cell_that_the_catalog_does_not_hold_says_so(graph_of, artifacts):
-    made = graph_of(artifacts["true"])
-    made.instance.add_dynamic_partitions("layer", ["0"])
-    result = run_check_alone(made, layer=0)
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (not_finite(float("nan")), "_b_enc holds 1 NaN or infinite"),
+        (not_finite(float("-inf")), "_b_enc holds 1 NaN or infinite"),
+        (of_another_width, "d_in is 8, the model's d_model 16"),
+    ],
+    ids=["NaN", "infinity", "another width"],
+)
+def test_it_is_the_stored_pair_that_is_checked_and_damage_to_it_is_named(entries, graph, damage, expected):
+    """Between storing and checking, something happens to the file."""
+
+    class Damaging(SafetensorsIOManager):
+        def dump_to_path(self, context, obj, path):
+            super().dump_to_path(context, obj, path)
+            if isinstance(obj, SAEPair):
+                with safe_open(path.path, framework="pt") as file:
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}
+                    config = json.loads(file.metadata()["cfg"])
+                tensors, config = damage(tensors, config)
+                save_file(tensors, path.path, metadata={"cfg": json.dumps(config)})
+
+    class DamagingStore(SafetensorsStore):
+        def manager(self, base):
+            return Damaging(base)
+
+    tiny = graph(entries(), tensors=DamagingStore())
+    tiny.tokenise()
+    result = tiny.measure(LAYER, CHECKED, "jsae/jacobian_histogram")
     assert not result.success
-    (message,) = failures(result).values()
-    assert "no jsae pair at 0|tiny to check" in message
+    assert not evaluation(result).passed
+    assert expected in evaluation(result).description
+    assert materialised(result) == {CHECKED}

@@ -1,10 +1,13 @@
 """What Dagster itself does that this project relies on or guards against. If one of these fails after an upgrade, the
 code that it names is to be looked at."""
 
+import shutil
+
 import dagster as dg
 import pytest
 from dagster._core.event_api import PartitionKeyFilter
 from pydantic import PrivateAttr
+from upath import UPath
 
 models = dg.DynamicPartitionsDefinition(name="m")
 layers = dg.DynamicPartitionsDefinition(name="l")
@@ -24,11 +27,8 @@ def instance():
 def test_a_dynamic_key_with_a_bar_is_accepted_and_then_missing_from_the_product(instance):
     """Why catalog.py refuses such keys."""
     instance.add_dynamic_partitions("m", ["x|y"])
-    keys = cells.get_partition_keys(dynamic_partitions_store=instance)
-    assert {str(key) for key in keys} == {"1|a", "2|a"} or any("x|y" in key for key in keys)
-    assert not any(
-        dg.MultiPartitionKey({"model": "x|y", "layer": "1"}) == key and key.count("|") == 1 for key in keys
-    )
+    assert instance.has_dynamic_partition("m", "x|y")
+    assert cells.get_partition_keys(dynamic_partitions_store=instance) == ["1|a", "2|a"]
 
 
 def test_the_dimensions_are_sorted_by_name_in_keys(instance):
@@ -117,13 +117,11 @@ def test_a_cell_reads_the_one_partition_of_its_model(instance):
     def measure(tokens):
         seen.append(tokens)
 
-    resources = {"io_manager": dg.mem_io_manager}
     definitions = dg.Definitions(
         assets=[tokens, measure],
         jobs=[dg.define_asset_job("one", "tokens"), dg.define_asset_job("two", "measure")],
         resources={"io_manager": dg.FilesystemIOManager(base_dir=instance.storage_directory())},
     )
-    assert resources
     definitions.resolve_job_def("one").execute_in_process(instance=instance, partition_key="a")
     definitions.resolve_job_def("two").execute_in_process(instance=instance, partition_key=CELL)
     assert seen == ["tokens of a"]
@@ -173,8 +171,6 @@ def test_a_materialisation_carries_the_code_version_and_the_newest_comes_first(i
 
 def test_a_step_of_a_pool_takes_a_slot_of_the_instances_default_limit(fresh_home, tmp_path):
     """What `pool=POOL` and dagster_home/dagster.yaml rely on."""
-    import shutil
-
     shutil.copytree(fresh_home, tmp_path / "home")
     seen = []
 
@@ -192,8 +188,6 @@ def test_a_step_of_a_pool_takes_a_slot_of_the_instances_default_limit(fresh_home
 
 def test_a_partition_key_with_dots_keeps_them_in_the_file_name(instance, tmp_path):
     """What models named like pythia-1.4b rely on (io_managers.py)."""
-    from upath import UPath
-
     paths = []
 
     class Listing(dg.UPathIOManager):

@@ -57,11 +57,13 @@ def test_the_workspace_file_validates(fresh_home):
 
 
 def test_dg_checks_and_lists_the_definitions(fresh_home):
+    checked = run(fresh_home, script("dg"), "check", "defs")
+    assert checked.returncode == 0, checked.stderr
     listed = run(fresh_home, script("dg"), "list", "defs", "--json")
     assert listed.returncode == 0, listed.stderr
     start = listed.stdout.index("{")
     found = json.loads(listed.stdout[start:])
-    keys = {asset["key"] for asset in found["assets"]}
+    keys = {asset["asset_key"] for asset in found["assets"]}
     assert {"tokens", "jsae/sae_pair", "traditional/sae_pair", "figures/jsae/jacobian_histogram"} <= keys
 
 

@@ -5,6 +5,7 @@ import gc
 import json
 import re
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 
 import dagster as dg
@@ -30,7 +31,7 @@ from jsae_assets.io_managers import (
     text_tensor,
 )
 from jsae_assets.partitions import cell_key, cells
-from jsae_core import SAEPair
+from jsae_core import SAEPair, tensor_files
 from tests.jsae_core.builders import random_pair
 
 STORES = {"tensors": SafetensorsStore, "tables": ParquetStore, "figures": FigureStore}
@@ -205,6 +206,7 @@ def test_models_whose_names_hold_dots_keep_files_of_their_own(tmp_path, kind):
 def test_tensors_are_read_lazily_only_those_asked_for(tmp_path, monkeypatch):
     store("tensors", TENSORS, tmp_path)
     asked = []
+    real = tensor_files.open_tensors
 
     class Recording:
         def __init__(self, file):
@@ -217,9 +219,6 @@ def test_tensors_are_read_lazily_only_those_asked_for(tmp_path, monkeypatch):
             asked.append(name)
             return self._file.get_tensor(name)
 
-    from jsae_core import tensor_files
-
-    real = tensor_files.open_tensors
     monkeypatch.setattr(tensor_files, "open_tensors", lambda path: Recording(real(path)))
     tensor = read("tensors", tmp_path, StoredTensors, lambda stored: (len(stored), stored["b"]))
     assert tensor[0] == 2
@@ -376,6 +375,14 @@ def test_of_a_figures_files_none_changes_if_one_cannot_be_written(tmp_path, monk
 # Provenance
 
 
+class ProvenanceOfPage(HTMLParser):
+    found = None
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "meta" and dict(attrs).get("name") == "provenance":
+            self.found = json.loads(dict(attrs)["content"])
+
+
 def test_the_file_itself_says_what_made_it(tmp_path, picture):
     runs = {kind: store(kind, VALUES[kind], tmp_path, source=f"the {kind} & <more>").run_id for kind in STORES}
     with safe_open(place("tensors", tmp_path), framework="pt") as file:
@@ -390,16 +397,7 @@ def test_the_file_itself_says_what_made_it(tmp_path, picture):
             "code_version": "7",
             "source": f"the {kind} & <more>",
         }
-    from html.parser import HTMLParser
-
-    class Meta(HTMLParser):
-        found = None
-
-        def handle_starttag(self, tag, attrs):
-            if tag == "meta" and dict(attrs).get("name") == "provenance":
-                self.found = json.loads(dict(attrs)["content"])
-
-    page = Meta()
+    page = ProvenanceOfPage()
     page.feed(place("figures", tmp_path).with_suffix(".html").read_text(encoding="utf-8"))
     assert page.found == drawn
 

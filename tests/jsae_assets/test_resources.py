@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from jsae_assets.definitions import build_definitions, default_resources
 from jsae_assets.resources import Compute
@@ -162,6 +163,4 @@ def test_a_stored_pair_is_measured_in_the_precision_that_the_resource_names(entr
     precise = graph(entries(), compute=Compute(device="cpu", dtype="float64"))
     result = precise.measure(0, "traditional/jacobian_histogram", "traditional/jacobian_examples", raise_on_error=True)
     assert materialised(result) == {"traditional/jacobian_histogram", "traditional/jacobian_examples"}
-    from safetensors.torch import load_file
-
     assert load_file(precise.file("traditional/jacobian_examples", 0))["jacobian"].dtype == torch.float64

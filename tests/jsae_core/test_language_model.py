@@ -228,3 +228,13 @@ def test_missing_weights_are_refused_naming_the_directory(tmp_path):
 def test_a_hub_model_that_cannot_be_reached_is_refused_saying_what_to_do():
     with pytest.raises(ValueError, match=r"(?s)EleutherAI/pythia-1b \(model on the Hugging Face hub\).*network"):
         load_language_model("EleutherAI/pythia-1b")
+
+
+def test_a_dtype_that_is_none_is_refused(neox_directory):
+    with pytest.raises(ValueError, match="dtype is 'float33'"):
+        load_language_model(neox_directory, dtype="float33")
+
+
+def test_a_device_that_is_missing_is_not_taken_for_a_missing_model(neox_directory):
+    with pytest.raises((RuntimeError, AssertionError), match="(?i)cuda|device"):
+        load_language_model(neox_directory, device="cuda:77")

@@ -83,8 +83,10 @@ def test_respond_keeps_no_graph_even_where_gradients_are_on():
     assert not any(tensor.requires_grad for tensor in (response.output, *response.slopes))
 
 
-def test_nothing_in_an_mlp_can_be_trained():
-    assert not any(parameter.requires_grad for parameter in random_mlp("prelu").parameters())
+@pytest.mark.parametrize("activation", ["prelu", "xielu"])
+def test_an_activation_whose_slope_is_learned_is_refused(activation):
+    with pytest.raises(ValueError, match=f"{activation}.*learned parameters"):
+        random_mlp(activation)
 
 
 def test_any_leading_dimensions_are_kept():

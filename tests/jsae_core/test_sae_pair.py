@@ -150,6 +150,13 @@ def test_a_pair_with_another_model_s_mlp_is_refused(artifact, language_model):
         SAEPair.load(artifact, language_model=language_model)
 
 
+def test_a_pair_of_another_activation_than_the_language_model_s_is_refused(tmp_path, language_model):
+    tensors = random_sae_tensors(dtype=torch.float32) | mlp_tensors(language_model.mlp(1))
+    artifact = write_artifact(tmp_path, tensors, published_config(mlp_activation="relu"))
+    with pytest.raises(ValueError, match="'relu'.*do not belong together"):
+        SAEPair.load(artifact, language_model=language_model)
+
+
 def test_a_pair_of_another_layer_of_the_same_model_is_refused(tmp_path, language_model):
     tensors = random_sae_tensors(dtype=torch.float32) | mlp_tensors(language_model.mlp(2))
     with pytest.raises(ValueError, match="do not belong together"):

@@ -303,3 +303,8 @@ def test_joined_documents_are_split_again_as_they_were(lengths):
     documents = [torch.arange(length) + 10 * n for n, length in enumerate(lengths)]
     again = text.split_documents(text.join_documents(documents))
     assert [document.tolist() for document in again] == [document.tolist() for document in documents]
+
+
+def test_asking_for_no_tokens_is_refused():
+    with pytest.raises(ValueError, match="max_tokens is 0"):
+        text.tokenise(["b"], character_tokenizer(), 10, max_tokens=0)

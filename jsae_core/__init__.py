@@ -3,7 +3,7 @@
 Names are loaded when first used, so that `import jsae_core` does not import torch (about ten seconds on two cores).
 """
 
-from importlib import import_module
+from jsae_core.lazy import lazy_names
 
 _HOMES = {
     "SAEPair": "sae_pair",
@@ -17,9 +17,4 @@ _HOMES = {
     "TrainingConfig": "recipe",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module 'jsae_core' has no attribute {name!r}")
-    return getattr(import_module(f"jsae_core.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -1,11 +1,13 @@
 """A language model and what happens at one of its MLPs.
 
-Here: loading (TransformerLens's bridge, weights unprocessed), the MLP's input and output at a layer, the frozen MLP.
+Here: loading (TransformerLens's bridge, weights unprocessed), the MLP's input and output at a layer, what the model
+says when they are replaced, the frozen MLP.
 Not here: batching documents (`activations.py`), text and tokens (`text.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,15 +63,10 @@ class LanguageModel:
         Raises:
             ValueError: the model has no such layer, or a token id is outside its vocabulary.
         """
-        self._check_layer(layer)
-        vocabulary = self.bridge.cfg.d_vocab
-        if tokens.numel() and (tokens.min() < 0 or tokens.max() >= vocabulary):
-            raise ValueError(
-                f"token ids run from {int(tokens.min())} to {int(tokens.max())}, but {self.name} has a vocabulary of "
-                f"{vocabulary}; were they made with another model's tokenizer?"
-            )
         from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
+        self._check_layer(layer)
+        rows = self._checked(tokens)
         caught: dict[str, Tensor] = {}
         names = [f"blocks.{layer}.mlp.hook_in", f"blocks.{layer}.mlp.hook_out"]
 
@@ -79,12 +76,39 @@ class LanguageModel:
                 # the bridge's own signal; stop_at_layer alone runs the unembedding too where the layer is the last
                 raise StopAtLayerException(tensor)
 
-        rows = tokens.reshape(-1, tokens.shape[-1]).to(self.device)
         self.bridge.run_with_hooks(
             rows, return_type=None, stop_at_layer=layer + 1, fwd_hooks=[(name, keep) for name in names]
         )
         mlp_input, mlp_output = (caught[name].reshape(*tokens.shape, -1) for name in names)
         return mlp_input, mlp_output
+
+    @torch.no_grad()
+    def spliced_logits(
+        self,
+        tokens: Tensor,
+        layer: int,
+        mlp_input: Callable[[Tensor], Tensor] | None = None,
+        mlp_output: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Logits [..., position, vocabulary] with the MLP's input or output at a layer replaced on the way.
+
+        Args:
+            tokens: as for `mlp_activations`.
+            mlp_input, mlp_output: given what stands there, [rows, position, d_model], return what shall; None leaves
+                it as it is.
+
+        Raises:
+            ValueError: as `mlp_activations` does.
+        """
+        self._check_layer(layer)
+        replaced = {"hook_in": mlp_input, "hook_out": mlp_output}
+        hooks = [
+            (f"blocks.{layer}.mlp.{name}", lambda tensor, hook, replace=replace: replace(tensor))
+            for name, replace in replaced.items()
+            if replace is not None
+        ]
+        logits = self.bridge.run_with_hooks(self._checked(tokens), return_type="logits", fwd_hooks=hooks)
+        return logits.reshape(*tokens.shape, -1)
 
     def mlp(self, layer: int) -> MLP:
         """The frozen MLP of a layer, on the model's device and in its dtype. Raises ValueError as above."""
@@ -100,6 +124,16 @@ class LanguageModel:
         W_out, b_out = _row_major(linears["out"])
         W_gate, b_gate = _row_major(linears["gate"]) if "gate" in linears else (None, None)
         return MLP(W_in, W_out, self.bridge.cfg.act_fn, b_in, b_out, W_gate, b_gate)
+
+    def _checked(self, tokens: Tensor) -> Tensor:
+        """[rows, position] on the model's device."""
+        vocabulary = self.bridge.cfg.d_vocab
+        if tokens.numel() and (tokens.min() < 0 or tokens.max() >= vocabulary):
+            raise ValueError(
+                f"token ids run from {int(tokens.min())} to {int(tokens.max())}, but {self.name} has a vocabulary of "
+                f"{vocabulary}; were they made with another model's tokenizer?"
+            )
+        return tokens.reshape(-1, tokens.shape[-1]).to(self.device)
 
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < self.n_layers:

@@ -3,7 +3,8 @@
 Here: choosing what goes into which figure. Not here: drawing (`jsae_core.figures`).
 """
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -13,102 +14,106 @@ from jsae_assets.catalog import Catalog
 from jsae_assets.io_managers import StoredTensors, tensor_text
 
 if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
     from jsae_core.figures import Variant
+
+    Stored = Mapping[Variant, StoredTensors]
 
 EXAMPLE_TOKENS = 4
 NORMALISATIONS = {None: "as they are", "l1": "divided by their L1 norm", "l2": "divided by their L2 norm"}
-KINDS = {"plotly"}
 
 
 def figure_assets(catalog: Catalog, variant: str) -> list[dg.AssetsDefinition]:
     """All figures that compare a variant with its `compared_with`."""
     return [
-        _histogram_figure(catalog, variant),
-        _thresholds_figure(catalog, variant),
-        *(_examples_figure(catalog, variant, normalise) for normalise in NORMALISATIONS),
+        _figure_asset(
+            catalog, variant, "jacobian_histogram", "jacobian_histogram", "Histogram and CDF of |J|", _draw_histogram
+        ),
+        _figure_asset(
+            catalog,
+            variant,
+            "jacobian_thresholds",
+            "jacobian_histogram",
+            "Share of Jacobian elements above thresholds",
+            _draw_thresholds,
+        ),
+        *(
+            _figure_asset(
+                catalog,
+                variant,
+                "jacobian_examples" + (f"_{normalise}" if normalise else ""),
+                "jacobian_examples",
+                f"Example Jacobians of {EXAMPLE_TOKENS} tokens, {in_words}",
+                functools.partial(_draw_examples, normalise=normalise),
+            )
+            for normalise, in_words in NORMALISATIONS.items()
+        ),
     ]
 
 
-def _histogram_figure(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
-    @_figure_asset(catalog, variant, "jacobian_histogram", "jacobian_histogram", "Histogram and CDF of |J|")
-    def figure(
-        context: dg.AssetExecutionContext, baseline: StoredTensors, measured: StoredTensors
-    ) -> Iterator[dg.Output]:
-        from jsae_core.figures import jacobian_histogram_figure
+def _figure_asset(
+    catalog: Catalog, variant: str, name: str, measure: str, description: str, draw: Callable[[str, "Stored"], "Figure"]
+) -> dg.AssetsDefinition:
+    """A figure of one measure. `draw` is given the subtitle and what is stored of each variant."""
+    baseline_variant = catalog.variants[variant].compared_with
+    labels = f"{catalog.variants[baseline_variant].label} beside {catalog.variants[variant].label}"
 
-        cell = _comparable_cell(context, catalog, variant)
-        if cell is None:
-            return
-        stored = _by_variant(catalog, variant, baseline, measured)
-        yield _output(cell, jacobian_histogram_figure(stored, _subtitle(cell, stored)))
-
-    return figure
-
-
-def _thresholds_figure(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
-    @_figure_asset(
-        catalog, variant, "jacobian_thresholds", "jacobian_histogram", "Share of Jacobian elements above thresholds"
-    )
-    def figure(
-        context: dg.AssetExecutionContext, baseline: StoredTensors, measured: StoredTensors
-    ) -> Iterator[dg.Output]:
-        from jsae_core.figures import jacobian_thresholds_figure
-        from jsae_core.measures import share_above
-
-        cell = _comparable_cell(context, catalog, variant)
-        if cell is None:
-            return
-        stored = _by_variant(catalog, variant, baseline, measured)
-        shares = {
-            style: {threshold: share_above(histogram, threshold) for threshold in THRESHOLDS}
-            for style, histogram in stored.items()
-        }
-        yield _output(cell, jacobian_thresholds_figure(shares, _subtitle(cell, stored)))
-
-    return figure
-
-
-def _examples_figure(catalog: Catalog, variant: str, normalise: str | None) -> dg.AssetsDefinition:
-    name = "jacobian_examples" + (f"_{normalise}" if normalise else "")
-    description = f"Example Jacobians of {EXAMPLE_TOKENS} tokens, {NORMALISATIONS[normalise]}"
-
-    @_figure_asset(catalog, variant, name, "jacobian_examples", description)
-    def figure(
-        context: dg.AssetExecutionContext, baseline: StoredTensors, measured: StoredTensors
-    ) -> Iterator[dg.Output]:
-        from jsae_core.figures import jacobian_examples_figure
-
-        cell = _comparable_cell(context, catalog, variant)
-        if cell is None:
-            return
-        stored = _by_variant(catalog, variant, baseline, measured)
-        tokens = tensor_text(measured["token_text"])
-        chosen = [round(i * (len(tokens) - 1) / EXAMPLE_TOKENS) for i in range(1, EXAMPLE_TOKENS + 1)]
-        figure = jacobian_examples_figure(
-            {style: examples["jacobian"][chosen] for style, examples in stored.items()},
-            [tokens[place] for place in chosen],
-            _subtitle(cell, stored),
-            normalise,
-            seed=0,
-        )
-        yield _output(cell, figure)
-
-    return figure
-
-
-def _figure_asset(catalog: Catalog, variant: str, name: str, measure: str, description: str):
-    baseline = catalog.variants[variant].compared_with
-    labels = f"{catalog.variants[baseline].label} beside {catalog.variants[variant].label}"
-    return cell_asset(
+    @cell_asset(
         f"figures/{variant}",
         name,
         f"{description}: {labels}.",
         code_version="1",
-        kinds=KINDS,
-        ins={"baseline": dg.AssetIn([baseline, measure]), "measured": dg.AssetIn([variant, measure])},
+        kinds={"plotly"},
+        ins={"baseline": dg.AssetIn([baseline_variant, measure]), "measured": dg.AssetIn([variant, measure])},
         io_manager_key="figures",
         group="figures",
         pool=None,
+    )
+    def figure(
+        context: dg.AssetExecutionContext, baseline: StoredTensors, measured: StoredTensors
+    ) -> Iterator[dg.Output]:
+        cell = _comparable_cell(context, catalog, variant)
+        if cell is None:
+            return
+        stored = _by_variant(catalog, variant, baseline, measured)
+        yield dg.Output(
+            draw(_subtitle(cell, stored), stored),
+            metadata={"source": f"{measure} of {labels}", "catalog_entry": cell.catalog_digest},
+        )
+
+    return figure
+
+
+def _draw_histogram(subtitle: str, stored: "Stored") -> "Figure":
+    from jsae_core.figures import jacobian_histogram_figure
+
+    return jacobian_histogram_figure(stored, subtitle)
+
+
+def _draw_thresholds(subtitle: str, stored: "Stored") -> "Figure":
+    from jsae_core.figures import jacobian_thresholds_figure
+    from jsae_core.measures import share_above
+
+    shares = {
+        style: {threshold: share_above(histogram, threshold) for threshold in THRESHOLDS}
+        for style, histogram in stored.items()
+    }
+    return jacobian_thresholds_figure(shares, subtitle)
+
+
+def _draw_examples(subtitle: str, stored: "Stored", normalise: str | None) -> "Figure":
+    """Tokens spread evenly over the prompt, the last one included."""
+    from jsae_core.figures import jacobian_examples_figure
+
+    tokens = tensor_text(next(iter(stored.values()))["token_text"])
+    chosen = [round(i * (len(tokens) - 1) / EXAMPLE_TOKENS) for i in range(1, EXAMPLE_TOKENS + 1)]
+    return jacobian_examples_figure(
+        {style: examples["jacobian"][chosen] for style, examples in stored.items()},
+        [tokens[place] for place in chosen],
+        subtitle,
+        normalise,
+        seed=0,
     )
 
 
@@ -121,7 +126,7 @@ def _comparable_cell(context: dg.AssetExecutionContext, catalog: Catalog, varian
 
 def _by_variant(
     catalog: Catalog, variant: str, baseline: StoredTensors, measured: StoredTensors
-) -> "dict[Variant, StoredTensors]":
+) -> "Stored":
     from jsae_core.figures import Variant
 
     entries = (catalog.variants[catalog.variants[variant].compared_with], catalog.variants[variant])
@@ -130,7 +135,7 @@ def _by_variant(
     }
 
 
-def _subtitle(cell: Cell, stored: "Mapping[Variant, StoredTensors]") -> str:
+def _subtitle(cell: Cell, stored: "Stored") -> str:
     """Model, layer, tokens and settings; where the variants differ, theirs in the order they are drawn in."""
     first = next(iter(stored.values()))
     n_tokens = int(first["n_tokens"]) if "n_tokens" in first else len(first["jacobian"])
@@ -142,7 +147,3 @@ def _subtitle(cell: Cell, stored: "Mapping[Variant, StoredTensors]") -> str:
     return (
         f"{cell}, {n_tokens:,} tokens, d_sae {setting('d_sae')}, k {setting('k')}, λ {setting('jacobian_coefficient')}"
     )
-
-
-def _output(cell: Cell, figure) -> dg.Output:
-    return dg.Output(figure, metadata={"source": "the measures of both variants", "catalog_entry": cell.catalog_digest})

@@ -28,6 +28,7 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
     )
     def sae_pair(context: dg.AssetExecutionContext, compute: Compute) -> Iterator[dg.Output]:
         from jsae_core.artifacts import directory_digest
+        from jsae_core.tensor_files import content_digest
 
         cell = find_cell(context, catalog, variant)
         if cell is None:
@@ -52,6 +53,7 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
         config = pair.config
         yield dg.Output(
             pair,
+            data_version=dg.DataVersion(content_digest(pair.tensors())),
             metadata=metadata
             | {
                 "d_sae": config.d_sae,

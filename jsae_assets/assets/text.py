@@ -1,6 +1,5 @@
 """`tokens`: the text each model is measured on, tokenised once, so that every measure sees the same tokens."""
 
-import hashlib
 from collections.abc import Iterator
 
 import dagster as dg
@@ -36,8 +35,7 @@ def tokens_asset(catalog: Catalog) -> dg.AssetsDefinition:
         output_required=False,
     )
     def tokens(context: dg.AssetExecutionContext, compute: Compute) -> Iterator[dg.Output]:
-        import torch
-
+        from jsae_core.tensor_files import content_digest
         from jsae_core.text import join_documents, tokenise
 
         model = catalog.models.get(context.partition_key)
@@ -52,14 +50,17 @@ def tokens_asset(catalog: Catalog) -> dg.AssetsDefinition:
         tokenised = tokenise(
             documents(text), language_model.tokenizer, model.context_size or language_model.context_size, model.tokens
         )
+        stored = join_documents(tokenised)
+        digest = content_digest(stored)
         yield dg.Output(
-            join_documents(tokenised),
+            stored,
+            data_version=dg.DataVersion(digest),
             metadata={
                 "tokens": sum(len(document) - 1 for document in tokenised),
                 "documents": len(tokenised),
                 "longest_document": max(len(document) for document in tokenised),
                 "source": text.model_dump_json(exclude_none=True),
-                "source_digest": hashlib.sha256(torch.cat(tokenised).numpy().tobytes()).hexdigest(),
+                "source_digest": digest,
                 "catalog_entry": catalog.digest(context.partition_key),
                 "seconds": watch.seconds,
                 "first_document": dg.MetadataValue.md(

@@ -6,7 +6,7 @@ writing a figure to a file, or choosing what to draw (the caller's). Knows neith
 Names are loaded when first used, as in `jsae_core`.
 """
 
-from importlib import import_module
+from jsae_core.lazy import lazy_names
 
 _HOMES = {
     "Variant": "style",
@@ -16,9 +16,4 @@ _HOMES = {
     "permute_rows_and_columns": "examples",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module 'jsae_core.figures' has no attribute {name!r}")
-    return getattr(import_module(f"jsae_core.figures.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -4,18 +4,19 @@
 Names are loaded when first used, as in `jsae_core`.
 """
 
-from importlib import import_module
+from jsae_core.lazy import lazy_names
 
 _HOMES = {
     "jacobian_histogram": "histogram",
     "jacobian_histograms": "histogram",
     "share_above": "histogram",
     "reconstruction_quality": "reconstruction",
+    "ablation_samples": "ablation",
+    "ablation_summary": "ablation",
+    "function_curves": "linearity",
+    "classify_curves": "linearity",
+    "function_shapes": "linearity",
+    "pair_quality": "quality",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module 'jsae_core.measures' has no attribute {name!r}")
-    return getattr(import_module(f"jsae_core.measures.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

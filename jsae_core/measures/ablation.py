@@ -1,0 +1,114 @@
+"""What an intervention does: take one unit of an input latent away and see how an output latent changes.
+
+Here: the intervention, and a summary of how well the Jacobian predicts it. Not here: which elements are sampled
+(`samples.py`), whole curves of an output latent (`linearity.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from jsae_core.jacobian import Sandwich, run_sandwich
+from jsae_core.measures.samples import Ranks, Samples, draw_samples, inputs_at_once, joined
+from jsae_core.sae_pair import SAEPair, top_latents
+
+ABSOLUTE_TOLERANCE = 0.1  # the published criterion: |J + change| below it
+RELATIVE_TOLERANCE = 0.1  # |J + change| below this share of |J|
+NOTEWORTHY = 0.01  # most |J| are so small that the absolute criterion passes by itself; those above it decide
+
+
+@torch.no_grad()
+def ablation_samples(
+    pair: SAEPair, stream: Iterable[Tensor], n_samples: int | None = None, ranks: Ranks = "random", seed: int = 0
+) -> pd.DataFrame:
+    """Subtract one unit of an input latent's decoder row from the MLP's input, run the MLP and the output SAE with its
+    TopK again, and take the change of an output latent. To first order the change is -J.
+
+    Args:
+        stream: MLP inputs, each [n_tokens, d_model]; read once, and kept in memory.
+        n_samples: rows; None: every element there is.
+        ranks: which elements of the k x k Jacobians. "random": drawn without replacement from all of all tokens;
+            "diagonal": the i-th input with the i-th output latent, in token order (the original's); "all": every one.
+        seed: of the drawing.
+
+    Returns:
+        One row a sample, in token order: `token` (place in the stream), `output_rank`, `input_rank` (place in the
+        descending order of activations), `output_latent`, `input_latent`, `jacobian`, `change`, `input_activation`,
+        `output_activation` (before the intervention), `ablated_activation` (the output latent's after it; 0 where it
+        left the TopK).
+
+    Raises:
+        ValueError: the stream is empty, or holds fewer elements than `n_samples`, or `ranks` is unknown.
+    """
+    x = joined(stream)
+    samples = draw_samples(len(x), pair.config.k, n_samples, ranks, seed)
+    parts = samples.split(inputs_at_once(pair))
+    return pd.concat([_ablate(pair, x, part) for part in parts], ignore_index=True)
+
+
+def ablation_summary(samples: pd.DataFrame) -> dict[str, float]:
+    """How well -J predicts the change: over all samples, and (suffix `_noteworthy`) over those with |J| above 0.01.
+
+    `slope` and `correlation` of change against -J (0 where one of them does not vary); `on_line_absolute`: share with
+    |J + change| below 0.1, which nearly anything passes since most |J| are smaller; `on_line_relative`: share with
+    |J + change| below a tenth of |J|; `samples`: how many. All 0 where there is no sample.
+    """
+    noteworthy = samples[samples["jacobian"].abs() > NOTEWORTHY]
+    return _line(samples) | {f"{name}_noteworthy": value for name, value in _line(noteworthy).items()}
+
+
+def _line(samples: pd.DataFrame) -> dict[str, float]:
+    names = ("slope", "correlation", "on_line_absolute", "on_line_relative", "samples")
+    if samples.empty:
+        return dict.fromkeys(names, 0.0)
+    predicted, change = -samples["jacobian"].to_numpy(np.float64), samples["change"].to_numpy(np.float64)
+    error = np.abs(change - predicted)
+    (spread, together), (_, change_spread) = np.cov(predicted, change, bias=True)
+    both = np.sqrt(spread * change_spread)
+    values = (
+        together / spread if spread > 0 else 0.0,
+        together / both if both > 0 else 0.0,
+        np.mean(error < ABSOLUTE_TOLERANCE),
+        np.mean(error < RELATIVE_TOLERANCE * np.abs(predicted)),
+        len(samples),
+    )
+    return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+def _ablate(pair: SAEPair, x: Tensor, samples: Samples) -> pd.DataFrame:
+    tokens, row = samples.token.to(x.device).unique(return_inverse=True)
+    output_rank, input_rank = samples.output_rank.to(x.device), samples.input_rank.to(x.device)
+    sandwich = run_sandwich(pair, x[tokens])
+    output_latent = sandwich.output_latents[row, output_rank]
+    before = sandwich.output_activations[row, output_rank]
+    after = _after_ablation(pair, x[tokens], sandwich, row, input_rank, output_latent)
+    columns = {
+        "token": samples.token,
+        "output_rank": output_rank,
+        "input_rank": input_rank,
+        "output_latent": output_latent,
+        "input_latent": sandwich.input_latents[row, input_rank],
+        "jacobian": sandwich.jacobian[row, output_rank, input_rank],
+        "change": after - before,
+        "input_activation": sandwich.input_activations[row, input_rank],
+        "output_activation": before,
+        "ablated_activation": after,
+    }
+    return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+
+
+def _after_ablation(
+    pair: SAEPair, x: Tensor, sandwich: Sandwich, row: Tensor, input_rank: Tensor, output_latent: Tensor
+) -> Tensor:
+    """Activation of each sample's output latent without one unit of its input latent. An intervention that several
+    samples share is done once."""
+    interventions, which = (row * pair.config.k + input_rank).unique(return_inverse=True)
+    rows, ranks = interventions // pair.config.k, interventions % pair.config.k
+    ablated = x[rows] - pair.input_sae.W_dec[sandwich.input_latents[rows, ranks]]
+    activations, latents = top_latents(pair.output_sae, pair.mlp(ablated))
+    return (activations[which] * (latents[which] == output_latent[:, None])).sum(dim=1)

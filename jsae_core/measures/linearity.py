@@ -1,0 +1,123 @@
+"""What shape the functions have: an output latent as a function of one input latent, the rest of the input held fixed.
+
+Here: curves, their classes, and the classes of a sample. Not here: which elements are sampled (`samples.py`), single
+interventions (`ablation.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from jsae_core.jacobian import run_sandwich
+from jsae_core.measures.samples import draw_samples, inputs_at_once, joined
+from jsae_core.sae_pair import SAEPair, top_latents
+
+POINTS = 100
+LEAST_RANGE = 5.0  # curves reach at least this activation of the input latent
+TOLERANCE = 0.01  # the published rule: every residual of the line below it
+
+
+def function_curves(
+    pair: SAEPair, mlp_input: Tensor, output_ranks: Tensor, input_ranks: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sweep the activation of an input latent and read an output latent after its TopK.
+
+    Args:
+        mlp_input: [n, d_model]; the rest of each row is held fixed while its input latent moves.
+        output_ranks, input_ranks: [n], places in the descending order of activations.
+
+    Returns:
+        input_values [n, 100] over [0, max(5, s + 1)], s being the activation that occurred, and output_values
+        [n, 100], 0 where the output latent is outside the TopK.
+
+    Raises:
+        ValueError: a rank is outside 0 to k - 1, or the lengths differ.
+    """
+    n, k = len(mlp_input), pair.config.k
+    for name, ranks in (("output_ranks", output_ranks), ("input_ranks", input_ranks)):
+        if len(ranks) != n or (n and not (0 <= int(ranks.min()) and int(ranks.max()) < k)):
+            raise ValueError(f"{name} must be {n} whole numbers from 0 to {k - 1}, one for each row of mlp_input")
+    parts = torch.arange(n, device=mlp_input.device).split(max(1, inputs_at_once(pair) // POINTS))
+    curves = [_curves(pair, mlp_input[part], output_ranks[part], input_ranks[part]) for part in parts]
+    if not curves:
+        return mlp_input.new_empty(0, POINTS), mlp_input.new_empty(0, POINTS)
+    return torch.cat([values for values, _ in curves]), torch.cat([values for _, values in curves])
+
+
+@torch.no_grad()
+def _curves(pair: SAEPair, x: Tensor, output_ranks: Tensor, input_ranks: Tensor) -> tuple[Tensor, Tensor]:
+    sandwich = run_sandwich(pair, x)
+    row = torch.arange(len(x), device=x.device)
+    activation = sandwich.input_activations[row, input_ranks]
+    direction = pair.input_sae.W_dec[sandwich.input_latents[row, input_ranks]]
+    top = (activation + 1).clamp(min=LEAST_RANGE)
+    values = torch.linspace(0, 1, POINTS, dtype=x.dtype, device=x.device) * top[:, None]
+    moved = x[:, None] + (values - activation[:, None])[:, :, None] * direction[:, None]
+    activations, latents = top_latents(pair.output_sae, pair.mlp(moved.flatten(0, 1)))
+    wanted = sandwich.output_latents[row, output_ranks].repeat_interleave(POINTS)
+    return values, (activations * (latents == wanted[:, None])).sum(dim=1).view(len(x), POINTS)
+
+
+def classify_curves(input_values: Tensor, output_values: Tensor) -> list[str]:
+    """The published rule, for curves [n, points] each: "linear" if a least-squares line leaves every residual below
+    0.01; else "jumprelu" if one run of exact zeros touches an end and the rest is linear in the same sense; else
+    "other"."""
+    x, y = input_values.double().cpu().numpy(), output_values.double().cpu().numpy()
+    linear = _is_linear(x, y, np.ones_like(y, dtype=bool))
+    zero = y == 0
+    leading = np.logical_and.accumulate(zero, axis=1)
+    trailing = np.logical_and.accumulate(zero[:, ::-1], axis=1)[:, ::-1]
+    jump = np.zeros(len(y), dtype=bool)
+    for run in (leading, trailing):
+        jump |= run.any(axis=1) & _is_linear(x, y, ~run)
+    return np.where(linear, "linear", np.where(jump, "jumprelu", "other")).tolist()
+
+
+def function_shapes(pair: SAEPair, stream: Iterable[Tensor], n_samples: int, seed: int = 0) -> pd.DataFrame:
+    """Classes of the curves of randomly drawn tokens, output and input latents.
+
+    Returns:
+        One row a sample: `token`, `output_rank`, `input_rank`, `output_latent`, `input_latent`, `shape`, `flat` (the
+        curve's range is below 0.01, whatever its class), `input_activation`, `output_activation` (what occurred).
+
+    Raises:
+        ValueError: the stream is empty, or holds fewer elements than `n_samples`.
+    """
+    x = joined(stream)
+    samples = draw_samples(len(x), pair.config.k, n_samples, "random", seed)
+    frames = []
+    for part in samples.split(inputs_at_once(pair)):
+        token, output_rank, input_rank = (values.to(x.device) for values in part)
+        sandwich = run_sandwich(pair, x[token])
+        row = torch.arange(len(token), device=x.device)
+        input_values, output_values = function_curves(pair, x[token], output_rank, input_rank)
+        columns = {
+            "token": token,
+            "output_rank": output_rank,
+            "input_rank": input_rank,
+            "output_latent": sandwich.output_latents[row, output_rank],
+            "input_latent": sandwich.input_latents[row, input_rank],
+            "flat": output_values.amax(dim=1) - output_values.amin(dim=1) < TOLERANCE,
+            "input_activation": sandwich.input_activations[row, input_rank],
+            "output_activation": sandwich.output_activations[row, output_rank],
+        }
+        frame = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+        frame.insert(5, "shape", classify_curves(input_values, output_values))
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _is_linear(x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Whether a least-squares line through the masked points of each row leaves all their residuals below TOLERANCE."""
+    count = np.maximum(mask.sum(axis=1, keepdims=True), 1)
+    x_mean = (x * mask).sum(axis=1, keepdims=True) / count
+    y_mean = (y * mask).sum(axis=1, keepdims=True) / count
+    dx, dy = (x - x_mean) * mask, (y - y_mean) * mask
+    spread = (dx**2).sum(axis=1, keepdims=True)
+    slope = np.divide((dx * dy).sum(axis=1, keepdims=True), spread, out=np.zeros_like(spread), where=spread > 0)
+    return (np.abs(dy - slope * dx) < TOLERANCE).all(axis=1)

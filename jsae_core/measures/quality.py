@@ -1,0 +1,141 @@
+"""What a pair costs: what the language model loses when reconstructions are spliced in, and what the pair gives for it.
+
+Here: `pair_quality`, everything about a pair in one row, means over tokens with standard errors. Not here: histograms
+(`histogram.py`), how well each SAE reconstructs (`reconstruction.py`, which is called).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jsae_core.activations import MLPInputs, packed
+from jsae_core.jacobian import run_sandwich
+from jsae_core.language_model import LanguageModel
+from jsae_core.measures.histogram import token_norms
+from jsae_core.measures.reconstruction import reconstruction_quality
+from jsae_core.sae_pair import SAEPair, decode, top_latents
+
+THRESHOLDS = (0.005, 0.01, 0.015, 0.02)
+
+
+@torch.no_grad()
+def pair_quality(
+    pair: SAEPair, language_model: LanguageModel, documents: Sequence[Tensor], batch_tokens: int = 4096
+) -> dict[str, float]:
+    """Everything about a pair in one row. Logarithms are natural; BOS positions enter no mean.
+
+    Args:
+        documents: 1-d token tensors, BOS first, of at least two tokens; some of at least three.
+        batch_tokens: the most tokens, padding counted, that the model is given at once.
+
+    Returns:
+        For side in (input, output, pair) - the input SAE's reconstruction in the place of the MLP's input, the output
+        SAE's in that of its output, or both at once:
+        `ce_{side}`, `kl_{side}` (cross-entropy; divergence of the spliced from the clean prediction), and with zeros in
+        that place instead `ce_zero_{side}`, `kl_zero_{side}`; `ce_score_{side}` = (zero - spliced) / (zero - clean) of
+        the means, `kl_score_{side}` = (zero - spliced) / zero; 0 where the denominator is. `ce_clean`.
+        For side in (input, output) what `reconstruction_quality` gives. Of the Jacobian, means over tokens:
+        `above_{t}` for t in .005, .01, .015, .02, `kurtosis` (E[J^4] / E[J^2]^2, uncentred), `norm_l2t`, `norm_l4t`,
+        `norm_linft`, `l1_over_l2` (mean |J| over root mean square), 0 where J is. Each mean over tokens has its
+        standard error under the same name with `_se`. `n_tokens`.
+
+    Raises:
+        ValueError: there is nothing to predict, or pair and model do not fit.
+    """
+    if pair.config.d_in != language_model.d_model:
+        raise ValueError(
+            f"the pair's d_in is {pair.config.d_in}, but {language_model.name} has d_model {language_model.d_model}: "
+            "they do not belong together"
+        )
+    if not any(len(document) > 2 for document in documents):
+        raise ValueError("there is nothing to predict: no document has more than two tokens, BOS counted")
+    layer = pair.config.layer
+    stream = MLPInputs(language_model, documents, layer, batch_tokens)
+    means = {name: _Mean() for name in ("ce_clean", *(f"{what}_{name}" for what in ("ce", "kl") for name in _splices(pair)))}
+    for batch in packed(documents, batch_tokens):
+        tokens, measured = batch.tokens.to(language_model.device), batch.measured.to(language_model.device)
+        clean = language_model.spliced_logits(tokens, layer).log_softmax(-1)
+        means["ce_clean"].add(_cross_entropy(clean, tokens, measured))
+        for name, replacements in _splices(pair).items():
+            spliced = language_model.spliced_logits(tokens, layer, **replacements).log_softmax(-1)
+            means[f"ce_{name}"].add(_cross_entropy(spliced, tokens, measured))
+            means[f"kl_{name}"].add(F.kl_div(spliced, clean, log_target=True, reduction="none").sum(-1)[measured])
+    for mlp_input in stream:
+        for name, values in _jacobian_measures(run_sandwich(pair, mlp_input).jacobian.abs()).items():
+            means.setdefault(name, _Mean()).add(values)
+    results = {}
+    for name, mean in means.items():
+        results |= {name: mean.mean, f"{name}_se": mean.standard_error}
+    return results | _scores(results) | reconstruction_quality(pair, stream)
+
+
+def _splices(pair: SAEPair) -> dict[str, dict]:
+    """What stands in the place of the MLP's input or output in each spliced pass."""
+
+    def reconstructed(sae):
+        def replace(x: Tensor) -> Tensor:
+            activations, latents = top_latents(sae, x.flatten(0, 1))
+            return decode(sae.W_dec, sae.b_dec, activations, latents).view_as(x)
+
+        return replace
+
+    input_side, output_side = reconstructed(pair.input_sae), reconstructed(pair.output_sae)
+    return {
+        "input": {"mlp_input": input_side},
+        "output": {"mlp_output": output_side},
+        "pair": {"mlp_input": input_side, "mlp_output": output_side},
+        "zero_input": {"mlp_input": torch.zeros_like},
+        "zero_output": {"mlp_output": torch.zeros_like},
+    }
+
+
+def _cross_entropy(log_probabilities: Tensor, tokens: Tensor, measured: Tensor) -> Tensor:
+    """-log p of each token that a measured position predicts."""
+    predicts = measured[:, :-1] & measured[:, 1:]
+    successors = log_probabilities[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    return -successors[predicts]
+
+
+def _jacobian_measures(magnitude: Tensor) -> dict[str, Tensor]:
+    """Per token of |J| [n, k, k]; each [n]."""
+    norms = token_norms(magnitude)
+    root = norms["l2t"].clamp(min=torch.finfo(magnitude.dtype).tiny)
+    above = {f"above_{threshold}": (magnitude > threshold).double().mean(dim=(1, 2)) for threshold in THRESHOLDS}
+    return above | {f"norm_{name}": values for name, values in norms.items()} | {
+        "kurtosis": (norms["l4t"] / root) ** 4,
+        "l1_over_l2": magnitude.mean(dim=(1, 2)) / root,
+    }
+
+
+def _scores(results: dict[str, float]) -> dict[str, float]:
+    scores = {}
+    for side, zero in (("input", "zero_input"), ("output", "zero_output"), ("pair", "zero_output")):
+        for what, clean in (("ce", results["ce_clean"]), ("kl", 0.0)):
+            gap = results[f"{what}_{zero}"] - clean
+            scores[f"{what}_score_{side}"] = (results[f"{what}_{zero}"] - results[f"{what}_{side}"]) / gap if gap else 0.0
+    return scores
+
+
+class _Mean:
+    def __init__(self):
+        self.n, self.total, self.squares = 0, 0.0, 0.0
+
+    def add(self, values: Tensor) -> None:
+        values = values.double()
+        self.n += values.numel()
+        self.total += values.sum().item()
+        self.squares += values.square().sum().item()
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.n
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, tokens taken as independent."""
+        return math.sqrt(max(0.0, self.squares / self.n - self.mean**2) / max(1, self.n - 1))

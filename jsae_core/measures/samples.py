@@ -1,0 +1,83 @@
+"""Drawing elements of the Jacobians of a stream: which token, which output rank, which input rank.
+
+Here: what `ablation.py` and `linearity.py` sample alike. Not here: what is done with a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jsae_core.sae_pair import SAEPair
+
+Ranks = Literal["random", "diagonal", "all"]
+BATCH_BYTES = 64 * 2**20
+
+
+class Samples(NamedTuple):
+    """Elements of Jacobians, in token order; each [n_samples], int64."""
+
+    token: Tensor
+    output_rank: Tensor
+    input_rank: Tensor
+
+    def split(self, size: int) -> list[Samples]:
+        parts = [values.split(size) for values in self]
+        return [Samples(*columns) for columns in zip(*parts, strict=True)]
+
+
+def draw_samples(n_tokens: int, k: int, n_samples: int | None, ranks: Ranks, seed: int) -> Samples:
+    """Elements of `n_tokens` Jacobians of k x k.
+
+    Args:
+        n_samples: how many; None: all there are.
+        ranks: "random": without replacement from all; "diagonal": the i-th input with the i-th output latent, in
+            token order; "all": every element, in token order.
+
+    Raises:
+        ValueError: there are fewer than `n_samples`, or `ranks` is unknown.
+    """
+    per_token = {"random": k * k, "diagonal": k, "all": k * k}.get(ranks)
+    if per_token is None:
+        raise ValueError(f"unknown ranks {ranks!r}; expected 'random', 'diagonal' or 'all'")
+    available = n_tokens * per_token
+    n_samples = available if n_samples is None else n_samples
+    if not 1 <= n_samples <= available:
+        raise ValueError(
+            f"n_samples is {n_samples}, but {n_tokens} tokens with k {k} hold {available} samples of ranks {ranks!r}; "
+            "expected a number from 1 to that"
+        )
+    if ranks == "random":
+        chosen = torch.from_numpy(np.sort(_without_replacement(available, n_samples, seed)))
+    else:
+        chosen = torch.arange(n_samples)
+    token, element = chosen // per_token, chosen % per_token
+    if ranks == "diagonal":
+        return Samples(token, element, element)
+    return Samples(token, element // k, element % k)
+
+
+def _without_replacement(available: int, n_samples: int, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    if n_samples > available // 3:
+        return generator.permutation(available)[:n_samples]
+    # numpy's own would hold all that is available; a few draws too many, repeats thrown away, hold only the sample
+    drawn = np.unique(generator.integers(available, size=2 * n_samples))
+    return generator.permutation(drawn)[:n_samples]
+
+
+def joined(stream: Iterable[Tensor]) -> Tensor:
+    """The whole stream [n_tokens, d_model]. Raises ValueError if it holds no token."""
+    chunks = [chunk for chunk in stream if len(chunk)]
+    if not chunks:
+        raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
+    return torch.cat(chunks)
+
+
+def inputs_at_once(pair: SAEPair) -> int:
+    """How many MLP inputs to encode at once: their pre-activations, d_sae each, are the largest thing then."""
+    return max(1, BATCH_BYTES // (pair.config.d_sae * pair.input_sae.W_enc.element_size()))

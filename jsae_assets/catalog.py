@@ -189,9 +189,7 @@ class Catalog(Section):
 
     def pair(self, variant: str, model: str, layer: int) -> Pair | None:
         """The entry that holds this pair, or None."""
-        return next(
-            (p for p in self.pairs if p.variant == variant and p.model == model and layer in p.layers), None
-        )
+        return next((p for p in self.pairs if p.variant == variant and p.model == model and layer in p.layers), None)
 
     def digest(self, model: str, pair: Pair | None = None) -> str:
         """Which catalog entries something was made from: a hash that changes when the model's, its text's or the
@@ -233,7 +231,9 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        origin = "" if not named else f" ({CATALOG_VARIABLE} names it)" if named == os.environ.get(CATALOG_VARIABLE) else ""
+        origin = (
+            "" if not named else f" ({CATALOG_VARIABLE} names it)" if named == os.environ.get(CATALOG_VARIABLE) else ""
+        )
         raise CatalogError(f"{path}{origin}: the catalog cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise CatalogError(f"{path}: is no UTF-8 text ({error.reason} at byte {error.start})") from error
@@ -289,6 +289,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
-                    raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark
+                    )
                 seen.add((key.tag, key.value))
         return node

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from jsae_core.jacobian import Sandwich, run_sandwich
-from jsae_core.measures.samples import Ranks, Samples, draw_samples, inputs_at_once, joined
+from jsae_core.measures.samples import Ranks, Samples, draw_samples, inputs_at_once, joined, table
 from jsae_core.sae_pair import SAEPair, top_latents
 
 ABSOLUTE_TOLERANCE = 0.1  # the published criterion: |J + change| below it
 RELATIVE_TOLERANCE = 0.1  # |J + change| below this share of |J|
+ROUNDING = 1e-12  # equal elements computed in float32 have a variance of up to this share of their mean square
 NOTEWORTHY = 0.01  # most |J| are so small that the absolute criterion passes by itself; those above it decide
 
 
@@ -43,7 +44,7 @@ def ablation_samples(
         left the TopK).
 
     Raises:
-        ValueError: the stream is empty, or holds fewer elements than `n_samples`, or `ranks` is unknown.
+        ValueError: the stream is empty, not finite, or holds fewer elements than `n_samples`, or `ranks` is unknown.
     """
     x = joined(stream)
     samples = draw_samples(len(x), pair.config.k, n_samples, ranks, seed)
@@ -69,10 +70,11 @@ def _line(samples: pd.DataFrame) -> dict[str, float]:
     predicted, change = -samples["jacobian"].to_numpy(np.float64), samples["change"].to_numpy(np.float64)
     error = np.abs(change - predicted)
     (spread, together), (_, change_spread) = np.cov(predicted, change, bias=True)
-    both = np.sqrt(spread * change_spread)
+    varies = spread > ROUNDING * np.mean(predicted**2)
+    both_vary = varies and change_spread > ROUNDING * np.mean(change**2)
     values = (
-        together / spread if spread > 0 else 0.0,
-        together / both if both > 0 else 0.0,
+        together / spread if varies else 0.0,
+        together / np.sqrt(spread * change_spread) if both_vary else 0.0,
         np.mean(error < ABSOLUTE_TOLERANCE),
         np.mean(error < RELATIVE_TOLERANCE * np.abs(predicted)),
         len(samples),
@@ -99,7 +101,7 @@ def _ablate(pair: SAEPair, x: Tensor, samples: Samples) -> pd.DataFrame:
         "output_activation": before,
         "ablated_activation": after,
     }
-    return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+    return table(columns)
 
 
 def _after_ablation(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jsae_core.jacobian import run_sandwich
-from jsae_core.measures.samples import draw_samples, inputs_at_once, joined
+from jsae_core.measures.samples import draw_samples, inputs_at_once, joined, table
 from jsae_core.sae_pair import SAEPair, top_latents
 
 POINTS = 100
@@ -44,8 +44,6 @@ def function_curves(
             raise ValueError(f"{name} must be {n} whole numbers from 0 to {k - 1}, one for each row of mlp_input")
     parts = torch.arange(n, device=mlp_input.device).split(max(1, inputs_at_once(pair) // POINTS))
     curves = [_curves(pair, mlp_input[part], output_ranks[part], input_ranks[part]) for part in parts]
-    if not curves:
-        return mlp_input.new_empty(0, POINTS), mlp_input.new_empty(0, POINTS)
     return torch.cat([values for values, _ in curves]), torch.cat([values for _, values in curves])
 
 
@@ -86,7 +84,7 @@ def function_shapes(pair: SAEPair, stream: Iterable[Tensor], n_samples: int, see
         curve's range is below 0.01, whatever its class), `input_activation`, `output_activation` (what occurred).
 
     Raises:
-        ValueError: the stream is empty, or holds fewer elements than `n_samples`.
+        ValueError: the stream is empty, not finite, or holds fewer elements than `n_samples`.
     """
     x = joined(stream)
     samples = draw_samples(len(x), pair.config.k, n_samples, "random", seed)
@@ -106,7 +104,7 @@ def function_shapes(pair: SAEPair, stream: Iterable[Tensor], n_samples: int, see
             "input_activation": sandwich.input_activations[row, input_rank],
             "output_activation": sandwich.output_activations[row, output_rank],
         }
-        frame = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+        frame = table(columns)
         frame.insert(5, "shape", classify_curves(input_values, output_values))
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)

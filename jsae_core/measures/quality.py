@@ -37,15 +37,16 @@ def pair_quality(
         For side in (input, output, pair) - the input SAE's reconstruction in the place of the MLP's input, the output
         SAE's in that of its output, or both at once:
         `ce_{side}`, `kl_{side}` (cross-entropy; divergence of the spliced from the clean prediction), and with zeros in
-        that place instead `ce_zero_{side}`, `kl_zero_{side}`; `ce_score_{side}` = (zero - spliced) / (zero - clean) of
-        the means, `kl_score_{side}` = (zero - spliced) / zero; 0 where the denominator is. `ce_clean`.
+        that place instead `ce_zero_{side}`, `kl_zero_{side}` (the pair's are the output's, and have no name of their
+        own); `ce_score_{side}` = (zero - spliced) / (zero - clean) of the means, `kl_score_{side}` = (zero - spliced) /
+        zero; 0 where the denominator is. `ce_clean`.
         For side in (input, output) what `reconstruction_quality` gives. Of the Jacobian, means over tokens:
         `above_{t}` for t in .005, .01, .015, .02, `kurtosis` (E[J^4] / E[J^2]^2, uncentred), `norm_l2t`, `norm_l4t`,
         `norm_linft`, `l1_over_l2` (mean |J| over root mean square), 0 where J is. Each mean over tokens has its
         standard error under the same name with `_se`. `n_tokens`.
 
     Raises:
-        ValueError: there is nothing to predict, or pair and model do not fit.
+        ValueError: there is nothing to predict, or pair and model do not belong together, or a result is not finite.
     """
     if pair.config.d_in != language_model.d_model:
         raise ValueError(
@@ -55,23 +56,35 @@ def pair_quality(
     if not any(len(document) > 2 for document in documents):
         raise ValueError("there is nothing to predict: no document has more than two tokens, BOS counted")
     layer = pair.config.layer
-    stream = MLPInputs(language_model, documents, layer, batch_tokens)
-    means = {name: _Mean() for name in ("ce_clean", *(f"{what}_{name}" for what in ("ce", "kl") for name in _splices(pair)))}
+    splices = _splices(pair)
+    means = {name: _Mean() for name in ("ce_clean", *(f"{what}_{name}" for what in ("ce", "kl") for name in splices))}
     for batch in packed(documents, batch_tokens):
         tokens, measured = batch.tokens.to(language_model.device), batch.measured.to(language_model.device)
-        clean = language_model.spliced_logits(tokens, layer).log_softmax(-1)
+        mlp_input, mlp_output = (x[measured] for x in language_model.mlp_activations(tokens, layer))
+        sandwich = run_sandwich(pair, mlp_input)
+        # 10% of the output's norm: far above the rounding of bfloat16, far below another MLP's output
+        if (sandwich.mlp_output - mlp_output).norm() > 0.1 * mlp_output.norm():
+            raise ValueError(
+                f"the pair's MLP does not give what {language_model.name}'s gives at layer {layer}: they do not belong "
+                "together (another model, layer or revision, or weights that were folded or randomised)"
+            )
+        for name, values in _jacobian_measures(sandwich.jacobian.abs().double()).items():
+            means.setdefault(name, _Mean()).add(values)
+        clean = _log_probabilities(language_model.spliced_logits(tokens, layer))
         means["ce_clean"].add(_cross_entropy(clean, tokens, measured))
-        for name, replacements in _splices(pair).items():
-            spliced = language_model.spliced_logits(tokens, layer, **replacements).log_softmax(-1)
+        for name, replacements in splices.items():
+            spliced = _log_probabilities(language_model.spliced_logits(tokens, layer, **replacements))
             means[f"ce_{name}"].add(_cross_entropy(spliced, tokens, measured))
             means[f"kl_{name}"].add(F.kl_div(spliced, clean, log_target=True, reduction="none").sum(-1)[measured])
-    for mlp_input in stream:
-        for name, values in _jacobian_measures(run_sandwich(pair, mlp_input).jacobian.abs()).items():
-            means.setdefault(name, _Mean()).add(values)
     results = {}
     for name, mean in means.items():
         results |= {name: mean.mean, f"{name}_se": mean.standard_error}
-    return results | _scores(results) | reconstruction_quality(pair, stream)
+    stream = MLPInputs(language_model, documents, layer, batch_tokens)
+    results |= _scores(results) | reconstruction_quality(pair, stream)
+    broken = [name for name, value in results.items() if not math.isfinite(value)]
+    if broken:
+        raise ValueError(f"NaN or infinite: {', '.join(broken)}; does {language_model.name} give finite logits?")
+    return results
 
 
 def _splices(pair: SAEPair) -> dict[str, dict]:
@@ -92,6 +105,11 @@ def _splices(pair: SAEPair) -> dict[str, dict]:
         "zero_input": {"mlp_input": torch.zeros_like},
         "zero_output": {"mlp_output": torch.zeros_like},
     }
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """At least float32: bfloat16 has too few digits for the difference of two predictions."""
+    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _cross_entropy(log_probabilities: Tensor, tokens: Tensor, measured: Tensor) -> Tensor:
@@ -116,8 +134,9 @@ def _scores(results: dict[str, float]) -> dict[str, float]:
     scores = {}
     for side, zero in (("input", "zero_input"), ("output", "zero_output"), ("pair", "zero_output")):
         for what, clean in (("ce", results["ce_clean"]), ("kl", 0.0)):
-            gap = results[f"{what}_{zero}"] - clean
-            scores[f"{what}_score_{side}"] = (results[f"{what}_{zero}"] - results[f"{what}_{side}"]) / gap if gap else 0.0
+            zeroed, spliced = results[f"{what}_{zero}"], results[f"{what}_{side}"]
+            gap = zeroed - clean
+            scores[f"{what}_score_{side}"] = (zeroed - spliced) / gap if gap else 0.0
     return scores
 
 

@@ -1,14 +1,15 @@
 """Drawing elements of the Jacobians of a stream: which token, which output rank, which input rank.
 
-Here: what `ablation.py` and `linearity.py` sample alike. Not here: what is done with a sample.
+Here: what `ablation.py` and `linearity.py` do alike around a sample. Not here: what is done with a sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -52,7 +53,8 @@ def draw_samples(n_tokens: int, k: int, n_samples: int | None, ranks: Ranks, see
             "expected a number from 1 to that"
         )
     if ranks == "random":
-        chosen = torch.from_numpy(np.sort(_without_replacement(available, n_samples, seed)))
+        chosen = np.random.default_rng(seed).choice(available, n_samples, replace=False, shuffle=False)
+        chosen = torch.from_numpy(np.sort(chosen))
     else:
         chosen = torch.arange(n_samples)
     token, element = chosen // per_token, chosen % per_token
@@ -61,21 +63,25 @@ def draw_samples(n_tokens: int, k: int, n_samples: int | None, ranks: Ranks, see
     return Samples(token, element // k, element % k)
 
 
-def _without_replacement(available: int, n_samples: int, seed: int) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    if n_samples > available // 3:
-        return generator.permutation(available)[:n_samples]
-    # numpy's own would hold all that is available; a few draws too many, repeats thrown away, hold only the sample
-    drawn = np.unique(generator.integers(available, size=2 * n_samples))
-    return generator.permutation(drawn)[:n_samples]
+def table(columns: Mapping[str, Tensor]) -> pd.DataFrame:
+    """A column a tensor, each [n_samples]. 16-bit floats become float32: numpy has no bfloat16."""
+    return pd.DataFrame(
+        {
+            name: (values.float() if values.is_floating_point() and values.itemsize < 4 else values).cpu().numpy()
+            for name, values in columns.items()
+        }
+    )
 
 
 def joined(stream: Iterable[Tensor]) -> Tensor:
-    """The whole stream [n_tokens, d_model]. Raises ValueError if it holds no token."""
+    """The whole stream [n_tokens, d_model]. Raises ValueError if it holds no token, or NaN or infinite values."""
     chunks = [chunk for chunk in stream if len(chunk)]
     if not chunks:
         raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
-    return torch.cat(chunks)
+    x = torch.cat(chunks)
+    if not torch.isfinite(x).all():
+        raise ValueError("the MLP inputs hold NaN or infinite values")
+    return x
 
 
 def inputs_at_once(pair: SAEPair) -> int:

@@ -166,7 +166,9 @@ CONTRADICTORY = {
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "entry", "expected"), [*MALFORMED.values(), *CONTRADICTORY.values()], ids=[*MALFORMED, *CONTRADICTORY]
+    ("place", "value", "entry", "expected"),
+    [*MALFORMED.values(), *CONTRADICTORY.values()],
+    ids=[*MALFORMED, *CONTRADICTORY],
 )
 def test_a_bad_entry_is_refused_by_naming_file_entry_and_what_was_expected(tmp_path, place, value, entry, expected):
     message = refusal(tmp_path, with_change(place, value))
@@ -251,7 +253,24 @@ def test_a_merge_of_what_lies_deeper_and_is_itself_merged_is_no_repeated_key(tmp
     )
 
 
-BAD_KEYS = ["", "a|b", "a,b", "a/b", "a\\b", "..", "a..b", ".hidden", "-a", "a b", " a", "a\n", "a\tb", "a\0b", "a\x7f", "ä"]
+BAD_KEYS = [
+    "",
+    "a|b",
+    "a,b",
+    "a/b",
+    "a\\b",
+    "..",
+    "a..b",
+    ".hidden",
+    "-a",
+    "a b",
+    " a",
+    "a\n",
+    "a\tb",
+    "a\0b",
+    "a\x7f",
+    "ä",
+]
 
 
 @pytest.mark.parametrize("key", BAD_KEYS, ids=repr)

@@ -98,7 +98,9 @@ def test_a_job_restricted_to_an_asset_runs_the_assets_checks_too(instance):
     definitions = dg.Definitions(
         assets=[pair, other], asset_checks=[faithful], jobs=[dg.define_asset_job("job", dg.AssetSelection.all())]
     )
-    result = definitions.resolve_job_def("job").execute_in_process(instance=instance, asset_selection=[dg.AssetKey("pair")])
+    result = definitions.resolve_job_def("job").execute_in_process(
+        instance=instance, asset_selection=[dg.AssetKey("pair")]
+    )
     assert [event.asset_key for event in result.get_asset_materialization_events()] == [dg.AssetKey("pair")]
     assert len(result.get_asset_check_evaluations()) == 1
 

@@ -15,7 +15,13 @@ from tests.jsae_assets.conftest import REPOSITORY, write_catalog
 
 SLOW = {"torch", "transformers", "transformer_lens", "sae_lens", "wandb", "datasets"}
 PER_VARIANT = ("sae_pair", "jacobian_histogram", "jacobian_examples")
-FIGURES = ("jacobian_histogram", "jacobian_thresholds", "jacobian_examples", "jacobian_examples_l1", "jacobian_examples_l2")
+FIGURES = (
+    "jacobian_histogram",
+    "jacobian_thresholds",
+    "jacobian_examples",
+    "jacobian_examples_l1",
+    "jacobian_examples_l2",
+)
 
 
 def run(home: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -46,7 +52,9 @@ def test_loading_the_definitions_imports_nothing_that_takes_seconds(fresh_home):
 
 
 def test_importing_the_definitions_warns_of_nothing(fresh_home):
-    result = run(fresh_home, sys.executable, "-c", "import jsae_assets.definitions as d; d.defs().resolve_asset_graph()")
+    result = run(
+        fresh_home, sys.executable, "-c", "import jsae_assets.definitions as d; d.defs().resolve_asset_graph()"
+    )
     assert "Warning" not in result.stderr
 
 

@@ -17,7 +17,8 @@ from tests.jsae_assets.conftest import REPOSITORY, Graph, write_catalog
 
 CELL_0 = {f"traditional/{name} 0|tiny" for name in ("sae_pair", "jacobian_histogram", "jacobian_examples")}
 FIGURES = {
-    f"figures/jsae/jacobian_{name} 1|tiny" for name in ("histogram", "thresholds", "examples", "examples_l1", "examples_l2")
+    f"figures/jsae/jacobian_{name} 1|tiny"
+    for name in ("histogram", "thresholds", "examples", "examples_l1", "examples_l2")
 }
 JSAE = {f"jsae/{name} 1|tiny" for name in ("sae_pair", "jacobian_histogram", "jacobian_examples")}
 TRADITIONAL_1 = {f"traditional/{name} 1|tiny" for name in ("sae_pair", "jacobian_histogram", "jacobian_examples")}
@@ -67,7 +68,11 @@ def test_a_second_run_computes_nothing_and_says_so(finished, capsys):
     capsys.readouterr()
     assert run(finished) == set()
     said = capsys.readouterr().out
-    for line in ("[1/3] tiny: tokens: up to date", "[2/3] tiny, layer 0: up to date", "[3/3] tiny, layer 1: up to date"):
+    for line in (
+        "[1/3] tiny: tokens: up to date",
+        "[2/3] tiny, layer 0: up to date",
+        "[3/3] tiny, layer 1: up to date",
+    ):
         assert line in said
     assert finished.stored() == before
 

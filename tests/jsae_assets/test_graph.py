@@ -75,7 +75,9 @@ def test_the_stored_histogram_is_the_cores_on_the_stored_pair_and_tokens(measure
 
 def test_traditional_and_jsae_see_the_same_tokens(measured):
     examples = [load_file(measured.graph.file(f"{variant}/jacobian_examples")) for variant in ("traditional", "jsae")]
-    histograms = [load_file(measured.graph.file(f"{variant}/jacobian_histogram")) for variant in ("traditional", "jsae")]
+    histograms = [
+        load_file(measured.graph.file(f"{variant}/jacobian_histogram")) for variant in ("traditional", "jsae")
+    ]
     assert torch.equal(examples[0]["token_ids"], examples[1]["token_ids"])
     assert histograms[0]["n_tokens"] == histograms[1]["n_tokens"]
     lineage = measured.graph.definitions.resolve_asset_graph()
@@ -115,7 +117,10 @@ def test_a_stored_pair_is_that_of_its_layer_and_carries_the_models_own_mlp(measu
     ("asset", "names"),
     [
         ("tokens", {"tokens", "documents", "source", "seconds", "path", "size", "first_document"}),
-        ("jsae/sae_pair", {"d_sae", "k", "jacobian_coefficient", "source", "source_digest", "device", "seconds", "path"}),
+        (
+            "jsae/sae_pair",
+            {"d_sae", "k", "jacobian_coefficient", "source", "source_digest", "device", "seconds", "path"},
+        ),
         ("jsae/jacobian_histogram", {"tokens", "share_above_0.01", "device", "seconds", "path", "size", "source"}),
         ("jsae/jacobian_examples", {"tokens", "prompt", "device", "seconds", "path", "size", "source"}),
         ("figures/jsae/jacobian_histogram", {"picture", "page", "path", "size", "source"}),
@@ -173,7 +178,9 @@ def test_a_cell_that_one_variant_holds_gets_that_variants_share_and_no_figure(en
     tiny.tokenise()
     result = tiny.measure(0)
     assert result.success
-    assert materialised(result) == {f"traditional/{name}" for name in ("sae_pair", "jacobian_histogram", "jacobian_examples")}
+    assert materialised(result) == {
+        f"traditional/{name}" for name in ("sae_pair", "jacobian_histogram", "jacobian_examples")
+    }
     assert "catalog holds no jsae pair of tiny at layer 0. Layers of tiny with one: 1" in tiny.messages(result)
 
 
@@ -319,7 +326,10 @@ def configure(**changes):
 
 DAMAGES = {
     "no directory": (shutil.rmtree, ["pairs/1"]),
-    "no weights": (lambda folder: (folder / "sae_weights.safetensors").unlink(), ["sae_weights.safetensors is missing"]),
+    "no weights": (
+        lambda folder: (folder / "sae_weights.safetensors").unlink(),
+        ["sae_weights.safetensors is missing"],
+    ),
     "no configuration": (lambda folder: (folder / "cfg.json").unlink(), ["cfg.json is missing"]),
     "truncated weights": (truncate, ["sae_weights.safetensors", "no complete safetensors file"]),
     "an empty file of weights": (
@@ -362,7 +372,9 @@ def test_a_pair_of_a_model_with_another_width_is_refused_naming_both(from_direct
     save_language_model(tmp_path / "wide", hidden_size=24)
     catalog = from_directory.catalog
     wide = catalog.models["tiny"].model_copy(update={"directory": str(tmp_path / "wide")})
-    result = from_directory.with_catalog(catalog.model_copy(update={"models": {"tiny": wide}})).measure(1, "jsae/sae_pair")
+    result = from_directory.with_catalog(catalog.model_copy(update={"models": {"tiny": wide}})).measure(
+        1, "jsae/sae_pair"
+    )
     (message,) = failures(result).values()
     for words in ("d_in is 16", "d_model 24", "do not belong together"):
         assert words in message
@@ -414,7 +426,9 @@ def damaged_model(source: Path, folder: Path, damage) -> str:
     ],
     ids=["no directory", "no config.json", "no weights", "truncated weights"],
 )
-def test_a_model_directory_that_is_not_whole_is_refused_by_name(entries, graph, language_model, tmp_path, damage, expected):
+def test_a_model_directory_that_is_not_whole_is_refused_by_name(
+    entries, graph, language_model, tmp_path, damage, expected
+):
     changed = entries()
     changed["models"]["tiny"]["directory"] = damaged_model(language_model, tmp_path / "damaged-model", damage)
     tiny = graph(changed)
@@ -475,7 +489,9 @@ def test_a_dataset_that_cannot_be_reached_is_refused_by_name_with_what_to_do(ent
 
 
 def test_documents_shorter_than_two_tokens_are_left_out_and_the_rest_is_kept(entries, graph, tmp_path):
-    (tmp_path / "mixed.jsonl").write_text('{"text": ""}\n{"text": "ab"}\n{"text": ""}\n{"text": "c"}\n', encoding="utf-8")
+    (tmp_path / "mixed.jsonl").write_text(
+        '{"text": ""}\n{"text": "ab"}\n{"text": ""}\n{"text": "c"}\n', encoding="utf-8"
+    )
     changed = entries()
     changed["text"]["measured"] = {"files": ["mixed.jsonl"]}
     tiny = graph(changed)

@@ -141,7 +141,9 @@ def test_tensors_annotated_dict_are_read_whole(tmp_path, annotation):
     again = read("tensors", tmp_path, annotation)
     assert type(again) is dict
     assert again.keys() == TENSORS.keys()
-    assert all(torch.equal(again[name], tensor) and again[name].dtype == tensor.dtype for name, tensor in TENSORS.items())
+    assert all(
+        torch.equal(again[name], tensor) and again[name].dtype == tensor.dtype for name, tensor in TENSORS.items()
+    )
 
 
 def test_a_view_and_a_tensor_in_strides_are_stored_as_what_they_show(tmp_path):
@@ -229,7 +231,9 @@ def test_tensors_are_read_lazily_only_those_asked_for(tmp_path, monkeypatch):
 def test_nothing_is_opened_before_it_is_used_so_that_a_missing_input_may_be_declined(tmp_path):
     stored = read("tensors", tmp_path, StoredTensors)
     assert isinstance(stored, StoredTensors)
-    with pytest.raises(FileNotFoundError, match=r"tiny\.safetensors is missing; materialise some/tensors for 1\|tiny first"):
+    with pytest.raises(
+        FileNotFoundError, match=r"tiny\.safetensors is missing; materialise some/tensors for 1\|tiny first"
+    ):
         stored["a"]
 
 

@@ -23,7 +23,12 @@ def machine(monkeypatch, cuda_devices: int = 0, mps: bool = False) -> None:
 
 @pytest.mark.parametrize(
     ("device", "cuda_devices", "what"),
-    [("cuda", 0, "0 CUDA devices"), ("cuda:0", 0, "0 CUDA devices"), ("cuda:2", 2, "2 CUDA devices"), ("mps", 0, "mps")],
+    [
+        ("cuda", 0, "0 CUDA devices"),
+        ("cuda:0", 0, "0 CUDA devices"),
+        ("cuda:2", 2, "2 CUDA devices"),
+        ("mps", 0, "mps"),
+    ],
 )
 def test_a_device_that_this_machine_lacks_is_an_error_that_says_what_to_do(monkeypatch, device, cuda_devices, what):
     machine(monkeypatch, cuda_devices)
@@ -98,9 +103,7 @@ class Watching(Compute):
 slots: list[tuple[int, int]] = []
 
 
-def test_a_run_loads_its_model_once_and_holds_the_one_slot_of_the_pool_while_it_computes(
-    monkeypatch, entries, graph
-):
+def test_a_run_loads_its_model_once_and_holds_the_one_slot_of_the_pool_while_it_computes(monkeypatch, entries, graph):
     real, loaded = jsae_core.load_language_model, []
 
     def counting(source, **settings):

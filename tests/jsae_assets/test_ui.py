@@ -56,7 +56,9 @@ class Server:
         raise AssertionError(f"{what} did not happen\n{self.output()}")
 
     def output(self) -> str:
-        return "\n".join(f"--- {log.name}\n{log.read_text(encoding='utf-8', errors='replace')[-4000:]}" for log in self.logs)
+        return "\n".join(
+            f"--- {log.name}\n{log.read_text(encoding='utf-8', errors='replace')[-4000:]}" for log in self.logs
+        )
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +172,9 @@ def test_partitions_appear_by_themselves_and_a_backfill_over_a_cell_the_catalog_
     results = runs["runsOrError"]["results"]
     assert [result["status"] for result in results] == ["SUCCESS", "SUCCESS"]
     logged = [event.get("message", "") for result in results for event in logs(server, result["runId"])]
-    assert any("the catalog holds no jsae pair of tiny at layer 0. Layers of tiny with one: 1" in text for text in logged)
+    assert any(
+        "the catalog holds no jsae pair of tiny at layer 0. Layers of tiny with one: 1" in text for text in logged
+    )
 
 
 def logs(server: Server, run: str) -> list[dict]:

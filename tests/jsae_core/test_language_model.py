@@ -141,6 +141,75 @@ def test_changing_the_frozen_mlp_does_not_change_the_model(neox, tokens):
     assert torch.equal(neox.mlp_activations(tokens, 1)[1], before)
 
 
+SPLICES = {
+    "nothing": {},
+    "the input": {"mlp_input": lambda x: 0.5 * x.flip(-1)},
+    "the output": {"mlp_output": lambda y: 2 - y},
+    "both": {"mlp_input": lambda x: 0.5 * x.flip(-1), "mlp_output": lambda y: 2 - y},
+    "a zeroed input": {"mlp_input": torch.zeros_like},
+    "a zeroed output": {"mlp_output": torch.zeros_like},
+}
+each_splice = pytest.mark.parametrize("splice", SPLICES.values(), ids=SPLICES)
+
+
+@each_splice
+@pytest.mark.parametrize("layer", [0, N_LAYERS - 1])
+def test_spliced_logits_are_hugging_face_s_with_hooks_on_its_mlp(
+    architecture, language_model, hugging_face, tokens, layer, splice
+):
+    mlp = LAYERS[architecture](hugging_face)[layer].mlp
+    handles = []
+    if "mlp_input" in splice:
+        handles.append(mlp.register_forward_pre_hook(lambda module, args: (splice["mlp_input"](args[0]),)))
+    if "mlp_output" in splice:
+        handles.append(mlp.register_forward_hook(lambda module, args, output: splice["mlp_output"](output)))
+    with torch.no_grad():
+        expected = hugging_face(tokens).logits
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(language_model.spliced_logits(tokens, layer, **splice), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_splice_is_given_what_mlp_activations_gives(language_model, tokens):
+    given = {}
+
+    def keep(name):
+        return lambda x: given.setdefault(name, x.clone())
+
+    kept = language_model.spliced_logits(tokens, 1, keep("input"), keep("output"))
+    mlp_input, mlp_output = language_model.mlp_activations(tokens, 1)
+    torch.testing.assert_close(given["input"], mlp_input, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(given["output"], mlp_output, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(kept, language_model.spliced_logits(tokens, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_splice_changes_the_model_for_its_own_pass_only(neox, tokens):
+    before = neox.spliced_logits(tokens, 1)
+    for splice in SPLICES.values():
+        assert torch.equal(neox.spliced_logits(tokens, 1, **splice), before) == (not splice)
+    assert torch.equal(neox.spliced_logits(tokens, 1), before)
+
+    def fail(x):
+        raise RuntimeError("the splice failed")
+
+    with pytest.raises(RuntimeError, match="the splice failed"):
+        neox.spliced_logits(tokens, 1, mlp_input=fail)
+    assert torch.equal(neox.spliced_logits(tokens, 1), before)
+
+
+def test_spliced_logits_keep_leading_dimensions_and_carry_no_graph(neox, tokens):
+    batch = neox.spliced_logits(tokens, 1, **SPLICES["both"])
+    assert batch.shape == (3, 12, 97) and not batch.requires_grad
+    torch.testing.assert_close(neox.spliced_logits(tokens[0], 1, **SPLICES["both"]), batch[0], rtol=1e-5, atol=1e-5)
+
+
+def test_padding_on_the_right_changes_no_spliced_logits_to_its_left(language_model, tokens):
+    padded = tokens.clone()
+    padded[:, 7:] = 0
+    whole, cut = (language_model.spliced_logits(ids, 1, **SPLICES["both"]) for ids in (padded, tokens[:, :7]))
+    torch.testing.assert_close(whole[:, :7], cut, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu_new", "silu", "quick_gelu"])
 def test_the_activation_is_the_one_the_model_s_config_names(tmp_path, tokens, activation):
     language_model = load_language_model(save_language_model(tmp_path, hidden_act=activation))
@@ -170,15 +239,17 @@ def test_a_relative_directory_given_as_text_is_read_as_a_directory(neox_director
 
 @pytest.mark.parametrize("layer", [N_LAYERS, -1])
 def test_a_layer_that_the_model_does_not_have_is_refused_naming_those_it_has(neox, tokens, layer):
-    for ask in (lambda: neox.mlp(layer), lambda: neox.mlp_activations(tokens, layer)):
+    of_tokens = (neox.mlp_activations, neox.spliced_logits)
+    for ask in (lambda: neox.mlp(layer), *(lambda method=method: method(tokens, layer) for method in of_tokens)):
         with pytest.raises(ValueError, match=f"layers 0 to {N_LAYERS - 1}; there is no layer {layer}"):
             ask()
 
 
 @pytest.mark.parametrize("token", [-1, 97])
 def test_a_token_outside_the_vocabulary_is_refused_with_the_vocabulary_s_size(neox, token):
-    with pytest.raises(ValueError, match=f"{token}.*vocabulary of 97"):
-        neox.mlp_activations(torch.tensor([0, 5, token]), 0)
+    for ask in (neox.mlp_activations, neox.spliced_logits):
+        with pytest.raises(ValueError, match=f"{token}.*vocabulary of 97"):
+            ask(torch.tensor([0, 5, token]), 0)
 
 
 def test_a_mixture_of_experts_is_refused_as_it_has_no_single_mlp(tmp_path):

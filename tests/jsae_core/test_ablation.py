@@ -1,0 +1,301 @@
+import math
+
+import numpy
+import pandas
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jsae_core import SAEPair, run_sandwich
+from jsae_core.measures import ablation_samples, ablation_summary, samples
+from tests.jsae_core.builders import D_MODEL, D_SAE, K, random_inputs, random_pair
+
+N_TOKENS = 12
+COLUMNS = [
+    "token",
+    "output_rank",
+    "input_rank",
+    "output_latent",
+    "input_latent",
+    "jacobian",
+    "change",
+    "input_activation",
+    "output_activation",
+    "ablated_activation",
+]
+PHI = {
+    "gelu": lambda z: z * (1 + math.erf(z / math.sqrt(2))) / 2,
+    "relu": lambda z: max(z, 0.0),
+    "silu": lambda z: z / (1 + math.exp(-z)),
+}
+NAMES = ("slope", "correlation", "on_line_absolute", "on_line_relative", "samples")
+
+
+@pytest.fixture(scope="module")
+def x():
+    return random_inputs(N_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return random_pair()
+
+
+def changed(pair: SAEPair, **tensors) -> SAEPair:
+    return SAEPair.from_tensors(pair.tensors() | tensors, pair.config)
+
+
+def silent(pair: SAEPair) -> SAEPair:
+    """The same pair with no latent ever above zero."""
+    biases = {name: pair.tensors()[name] - 1e4 for name in ("_b_enc", "_b_enc_out")}
+    return changed(pair, **biases)
+
+
+class OneByOne:
+    """A pair in plain Python floats, one token and one element at a time; from its tensors alone."""
+
+    def __init__(self, pair: SAEPair, activation: str):
+        self.tensors = {name: tensor.tolist() for name, tensor in pair.tensors().items()}
+        self.phi = PHI[activation]
+        self.minus_b_dec = pair.config.apply_b_dec_to_input
+
+    def affine(self, x: list[float], weight: str, bias: str) -> list[float]:
+        columns = zip(*self.tensors[weight], strict=True)
+        return [
+            sum(value * w for value, w in zip(x, column, strict=True)) + b
+            for column, b in zip(columns, self.tensors[bias], strict=True)
+        ]
+
+    def mlp(self, x: list[float]) -> list[float]:
+        hidden = self.affine(x, "mlp.W_in", "mlp.b_in")
+        if "mlp.W_gate" in self.tensors:
+            gate = self.affine(x, "mlp.W_gate", "mlp.b_gate")
+            hidden = [self.phi(g) * u for g, u in zip(gate, hidden, strict=True)]
+        else:
+            hidden = [self.phi(z) for z in hidden]
+        return self.affine(hidden, "mlp.W_out", "mlp.b_out")
+
+    def top(self, x: list[float], side: str) -> list[tuple[int, float]]:
+        """(latent, activation), largest first."""
+        if self.minus_b_dec:
+            x = [value - b for value, b in zip(x, self.tensors[f"_b_dec{side}"], strict=True)]
+        pre = self.affine(x, f"_W_enc{side}", f"_b_enc{side}")
+        return [(latent, max(pre[latent], 0.0)) for latent in sorted(range(len(pre)), key=lambda n: -pre[n])[:K]]
+
+    def ablate(self, x: list[float], output_rank: int, input_rank: int) -> dict[str, float]:
+        output_latent, before = self.top(self.mlp(x), "_out")[output_rank]
+        input_latent, input_activation = self.top(x, "")[input_rank]
+        ablated = [value - d for value, d in zip(x, self.tensors["_W_dec"][input_latent], strict=True)]
+        after = dict(self.top(self.mlp(ablated), "_out")).get(output_latent, 0.0)
+        return {
+            "output_latent": output_latent,
+            "input_latent": input_latent,
+            "change": after - before,
+            "input_activation": input_activation,
+            "output_activation": before,
+            "ablated_activation": after,
+        }
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [False, True], ids=["", "minus b_dec"])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("activation", PHI)
+def test_every_row_is_what_one_intervention_at_a_time_gives_in_plain_floats(
+    x, activation, gated, apply_b_dec_to_input
+):
+    pair = random_pair(activation, gated, apply_b_dec_to_input=apply_b_dec_to_input)
+    frame = ablation_samples(pair, [x], ranks="all")
+    one_by_one = OneByOne(pair, activation)
+    assert len(frame) == N_TOKENS * K * K
+    expected = pandas.DataFrame(
+        [
+            one_by_one.ablate(x[row.token].tolist(), row.output_rank, row.input_rank)
+            for row in frame.itertuples(index=False)
+        ]
+    )
+    pandas.testing.assert_frame_equal(frame[list(expected)], expected, rtol=1e-10, atol=1e-10)
+    assert (frame["change"].abs() > 0.01).any() and (frame["ablated_activation"] == 0).any()
+
+
+def test_the_jacobian_element_is_the_sandwich_s(pair, x):
+    jacobian = run_sandwich(pair, x).jacobian
+    for row in ablation_samples(pair, [x], 50).itertuples():
+        element = jacobian[row.token, row.output_rank, row.input_rank].item()
+        assert row.jacobian == pytest.approx(element, rel=1e-12, abs=1e-12)
+
+
+def test_a_linear_mlp_changes_by_exactly_minus_j_where_the_output_latent_stays(x):
+    pair = random_pair("linear")
+    frame = ablation_samples(pair, [x], ranks="all")
+    stays = (frame["ablated_activation"] > 0) & (frame["output_activation"] > 0)
+    assert 20 < stays.sum() < len(frame) - 20
+    numpy.testing.assert_allclose(frame["change"][stays], -frame["jacobian"][stays], rtol=0, atol=1e-10)
+    left = frame[frame["ablated_activation"] == 0]
+    assert (left["change"] == -left["output_activation"]).all()
+
+
+def test_a_linear_mlp_is_on_the_line_by_every_measure_where_topk_keeps_all_latents(x):
+    pair = random_pair("linear", d_sae=K)
+    pair = changed(pair, _b_enc_out=pair.tensors()["_b_enc_out"] + 1e3)
+    summary = ablation_summary(ablation_samples(pair, [x]))
+    for suffix in ("", "_noteworthy"):
+        assert summary[f"slope{suffix}"] == pytest.approx(1, abs=1e-10)
+        assert summary[f"correlation{suffix}"] == pytest.approx(1, abs=1e-10)
+        assert summary[f"on_line_absolute{suffix}"] == summary[f"on_line_relative{suffix}"] == 1
+
+
+def test_the_change_tends_to_minus_j_as_the_step_shrinks(pair, x):
+    errors = []
+    for step in (1e-2, 1e-3, 1e-4):
+        frame = ablation_samples(changed(pair, _W_dec=pair.tensors()["_W_dec"] * step), [x], ranks="all")
+        stays = (frame["ablated_activation"] > 0) & (frame["output_activation"] > 0)
+        errors.append(((frame["change"] + frame["jacobian"])[stays].abs() / step).median())
+    assert errors[0] > 5 * errors[1] > 25 * errors[2]
+
+
+def test_columns_and_their_types_are_fixed(pair, x):
+    frame = ablation_samples(pair, [x], 7)
+    assert list(frame) == COLUMNS and frame.index.tolist() == list(range(7))
+    assert [str(dtype) for dtype in frame.dtypes] == ["int64"] * 5 + ["float64"] * 5
+
+
+def test_random_rows_are_rows_of_all_rows(pair, x):
+    every = ablation_samples(pair, [x], ranks="all")
+    some = ablation_samples(pair, [x], 40, seed=5)
+    expected = every.iloc[some["token"] * K * K + some["output_rank"] * K + some["input_rank"]]
+    pandas.testing.assert_frame_equal(some, expected.reset_index(drop=True), rtol=1e-12, atol=1e-12)
+
+
+def test_the_diagonal_is_the_diagonal_of_all_rows(pair, x):
+    every = ablation_samples(pair, [x], ranks="all")
+    diagonal = every[every["output_rank"] == every["input_rank"]].reset_index(drop=True)
+    pandas.testing.assert_frame_equal(ablation_samples(pair, [x], ranks="diagonal"), diagonal, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 8 * D_SAE * 7])
+@pytest.mark.parametrize("ranks", ["random", "all"])
+def test_rows_do_not_depend_on_how_many_are_computed_at_once(pair, x, ranks, batch_bytes, monkeypatch):
+    at_once = ablation_samples(pair, [x], 60, ranks)
+    monkeypatch.setattr(samples, "BATCH_BYTES", batch_bytes)
+    pandas.testing.assert_frame_equal(ablation_samples(pair, [x], 60, ranks), at_once, rtol=1e-10, atol=1e-10)
+
+
+@given(cuts=st.lists(st.integers(0, N_TOKENS), max_size=4))
+def test_rows_do_not_depend_on_how_the_stream_is_cut(pair, x, cuts):
+    edges = [0, *sorted(cuts), N_TOKENS]
+    stream = (x[start:stop] for start, stop in zip(edges, edges[1:], strict=False))
+    pandas.testing.assert_frame_equal(ablation_samples(pair, stream, 30), ablation_samples(pair, [x], 30))
+
+
+@given(n_samples=st.integers(1, N_TOKENS * K * K), seed=st.integers(0, 9))
+def test_any_number_of_samples_gives_that_many_finite_rows(pair, x, n_samples, seed):
+    frame = ablation_samples(pair, [x], n_samples, seed=seed)
+    assert len(frame) == n_samples and numpy.isfinite(frame.to_numpy()).all()
+
+
+def frame_of(jacobian, change) -> pandas.DataFrame:
+    return pandas.DataFrame({"jacobian": jacobian, "change": change}, dtype=float)
+
+
+def by_numpy(jacobian: numpy.ndarray, change: numpy.ndarray) -> dict[str, float]:
+    return {
+        "slope": numpy.polyfit(-jacobian, change, 1)[0],
+        "correlation": numpy.corrcoef(-jacobian, change)[0, 1],
+        "on_line_absolute": numpy.mean([abs(c + j) < 0.1 for j, c in zip(jacobian, change, strict=True)]),
+        "on_line_relative": numpy.mean([abs(c + j) < 0.1 * abs(j) for j, c in zip(jacobian, change, strict=True)]),
+        "samples": len(jacobian),
+    }
+
+
+@given(
+    seed=st.integers(0, 10**6), n=st.integers(30, 200), noise=st.sampled_from([1e-4, 0.003, 0.1]), slope=st.floats(-2, 2)
+)
+def test_the_summary_is_what_numpy_says(seed, n, noise, slope):
+    random = numpy.random.default_rng(seed)
+    jacobian = random.normal(scale=0.02, size=n)
+    change = slope * -jacobian + random.normal(scale=noise, size=n)
+    large = numpy.abs(jacobian) > 0.01
+    expected = by_numpy(jacobian, change)
+    expected |= {f"{name}_noteworthy": value for name, value in by_numpy(jacobian[large], change[large]).items()}
+    assert ablation_summary(frame_of(jacobian, change)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_the_noteworthy_are_those_above_a_hundredth_in_magnitude():
+    summary = ablation_summary(frame_of([0.01, -0.01, 0.0101, -0.5, 0.0], [0, 0, 0, 0.5, 0]))
+    assert (summary["samples"], summary["samples_noteworthy"]) == (5, 2)
+    assert (summary["on_line_absolute"], summary["on_line_absolute_noteworthy"]) == (1, 1)
+    assert (summary["on_line_relative"], summary["on_line_relative_noteworthy"]) == (0.2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("jacobian", "change"),
+    [
+        ([], []),
+        ([0.3], [-0.3]),
+        ([0.1] * 10, [0.3] * 10),
+        ([0.1] * 10, list(range(10))),
+        (list(range(10)), [0.3] * 10),
+        ([0.0] * 4, [0.0] * 4),
+        ([0.3, 0.3 * (1 + 1e-7)], [-0.3, -0.3]),
+    ],
+    ids=["none", "one", "neither varies", "jacobian constant", "change constant", "zero", "rounding"],
+)
+def test_a_summary_without_variation_has_no_slope_or_correlation_and_no_nan(jacobian, change):
+    summary = ablation_summary(frame_of(jacobian, change))
+    assert summary.keys() == {f"{name}{suffix}" for name in NAMES for suffix in ("", "_noteworthy")}
+    for suffix in ("", "_noteworthy"):
+        assert (summary[f"slope{suffix}"], summary[f"correlation{suffix}"]) == pytest.approx((0, 0), abs=1e-12)
+    assert all(type(value) is float and math.isfinite(value) for value in summary.values())
+
+
+def test_one_latent_a_token_gives_one_row_a_token(x):
+    frame = ablation_samples(random_pair(k=1), [x])
+    assert frame["token"].tolist() == list(range(N_TOKENS)) and not frame[["output_rank", "input_rank"]].any(axis=None)
+    assert numpy.isfinite(frame.to_numpy()).all()
+
+
+def test_latents_that_are_all_dead_do_not_change(pair, x):
+    frame = ablation_samples(silent(pair), [x])
+    assert not frame[["change", "input_activation", "output_activation", "ablated_activation"]].any(axis=None)
+    assert numpy.isfinite(frame.to_numpy()).all() and frame["jacobian"].any()
+    summary = ablation_summary(frame)
+    assert summary["slope"] == summary["correlation"] == summary["on_line_relative"] == 0
+    assert all(map(math.isfinite, summary.values()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [1, K])
+def test_one_token_repeated_gives_the_same_rows_again_and_a_finite_summary(x, dtype, k):
+    pair, repeated = random_pair(k=k, dtype=dtype), x[:1].repeat(N_TOKENS, 1).to(dtype)
+    frame = ablation_samples(pair, [repeated])
+    summary = ablation_summary(frame)
+    values = frame.drop(columns="token").to_numpy().reshape(N_TOKENS, k * k, -1)
+    numpy.testing.assert_allclose(values, numpy.broadcast_to(values[:1], values.shape), rtol=1e-4, atol=1e-5)
+    assert all(map(math.isfinite, summary.values()))
+    if k == 1:
+        assert summary["slope"] == summary["correlation"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_low_precision_pair_has_a_table_too(x, dtype):
+    frame = ablation_samples(random_pair(dtype=dtype), [x.to(dtype)], 50)
+    assert frame["change"].dtype == numpy.float32 and numpy.isfinite(frame.to_numpy()).all()
+
+
+def test_more_samples_than_the_tokens_hold_are_refused(pair, x):
+    with pytest.raises(ValueError, match=f"{N_TOKENS} tokens with k {K} hold {N_TOKENS * K * K} samples"):
+        ablation_samples(pair, [x], N_TOKENS * K * K + 1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_inputs_that_are_not_finite_are_refused(pair, x, value):
+    broken = x.clone()
+    broken[3, 0] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        ablation_samples(pair, [broken])
+
+
+def test_inputs_of_another_model_s_width_are_refused_with_both_widths(pair):
+    with pytest.raises(ValueError, match=rf"\({N_TOKENS}, {D_MODEL + 1}\).*{D_MODEL}"):
+        ablation_samples(pair, [random_inputs(N_TOKENS, D_MODEL + 1)])

@@ -56,9 +56,7 @@ def planned_runs(catalog: Catalog, definitions: dg.Definitions, instance: dg.Dag
     """Every cell the catalog holds, its model's tokens first. A run is planned when the one before it is done."""
     for model in catalog.models:
         tokens = dg.AssetKey("tokens")
-        outdated = outdated_assets(
-            definitions, instance, TOKENS_JOB, model, model, {tokens: catalog.digest(model)}
-        )
+        outdated = outdated_assets(definitions, instance, TOKENS_JOB, model, model, {tokens: catalog.digest(model)})
         yield Run(TOKENS_JOB, model, f"{model}: tokens", outdated)
         for layer in catalog.layers(model):
             partition = cell_key(model, layer)

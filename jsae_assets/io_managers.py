@@ -25,7 +25,6 @@ from upath import UPath
 if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects as go
-    import pyarrow.dataset
     from torch import Tensor
 
 PROVENANCE = "provenance"

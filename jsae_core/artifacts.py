@@ -17,7 +17,9 @@ def directory_digest(directory: str | Path) -> str:
     """
     root = Path(directory)
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no directory; expected a published pair's sae_weights.safetensors and cfg.json")
+        raise FileNotFoundError(
+            f"{root} is no directory; expected a published pair's sae_weights.safetensors and cfg.json"
+        )
     digest = hashlib.sha256()
     for path in sorted(root.iterdir()):
         if path.is_file() and not path.name.startswith("."):

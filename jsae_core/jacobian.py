@@ -71,9 +71,7 @@ def run_sandwich(pair: SAEPair, mlp_input: Tensor) -> Sandwich:
         )
 
 
-def gather_jacobian(
-    tables: Tables, input_latents: Tensor, output_latents: Tensor, slopes: Sequence[Tensor]
-) -> Tensor:
+def gather_jacobian(tables: Tables, input_latents: Tensor, output_latents: Tensor, slopes: Sequence[Tensor]) -> Tensor:
     """The kernel: J [n, k_out, k_in] from latents [n, k] and slopes, each [n, d_mlp]. No gradient."""
     jacobian = tables.outputs.new_empty(len(input_latents), output_latents.shape[1], input_latents.shape[1])
     for part, E, D in _gathered(tables, input_latents, output_latents, slopes):

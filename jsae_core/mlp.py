@@ -92,7 +92,7 @@ class MLP(nn.Module):
         return Response(hidden @ self.W_out + self.b_out, slopes)
 
     def _value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        # Autograd gives the slope of whatever activation the model names; phi is elementwise, so the sum's gradient is it.
+        # Autograd knows the slope of any activation; phi is elementwise, so the gradient of its sum is the slope.
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             value = self.phi(z)

@@ -1,4 +1,7 @@
-"""safetensors files: whole or lazily read, written with the permissions of any other file. Knows nothing of contents."""
+"""safetensors files: whole or lazily read, written with the permissions of any other file.
+
+Not here: what the tensors mean.
+"""
 
 from __future__ import annotations
 

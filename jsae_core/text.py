@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,11 +34,12 @@ def standard_library_files(split: Split) -> list[Path]:
     if split not in ("train", "held_out"):
         raise ValueError(f"standard library text: the split is {split!r}, expected 'train' or 'held_out'")
     root = Path(sysconfig.get_path("stdlib"))
-    files = sorted(
-        path.relative_to(root)
-        for path in root.rglob("*.py")
-        if EXCLUDED_FOLDERS.isdisjoint(path.relative_to(root).parts)
-    )
+    files = []
+    for folder, subfolders, names in os.walk(root):
+        # pruned here, since site-packages alone can be many times the library
+        subfolders[:] = [name for name in subfolders if name not in EXCLUDED_FOLDERS]
+        files += [(Path(folder) / name).relative_to(root) for name in names if name.endswith(".py")]
+    files.sort()
     held_out = {path: _stable_hash(path.as_posix()) % HELD_OUT_SHARE == 0 for path in files}
     return [root / path for path in files if held_out[path] == (split == "held_out")]
 
@@ -155,15 +157,13 @@ def hugging_face_dataset(
             return
     except Exception as error:  # datasets raises its own, huggingface_hub's, httpx's and OSError alike
         raise ValueError(
-            f"{where}: could not be opened or read ({type(error).__name__}: {error}). Check the name and the network, or name "
-            "local files as this model's text"
+            f"{where}: could not be opened or read ({type(error).__name__}: {error}). Check the name and the network, "
+            "or name local files as this model's text"
         ) from error
     raise ValueError(f"{where}: has no column {column!r}, only {', '.join(row)}")
 
 
-def tokenise(
-    documents: Iterable[str], tokenizer, context_size: int, max_tokens: int | None = None
-) -> list[Tensor]:
+def tokenise(documents: Iterable[str], tokenizer, context_size: int, max_tokens: int | None = None) -> list[Tensor]:
     """Token ids of each document: BOS first, truncated to the context, documents in order.
 
     Args:
@@ -176,7 +176,8 @@ def tokenise(
         at BOS, so they hold nothing.
 
     Raises:
-        ValueError: no document with two tokens is left, `max_tokens` is below 1, or the tokenizer has neither BOS nor EOS.
+        ValueError: no document with two tokens is left, `max_tokens` is below 1, or the tokenizer has neither BOS nor
+            EOS.
     """
     import torch
 

@@ -53,7 +53,8 @@ def find_cell(context: dg.AssetExecutionContext, catalog: Catalog, variant: str)
     if entry is None or model not in catalog.models:
         held = ", ".join(map(str, catalog.layers(model, variant))) or "none"
         context.log.warning(
-            f"Skipped: the catalog holds no {variant} pair of {model} at layer {layer}. Layers of {model} with one: {held}"
+            f"Skipped: the catalog holds no {variant} pair of {model} at layer {layer}. "
+            f"Layers of {model} with one: {held}"
         )
         return None
     return Cell(model, int(layer), catalog.models[model], entry, catalog.digest(model, entry))

@@ -124,9 +124,7 @@ def _comparable_cell(context: dg.AssetExecutionContext, catalog: Catalog, varian
     return find_cell(context, catalog, variant)
 
 
-def _by_variant(
-    catalog: Catalog, variant: str, baseline: StoredTensors, measured: StoredTensors
-) -> "Stored":
+def _by_variant(catalog: Catalog, variant: str, baseline: StoredTensors, measured: StoredTensors) -> "Stored":
     from jsae_core.figures import Variant
 
     entries = (catalog.variants[catalog.variants[variant].compared_with], catalog.variants[variant])

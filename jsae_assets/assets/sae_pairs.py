@@ -78,7 +78,8 @@ def _from_directory(cell: Cell, compute: Compute) -> "SAEPair":
     pair = SAEPair.load(cell.pair.at(cell.layer), compute.torch_device(), language_model)
     if pair.config.layer != cell.layer:
         raise ValueError(
-            f"{cell.pair.at(cell.layer)}: holds a pair of layer {pair.config.layer}, but the catalog names it for {cell}"
+            f"{cell.pair.at(cell.layer)}: holds a pair of layer {pair.config.layer}, "
+            f"but the catalog names it for {cell}"
         )
     return pair
 

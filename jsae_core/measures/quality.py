@@ -124,10 +124,14 @@ def _jacobian_measures(magnitude: Tensor) -> dict[str, Tensor]:
     norms = token_norms(magnitude)
     root = norms["l2t"].clamp(min=torch.finfo(magnitude.dtype).tiny)
     above = {f"above_{threshold}": (magnitude > threshold).double().mean(dim=(1, 2)) for threshold in THRESHOLDS}
-    return above | {f"norm_{name}": values for name, values in norms.items()} | {
-        "kurtosis": (norms["l4t"] / root) ** 4,
-        "l1_over_l2": magnitude.mean(dim=(1, 2)) / root,
-    }
+    return (
+        above
+        | {f"norm_{name}": values for name, values in norms.items()}
+        | {
+            "kurtosis": (norms["l4t"] / root) ** 4,
+            "l1_over_l2": magnitude.mean(dim=(1, 2)) / root,
+        }
+    )
 
 
 def _scores(results: dict[str, float]) -> dict[str, float]:

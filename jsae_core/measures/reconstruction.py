@@ -29,9 +29,9 @@ def reconstruction_quality(pair: SAEPair, stream: Iterable[Tensor]) -> dict[str,
         sides["output"].add(pair.mlp(mlp_input))
     if not sides["input"].n_tokens:
         raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
-    return {
-        f"{name}_{side}": value for side, sums in sides.items() for name, value in sums.result().items()
-    } | {"n_tokens": float(sides["input"].n_tokens)}
+    return {f"{name}_{side}": value for side, sums in sides.items() for name, value in sums.result().items()} | {
+        "n_tokens": float(sides["input"].n_tokens)
+    }
 
 
 class _Side:

@@ -1,13 +1,13 @@
 """The compute resource: which device, how many at once, and loading each model once a run."""
 
 import dagster as dg
-import jsae_core
 import pytest
 import torch
 import yaml
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+import jsae_core
 from jsae_assets.definitions import build_definitions, default_resources
 from jsae_assets.resources import Compute
 from tests.jsae_assets.conftest import SETTINGS, materialised, metadata

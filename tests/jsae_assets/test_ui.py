@@ -106,7 +106,7 @@ def server(fresh_home, entries, tmp_path_factory):
 
 ASSET = """query($key: AssetKeyInput!, $partitions: [String!]) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
     partitionKeysByDimension { name partitionKeys }
-    assetMaterializations(partitions: $partitions) { partition metadataEntries { label ... on TextMetadataEntry { text } } }
+    assetMaterializations(partitions: $partitions) { partition }
 } } }"""
 LAUNCH = """mutation($params: ExecutionParams!) { launchPipelineExecution(executionParams: $params) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
@@ -117,7 +117,7 @@ BACKFILL_STATUS = """query($id: String!) { partitionBackfillOrError(backfillId: 
     status } ... on PythonError { message } } }"""
 LOGS = """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { events { ... on MessageEvent { message }
     } } } }"""
-RUNS = "query($filter: RunsFilter) { runsOrError(filter: $filter) { ... on Runs { results { runId status tags { key value } } } } }"
+RUNS = "query($filter: RunsFilter) { runsOrError(filter: $filter) { ... on Runs { results { runId status } } } }"
 LOCATION = {"repositoryLocationName": "jsae", "repositoryName": "__repository__"}
 
 

@@ -101,9 +101,7 @@ class OneByOne:
 @pytest.mark.parametrize("apply_b_dec_to_input", [False, True], ids=["", "minus b_dec"])
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 @pytest.mark.parametrize("activation", PHI)
-def test_every_row_is_what_one_intervention_at_a_time_gives_in_plain_floats(
-    x, activation, gated, apply_b_dec_to_input
-):
+def test_every_row_is_what_one_intervention_at_a_time_gives_in_plain_floats(x, activation, gated, apply_b_dec_to_input):
     pair = random_pair(activation, gated, apply_b_dec_to_input=apply_b_dec_to_input)
     frame = ablation_samples(pair, [x], ranks="all")
     one_by_one = OneByOne(pair, activation)
@@ -209,7 +207,10 @@ def by_numpy(jacobian: numpy.ndarray, change: numpy.ndarray) -> dict[str, float]
 
 
 @given(
-    seed=st.integers(0, 10**6), n=st.integers(30, 200), noise=st.sampled_from([1e-4, 0.003, 0.1]), slope=st.floats(-2, 2)
+    seed=st.integers(0, 10**6),
+    n=st.integers(30, 200),
+    noise=st.sampled_from([1e-4, 0.003, 0.1]),
+    slope=st.floats(-2, 2),
 )
 def test_the_summary_is_what_numpy_says(seed, n, noise, slope):
     random = numpy.random.default_rng(seed)

@@ -112,7 +112,10 @@ def test_a_curve_one_below_what_occurred_agrees_with_the_ablation(pair, x):
         assert near.min() - slack <= row.ablated_activation <= near.max() + slack
 
 
-@given(rows=st.lists(st.integers(0, N_TOKENS * K * K - 1), min_size=1, max_size=8), batch_bytes=st.sampled_from([1, 9**6]))
+@given(
+    rows=st.lists(st.integers(0, N_TOKENS * K * K - 1), min_size=1, max_size=8),
+    batch_bytes=st.sampled_from([1, 9**6]),
+)
 def test_a_curve_does_not_depend_on_those_beside_it_nor_on_how_many_are_computed_at_once(pair, x, rows, batch_bytes):
     inputs, output_ranks, input_ranks = every_rank(x)
     with pytest.MonkeyPatch.context() as patch:

@@ -35,4 +35,4 @@ def test_every_public_name_is_there(package):
 
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
-        jsae_core.no_such_name
+        _ = jsae_core.no_such_name

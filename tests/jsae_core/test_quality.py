@@ -26,11 +26,11 @@ MLP_OF = {
 }
 
 
-def pair_of(language_model, k: int = K, layer: int = LAYER, jacobian_scale: float = JACOBIAN_SCALE, **tensors: Tensor) -> SAEPair:
+def pair_of(language_model, k: int = K, jacobian_scale: float = JACOBIAN_SCALE, **tensors: Tensor) -> SAEPair:
     """A random pair around a model's own MLP."""
     dtype = language_model.dtype
     config = PairConfig(
-        "tiny", layer, D_MODEL, D_SAE, k, dtype=str(dtype).removeprefix("torch."), apply_b_dec_to_input=False
+        "tiny", LAYER, D_MODEL, D_SAE, k, dtype=str(dtype).removeprefix("torch."), apply_b_dec_to_input=False
     )
     random = random_sae_tensors(D_MODEL, D_SAE, dtype)
     random["_W_dec"] *= jacobian_scale
@@ -123,14 +123,15 @@ def test_cross_entropy_and_kl_are_those_of_hugging_face_s_model_with_hooks(archi
     per_token = predictions_by_hugging_face(model, MLP_OF[architecture](model), pair, documents)
     quality = pair_quality(pair, language_model, documents, batch_tokens=20)
     assert per_token.keys() == OVER_TOKENS
-    # softmax of the attention is taken in float32 on one side or the other
+    # GPT-2, Llama and Gemma-2 agree to 1e-15, GPT-NeoX to 7e-9: its rotary embedding is float32
     for name, values in per_token.items():
-        assert quality[name] == pytest.approx(values.mean(), rel=1e-6, abs=1e-6), name
-        assert quality[f"{name}_se"] == pytest.approx(values.std(ddof=1) / math.sqrt(len(values)), rel=1e-5), name
+        error = values.std(ddof=1) / math.sqrt(len(values))
+        assert quality[name] == pytest.approx(values.mean(), rel=0, abs=1e-7), name
+        assert quality[f"{name}_se"] == pytest.approx(error, rel=0, abs=1e-7), name
     for side, zero in (("input", "zero_input"), ("output", "zero_output"), ("pair", "zero_output")):
         for what, clean in (("ce", per_token["ce_clean"].mean()), ("kl", 0)):
             zeroed, spliced = per_token[f"{what}_{zero}"].mean(), per_token[f"{what}_{side}"].mean()
-            assert quality[f"{what}_score_{side}"] == pytest.approx((zeroed - spliced) / (zeroed - clean), rel=1e-4)
+            assert quality[f"{what}_score_{side}"] == pytest.approx((zeroed - spliced) / (zeroed - clean), rel=1e-6)
     # the splices differ from the clean pass and from each other, or agreement would prove nothing; only, a gated MLP
     # without biases makes zeros of zeros
     means = {name: per_token[name].mean() for name in per_token if name.startswith("ce_")}
@@ -153,13 +154,12 @@ def test_a_bfloat16_model_is_measured_with_float32_s_digits(directory, documents
     assert all(map(math.isfinite, quality.values()))
     magnitude = run_sandwich(pair, torch.cat(list(MLPInputs(language_model, documents, LAYER)))).jacobian.abs().double()
     assert quality["norm_l2t"] == pytest.approx(magnitude.square().mean(dim=(1, 2)).sqrt().mean().item(), rel=1e-9)
-    nll = [
-        -language_model.spliced_logits(document, LAYER).double().log_softmax(-1)[position, document[position + 1]].item()
-        for document in documents
-        for position in range(1, len(document) - 1)
-    ]
-    # the logits themselves are rounded, and padding moves their last digits; log p is not rounded once more
-    assert quality["ce_clean"] == pytest.approx(numpy.mean(nll), abs=0.01)
+    losses = []
+    for document in documents:
+        log_p = language_model.spliced_logits(document, LAYER).double().log_softmax(-1)
+        losses += [-log_p[position, document[position + 1]].item() for position in range(1, len(document) - 1)]
+    # the logits themselves are rounded, and padding may move their last digits; log p is not rounded once more
+    assert quality["ce_clean"] == pytest.approx(numpy.mean(losses), abs=0.002)
 
 
 def test_jacobian_measures_are_numpy_s_token_by_token(quality, magnitude):

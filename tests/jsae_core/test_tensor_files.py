@@ -15,7 +15,9 @@ def test_what_is_written_is_read_with_its_header(tmp_path):
     write_tensors(TENSORS, tmp_path / "file", {"key": "value"})
     tensors, header = read_tensors(tmp_path / "file")
     assert header == {"key": "value"} and tensors.keys() == TENSORS.keys()
-    assert all(torch.equal(tensors[name], TENSORS[name]) and tensors[name].dtype == TENSORS[name].dtype for name in TENSORS)
+    assert all(
+        torch.equal(tensors[name], TENSORS[name]) and tensors[name].dtype == TENSORS[name].dtype for name in TENSORS
+    )
 
 
 def test_a_file_may_be_read_by_whom_the_umask_allows(tmp_path):

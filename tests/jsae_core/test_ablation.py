@@ -238,7 +238,7 @@ def test_the_noteworthy_are_those_above_a_hundredth_in_magnitude():
         ([0.1] * 10, list(range(10))),
         (list(range(10)), [0.3] * 10),
         ([0.0] * 4, [0.0] * 4),
-        ([0.3, 0.3 * (1 + 1e-7)], [-0.3, -0.3]),
+        ([0.3, 0.3 * (1 + 1e-8)], [-0.3, -0.4]),
     ],
     ids=["none", "one", "neither varies", "jacobian constant", "change constant", "zero", "rounding"],
 )

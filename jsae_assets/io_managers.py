@@ -17,7 +17,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import dagster as dg
 from upath import UPath
@@ -227,28 +227,23 @@ class FigureIOManager(StoringIOManager):
 class Store(dg.ConfigurableIOManagerFactory):
     """Where one kind of file is kept: any fsspec path, by default the instance's own storage folder."""
 
+    manager: ClassVar[type[StoringIOManager]]
     base_path: str | None = None
-
-    def manager(self, base: UPath) -> StoringIOManager:
-        raise NotImplementedError
 
     def create_io_manager(self, context: dg.InitResourceContext) -> StoringIOManager:
         return self.manager(UPath(self.base_path or context.instance.storage_directory()))
 
 
 class SafetensorsStore(Store):
-    def manager(self, base: UPath) -> StoringIOManager:
-        return SafetensorsIOManager(base)
+    manager = SafetensorsIOManager
 
 
 class ParquetStore(Store):
-    def manager(self, base: UPath) -> StoringIOManager:
-        return ParquetIOManager(base)
+    manager = ParquetIOManager
 
 
 class FigureStore(Store):
-    def manager(self, base: UPath) -> StoringIOManager:
-        return FigureIOManager(base)
+    manager = FigureIOManager
 
 
 def text_tensor(texts: list[str]) -> Tensor:

@@ -369,7 +369,7 @@ def _mlp(tensors: Mapping[str, Tensor], config: PairConfig, language_model: Lang
 
 def _check_same_mlp(stored: Mapping[str, Tensor], of_model: MLP, model_name: str) -> None:
     weights = dict(of_model.named_buffers(recurse=False))  # a bias that the artifact leaves out counts as zeros
-    for name in weights.keys() | stored.keys():
+    for name in (name for name in MLP_WEIGHTS if name in weights or name in stored):
         theirs = weights.get(name)
         ours = stored.get(name, None if theirs is None else torch.zeros_like(theirs))
         same_shape = theirs is not None and theirs.shape == ours.shape

@@ -111,6 +111,11 @@ def random_pair(
     return SAEPair.from_tensors(tensors | mlp_tensors(mlp), config)
 
 
+def changed(pair: SAEPair, **tensors: Tensor) -> SAEPair:
+    """The pair with other tensors under some of its published names."""
+    return SAEPair.from_tensors(pair.tensors() | tensors, pair.config)
+
+
 def random_inputs(n: int, d_model: int = D_MODEL, dtype: torch.dtype = torch.float64, seed: int = 2) -> Tensor:
     return torch.randn(n, d_model, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 

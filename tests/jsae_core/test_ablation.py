@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jsae_core import SAEPair, run_sandwich
 from jsae_core.measures import ablation_samples, ablation_summary, samples
-from tests.jsae_core.builders import D_MODEL, D_SAE, K, random_inputs, random_pair
+from tests.jsae_core.builders import D_MODEL, D_SAE, K, changed, random_inputs, random_pair
 
 N_TOKENS = 12
 COLUMNS = [
@@ -40,10 +40,6 @@ def x():
 @pytest.fixture(scope="module")
 def pair():
     return random_pair()
-
-
-def changed(pair: SAEPair, **tensors) -> SAEPair:
-    return SAEPair.from_tensors(pair.tensors() | tensors, pair.config)
 
 
 def silent(pair: SAEPair) -> SAEPair:

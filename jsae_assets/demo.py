@@ -60,7 +60,7 @@ def planned_runs(catalog: Catalog, definitions: dg.Definitions, instance: dg.Dag
         yield Run(TOKENS_JOB, model, f"{model}: tokens", outdated)
         for layer in catalog.layers(model):
             partition = cell_key(model, layer)
-            digests = {key: digest for key, digest in _cell_digests(catalog, definitions, model, layer)}
+            digests = dict(_cell_digests(catalog, definitions, model, layer))
             outdated = outdated_assets(definitions, instance, CELL_JOB, model, partition, digests)
             yield Run(CELL_JOB, partition, f"{model}, layer {layer}", outdated)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from jsae_assets.io_managers import StoredTensors
     from jsae_assets.resources import Compute
-    from jsae_core import MLPInputs, SAEPair
+    from jsae_core import LanguageModel, MLPInputs, SAEPair
 
 OWNERS = ["team:interpretability"]
 THRESHOLDS = (0.005, 0.01, 0.015, 0.02)
@@ -58,6 +58,11 @@ def find_cell(context: dg.AssetExecutionContext, catalog: Catalog, variant: str)
         )
         return None
     return Cell(model, int(layer), catalog.models[model], entry, catalog.digest(model, entry))
+
+
+def context_size(model: Model, language_model: LanguageModel) -> int:
+    """The most tokens of a document that are used: what the catalog says, else all the model can take."""
+    return model.context_size or language_model.context_size
 
 
 def load_pair(stored: StoredTensors, compute: Compute) -> SAEPair:

@@ -9,6 +9,7 @@ from jsae_assets.assets.cell import (
     TOKENS,
     Stopwatch,
     cell_asset,
+    context_size,
     find_cell,
     load_pair,
     mlp_inputs,
@@ -86,7 +87,8 @@ def jacobian_examples_asset(catalog: Catalog, variant: str) -> dg.AssetsDefiniti
         watch = Stopwatch()
         pair = load_pair(sae_pair, compute)
         language_model = compute.language_model(cell.model.source)
-        (document,) = tokenise([cell.model.prompt], language_model.tokenizer, language_model.context_size)
+        size = context_size(cell.model, language_model)
+        (document,) = tokenise([cell.model.prompt], language_model.tokenizer, size)
         mlp_input, _ = language_model.mlp_activations(document, cell.layer)
         sandwich = run_sandwich(pair, mlp_input[1:])
         yield dg.Output(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from jsae_assets.assets.cell import Cell, Stopwatch, cell_asset, find_cell
+from jsae_assets.assets.cell import Cell, Stopwatch, cell_asset, context_size, find_cell
 from jsae_assets.assets.text import documents
 from jsae_assets.catalog import Catalog
 from jsae_assets.resources import Compute
@@ -91,8 +91,8 @@ def _trained(context: dg.AssetExecutionContext, catalog: Catalog, cell: Cell, co
 
     recipe = cell.pair.train
     language_model = compute.language_model(cell.model.source)
-    context_size = cell.model.context_size or language_model.context_size
-    tokens = tokenise(documents(catalog.text[recipe.text]), language_model.tokenizer, context_size, recipe.tokens)
+    size = context_size(cell.model, language_model)
+    tokens = tokenise(documents(catalog.text[recipe.text]), language_model.tokenizer, size, recipe.tokens)
 
     watch = Stopwatch()
     said = 0.0
@@ -114,6 +114,6 @@ def _trained(context: dg.AssetExecutionContext, catalog: Catalog, cell: Cell, co
         recipe.config,
         model_name=cell.model.hub or cell.model_key,
         layer=cell.layer,
-        context_size=context_size,
+        context_size=size,
         report=report,
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from jsae_assets.assets.cell import OWNERS, Stopwatch
+from jsae_assets.assets.cell import OWNERS, Stopwatch, context_size
 from jsae_assets.catalog import Catalog, Text
 from jsae_assets.partitions import models
 from jsae_assets.resources import POOL, Compute
@@ -48,7 +48,7 @@ def tokens_asset(catalog: Catalog) -> dg.AssetsDefinition:
         language_model = compute.language_model(model.source)
         text = catalog.model_text(context.partition_key)
         tokenised = tokenise(
-            documents(text), language_model.tokenizer, model.context_size or language_model.context_size, model.tokens
+            documents(text), language_model.tokenizer, context_size(model, language_model), model.tokens
         )
         stored = join_documents(tokenised)
         digest = content_digest(stored)

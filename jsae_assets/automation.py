@@ -5,19 +5,37 @@ import dagster as dg
 from jsae_assets.catalog import Catalog
 from jsae_assets.partitions import layers, models, partition_keys
 
-CELL_JOB, TOKENS_JOB = "measure_cell", "tokenise_text"
+TOKENS_JOB, CELL_JOB, LAYERS_JOB = "tokenise_text", "measure_cell", "compare_layers"
 
 
 def jobs(catalog: Catalog) -> list:
-    """One job for each partitioning: everything of a (model, layer), and the tokens of a model."""
-    return [
-        dg.define_asset_job(TOKENS_JOB, dg.AssetSelection.assets("tokens"), description="Tokenise a model's text."),
+    """What is made of a model before its layers, of one layer, and of a model once its layers are measured."""
+    tokens = dg.AssetSelection.assets("tokens")
+    over_layers = dg.AssetSelection.assets(
+        *(["figures", key, "quality_by_layer"] for key, entry in catalog.variants.items() if entry.compared_with)
+    )
+    made = [
+        dg.define_asset_job(TOKENS_JOB, tokens, description="Tokenise a model's text."),
         dg.define_asset_job(
             CELL_JOB,
-            dg.AssetSelection.all() - dg.AssetSelection.assets("tokens"),
+            dg.AssetSelection.all() - tokens - over_layers,
             description="Every pair, measure and figure of one model at one layer.",
         ),
     ]
+    if compares_layers(catalog):
+        made.append(
+            dg.define_asset_job(
+                LAYERS_JOB,
+                over_layers,
+                description="The figures of a model that compare its layers, as far as those are measured.",
+            )
+        )
+    return made
+
+
+def compares_layers(catalog: Catalog) -> bool:
+    """Whether any figure does, so that there is a job for them."""
+    return any(entry.compared_with for entry in catalog.variants.values())
 
 
 def partition_sensor(catalog: Catalog) -> dg.SensorDefinition:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -81,21 +81,33 @@ C4 = Text(dataset="allenai/c4", config="en", split="validation")
 
 
 class Model(Section):
-    """A language model: a directory in Hugging Face format or a name on the hub, and the text it is measured on.
+    """A language model: a directory in Hugging Face format or a name on the hub, its randomised twin, and how much is
+    measured on which text.
 
-    `tokens` is how many tokens every measure sees, BOS left out; `prompt` is what example Jacobians are drawn from.
+    `tokens` is how many tokens every measure sees, BOS left out, but for the quality of a pair, which takes six passes
+    through the model and sees the first `quality_tokens` of them. `ablation_samples` and `function_shapes` are how many
+    elements of the Jacobians these look at. `prompt` is what example Jacobians are drawn from. `randomise_seed` is that
+    of the twin with randomised weights, on which the variants that are a `control_of` another are trained and measured.
     """
 
     directory: Name | None = None
     hub: Name | None = None
+    randomise_seed: int = Field(default=0, ge=0)
     text: str | None = None
     tokens: int = Field(default=100_000, ge=1)
     context_size: int | None = Field(default=None, ge=2)
+    ablation_samples: int = Field(default=20_000, ge=1)
+    function_shapes: int = Field(default=5_000, ge=1)
+    quality_tokens: int = Field(default=20_000, ge=2)
     prompt: str = Field(default="The quick brown fox jumps over the lazy dog.", min_length=1)
 
     @property
     def source(self) -> str:
         return self.directory or self.hub
+
+    def published_name(self, key: str) -> str:
+        """The name under which results of this model are published: the hub's, without its organisation."""
+        return (self.hub or key).split("/")[-1]
 
     @model_validator(mode="after")
     def _one_source(self):
@@ -105,12 +117,29 @@ class Model(Section):
         return self
 
 
+# The one asset that each of these settings of a model concerns. A changed setting makes that asset outdated, and what
+# is downstream of it, but not the pairs, which take long to train.
+SETTING_OF = {
+    "text": "tokens",
+    "tokens": "tokens",
+    "ablation_samples": "ablation_samples",
+    "function_shapes": "function_shapes",
+    "quality_tokens": "pair_quality",
+    "prompt": "jacobian_examples",
+}
+
+
 class Variant(Section):
-    """A way pairs were made, how it is drawn, and the variant its figures compare it with."""
+    """A way pairs were made, how it is drawn, and the variant its figures compare it with.
+
+    `control_of`: the variant that was made the same way on the language model as it is; this one is on its twin with
+    randomised weights.
+    """
 
     label: str
     colour: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
     compared_with: str | None = None
+    control_of: str | None = None
 
 
 class Recipe(Section):
@@ -170,9 +199,13 @@ class Catalog(Section):
         for key, model in self.models.items():
             known(f"models.{key}.text", model.text, self.text)
         for key, variant in self.variants.items():
-            known(f"variants.{key}.compared_with", variant.compared_with, self.variants)
-            if variant.compared_with == key:
-                raise ValueError(f"variants.{key}.compared_with is itself")
+            for name in ("compared_with", "control_of"):
+                other = getattr(variant, name)
+                known(f"variants.{key}.{name}", other, self.variants)
+                if other == key:
+                    raise ValueError(f"variants.{key}.{name} is itself")
+            if variant.control_of and self.variants[variant.control_of].control_of:
+                raise ValueError(f"variants.{key}.control_of is {variant.control_of!r}, which is itself a control")
         held: dict[Hashable, int] = {}
         for number, pair in enumerate(self.pairs):
             known(f"pairs[{number}].variant", pair.variant, self.variants)
@@ -191,15 +224,32 @@ class Catalog(Section):
         """The entry that holds this pair, or None."""
         return next((p for p in self.pairs if p.variant == variant and p.model == model and layer in p.layers), None)
 
-    def digest(self, model: str, pair: Pair | None = None) -> str:
-        """Which catalog entries something was made from: a hash that changes when the model's, its text's or the
-        pair's does, but not when other layers join the pair's."""
-        entries = [self.models[model].model_dump_json(), self.model_text(model).model_dump_json()]
+    def randomise_seed(self, variant: str, model: str) -> int | None:
+        """The seed of the language model's randomised twin, for a variant that is a control; else None."""
+        return self.models[model].randomise_seed if self.variants[variant].control_of else None
+
+    def digest(self, model: str, asset: str, pair: Pair | None = None) -> str:
+        """Which catalog entries an asset was made from: a hash that changes when what concerns it does in the model,
+        its text or the pair, but not when other layers join the pair's."""
+        others = {setting for setting, concerned in SETTING_OF.items() if concerned != asset}
+        if pair is None or self.randomise_seed(pair.variant, model) is None:
+            others.add("randomise_seed")
+        entries = [self.models[model].model_dump_json(exclude=others)]
+        if asset == SETTING_OF["text"]:
+            entries.append(self.model_text(model).model_dump_json())
         if pair is not None:
             entries.append(pair.model_dump_json(exclude={"layers"}))
             if pair.train:
                 entries.append(self.text[pair.train.text].model_dump_json())
-        return hashlib.sha256("\n".join(entries).encode()).hexdigest()[:16]
+        return _hash(entries)
+
+    def figure_digest(self, model: str, layers: Sequence[int], variants: Sequence[str]) -> str:
+        """As `digest`, of a figure: it changes with its variants' pairs at these layers and with how they are drawn."""
+        entries = [self.variants[variant].model_dump_json() for variant in sorted(variants)]
+        for layer in layers:
+            held = [self.pair(variant, model, layer) for variant in sorted(variants)]
+            entries += [f"{layer} {pair.model_dump_json(exclude={'layers'})}" for pair in held if pair]
+        return _hash(entries)
 
     def layers(self, model: str, variant: str | None = None) -> list[int]:
         """The layers of a model at which the catalog holds a pair (of this variant)."""
@@ -216,6 +266,10 @@ class Catalog(Section):
         """What a model is measured on: its entry of the text section, or C4 for a hub model that names none."""
         name = self.models[model].text
         return C4 if name is None else self.text[name]
+
+
+def _hash(entries: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(entries).encode()).hexdigest()[:16]
 
 
 def load_catalog(path: str | Path | None = None) -> Catalog:

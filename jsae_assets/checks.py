@@ -39,7 +39,7 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
             pair = load_pair(sae_pair, compute)  # refuses weights that are not finite
         except ValueError as error:
             return dg.AssetCheckResult(passed=False, description=str(error))
-        d_model = compute.language_model(cell.model.source).d_model
+        d_model = cell.language_model(compute).d_model
         if pair.config.d_in != d_model:
             return dg.AssetCheckResult(
                 passed=False, description=f"the pair's d_in is {pair.config.d_in}, the model's d_model {d_model}"

@@ -10,7 +10,7 @@ import dagster as dg
 
 from jsae_assets import automation
 from jsae_assets.assets.figures import figure_assets
-from jsae_assets.assets.measures import jacobian_examples_asset, jacobian_histogram_asset
+from jsae_assets.assets.measures import measure_assets
 from jsae_assets.assets.sae_pairs import sae_pair_asset
 from jsae_assets.assets.text import tokens_asset
 from jsae_assets.catalog import Catalog, load_catalog
@@ -28,13 +28,12 @@ def build_definitions(
         resource_overrides: by key ("compute", "tensors", "tables", "figures").
         others: further arguments of `dagster.Definitions` ("loggers").
     """
-    per_variant = (sae_pair_asset, jacobian_histogram_asset, jacobian_examples_asset)
-    compared = [key for key, variant in catalog.variants.items() if variant.compared_with]
     return dg.Definitions(
         assets=[
             tokens_asset(catalog),
-            *(make(catalog, variant) for variant in catalog.variants for make in per_variant),
-            *(asset for variant in compared for asset in figure_assets(catalog, variant)),
+            *(sae_pair_asset(catalog, variant) for variant in catalog.variants),
+            *(asset for variant in catalog.variants for asset in measure_assets(catalog, variant)),
+            *figure_assets(catalog),
         ],
         asset_checks=[faithful_check(catalog, variant) for variant in catalog.variants],
         jobs=automation.jobs(catalog),

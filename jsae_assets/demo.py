@@ -8,18 +8,19 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 
 from jsae_assets.assets.cell import THRESHOLDS
-from jsae_assets.automation import CELL_JOB, TOKENS_JOB
+from jsae_assets.automation import CELL_JOB, LAYERS_JOB, TOKENS_JOB, compares_layers
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
 from jsae_assets.definitions import build_definitions
-from jsae_assets.freshness import latest_check, latest_metadata, outdated_assets
-from jsae_assets.partitions import cell_key, register
+from jsae_assets.freshness import latest_metadata, outdated_assets
+from jsae_assets.partitions import cell_key, cells, models, register
+from jsae_assets.text_table import as_text
 
 CONSOLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
 
@@ -53,33 +54,43 @@ class Run:
 
 
 def planned_runs(catalog: Catalog, definitions: dg.Definitions, instance: dg.DagsterInstance) -> Iterator[Run]:
-    """Every cell the catalog holds, its model's tokens first. A run is planned when the one before it is done."""
+    """For each model its tokens, every cell the catalog holds, and what compares its layers. A run is planned when the
+    one before it is done."""
+
+    def run(job: str, partition: str, title: str, layers: Sequence[int]) -> Run:
+        upstream = {models: [model], cells: [cell_key(model, layer) for layer in layers]}
+        digests = dict(_digests(catalog, definitions, job, model, layers))
+        return Run(job, partition, title, outdated_assets(definitions, instance, job, partition, upstream, digests))
+
     for model in catalog.models:
-        tokens = dg.AssetKey("tokens")
-        outdated = outdated_assets(definitions, instance, TOKENS_JOB, model, model, {tokens: catalog.digest(model)})
-        yield Run(TOKENS_JOB, model, f"{model}: tokens", outdated)
+        yield run(TOKENS_JOB, model, f"{model}: tokens", [])
         for layer in catalog.layers(model):
-            partition = cell_key(model, layer)
-            digests = dict(_cell_digests(catalog, definitions, model, layer))
-            outdated = outdated_assets(definitions, instance, CELL_JOB, model, partition, digests)
-            yield Run(CELL_JOB, partition, f"{model}, layer {layer}", outdated)
+            yield run(CELL_JOB, cell_key(model, layer), f"{model}, layer {layer}", [layer])
+        if compares_layers(catalog):
+            yield run(LAYERS_JOB, model, f"{model}: layers compared", catalog.layers(model))
 
 
-def _cell_digests(
-    catalog: Catalog, definitions: dg.Definitions, model: str, layer: int
+def _digests(
+    catalog: Catalog, definitions: dg.Definitions, job: str, model: str, layers: Sequence[int]
 ) -> Iterator[tuple[dg.AssetKey, str]]:
-    """The digest that each asset of a cell must carry; assets that the catalog does not hold there are left out."""
-    for key in definitions.resolve_job_def(CELL_JOB).asset_layer.selected_asset_keys:
-        variant = key.path[1] if key.path[0] == "figures" else key.path[0]
-        compared = catalog.variants[variant].compared_with if key.path[0] == "figures" else variant
-        pair = catalog.pair(variant, model, layer)
-        if pair is not None and catalog.pair(compared, model, layer) is not None:
-            yield key, catalog.digest(model, pair)
+    """The digest that each asset of a job must carry; assets that the catalog does not hold there are left out."""
+    graph = definitions.resolve_asset_graph()
+    for key in definitions.resolve_job_def(job).asset_layer.selected_asset_keys:
+        if key.path[0] == "figures":
+            variants = sorted({parent.path[0] for parent in graph.get(key).parent_keys})
+            if all(any(catalog.pair(variant, model, layer) for layer in layers) for variant in variants):
+                yield key, catalog.figure_digest(model, layers, variants)
+        elif job == TOKENS_JOB:
+            yield key, catalog.digest(model, key.path[-1])
+        else:
+            pair = catalog.pair(key.path[0], model, layers[0])
+            if pair is not None:
+                yield key, catalog.digest(model, key.path[-1], pair)
 
 
 def run_all(catalog: Catalog, definitions: dg.Definitions, instance: dg.DagsterInstance) -> None:
     """Run what is outdated, saying what, how far and how long still."""
-    total = sum(1 + len(catalog.layers(model)) for model in catalog.models)
+    total = sum(1 + len(catalog.layers(model)) + compares_layers(catalog) for model in catalog.models)
     started = time.monotonic()
     computed, seconds = 0, 0.0  # of cells alone: the tokens' time is mostly that of importing torch
     for number, run in enumerate(planned_runs(catalog, definitions, instance), start=1):
@@ -114,24 +125,25 @@ def _cause(event: dg.DagsterEvent) -> str:
 
 def summary(catalog: Catalog, instance: dg.DagsterInstance) -> str:
     """A line for each pair: what the figures show in full."""
-    rows = [
-        ["model", "layer", "variant"]
-        + [f"|J|>{threshold:g}" for threshold in THRESHOLDS]
-        + ["variance explained: input", "output"]
-    ]
+    columns = {
+        **{f"|J|>{threshold:g}": ("jacobian_histogram", f"share_above_{threshold}") for threshold in THRESHOLDS},
+        "linear": ("function_shapes", "share_linear"),
+        "explained: input": ("pair_quality", "explained_variance_input"),
+        "output": ("pair_quality", "explained_variance_output"),
+        "CE score": ("pair_quality", "ce_score_pair"),
+    }
+    rows = [["model", "layer", "variant", *columns]]
     for model in catalog.models:
         for layer in catalog.layers(model):
             for key, variant in catalog.variants.items():
-                partition = cell_key(model, layer)
-                histogram = latest_metadata(instance, dg.AssetKey([key, "jacobian_histogram"]), partition)
-                check = latest_check(instance, dg.AssetCheckKey(dg.AssetKey([key, "sae_pair"]), "faithful"), partition)
-                if histogram is None or check is None:
-                    continue
-                shares = [histogram[f"share_above_{threshold}"] for threshold in THRESHOLDS]
-                explained = [check.metadata[f"explained_variance_{side}"].value for side in ("input", "output")]
-                rows.append([model, str(layer), variant.label] + [f"{share:.1%}" for share in shares + explained])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+                measured = {
+                    measure: latest_metadata(instance, dg.AssetKey([key, measure]), cell_key(model, layer))
+                    for measure, _ in columns.values()
+                }
+                if all(measured.values()):
+                    numbers = [measured[measure][name] for measure, name in columns.values()]
+                    rows.append([model, str(layer), variant.label, *(f"{number:.1%}" for number in numbers)])
+    return as_text(rows)
 
 
 def figure_pages(catalog: Catalog, instance: dg.DagsterInstance) -> list[Path]:

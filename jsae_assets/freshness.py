@@ -5,40 +5,48 @@ Here: asking the instance. Not here: running anything (`demo.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
 from dagster._core.event_api import PartitionKeyFilter
 
-from jsae_assets.partitions import cells
-
 
 def outdated_assets(
-    definitions: dg.Definitions, instance: dg.DagsterInstance, job: str, model: str, partition_key: str, digests: dict
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    job: str,
+    partition: str,
+    upstream: Mapping[dg.PartitionsDefinition, Sequence[str]],
+    digests: Mapping[dg.AssetKey, str],
 ) -> list[dg.AssetKey]:
     """The assets of a job that a partition lacks or must make again, upstream first.
 
     An asset is outdated if it was never materialised, its file is gone, its code version or its catalog entries
     (`digests`, by asset key) have changed, its blocking check did not pass, or something upstream is outdated or newer.
+
+    Args:
+        upstream: which partitions of each kind the partition is made from.
+        digests: those of the job's assets that the catalog holds at this partition.
     """
     graph = definitions.resolve_asset_graph()
     selected = definitions.resolve_job_def(job).asset_layer.selected_asset_keys
-    latest: dict[dg.AssetKey, int] = {}
     outdated: list[dg.AssetKey] = []
     for key in graph.toposorted_asset_keys:
-        node = graph.get(key)
-        partition = partition_key if node.partitions_def == cells else model
-        record = _latest_materialization(instance, key, partition)
-        if record is not None:
-            latest[key] = record.storage_id
         if key not in selected or key not in digests:
             continue
-        newest_parent = max((latest[parent] for parent in node.parent_keys if parent in latest), default=0)
+        node = graph.get(key)
+        record = _latest_materialization(instance, key, partition)
+        parents = (
+            _latest_materialization(instance, parent, parent_partition)
+            for parent in node.parent_keys
+            for parent_partition in upstream[graph.get(parent).partitions_def]
+        )
         if (
             record is None
             or not _is_current(record.asset_materialization, node.code_version, digests[key])
             or not _checks_passed(instance, graph, key, partition)
-            or newest_parent > record.storage_id
+            or any(parent.storage_id > record.storage_id for parent in parents if parent is not None)
             or any(parent in outdated for parent in node.parent_keys)
         ):
             outdated.append(key)

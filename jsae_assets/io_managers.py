@@ -25,16 +25,15 @@ from upath import UPath
 if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects as go
+    import pyarrow.dataset
     from torch import Tensor
 
 PROVENANCE = "provenance"
 
 
-class StoredTensors(Mapping):
-    """A stored safetensors file: a mapping from names to CPU tensors, each read when asked for.
-
-    Nothing is opened before the first use, so an asset may decline a partition whose inputs do not exist.
-    """
+class StoredFile:
+    """A stored file. Nothing is opened before the first use, so an asset may decline a partition whose inputs do not
+    exist."""
 
     def __init__(self, path: UPath, what: str):
         self._remote = path
@@ -43,15 +42,26 @@ class StoredTensors(Mapping):
     @cached_property
     def path(self) -> Path:
         """The file on this machine (a copy, if it is stored elsewhere). Raises FileNotFoundError."""
-        if not self._remote.exists():
-            raise FileNotFoundError(f"{self._remote} is missing; materialise {self._what} first")
-        if _is_local(self._remote):
-            return Path(self._remote.path)
+        stored = self._existing()
+        if _is_local(stored):
+            return Path(stored.path)
         folder = tempfile.TemporaryDirectory()
         self._copy = folder  # deleted with this object
-        copy = Path(folder.name) / self._remote.name
-        self._remote.fs.get(self._remote.path, str(copy))
+        copy = Path(folder.name) / stored.name
+        stored.fs.get(stored.path, str(copy))
         return copy
+
+    def exists(self) -> bool:
+        return self._remote.exists()
+
+    def _existing(self) -> UPath:
+        if not self.exists():
+            raise FileNotFoundError(f"{self._remote} is missing; materialise {self._what} first")
+        return self._remote
+
+
+class StoredTensors(StoredFile, Mapping):
+    """A stored safetensors file: a mapping from names to CPU tensors, each read when asked for."""
 
     @cached_property
     def _file(self):
@@ -74,6 +84,27 @@ class StoredTensors(Mapping):
 
     def __len__(self) -> int:
         return len(self._file.keys())
+
+
+class StoredTable(StoredFile):
+    """A stored parquet file."""
+
+    @cached_property
+    def frame(self) -> pandas.DataFrame:
+        """All of it; `frame.attrs` is what it was stored with."""
+        return self.dataset.to_table().to_pandas()
+
+    @cached_property
+    def dataset(self) -> pyarrow.dataset.Dataset:
+        """To read some of its columns or rows. Raises FileNotFoundError, or ValueError where it is no parquet file."""
+        import pyarrow
+        import pyarrow.dataset
+
+        path = self._existing()
+        try:
+            return pyarrow.dataset.dataset(path.path, filesystem=path.fs, format="parquet")
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"{path}: is no complete parquet file ({error}); materialise it again") from error
 
 
 class StoringIOManager(dg.UPathIOManager):
@@ -135,7 +166,7 @@ class SafetensorsIOManager(StoringIOManager):
 
 
 class ParquetIOManager(StoringIOManager):
-    """Stores a pandas DataFrame. Read as a DataFrame or, annotated `pyarrow.dataset.Dataset`, lazily."""
+    """Stores a pandas DataFrame. Read as `StoredTable` (lazy) or, annotated `pandas.DataFrame`, all at once."""
 
     extension = ".parquet"
     accepts = "a pandas DataFrame with columns named by strings"
@@ -154,16 +185,10 @@ class ParquetIOManager(StoringIOManager):
         pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), path)
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
-        import pyarrow
-        import pyarrow.dataset
+        import pandas
 
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing; materialise {described(context)} first")
-        try:
-            dataset = pyarrow.dataset.dataset(path.path, filesystem=path.fs, format="parquet")
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{path}: is no complete parquet file ({error}); materialise it again") from error
-        return dataset if _origin(context) is pyarrow.dataset.Dataset else dataset.to_table().to_pandas()
+        stored = StoredTable(path, described(context))
+        return stored.frame if _origin(context) is pandas.DataFrame else stored
 
 
 class FigureIOManager(StoringIOManager):
@@ -271,9 +296,9 @@ def provenance(context: dg.OutputContext) -> dict[str, str]:
 
 
 def described(context: dg.InputContext) -> str:
-    """The asset and partition an input comes from, in words."""
-    partition = f" for {context.asset_partition_key}" if context.has_asset_partitions else ""
-    return f"{context.asset_key.to_user_string()}{partition}"
+    """The asset and, if it is read from a single one, the partition an input comes from, in words."""
+    keys = context.asset_partition_keys if context.has_asset_partitions else []
+    return context.asset_key.to_user_string() + (f" for {keys[0]}" if len(keys) == 1 else "")
 
 
 @contextlib.contextmanager

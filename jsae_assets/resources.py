@@ -26,7 +26,7 @@ class Compute(dg.ConfigurableResource):
     )
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     batch_tokens: int = Field(default=4096, ge=1, description="tokens the model and the pair are given at once")
-    _models: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _models: dict[tuple, Any] = PrivateAttr(default_factory=dict)
 
     def torch_device(self) -> torch.device:
         """The device to use.
@@ -65,10 +65,12 @@ class Compute(dg.ConfigurableResource):
         name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
         return f"{name}, chosen by auto" if self.device == "auto" else name
 
-    def language_model(self, source: str) -> LanguageModel:
-        """The model from a hub name or directory; loaded at first use and kept for the rest of the run."""
-        if source not in self._models:
+    def language_model(self, source: str, randomise_seed: int | None = None) -> LanguageModel:
+        """The model from a hub name or directory, or its randomised twin; loaded at first use and kept for the rest of
+        the run."""
+        key = (source, randomise_seed)
+        if key not in self._models:
             from jsae_core import load_language_model
 
-            self._models[source] = load_language_model(source, device=self.torch_device(), dtype=self.dtype)
-        return self._models[source]
+            self._models[key] = load_language_model(source, self.torch_device(), self.dtype, randomise_seed)
+        return self._models[key]

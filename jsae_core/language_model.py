@@ -1,12 +1,13 @@
 """A language model and what happens at one of its MLPs.
 
-Here: loading (TransformerLens's bridge, weights unprocessed), the MLP's input and output at a layer, what the model
-says when they are replaced, the frozen MLP.
+Here: loading (TransformerLens's bridge, weights unprocessed), its randomised twin, the MLP's input and output at a
+layer, what the model says when they are replaced, the frozen MLP.
 Not here: batching documents (`activations.py`), text and tokens (`text.py`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from jsae_core.mlp import MLP
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel
 
 
 class LanguageModel:
@@ -150,9 +152,18 @@ def _row_major(linear) -> tuple[Tensor, Tensor | None]:
 
 
 def load_language_model(
-    name_or_directory: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
+    name_or_directory: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    randomise_seed: int | None = None,
 ) -> LanguageModel:
     """Load a model from the Hugging Face hub or a local directory in its format, tokenizer included.
+
+    Args:
+        randomise_seed: redraw every weight matrix and embedding from N(0, 0.8 / sqrt(d_model)), which is the standard
+            deviation, with this seed; biases and normalisation stay as they were trained (Farnik et al., 2025: the
+            control that shows what training the language model has to do with sparse Jacobians). The same seed gives
+            the same weights on every device.
 
     Raises:
         FileNotFoundError: a directory was named that does not hold a model.
@@ -173,7 +184,8 @@ def load_language_model(
         raise ValueError(f"dtype is {dtype!r}, expected float32, bfloat16 or the like")
     torch.empty(0, device=device)  # so that a missing device is not taken for a missing model below
     try:
-        bridge = TransformerBridge.boot_transformers(name, device=str(device), dtype=torch_dtype)
+        hf_model = None if randomise_seed is None else _randomised(name, torch_dtype, randomise_seed).to(device)
+        bridge = TransformerBridge.boot_transformers(name, device=str(device), dtype=torch_dtype, hf_model=hf_model)
     except Exception as error:  # transformers, huggingface_hub, httpx and safetensors each raise their own
         where = "local directory" if looks_local else "model on the Hugging Face hub"
         hint = (
@@ -183,4 +195,18 @@ def load_language_model(
         )
         raise ValueError(f"{name} ({where}) could not be loaded: {type(error).__name__}: {error}\n{hint}") from error
     bridge.eval().requires_grad_(False)
-    return LanguageModel(name, bridge)
+    return LanguageModel(name if randomise_seed is None else f"{name} (weights randomised)", bridge)
+
+
+@torch.no_grad()
+def _randomised(name: str, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    """As Hugging Face has it: the bridge keeps some weights twice (fused and split), and both must agree."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager")
+    generator = torch.Generator().manual_seed(seed)
+    deviation = 0.8 / math.sqrt(model.config.hidden_size)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:  # biases and normalisation have one dimension
+            parameter.copy_(deviation * torch.randn(parameter.shape, generator=generator))
+    return model

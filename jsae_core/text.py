@@ -208,6 +208,17 @@ def tokenise(documents: Iterable[str], tokenizer, context_size: int, max_tokens:
     return kept
 
 
+def first_tokens(documents: Sequence[Tensor], n_tokens: int) -> list[Tensor]:
+    """The first documents, until they hold `n_tokens` tokens, BOS left out; the last one is cut to fit."""
+    kept: list[Tensor] = []
+    for document in documents:
+        if n_tokens < 1:
+            break
+        kept.append(document[: n_tokens + 1])
+        n_tokens -= len(kept[-1]) - 1
+    return kept
+
+
 def join_documents(documents: Sequence[Tensor]) -> dict[str, Tensor]:
     """Documents as two tensors that a file can hold: `tokens`, all of them end to end, and `lengths`, one each."""
     import torch

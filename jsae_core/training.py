@@ -38,6 +38,7 @@ def train_pair(
     model_name: str = "unnamed",
     layer: int = 0,
     context_size: int | None = None,
+    randomize_llm_weights: bool = False,
     report: Callable[[TrainingProgress], None] | None = None,
 ) -> SAEPair:
     """Train a pair on the inputs of a frozen MLP.
@@ -48,7 +49,8 @@ def train_pair(
     Args:
         mlp_inputs: [n_tokens, d_model], or a stream of such; shuffled here. On the MLP's device and in its dtype.
         config: a TrainingConfig, or its fields in a mapping.
-        model_name, layer, context_size: where the inputs came from; written into the pair's configuration.
+        model_name, layer, context_size, randomize_llm_weights: where the inputs came from; written into the pair's
+            configuration.
         report: called about twenty times on the way.
 
     Returns:
@@ -104,6 +106,7 @@ def train_pair(
         jacobian_coefficient=config.jacobian_coefficient,
         dtype=str(mlp.W_in.dtype).removeprefix("torch."),
         apply_b_dec_to_input=False,
+        randomize_llm_weights=randomize_llm_weights,
         mlp_activation=mlp.activation,
         extra=_published_recipe(config),
     )

@@ -17,29 +17,31 @@ from jsae_assets.partitions import cells, of_same_model
 from jsae_assets.resources import POOL
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from jsae_assets.io_managers import StoredTensors
     from jsae_assets.resources import Compute
     from jsae_core import LanguageModel, MLPInputs, SAEPair
 
 OWNERS = ["team:interpretability"]
 THRESHOLDS = (0.005, 0.01, 0.015, 0.02)
+SETTINGS = {"d_sae": "d_sae", "k": "k", "jacobian_coefficient": "λ"}  # of a pair, and what figures call them
 TOKENS = dg.AssetIn("tokens", partition_mapping=of_same_model)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A (model, layer) partition and the catalog entries behind it."""
+    """A (model, layer) partition of a variant and the catalog entries behind it."""
 
     model_key: str
     layer: int
     model: Model
     pair: Pair
-    catalog_digest: str
+    randomise_seed: int | None  # of the language model's weights, if they are
 
     def __str__(self) -> str:
         return f"{self.model_key}, layer {self.layer}"
+
+    def language_model(self, compute: Compute) -> LanguageModel:
+        return compute.language_model(self.model.source, self.randomise_seed)
 
 
 def find_cell(context: dg.AssetExecutionContext, catalog: Catalog, variant: str) -> Cell | None:
@@ -57,7 +59,7 @@ def find_cell(context: dg.AssetExecutionContext, catalog: Catalog, variant: str)
             f"Layers of {model} with one: {held}"
         )
         return None
-    return Cell(model, int(layer), catalog.models[model], entry, catalog.digest(model, entry))
+    return Cell(model, int(layer), catalog.models[model], entry, catalog.randomise_seed(variant, model))
 
 
 def context_size(model: Model, language_model: LanguageModel) -> int:
@@ -78,19 +80,12 @@ def mlp_inputs(cell: Cell, tokens: StoredTensors, compute: Compute, max_document
     from jsae_core.text import split_documents
 
     documents = split_documents(tokens)[:max_documents]
-    return MLPInputs(compute.language_model(cell.model.source), documents, cell.layer, compute.batch_tokens)
+    return MLPInputs(cell.language_model(compute), documents, cell.layer, compute.batch_tokens)
 
 
-def settings(pair: SAEPair) -> dict[str, Tensor]:
+def settings(pair: SAEPair) -> dict[str, float]:
     """What a figure says about a pair, stored beside what was measured on it."""
-    import torch
-
-    config = pair.config
-    return {
-        "d_sae": torch.tensor(config.d_sae),
-        "k": torch.tensor(config.k),
-        "jacobian_coefficient": torch.tensor(config.jacobian_coefficient, dtype=torch.float64),
-    }
+    return {name: getattr(pair.config, name) for name in SETTINGS}
 
 
 class Stopwatch:

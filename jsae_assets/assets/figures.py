@@ -4,46 +4,100 @@ Here: choosing what goes into which figure. Not here: drawing (`jsae_core.figure
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from jsae_assets.assets.cell import THRESHOLDS, Cell, cell_asset, find_cell
+from jsae_assets.assets.cell import OWNERS, SETTINGS, THRESHOLDS, Cell, cell_asset, find_cell
 from jsae_assets.catalog import Catalog
-from jsae_assets.io_managers import StoredTensors, tensor_text
+from jsae_assets.io_managers import StoredTable, StoredTensors, tensor_text
+from jsae_assets.partitions import models, of_same_model
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from plotly.graph_objects import Figure
 
     from jsae_core.figures import Variant
 
-    Stored = Mapping[Variant, StoredTensors]
+    # of each variant that a figure shows: its stored measures and what was published of it, by name
+    Stored = Mapping[Variant, Mapping[str, StoredTensors | StoredTable]]
+    Published = Mapping[Variant, Mapping[str, float]]
 
 EXAMPLE_TOKENS = 4
 NORMALISATIONS = {None: "as they are", "l1": "divided by their L1 norm", "l2": "divided by their L2 norm"}
+GROUP = "figures"
 
 
-def figure_assets(catalog: Catalog, variant: str) -> list[dg.AssetsDefinition]:
-    """All figures that compare a variant with its `compared_with`."""
+def figure_assets(catalog: Catalog) -> list[dg.AssetsDefinition]:
+    """The figures of every variant that is compared with another."""
+    assets = []
+    for variant, entry in catalog.variants.items():
+        if entry.compared_with is None:
+            continue
+        compared = [entry.compared_with, variant]
+        assets += _pair_figures(catalog, compared)
+        assets.append(_quality_by_layer(catalog, compared))
+        controls = [_control(catalog, key) for key in compared]
+        if all(controls):
+            assets.append(
+                _cell_figure(
+                    catalog,
+                    [*compared, *controls],
+                    f"figures/{variant}",
+                    "randomised_control",
+                    ["jacobian_histogram"],
+                    "Share of Jacobian elements above thresholds, pretrained against randomised language model",
+                    _draw_thresholds,
+                )
+            )
+    return assets
+
+
+def _control(catalog: Catalog, variant: str) -> str | None:
+    """The variant that is this one's control, if there is one."""
+    return next((key for key, entry in catalog.variants.items() if entry.control_of == variant), None)
+
+
+def _pair_figures(catalog: Catalog, compared: Sequence[str]) -> list[dg.AssetsDefinition]:
+    """The figures of one (model, layer) that show a variant beside the one it is compared with."""
+    figure = functools.partial(_cell_figure, catalog, compared, f"figures/{compared[-1]}")
     return [
-        _figure_asset(
-            catalog, variant, "jacobian_histogram", "jacobian_histogram", "Histogram and CDF of |J|", _draw_histogram
-        ),
-        _figure_asset(
-            catalog,
-            variant,
+        figure("jacobian_histogram", ["jacobian_histogram"], "Histogram and CDF of |J|", _draw_histogram),
+        figure(
             "jacobian_thresholds",
-            "jacobian_histogram",
+            ["jacobian_histogram"],
             "Share of Jacobian elements above thresholds",
             _draw_thresholds,
         ),
+        figure(
+            "jacobian_sparsity",
+            ["jacobian_histogram", "pair_quality"],
+            "Sparsity of the Jacobian by many measures at once: sparse, or merely small?",
+            _draw_sparsity,
+        ),
+        figure(
+            "ablation",
+            ["ablation_samples"],
+            "What taking one unit of an input latent away does, against what the Jacobian predicts",
+            _draw_ablation,
+        ),
+        figure(
+            "function_curves",
+            ["function_shapes"],
+            "Output latents as functions of single input latents, for a sample of the points of the ablation figure",
+            _draw_curves,
+        ),
+        figure(
+            "function_shapes",
+            ["function_shapes"],
+            "Linear, jumprelu and other functions, and their shares",
+            _draw_shapes,
+        ),
         *(
-            _figure_asset(
-                catalog,
-                variant,
+            figure(
                 "jacobian_examples" + (f"_{normalise}" if normalise else ""),
-                "jacobian_examples",
+                ["jacobian_examples"],
                 f"Example Jacobians of {EXAMPLE_TOKENS} tokens, {in_words}",
                 functools.partial(_draw_examples, normalise=normalise),
             )
@@ -52,64 +106,158 @@ def figure_assets(catalog: Catalog, variant: str) -> list[dg.AssetsDefinition]:
     ]
 
 
-def _figure_asset(
-    catalog: Catalog, variant: str, name: str, measure: str, description: str, draw: Callable[[str, "Stored"], "Figure"]
+def _cell_figure(
+    catalog: Catalog,
+    variants: Sequence[str],
+    prefix: str,
+    name: str,
+    measures: Sequence[str],
+    description: str,
+    draw: Callable[[str, "Stored", "Published"], "Figure"],
 ) -> dg.AssetsDefinition:
-    """A figure of one measure. `draw` is given the subtitle and what is stored of each variant."""
-    baseline_variant = catalog.variants[variant].compared_with
-    labels = f"{catalog.variants[baseline_variant].label} beside {catalog.variants[variant].label}"
+    """A figure of one (model, layer). `draw` is given the subtitle, the variants' stored measures and what was
+    published of them."""
+    labels = " beside ".join(catalog.variants[variant].label for variant in variants)
 
     @cell_asset(
-        f"figures/{variant}",
+        prefix,
         name,
         f"{description}: {labels}.",
         code_version="1",
         kinds={"plotly"},
-        ins={"baseline": dg.AssetIn([baseline_variant, measure]), "measured": dg.AssetIn([variant, measure])},
+        ins={f"{variant}__{measure}": dg.AssetIn([variant, measure]) for variant in variants for measure in measures},
         io_manager_key="figures",
-        group="figures",
+        group=GROUP,
         pool=None,
     )
-    def figure(
-        context: dg.AssetExecutionContext, baseline: StoredTensors, measured: StoredTensors
-    ) -> Iterator[dg.Output]:
-        cell = _comparable_cell(context, catalog, variant)
-        if cell is None:
+    def figure(context: dg.AssetExecutionContext, **inputs) -> Iterator[dg.Output]:
+        held = {variant: find_cell(context, catalog, variant) for variant in variants}
+        if not all(held.values()):
             return
-        stored = _by_variant(catalog, variant, baseline, measured)
+        cell = held[variants[0]]
+        stored = {
+            _style(catalog, variant): {measure: inputs[f"{variant}__{measure}"] for measure in measures}
+            for variant in variants
+        }
+        settings = [_settings(by_measure[measures[0]]) for by_measure in stored.values()]
+        published = {
+            style: _published(cell, variant, setting)
+            for style, variant, setting in zip(stored, variants, settings, strict=True)
+        }
         yield dg.Output(
-            draw(_subtitle(cell, stored), stored),
-            metadata={"source": f"{measure} of {labels}", "catalog_entry": cell.catalog_digest},
+            draw(_subtitle(str(cell), [[setting] for setting in settings]), stored, published),
+            metadata={
+                "source": f"{' and '.join(measures)} of {labels}",
+                "catalog_entry": catalog.figure_digest(cell.model_key, [cell.layer], variants),
+            },
         )
 
     return figure
 
 
-def _draw_histogram(subtitle: str, stored: "Stored") -> "Figure":
+def _quality_by_layer(catalog: Catalog, compared: Sequence[str]) -> dg.AssetsDefinition:
+    variant = compared[-1]
+    labels = " beside ".join(catalog.variants[key].label for key in compared)
+
+    @dg.asset(
+        key=["figures", variant, "quality_by_layer"],
+        partitions_def=models,
+        description=f"Reconstruction and model quality at all layers that are measured, with error bars: {labels}.",
+        group_name=GROUP,
+        kinds={"plotly"},
+        owners=OWNERS,
+        code_version="1",
+        io_manager_key="figures",
+        ins={key: dg.AssetIn([key, "pair_quality"], partition_mapping=of_same_model) for key in compared},
+        output_required=False,
+    )
+    def quality_by_layer(context: dg.AssetExecutionContext, **inputs) -> Iterator[dg.Output]:
+        import pandas as pd
+
+        from jsae_core.figures import quality_by_layer_figure
+
+        model = context.partition_key
+        frames = {}
+        for key in compared:
+            layers = catalog.layers(model, key) if model in catalog.models else []
+            tables = inputs[key].values() if isinstance(inputs[key], dict) else [inputs[key]]  # one layer: no dict
+            rows = [table.frame for table in tables if table.exists()]
+            rows = [row for row in rows if row["layer"].item() in layers]
+            missing = sorted(set(layers) - {row["layer"].item() for row in rows})
+            if missing:
+                context.log.warning(f"{key}/pair_quality of {model} is not there yet at layers {missing}")
+            if not rows:
+                context.log.warning(f"Skipped: no layer of {model} has {key}/pair_quality")
+                return
+            frames[_style(catalog, key)] = pd.concat(rows).sort_values("layer")
+        settings = [frame.to_dict("records") for frame in frames.values()]
+        yield dg.Output(
+            quality_by_layer_figure(frames, _subtitle(model, settings)),
+            metadata={
+                "source": f"pair_quality of {labels}",
+                "layers": ", ".join(
+                    str(layer) for layer in sorted({row["layer"] for rows in settings for row in rows})
+                ),
+                "catalog_entry": catalog.figure_digest(model, catalog.layers(model), compared),
+            },
+        )
+
+    return quality_by_layer
+
+
+def _draw_histogram(subtitle: str, stored: "Stored", published: "Published") -> "Figure":
     from jsae_core.figures import jacobian_histogram_figure
 
-    return jacobian_histogram_figure(stored, subtitle)
+    return jacobian_histogram_figure(_of_each(stored, "jacobian_histogram"), subtitle)
 
 
-def _draw_thresholds(subtitle: str, stored: "Stored") -> "Figure":
+def _draw_thresholds(subtitle: str, stored: "Stored", published: "Published") -> "Figure":
     from jsae_core.figures import jacobian_thresholds_figure
     from jsae_core.measures import share_above
 
     shares = {
         style: {threshold: share_above(histogram, threshold) for threshold in THRESHOLDS}
-        for style, histogram in stored.items()
+        for style, histogram in _of_each(stored, "jacobian_histogram").items()
     }
-    return jacobian_thresholds_figure(shares, subtitle)
+    names = {threshold: f"share_above_{threshold}" for threshold in THRESHOLDS}
+    return jacobian_thresholds_figure(shares, subtitle, _renamed(published, names))
 
 
-def _draw_examples(subtitle: str, stored: "Stored", normalise: str | None) -> "Figure":
+def _draw_sparsity(subtitle: str, stored: "Stored", published: "Published") -> "Figure":
+    from jsae_core.figures import jacobian_sparsity_figure
+
+    qualities = {style: table.frame.iloc[0] for style, table in _of_each(stored, "pair_quality").items()}
+    return jacobian_sparsity_figure(_of_each(stored, "jacobian_histogram"), qualities, subtitle)
+
+
+def _draw_ablation(subtitle: str, stored: "Stored", published: "Published") -> "Figure":
+    from jsae_core.figures import ablation_figure
+
+    return ablation_figure(_frames(stored, "ablation_samples"), subtitle)
+
+
+def _draw_curves(subtitle: str, stored: "Stored", published: "Published") -> "Figure":
+    from jsae_core.figures import function_curves_figure
+
+    return function_curves_figure(_frames(stored, "function_shapes"), subtitle)
+
+
+def _draw_shapes(subtitle: str, stored: "Stored", published: "Published") -> "Figure":
+    from jsae_core.figures import function_shapes_figure
+
+    names = {shape: f"share_{shape}" for shape in ("linear", "jumprelu", "other")}
+    return function_shapes_figure(_frames(stored, "function_shapes"), subtitle, _renamed(published, names))
+
+
+def _draw_examples(subtitle: str, stored: "Stored", published: "Published", normalise: str | None) -> "Figure":
     """Tokens spread evenly over the prompt, the last one included."""
     from jsae_core.figures import jacobian_examples_figure
 
-    tokens = tensor_text(next(iter(stored.values()))["token_text"])
+    examples = _of_each(stored, "jacobian_examples")
+    tokens = tensor_text(next(iter(examples.values()))["token_text"])
     chosen = [round(i * (len(tokens) - 1) / EXAMPLE_TOKENS) for i in range(1, EXAMPLE_TOKENS + 1)]
     return jacobian_examples_figure(
-        {style: examples["jacobian"][chosen] for style, examples in stored.items()},
+        {style: example["jacobian"][chosen] for style, example in examples.items()},
         [tokens[place] for place in chosen],
         subtitle,
         normalise,
@@ -117,31 +265,53 @@ def _draw_examples(subtitle: str, stored: "Stored", normalise: str | None) -> "F
     )
 
 
-def _comparable_cell(context: dg.AssetExecutionContext, catalog: Catalog, variant: str) -> Cell | None:
-    """The cell, if the catalog holds both pairs that the figure compares."""
-    if find_cell(context, catalog, catalog.variants[variant].compared_with) is None:
-        return None
-    return find_cell(context, catalog, variant)
-
-
-def _by_variant(catalog: Catalog, variant: str, baseline: StoredTensors, measured: StoredTensors) -> "Stored":
+def _style(catalog: Catalog, variant: str) -> "Variant":
     from jsae_core.figures import Variant
 
-    entries = (catalog.variants[catalog.variants[variant].compared_with], catalog.variants[variant])
-    return {
-        Variant(entry.label, entry.colour): stored for entry, stored in zip(entries, (baseline, measured), strict=True)
+    entry = catalog.variants[variant]
+    return Variant(entry.label, entry.colour)
+
+
+def _of_each(stored: "Stored", measure: str) -> dict["Variant", StoredTensors | StoredTable]:
+    return {style: by_measure[measure] for style, by_measure in stored.items()}
+
+
+def _frames(stored: "Stored", measure: str) -> dict["Variant", "DataFrame"]:
+    return {style: table.frame for style, table in _of_each(stored, measure).items()}
+
+
+def _published(cell: Cell, variant: str, setting: Mapping[str, float]) -> dict[str, float]:
+    from jsae_core.published import published_results
+
+    model = cell.model.published_name(cell.model_key)
+    return published_results(model, cell.layer, variant, setting["jacobian_coefficient"])
+
+
+def _renamed(published: "Published", names: Mapping) -> dict["Variant", dict]:
+    """The published results that a figure draws, under the figure's own keys; variants without any are left out."""
+    chosen = {
+        style: {key: results[name] for key, name in names.items() if name in results}
+        for style, results in published.items()
     }
+    return {style: results for style, results in chosen.items() if results}
 
 
-def _subtitle(cell: Cell, stored: "Stored") -> str:
-    """Model, layer, tokens and settings; where the variants differ, theirs in the order they are drawn in."""
-    first = next(iter(stored.values()))
-    n_tokens = int(first["n_tokens"]) if "n_tokens" in first else len(first["jacobian"])
+def _settings(stored: StoredTensors | StoredTable) -> dict[str, float]:
+    """What a measure was stored with: the pair's settings and the number of tokens."""
+    if isinstance(stored, StoredTable):
+        return stored.frame.attrs
+    settings = {name: stored[name].item() for name in SETTINGS}
+    return settings | {"n_tokens": int(stored["n_tokens"]) if "n_tokens" in stored else len(stored["token_ids"])}
+
+
+def _subtitle(where: str, settings: Sequence[Sequence[Mapping[str, float]]]) -> str:
+    """Model, layer, tokens and settings, of every partition of every variant; where the variants differ, theirs in the
+    order they are drawn in."""
 
     def setting(name: str) -> str:
-        values = [f"{tensors[name].item():,g}" for tensors in stored.values()]
+        ends = [(min(s[name] for s in partitions), max(s[name] for s in partitions)) for partitions in settings]
+        values = [f"{low:,g}" if low == high else f"{low:,g} to {high:,g}" for low, high in ends]
         return values[0] if len(set(values)) == 1 else " / ".join(values)
 
-    return (
-        f"{cell}, {n_tokens:,} tokens, d_sae {setting('d_sae')}, k {setting('k')}, λ {setting('jacobian_coefficient')}"
-    )
+    named = ", ".join(f"{label} {setting(name)}" for name, label in SETTINGS.items())
+    return f"{where}, {int(settings[0][0]['n_tokens']):,} tokens, {named}"

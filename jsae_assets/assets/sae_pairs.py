@@ -34,6 +34,7 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
         if cell is None:
             return
         watch = Stopwatch()
+        digest = catalog.digest(cell.model_key, "sae_pair", cell.pair)
         context.log.info(f"{variant} pair of {cell} on {compute.describe()}")
         metadata = {}
         if cell.pair.wandb:
@@ -49,7 +50,7 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
             }
         else:
             pair = _trained(context, catalog, cell, compute)
-            metadata |= {"source": f"trained on text {cell.pair.train.text}", "source_digest": cell.catalog_digest}
+            metadata |= {"source": f"trained on text {cell.pair.train.text}", "source_digest": digest}
         config = pair.config
         yield dg.Output(
             pair,
@@ -62,7 +63,8 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
                 "model_name": config.model_name,
                 "mlp_activation": config.mlp_activation,
                 "input_convention": config.input_convention,
-                "catalog_entry": cell.catalog_digest,
+                "randomised_language_model": config.randomize_llm_weights,
+                "catalog_entry": digest,
                 "device": compute.describe(),
                 "seconds": watch.seconds,
             },
@@ -74,12 +76,14 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
 def _from_directory(cell: Cell, compute: Compute) -> "SAEPair":
     from jsae_core import SAEPair
 
-    language_model = compute.language_model(cell.model.source)
-    pair = SAEPair.load(cell.pair.at(cell.layer), compute.torch_device(), language_model)
+    path = cell.pair.at(cell.layer)
+    pair = SAEPair.load(path, compute.torch_device(), cell.language_model(compute))
     if pair.config.layer != cell.layer:
+        raise ValueError(f"{path}: holds a pair of layer {pair.config.layer}, but the catalog names it for {cell}")
+    if pair.config.randomize_llm_weights != (cell.randomise_seed is not None):
         raise ValueError(
-            f"{cell.pair.at(cell.layer)}: holds a pair of layer {pair.config.layer}, "
-            f"but the catalog names it for {cell}"
+            f"{path}: randomize_llm_weights is {pair.config.randomize_llm_weights}, but the catalog names it for the "
+            f"variant {cell.pair.variant}; only a variant with control_of is on the randomised language model"
         )
     return pair
 
@@ -90,7 +94,7 @@ def _trained(context: dg.AssetExecutionContext, catalog: Catalog, cell: Cell, co
     from jsae_core.training import TrainingProgress
 
     recipe = cell.pair.train
-    language_model = compute.language_model(cell.model.source)
+    language_model = cell.language_model(compute)
     size = context_size(cell.model, language_model)
     tokens = tokenise(documents(catalog.text[recipe.text]), language_model.tokenizer, size, recipe.tokens)
 
@@ -115,5 +119,6 @@ def _trained(context: dg.AssetExecutionContext, catalog: Catalog, cell: Cell, co
         model_name=cell.model.hub or cell.model_key,
         layer=cell.layer,
         context_size=size,
+        randomize_llm_weights=cell.randomise_seed is not None,
         report=report,
     )

@@ -61,7 +61,7 @@ def tokens_asset(catalog: Catalog) -> dg.AssetsDefinition:
                 "longest_document": max(len(document) for document in tokenised),
                 "source": text.model_dump_json(exclude_none=True),
                 "source_digest": digest,
-                "catalog_entry": catalog.digest(context.partition_key),
+                "catalog_entry": catalog.digest(context.partition_key, "tokens"),
                 "seconds": watch.seconds,
                 "first_document": dg.MetadataValue.md(
                     f"```\n{language_model.tokenizer.decode(tokenised[0][1:])[:500]}\n```"

@@ -12,8 +12,13 @@ _HOMES = {
     "Variant": "style",
     "jacobian_histogram_figure": "histogram",
     "jacobian_thresholds_figure": "thresholds",
+    "jacobian_sparsity_figure": "sparsity",
+    "quality_by_layer_figure": "quality",
     "jacobian_examples_figure": "examples",
     "permute_rows_and_columns": "examples",
+    "ablation_figure": "ablation",
+    "function_curves_figure": "function_curves",
+    "function_shapes_figure": "function_curves",
 }
 __all__ = list(_HOMES)
 __getattr__ = lazy_names(__name__, _HOMES)

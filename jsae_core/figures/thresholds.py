@@ -1,7 +1,7 @@
 """How many elements of the Jacobian are large: bars of the share above thresholds, variants side by side.
 
-Here: drawing shares. Not here: measuring them (`measures.histogram.share_above`) and the whole distribution
-(`histogram`).
+Here: drawing shares, beside published ones. Not here: measuring them (`measures.histogram.share_above`), looking up
+what was published, and the whole distribution (`histogram`).
 """
 
 from __future__ import annotations
@@ -10,45 +10,72 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from jsae_core.figures.style import FONT_SIZE, MAGNITUDE, Variant, apply_style, plain, require_variants
+from jsae_core.figures.style import FONT_SIZE, INK, MAGNITUDE, Variant, apply_style, plain, require_variants
+
+PUBLISHED = "published (Farnik et al., 2025)"
+DIAMOND, NUMBER = 0.03, 0.08  # how much of the axis half a diamond and a number on a bar take
+ROOM = 0.1  # of the axis, left above the highest bar or diamond
 
 
-def jacobian_thresholds_figure(shares: Mapping[Variant, Mapping[float, float]], subtitle: str) -> go.Figure:
-    """Bars of the share of elements with |J| above each threshold, in per cent, the number written on each bar.
+def jacobian_thresholds_figure(
+    shares: Mapping[Variant, Mapping[float, float]],
+    subtitle: str,
+    published: Mapping[Variant, Mapping[float, float]] | None = None,
+) -> go.Figure:
+    """Bars of the share of elements with |J| above each threshold, in per cent, the number written on each bar, and
+    published shares as diamonds over the bars of their variant.
 
     Args:
         shares: for each variant the share, in [0, 1], above each threshold.
-        subtitle: model, layer, tokens and settings.
+        subtitle: model, layer, tokens and settings. Where published shares are drawn, it is added that the numbers are
+            not theirs.
+        published: of some of the variants, shares in [0, 1] above some thresholds; thresholds not drawn are ignored.
 
     Raises:
-        ValueError: no variant, no threshold, thresholds that differ between variants, or a share outside [0, 1].
+        ValueError: no variant, no threshold, thresholds that differ between variants, a share outside [0, 1], or
+            published shares of a variant that is not drawn.
     """
     require_variants(shares)
+    published = published or {}
     thresholds = sorted(next(iter(shares.values())))
     if not thresholds:
         raise ValueError("there is no threshold to draw; expected at least one")
-    figure = go.Figure()
-    for variant, above in shares.items():
-        figure.add_trace(_bars(variant, above, thresholds))
-    figure.update_layout(barmode="group", bargap=0.15, bargroupgap=0.04)
+    strangers = [variant.label for variant in published if variant not in shares]
+    if strangers:
+        raise ValueError(f"{strangers[0]!r} has published shares, but is not drawn")
+    bars = {variant: threshold_bars(variant, above, thresholds) for variant, above in shares.items()}
+    diamonds = {variant: _diamonds(variant, above, thresholds) for variant, above in published.items()}
+    diamonds = {variant: trace for variant, trace in diamonds.items() if trace.x}
+    highest = max(percent for trace in [*bars.values(), *diamonds.values()] for percent in trace.y)
+    # an axis from 0 to 0 if nothing is above any threshold would be no axis
+    top = highest / (1 - ROOM) or 1
+    for place, (variant, trace) in enumerate(diamonds.items()):
+        _move_numbers(bars[variant], trace, top)
+        trace.showlegend = place == 0
+    figure = go.Figure([*bars.values(), *diamonds.values()])
+    figure.update_layout(barmode="group", bargap=0.15, bargroupgap=0.04, scattermode="group", scattergap=0.15)
     figure.update_xaxes(title_text=f"threshold on {MAGNITUDE}", type="category")
-    largest = max(share for above in shares.values() for share in above.values())
-    # room for the number on the highest bar; an axis from 0 to 0 if nothing is above any threshold would be no axis
-    figure.update_yaxes(title_text="elements above the threshold (%)", range=[0, 112 * largest or 1])
+    figure.update_yaxes(title_text="elements above the threshold (%)", range=[0, top])
+    if diamonds:
+        subtitle += " · numbers as measured here"
     return apply_style(figure, "Share of large elements in the Jacobian", subtitle, height=450)
 
 
-def _bars(variant: Variant, above: Mapping[float, float], thresholds: list[float]) -> go.Bar:
+def threshold_bars(variant: Variant, above: Mapping[float, float], thresholds: list[float]) -> go.Bar:
+    """A variant's bars.
+
+    Raises:
+        ValueError: other thresholds than these, or a share outside [0, 1].
+    """
     if sorted(above) != thresholds:
         raise ValueError(f"{variant.label!r} has thresholds {sorted(above)}; expected {thresholds}, as before")
-    wrong = [share for share in above.values() if not 0 <= share <= 1]  # NaN is wrong, too
-    if wrong:
-        raise ValueError(f"{variant.label!r} has a share of {wrong[0]}; expected a number between 0 and 1")
+    _check_shares(variant, above)
     percents = [100 * float(above[threshold]) for threshold in thresholds]
     return go.Bar(
         x=[f"{threshold:g}" for threshold in thresholds],
         y=percents,
         name=plain(variant.label),
+        offsetgroup=variant.label,
         marker={"color": variant.colour},
         text=[_number(percent) for percent in percents],
         textposition="outside",
@@ -57,6 +84,42 @@ def _bars(variant: Variant, above: Mapping[float, float], thresholds: list[float
         cliponaxis=False,
         hovertemplate="|J| > %{x}: %{y:.3g} %",
     )
+
+
+def _diamonds(variant: Variant, published: Mapping[float, float], thresholds: list[float]) -> go.Scatter:
+    _check_shares(variant, published)
+    drawn = [threshold for threshold in thresholds if threshold in published]
+    return go.Scatter(
+        x=[f"{threshold:g}" for threshold in drawn],
+        y=[100 * float(published[threshold]) for threshold in drawn],
+        name=PUBLISHED,
+        legendgroup=PUBLISHED,
+        offsetgroup=variant.label,
+        mode="markers+text",
+        textposition="top center",
+        textfont={"size": FONT_SIZE - 2},
+        marker={"symbol": "diamond", "size": 14, "color": "white", "line": {"color": INK, "width": 2.5}},
+        cliponaxis=False,
+        hovertemplate=f"{plain(variant.label)}, published: |J| > %{{x}}: %{{y:.3g}} %<extra></extra>",
+    )
+
+
+def _check_shares(variant: Variant, shares: Mapping[float, float]) -> None:
+    wrong = [share for share in shares.values() if not 0 <= share <= 1]  # NaN is wrong, too
+    if wrong:
+        raise ValueError(f"{variant.label!r} has a share of {wrong[0]}; expected a number between 0 and 1")
+
+
+def _move_numbers(bars: go.Bar, diamonds: go.Scatter, top: float) -> None:
+    """Move the numbers that diamonds would cover from their bars to above the diamonds."""
+    heights = dict(zip(diamonds.x, diamonds.y, strict=True))
+    moved = {
+        threshold: number
+        for threshold, percent, number in zip(bars.x, bars.y, bars.text, strict=True)
+        if threshold in heights and -DIAMOND < (heights[threshold] - percent) / top < NUMBER + DIAMOND
+    }
+    bars.text = ["" if threshold in moved else number for threshold, number in zip(bars.x, bars.text, strict=True)]
+    diamonds.text = [moved.get(threshold, "") for threshold in diamonds.x]
 
 
 def _number(percent: float) -> str:

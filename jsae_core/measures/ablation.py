@@ -21,6 +21,7 @@ ABSOLUTE_TOLERANCE = 0.1  # the published criterion: |J + change| below it
 RELATIVE_TOLERANCE = 0.1  # |J + change| below this share of |J|
 ROUNDING = 1e-12  # equal elements computed in float32 have a variance of up to this share of their mean square
 NOTEWORTHY = 0.01  # most |J| are so small that the absolute criterion passes by itself; those above it decide
+AGREEMENTS = ("line", "cluster", "off")
 
 
 @torch.no_grad()
@@ -39,9 +40,10 @@ def ablation_samples(
 
     Returns:
         One row a sample, in token order: `token` (place in the stream), `output_rank`, `input_rank` (place in the
-        descending order of activations), `output_latent`, `input_latent`, `jacobian`, `change`, `input_activation`,
-        `output_activation` (before the intervention), `ablated_activation` (the output latent's after it; 0 where it
-        left the TopK).
+        descending order of activations), `drawn` (place in the order of drawing), `output_latent`, `input_latent`,
+        `jacobian`, `change`, `input_activation`, `output_activation` (before the intervention), `ablated_activation`
+        (the output latent's after it; 0 where it left the TopK), `agreement`: "cluster" if neither |J| nor |change|
+        exceeds 0.01, else "line" if |J + change| is below a tenth of |J|, else "off".
 
     Raises:
         ValueError: the stream is empty, not finite, or holds fewer elements than `n_samples`, or `ranks` is unknown.
@@ -57,10 +59,16 @@ def ablation_summary(samples: pd.DataFrame) -> dict[str, float]:
 
     `slope` and `correlation` of change against -J (0 where one of them does not vary); `on_line_absolute`: share with
     |J + change| below 0.1, which nearly anything passes since most |J| are smaller; `on_line_relative`: share with
-    |J + change| below a tenth of |J|; `samples`: how many. All 0 where there is no sample.
+    |J + change| below a tenth of |J|; `samples`: how many. All 0 where there is no sample. Over all samples also the
+    share of each `agreement`.
     """
     noteworthy = samples[samples["jacobian"].abs() > NOTEWORTHY]
-    return _line(samples) | {f"{name}_noteworthy": value for name, value in _line(noteworthy).items()}
+    agreement = _agreement(samples["jacobian"], samples["change"])
+    return (
+        _line(samples)
+        | {f"{name}_noteworthy": value for name, value in _line(noteworthy).items()}
+        | {f"agreement_{name}": float((agreement == name).mean()) if len(agreement) else 0.0 for name in AGREEMENTS}
+    )
 
 
 def _line(samples: pd.DataFrame) -> dict[str, float]:
@@ -93,6 +101,7 @@ def _ablate(pair: SAEPair, x: Tensor, samples: Samples) -> pd.DataFrame:
         "token": samples.token,
         "output_rank": output_rank,
         "input_rank": input_rank,
+        "drawn": samples.drawn,
         "output_latent": output_latent,
         "input_latent": sandwich.input_latents[row, input_rank],
         "jacobian": sandwich.jacobian[row, output_rank, input_rank],
@@ -101,7 +110,15 @@ def _ablate(pair: SAEPair, x: Tensor, samples: Samples) -> pd.DataFrame:
         "output_activation": before,
         "ablated_activation": after,
     }
-    return table(columns)
+    frame = table(columns)
+    return frame.assign(agreement=_agreement(frame["jacobian"], frame["change"]))
+
+
+def _agreement(jacobian: pd.Series, change: pd.Series) -> np.ndarray:
+    line, cluster, off = AGREEMENTS
+    close = (jacobian + change).abs() < RELATIVE_TOLERANCE * jacobian.abs()
+    small = (jacobian.abs() <= NOTEWORTHY) & (change.abs() <= NOTEWORTHY)
+    return np.select([small, close], [cluster, line], off)
 
 
 def _after_ablation(

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from jsae_core.jacobian import run_sandwich
-from jsae_core.measures.samples import draw_samples, inputs_at_once, joined, table
+from jsae_core.measures.samples import Samples, draw_samples, inputs_at_once, joined, table
 from jsae_core.sae_pair import SAEPair, top_latents
 
 POINTS = 100
 LEAST_RANGE = 5.0  # curves reach at least this activation of the input latent
 TOLERANCE = 0.01  # the published rule: every residual of the line below it
+SHAPES = ("linear", "jumprelu", "other")
+CURVES = ["input_values", "output_values"]
+KEPT_OF_EACH_SHAPE = 30  # curves, whatever else is kept: rare shapes are worth a look
 
 
 def function_curves(
@@ -53,12 +56,17 @@ def _curves(pair: SAEPair, x: Tensor, output_ranks: Tensor, input_ranks: Tensor)
     row = torch.arange(len(x), device=x.device)
     activation = sandwich.input_activations[row, input_ranks]
     direction = pair.input_sae.W_dec[sandwich.input_latents[row, input_ranks]]
-    top = (activation + 1).clamp(min=LEAST_RANGE)
-    values = torch.linspace(0, 1, POINTS, dtype=x.dtype, device=x.device) * top[:, None]
+    values = _input_values(activation)
     moved = x[:, None] + (values - activation[:, None])[:, :, None] * direction[:, None]
     activations, latents = top_latents(pair.output_sae, pair.mlp(moved.flatten(0, 1)))
     wanted = sandwich.output_latents[row, output_ranks].repeat_interleave(POINTS)
     return values, (activations * (latents == wanted[:, None])).sum(dim=1).view(len(x), POINTS)
+
+
+def _input_values(activation: Tensor) -> Tensor:
+    """The points of each sweep [n, 100], from the activations [n] that occurred."""
+    top = (activation + 1).clamp(min=LEAST_RANGE)
+    return torch.linspace(0, 1, POINTS, dtype=activation.dtype, device=activation.device) * top[:, None]
 
 
 def classify_curves(input_values: Tensor, output_values: Tensor) -> list[str]:
@@ -76,38 +84,62 @@ def classify_curves(input_values: Tensor, output_values: Tensor) -> list[str]:
     return np.where(linear, "linear", np.where(jump, "jumprelu", "other")).tolist()
 
 
-def function_shapes(pair: SAEPair, stream: Iterable[Tensor], n_samples: int, seed: int = 0) -> pd.DataFrame:
-    """Classes of the curves of randomly drawn tokens, output and input latents.
+def function_shapes(
+    pair: SAEPair, stream: Iterable[Tensor], n_samples: int, seed: int = 0, n_curves: int = 0
+) -> pd.DataFrame:
+    """Classes of the curves of randomly drawn tokens, output and input latents: the first `n_samples` elements that
+    `ablation_samples` draws from the same stream with the same seed.
+
+    Args:
+        n_curves: how many curves to keep, beside 30 of each shape that are kept if any are.
 
     Returns:
-        One row a sample: `token`, `output_rank`, `input_rank`, `output_latent`, `input_latent`, `shape`, `flat` (the
-        curve's range is below 0.01, whatever its class), `input_activation`, `output_activation` (what occurred).
+        One row a sample: `token`, `output_rank`, `input_rank`, `drawn` (place in the order of drawing),
+        `output_latent`, `input_latent`, `shape`, `flat` (the curve's range is below 0.01, whatever its class),
+        `input_activation`, `output_activation` (what occurred) and `input_values`, `output_values`: the curve, [100]
+        each, of the samples drawn first; None for the others.
 
     Raises:
         ValueError: the stream is empty, not finite, or holds fewer elements than `n_samples`.
     """
     x = joined(stream)
     samples = draw_samples(len(x), pair.config.k, n_samples, "random", seed)
-    frames = []
-    for part in samples.split(inputs_at_once(pair)):
-        token, output_rank, input_rank = (values.to(x.device) for values in part)
-        sandwich = run_sandwich(pair, x[token])
-        row = torch.arange(len(token), device=x.device)
-        input_values, output_values = function_curves(pair, x[token], output_rank, input_rank)
-        columns = {
+    parts = (_shapes(pair, x, part) for part in samples.split(inputs_at_once(pair)))
+    # what a part need not keep, all of them together need not either
+    frame = _with_curves_kept(pd.concat([_with_curves_kept(part, n_curves) for part in parts]), n_curves)
+    return frame.reset_index(drop=True) if n_curves else frame.drop(columns=CURVES).reset_index(drop=True)
+
+
+def _with_curves_kept(frame: pd.DataFrame, n_curves: int) -> pd.DataFrame:
+    """The curves of the samples drawn first, and of those first among their shape; None in the place of the others."""
+    order = frame["drawn"].argsort()
+    first_of_shape = frame.iloc[order].groupby("shape").cumcount().to_numpy()[order.argsort()]
+    kept = (frame["drawn"] < n_curves) | ((first_of_shape < KEPT_OF_EACH_SHAPE) & (n_curves > 0))
+    return frame.assign(**{name: frame[name].where(kept, None) for name in CURVES})
+
+
+def _shapes(pair: SAEPair, x: Tensor, samples: Samples) -> pd.DataFrame:
+    token, output_rank, input_rank, _ = (values.to(x.device) for values in samples)
+    sandwich = run_sandwich(pair, x[token])
+    row = torch.arange(len(token), device=x.device)
+    input_values, output_values = function_curves(pair, x[token], output_rank, input_rank)
+    frame = table(
+        {
             "token": token,
             "output_rank": output_rank,
             "input_rank": input_rank,
+            "drawn": samples.drawn,
             "output_latent": sandwich.output_latents[row, output_rank],
             "input_latent": sandwich.input_latents[row, input_rank],
             "flat": output_values.amax(dim=1) - output_values.amin(dim=1) < TOLERANCE,
             "input_activation": sandwich.input_activations[row, input_rank],
             "output_activation": sandwich.output_activations[row, output_rank],
         }
-        frame = table(columns)
-        frame.insert(5, "shape", classify_curves(input_values, output_values))
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+    )
+    frame.insert(6, "shape", classify_curves(input_values, output_values))
+    return frame.assign(
+        input_values=list(input_values.float().cpu().numpy()), output_values=list(output_values.float().cpu().numpy())
+    )
 
 
 def _is_linear(x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> np.ndarray:

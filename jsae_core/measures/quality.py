@@ -17,6 +17,7 @@ from jsae_core.activations import MLPInputs, packed
 from jsae_core.jacobian import run_sandwich
 from jsae_core.language_model import LanguageModel
 from jsae_core.measures.histogram import token_norms
+from jsae_core.measures.moments import NamedMoments
 from jsae_core.measures.reconstruction import reconstruction_quality
 from jsae_core.sae_pair import SAEPair, decode, top_latents
 
@@ -42,8 +43,8 @@ def pair_quality(
         zero; 0 where the denominator is. `ce_clean`.
         For side in (input, output) what `reconstruction_quality` gives. Of the Jacobian, means over tokens:
         `above_{t}` for t in .005, .01, .015, .02, `kurtosis` (E[J^4] / E[J^2]^2, uncentred), `norm_l2t`, `norm_l4t`,
-        `norm_linft`, `l1_over_l2` (mean |J| over root mean square), 0 where J is. Each mean over tokens has its
-        standard error under the same name with `_se`. `n_tokens`.
+        `norm_linft`, `l1_over_l2` (mean |J| over root mean square), 0 where J is. Each mean over tokens, and each
+        ratio of such means, has its standard error under the same name with `_se`. `n_tokens`.
 
     Raises:
         ValueError: there is nothing to predict, or pair and model do not belong together, or a result is not finite.
@@ -57,7 +58,7 @@ def pair_quality(
         raise ValueError("there is nothing to predict: no document has more than two tokens, BOS counted")
     layer = pair.config.layer
     splices = _splices(pair)
-    means = {name: _Mean() for name in ("ce_clean", *(f"{what}_{name}" for what in ("ce", "kl") for name in splices))}
+    cross_entropy, divergence, jacobian = NamedMoments(), NamedMoments(), NamedMoments()
     for batch in packed(documents, batch_tokens):
         tokens, measured = batch.tokens.to(language_model.device), batch.measured.to(language_model.device)
         mlp_input, mlp_output = (x[measured] for x in language_model.mlp_activations(tokens, layer))
@@ -68,19 +69,23 @@ def pair_quality(
                 f"the pair's MLP does not give what {language_model.name}'s gives at layer {layer}: they do not belong "
                 "together (another model, layer or revision, or weights that were folded or randomised)"
             )
-        for name, values in _jacobian_measures(sandwich.jacobian.abs().double()).items():
-            means.setdefault(name, _Mean()).add(values)
+        jacobian.add(_jacobian_measures(sandwich.jacobian.abs().double()))
         clean = _log_probabilities(language_model.spliced_logits(tokens, layer))
-        means["ce_clean"].add(_cross_entropy(clean, tokens, measured))
+        losses, divergences = {"ce_clean": _cross_entropy(clean, tokens, measured)}, {}
         for name, replacements in splices.items():
             spliced = _log_probabilities(language_model.spliced_logits(tokens, layer, **replacements))
-            means[f"ce_{name}"].add(_cross_entropy(spliced, tokens, measured))
-            means[f"kl_{name}"].add(F.kl_div(spliced, clean, log_target=True, reduction="none").sum(-1)[measured])
-    results = {}
-    for name, mean in means.items():
-        results |= {name: mean.mean, f"{name}_se": mean.standard_error}
+            losses[f"ce_{name}"] = _cross_entropy(spliced, tokens, measured)
+            divergences[f"kl_{name}"] = F.kl_div(spliced, clean, log_target=True, reduction="none").sum(-1)[measured]
+        cross_entropy.add(losses)
+        divergence.add(divergences)
     stream = MLPInputs(language_model, documents, layer, batch_tokens)
-    results |= _scores(results) | reconstruction_quality(pair, stream)
+    results = (
+        cross_entropy.means()
+        | divergence.means()
+        | _scores(cross_entropy, divergence)
+        | jacobian.means()
+        | reconstruction_quality(pair, stream)
+    )
     broken = [name for name, value in results.items() if not math.isfinite(value)]
     if broken:
         raise ValueError(f"NaN or infinite: {', '.join(broken)}; does {language_model.name} give finite logits?")
@@ -134,31 +139,14 @@ def _jacobian_measures(magnitude: Tensor) -> dict[str, Tensor]:
     )
 
 
-def _scores(results: dict[str, float]) -> dict[str, float]:
+def _scores(cross_entropy: NamedMoments, divergence: NamedMoments) -> dict[str, float]:
     scores = {}
     for side, zero in (("input", "zero_input"), ("output", "zero_output"), ("pair", "zero_output")):
-        for what, clean in (("ce", results["ce_clean"]), ("kl", 0.0)):
-            zeroed, spliced = results[f"{what}_{zero}"], results[f"{what}_{side}"]
-            gap = zeroed - clean
-            scores[f"{what}_score_{side}"] = (zeroed - spliced) / gap if gap else 0.0
+        ce_zero, kl_zero = {f"ce_{zero}": 1.0}, {f"kl_{zero}": 1.0}
+        ratios = {
+            f"ce_score_{side}": cross_entropy.ratio(ce_zero | {f"ce_{side}": -1.0}, ce_zero | {"ce_clean": -1.0}),
+            f"kl_score_{side}": divergence.ratio(kl_zero | {f"kl_{side}": -1.0}, kl_zero),
+        }
+        for name, (score, standard_error) in ratios.items():
+            scores |= {name: score, f"{name}_se": standard_error}
     return scores
-
-
-class _Mean:
-    def __init__(self):
-        self.n, self.total, self.squares = 0, 0.0, 0.0
-
-    def add(self, values: Tensor) -> None:
-        values = values.double()
-        self.n += values.numel()
-        self.total += values.sum().item()
-        self.squares += values.square().sum().item()
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.n
-
-    @property
-    def standard_error(self) -> float:
-        """Of the mean, tokens taken as independent."""
-        return math.sqrt(max(0.0, self.squares / self.n - self.mean**2) / max(1, self.n - 1))

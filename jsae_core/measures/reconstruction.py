@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jsae_core.measures.moments import Moments, NamedMoments
 from jsae_core.sae_pair import SAEPair, decode, top_latents
 
 
@@ -18,7 +19,8 @@ def reconstruction_quality(pair: SAEPair, stream: Iterable[Tensor]) -> dict[str,
     `explained_variance_{side}`: 1 - sum |x - x_hat|^2 / sum |x - mean(x)|^2, or 0 where x does not vary;
     `mse_{side}`: mean squared error over tokens and features; `cosine_{side}`: mean cosine of x and x_hat;
     `l0_{side}`: mean number of latents above zero; `dead_{side}`: share of latents that were never above zero;
-    and `n_tokens`. The output SAE is fed the MLP's true output.
+    and `n_tokens`. The output SAE is fed the MLP's true output. All but `dead` have their standard error over tokens
+    under the same name with `_se`; that of the explained variance is to first order (the delta method).
 
     Raises:
         ValueError: the stream is empty.
@@ -29,38 +31,53 @@ def reconstruction_quality(pair: SAEPair, stream: Iterable[Tensor]) -> dict[str,
         sides["output"].add(pair.mlp(mlp_input))
     if not sides["input"].n_tokens:
         raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
-    return {f"{name}_{side}": value for side, sums in sides.items() for name, value in sums.result().items()} | {
-        "n_tokens": float(sides["input"].n_tokens)
-    }
+    results = {"n_tokens": float(sides["input"].n_tokens)}
+    for side, sums in sides.items():
+        for name, value in sums.result().items():
+            stem, suffix = (name.removesuffix("_se"), "_se") if name.endswith("_se") else (name, "")
+            results[f"{stem}_{side}{suffix}"] = value
+    return results
 
 
 class _Side:
     def __init__(self, sae):
         self.sae = sae
         self.n_tokens = 0
-        self.squared_error = self.cosine = self.active = 0.0
-        self.x_sum = torch.zeros(sae.cfg.d_in, dtype=torch.float64)
-        self.x_squares = 0.0
+        self.means = NamedMoments()
+        self.errors_and_inputs = Moments()  # |x - x_hat|^2, |x|^2, x
         self.alive = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.W_enc.device)
 
     def add(self, x: Tensor) -> None:
         activations, latents = top_latents(self.sae, x)
         x_hat = decode(self.sae.W_dec, self.sae.b_dec, activations, latents)
+        wide = x.double()
+        error = (wide - x_hat).square().sum(dim=1)
         self.n_tokens += len(x)
-        self.squared_error += (x - x_hat).square().sum(dtype=torch.float64).item()
-        self.cosine += F.cosine_similarity(x, x_hat, dim=-1).sum(dtype=torch.float64).item()
-        self.active += (activations > 0).sum().item()
-        self.x_sum += x.sum(dim=0, dtype=torch.float64).cpu()
-        self.x_squares += x.square().sum(dtype=torch.float64).item()
+        self.means.add(
+            {
+                "mse": error / self.sae.cfg.d_in,
+                "cosine": F.cosine_similarity(x, x_hat, dim=-1),
+                "l0": (activations > 0).sum(dim=1),
+            }
+        )
+        self.errors_and_inputs.add(torch.cat([error[:, None], wide.square().sum(dim=1)[:, None], wide], dim=1))
         self.alive[latents[activations > 0]] = True
 
     def result(self) -> dict[str, float]:
-        variance = self.x_squares - self.x_sum.square().sum().item() / self.n_tokens
-        varies = variance > 1e-9 * self.x_squares
+        return self._explained_variance() | self.means.means() | {"dead": 1 - self.alive.float().mean().item()}
+
+    def _explained_variance(self) -> dict[str, float]:
+        """1 - E / V with E = mean |x - x_hat|^2 and V = mean |x - m|^2 = mean |x|^2 - |m|^2. To first order its
+        standard error is that of the mean of |x - x_hat|^2 - E/V |x - m|^2, over V; up to a constant this is
+        |x - x_hat|^2 - E/V (|x|^2 - 2 m x)."""
+        error, squares, *_ = self.errors_and_inputs.mean.tolist()
+        m = self.errors_and_inputs.mean[2:]
+        variance = squares - m.square().sum().item()
+        if variance <= 1e-9 * squares:
+            return {"explained_variance": 0.0, "explained_variance_se": 0.0}
+        unexplained = error / variance
+        weights = torch.cat([torch.tensor([1.0, -unexplained], dtype=torch.float64), 2 * unexplained * m])
         return {
-            "explained_variance": 1 - self.squared_error / variance if varies else 0.0,
-            "mse": self.squared_error / (self.n_tokens * self.sae.cfg.d_in),
-            "cosine": self.cosine / self.n_tokens,
-            "l0": self.active / self.n_tokens,
-            "dead": 1 - self.alive.float().mean().item(),
+            "explained_variance": 1 - unexplained,
+            "explained_variance_se": self.errors_and_inputs.standard_error(weights) / variance,
         }

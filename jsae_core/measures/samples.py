@@ -1,6 +1,9 @@
 """Drawing elements of the Jacobians of a stream: which token, which output rank, which input rank.
 
 Here: what `ablation.py` and `linearity.py` do alike around a sample. Not here: what is done with a sample.
+
+With the same seed a larger random sample holds every smaller one, and begins with it in the order of drawing. So the
+curves that `linearity.py` takes belong to elements that `ablation.py` has intervened on.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from jsae_core.sae_pair import SAEPair
 
 Ranks = Literal["random", "diagonal", "all"]
 BATCH_BYTES = 64 * 2**20
+PERMUTED = 2**22  # elements up to which all are permuted; of more, half can be drawn with repeated ones passed over
 
 
 class Samples(NamedTuple):
@@ -25,6 +29,7 @@ class Samples(NamedTuple):
     token: Tensor
     output_rank: Tensor
     input_rank: Tensor
+    drawn: Tensor  # place in the order of drawing: those below n are a random sample of n
 
     def split(self, size: int) -> list[Samples]:
         parts = [values.split(size) for values in self]
@@ -37,7 +42,7 @@ def draw_samples(n_tokens: int, k: int, n_samples: int | None, ranks: Ranks, see
     Args:
         n_samples: how many; None: all there are.
         ranks: "random": without replacement from all; "diagonal": the i-th input with the i-th output latent, in
-            token order; "all": every element, in token order.
+            token order; "all": every element, in token order. Those two count as drawn in the order of tokens.
 
     Raises:
         ValueError: there are fewer than `n_samples`, or `ranks` is unknown.
@@ -53,14 +58,30 @@ def draw_samples(n_tokens: int, k: int, n_samples: int | None, ranks: Ranks, see
             "expected a number from 1 to that"
         )
     if ranks == "random":
-        chosen = np.random.default_rng(seed).choice(available, n_samples, replace=False, shuffle=False)
-        chosen = torch.from_numpy(np.sort(chosen))
+        chosen, drawn = torch.from_numpy(_draw(available, n_samples, seed)).sort()
     else:
-        chosen = torch.arange(n_samples)
+        chosen = drawn = torch.arange(n_samples)
     token, element = chosen // per_token, chosen % per_token
     if ranks == "diagonal":
-        return Samples(token, element, element)
-    return Samples(token, element // k, element % k)
+        return Samples(token, element, element, drawn)
+    return Samples(token, element // k, element % k, drawn)
+
+
+def _draw(available: int, n: int, seed: int) -> np.ndarray:
+    """n different numbers below `available`, each draw a continuation of every shorter one with the same seed."""
+    if available <= PERMUTED:
+        return np.random.default_rng(seed).permutation(available)[:n]
+    first_half = size = min(n, available // 2)
+    drawn = np.empty(0, dtype=np.int64)
+    while len(drawn) < first_half:
+        numbers = np.random.default_rng(seed).integers(available, size=size)
+        _, first = np.unique(numbers, return_index=True)
+        drawn, size = numbers[np.sort(first)], 2 * size
+    drawn = drawn[:first_half]
+    if n == first_half:
+        return drawn
+    left = np.delete(np.arange(available), drawn)  # most numbers drawn from here on would be repeated ones
+    return np.concatenate([drawn, np.random.default_rng([seed, 1]).permutation(left)[: n - first_half]])
 
 
 def table(columns: Mapping[str, Tensor]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from jsae_assets.automation import CELL_JOB, TOKENS_JOB
+from jsae_assets.automation import CELL_JOB, LAYERS_JOB, TOKENS_JOB
 from jsae_assets.catalog import Catalog, load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.partitions import cell_key, register
@@ -30,6 +30,25 @@ RECIPE = {
     "learning_rate": 0.005,
 }
 ANYTHING_GOES = {"input": -1e9, "output": -1e9}
+PER_VARIANT = (
+    "sae_pair",
+    "jacobian_histogram",
+    "jacobian_examples",
+    "ablation_samples",
+    "function_shapes",
+    "pair_quality",
+)
+CELL_FIGURES = (
+    "jacobian_histogram",
+    "jacobian_thresholds",
+    "jacobian_sparsity",
+    "jacobian_examples",
+    "jacobian_examples_l1",
+    "jacobian_examples_l2",
+    "ablation",
+    "function_curves",
+    "function_shapes",
+)
 WORDS = "def return self class for in range print not if else import value key list dict open read write".split()
 
 
@@ -63,6 +82,10 @@ class Graph:
             asset_selection=[dg.AssetKey.from_user_string(asset) for asset in assets] or None,
             raise_on_error=raise_on_error,
         )
+
+    def compare_layers(self, model: str = "tiny", raise_on_error: bool = True) -> dg.ExecuteInProcessResult:
+        job = self.definitions.resolve_job_def(LAYERS_JOB)
+        return job.execute_in_process(instance=self.instance, partition_key=model, raise_on_error=raise_on_error)
 
     @property
     def storage(self) -> Path:
@@ -164,6 +187,9 @@ def entries(language_model, tmp_path_factory):
                     "directory": str(language_model),
                     "text": "measured",
                     "tokens": 1000,
+                    "ablation_samples": 500,
+                    "function_shapes": 60,
+                    "quality_tokens": 300,
                     "prompt": "def f(x): return x",
                 }
             },
@@ -177,6 +203,33 @@ def entries(language_model, tmp_path_factory):
             },
             "pairs": [pairs("traditional", [0, 1], 0.0), pairs("jsae", [1], 1.0)],
         }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def controlled_entries(entries):
+    """The same, with both variants trained on the randomised language model at layer 1 as well."""
+
+    def make() -> dict:
+        made = entries()
+        made["variants"] |= {
+            "traditional_randomised": {
+                "label": "Traditional, randomised model",
+                "colour": "#56B4E9",
+                "control_of": "traditional",
+            },
+            "jsae_randomised": {
+                "label": "JSAE, randomised model",
+                "colour": "#E69F00",
+                "compared_with": "traditional_randomised",
+                "control_of": "jsae",
+            },
+        }
+        made["pairs"] += [
+            pair | {"variant": f"{pair['variant']}_randomised", "layers": [1]} for pair in list(made["pairs"])
+        ]
+        return made
 
     return make
 

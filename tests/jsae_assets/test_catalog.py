@@ -29,6 +29,9 @@ GOOD = {
 }
 
 
+TABLES = ("ablation_samples", "function_shapes", "pair_quality")
+
+
 def with_change(place: str, value) -> dict:
     """GOOD with one setting put in or replaced; "pairs.0.layers" leads to it."""
     entries = copy.deepcopy(GOOD)
@@ -391,10 +394,13 @@ def test_a_hub_model_that_names_no_text_is_measured_on_c4(tmp_path):
 @pytest.mark.parametrize(
     ("place", "value", "changes"),
     [
-        ("models.m.tokens", 7, True),
+        ("models.m.context_size", 7, True),
         ("text.t.column", "body", True),
         ("pairs.0.train.config.k", 3, True),
         ("pairs.0.least_explained_variance", {"input": 0.1}, True),
+        ("models.m.tokens", 7, False),
+        ("models.m.ablation_samples", 7, False),
+        ("models.m.randomise_seed", 7, False),
         ("pairs.0.layers", [0, 1, 2], False),
         ("pairs.1.directory", "other/{layer}", False),
         ("variants.a.label", "Other", False),
@@ -402,5 +408,88 @@ def test_a_hub_model_that_names_no_text_is_measured_on_c4(tmp_path):
 )
 def test_the_digest_of_a_pair_changes_with_what_it_is_made_from_and_nothing_else(tmp_path, place, value, changes):
     before, after = load(tmp_path, GOOD), load(tmp_path, with_change(place, value))
-    digests = [catalog.digest("m", catalog.pair("a", "m", 0)) for catalog in (before, after)]
+    digests = [catalog.digest("m", "sae_pair", catalog.pair("a", "m", 0)) for catalog in (before, after)]
     assert (digests[0] != digests[1]) is changes
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "asset"),
+    [
+        ("tokens", 7, "tokens"),
+        ("ablation_samples", 7, "ablation_samples"),
+        ("function_shapes", 7, "function_shapes"),
+        ("quality_tokens", 7, "pair_quality"),
+        ("prompt", "x", "jacobian_examples"),
+    ],
+)
+def test_a_setting_changes_the_digest_of_the_asset_it_concerns_alone(tmp_path, setting, value, asset):
+    before, after = load(tmp_path, GOOD), load(tmp_path, with_change(f"models.m.{setting}", value))
+    assets = ["tokens", "sae_pair", "jacobian_histogram", "jacobian_examples", *TABLES]
+    changed = [
+        name
+        for name in assets
+        if len({catalog.digest("m", name, catalog.pair("a", "m", 0)) for catalog in (before, after)}) == 2
+    ]
+    assert changed == [asset]
+
+
+def test_the_digest_of_the_tokens_changes_with_the_models_text(tmp_path):
+    before, after = load(tmp_path, GOOD), load(tmp_path, with_change("text.t.column", "body"))
+    assert before.digest("m", "tokens") != after.digest("m", "tokens")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "changes"),
+    [
+        ("variants.a.label", "Other", True),
+        ("variants.b.colour", "#123456", True),
+        ("pairs.0.train.config.k", 3, True),
+        ("pairs.1.directory", "other/{layer}", True),
+        ("pairs.0.layers", [0, 1, 2], False),
+        ("models.m.tokens", 7, False),
+    ],
+)
+def test_the_digest_of_a_figure_changes_with_its_variants_and_their_pairs_and_nothing_else(
+    tmp_path, place, value, changes
+):
+    before, after = load(tmp_path, GOOD), load(tmp_path, with_change(place, value))
+    digests = [catalog.figure_digest("m", [0], ["a", "b"]) for catalog in (before, after)]
+    assert (digests[0] != digests[1]) is changes
+    assert before.figure_digest("m", [0], ["a", "b"]) == before.figure_digest("m", [0], ["b", "a"])
+
+
+def with_control(**changes) -> dict:
+    entries = copy.deepcopy(GOOD)
+    entries["variants"]["c"] = {"label": "Control", "colour": "#000000", "control_of": "a"} | changes
+    return entries
+
+
+def test_a_control_is_on_the_twin_and_its_digest_changes_with_the_twins_seed(tmp_path):
+    entries = with_control()
+    entries["pairs"].append(entries["pairs"][0] | {"variant": "c"})
+    before = load(tmp_path, entries)
+    assert before.randomise_seed("c", "m") == 0 and before.randomise_seed("a", "m") is None
+    entries["models"]["m"]["randomise_seed"] = 5
+    after = load(tmp_path, entries)
+    assert after.randomise_seed("c", "m") == 5
+    digests = [
+        [catalog.digest("m", "sae_pair", catalog.pair(variant, "m", 0)) for catalog in (before, after)]
+        for variant in ("a", "c")
+    ]
+    assert digests[0][0] == digests[0][1] and digests[1][0] != digests[1][1]
+
+
+@pytest.mark.parametrize(
+    ("control_of", "expected"),
+    [("nothing", "variants.c.control_of is 'nothing', which is not in the catalog"), ("c", "control_of is itself")],
+)
+def test_a_control_of_what_is_no_variant_is_refused(tmp_path, control_of, expected):
+    with pytest.raises(CatalogError, match=expected):
+        load(tmp_path, with_control(control_of=control_of))
+
+
+def test_a_control_of_a_control_is_refused(tmp_path):
+    entries = with_control()
+    entries["variants"]["d"] = {"label": "D", "colour": "#000000", "control_of": "c"}
+    with pytest.raises(CatalogError, match="variants.d.control_of is 'c', which is itself a control"):
+        load(tmp_path, entries)

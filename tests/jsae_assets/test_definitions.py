@@ -11,17 +11,10 @@ import pytest
 
 from jsae_assets.catalog import load_catalog
 from jsae_assets.definitions import build_definitions, defs
-from tests.jsae_assets.conftest import REPOSITORY, write_catalog
+from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, REPOSITORY, write_catalog
 
 SLOW = {"torch", "transformers", "transformer_lens", "sae_lens", "wandb", "datasets"}
-PER_VARIANT = ("sae_pair", "jacobian_histogram", "jacobian_examples")
-FIGURES = (
-    "jacobian_histogram",
-    "jacobian_thresholds",
-    "jacobian_examples",
-    "jacobian_examples_l1",
-    "jacobian_examples_l2",
-)
+FIGURES = (*CELL_FIGURES, "quality_by_layer")
 
 
 def run(home: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -139,13 +132,14 @@ def test_every_pair_has_the_blocking_check(definitions):
     assert all(graph.get(key).blocking for key in graph.asset_check_keys)
 
 
-def test_two_jobs_hold_every_asset_between_them_each_of_one_partitioning(definitions, specs):
+def test_three_jobs_hold_every_asset_between_them_each_of_one_partitioning(definitions, specs):
     held = {
         name: {key.to_user_string() for key in definitions.resolve_job_def(name).asset_layer.selected_asset_keys}
-        for name in ("tokenise_text", "measure_cell")
+        for name in ("tokenise_text", "measure_cell", "compare_layers")
     }
     assert held["tokenise_text"] == {"tokens"}
-    assert held["measure_cell"] == specs.keys() - {"tokens"}
+    assert held["compare_layers"] == {"figures/jsae/quality_by_layer"}
+    assert held["measure_cell"] == specs.keys() - held["tokenise_text"] - held["compare_layers"]
 
 
 def test_a_resource_can_be_swapped(tmp_path, entries):

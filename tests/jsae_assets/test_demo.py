@@ -13,16 +13,14 @@ from safetensors.torch import load_file
 
 from jsae_assets.catalog import load_catalog
 from jsae_assets.demo import figure_pages, run_all, summary
-from tests.jsae_assets.conftest import REPOSITORY, Graph, write_catalog
+from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, REPOSITORY, Graph, write_catalog
 
-CELL_0 = {f"traditional/{name} 0|tiny" for name in ("sae_pair", "jacobian_histogram", "jacobian_examples")}
-FIGURES = {
-    f"figures/jsae/jacobian_{name} 1|tiny"
-    for name in ("histogram", "thresholds", "examples", "examples_l1", "examples_l2")
-}
-JSAE = {f"jsae/{name} 1|tiny" for name in ("sae_pair", "jacobian_histogram", "jacobian_examples")}
-TRADITIONAL_1 = {f"traditional/{name} 1|tiny" for name in ("sae_pair", "jacobian_histogram", "jacobian_examples")}
-EVERYTHING = {"tokens tiny"} | CELL_0 | TRADITIONAL_1 | JSAE | FIGURES
+CELL_0 = {f"traditional/{name} 0|tiny" for name in PER_VARIANT}
+FIGURES = {f"figures/jsae/{name} 1|tiny" for name in CELL_FIGURES}
+JSAE = {f"jsae/{name} 1|tiny" for name in PER_VARIANT}
+TRADITIONAL_1 = {f"traditional/{name} 1|tiny" for name in PER_VARIANT}
+BY_LAYER = {"figures/jsae/quality_by_layer tiny"}
+EVERYTHING = {"tokens tiny"} | CELL_0 | TRADITIONAL_1 | JSAE | FIGURES | BY_LAYER
 
 
 def run(graph: Graph) -> set[str]:
@@ -69,9 +67,10 @@ def test_a_second_run_computes_nothing_and_says_so(finished, capsys):
     assert run(finished) == set()
     said = capsys.readouterr().out
     for line in (
-        "[1/3] tiny: tokens: up to date",
-        "[2/3] tiny, layer 0: up to date",
-        "[3/3] tiny, layer 1: up to date",
+        "[1/4] tiny: tokens: up to date",
+        "[2/4] tiny, layer 0: up to date",
+        "[3/4] tiny, layer 1: up to date",
+        "[4/4] tiny: layers compared: up to date",
     ):
         assert line in said
     assert finished.stored() == before
@@ -81,31 +80,55 @@ def test_a_changed_recipe_makes_that_pair_again_and_what_is_downstream_of_it_alo
     changed = entries()
     changed["pairs"][1]["train"]["config"] = changed["pairs"][1]["train"]["config"] | {"k": 6}
     after = edited(finished, tmp_path, changed)
-    assert run(after) == JSAE | FIGURES
+    assert run(after) == JSAE | FIGURES | BY_LAYER
     assert run(after) == set()
 
 
-def test_a_layer_added_to_an_entry_makes_that_cell_alone(finished, entries, tmp_path):
+def test_a_layer_added_to_an_entry_makes_that_cell_and_what_compares_the_layers(finished, entries, tmp_path):
     changed = entries()
     changed["pairs"][0]["layers"] = [0, 1, 2]
-    assert run(edited(finished, tmp_path, changed)) == {name.replace(" 0|", " 2|") for name in CELL_0}
+    assert run(edited(finished, tmp_path, changed)) == {name.replace(" 0|", " 2|") for name in CELL_0} | BY_LAYER
 
 
-def test_a_changed_setting_of_the_model_makes_all_of_it_again(finished, entries, tmp_path):
+def without(assets: set[str], *words: str) -> set[str]:
+    return {asset for asset in assets if not any(word in asset for word in words)}
+
+
+def test_more_tokens_measure_everything_again_that_reads_them_and_train_nothing(finished, entries, tmp_path):
     changed = entries()
     changed["models"]["tiny"]["tokens"] = 500
+    assert run(edited(finished, tmp_path, changed)) == without(EVERYTHING, "/sae_pair", "/jacobian_examples")
+
+
+def test_another_context_size_makes_all_of_it_again(finished, entries, tmp_path):
+    changed = entries()
+    changed["models"]["tiny"]["context_size"] = 20
     assert run(edited(finished, tmp_path, changed)) == EVERYTHING
+
+
+def test_another_number_of_samples_makes_that_table_again_and_its_figures(finished, entries, tmp_path):
+    changed = entries()
+    changed["models"]["tiny"]["function_shapes"] = 70
+    assert run(edited(finished, tmp_path, changed)) == {
+        name for name in EVERYTHING if "/function_shapes" in name or "/function_curves" in name
+    }
+
+
+def test_another_colour_draws_the_figures_again_and_measures_nothing(finished, entries, tmp_path):
+    changed = entries()
+    changed["variants"]["jsae"]["colour"] = "#009E73"
+    assert run(edited(finished, tmp_path, changed)) == FIGURES | BY_LAYER
 
 
 @pytest.mark.parametrize(
     ("asset", "extension", "again"),
     [
-        ("jsae/sae_pair", "safetensors", JSAE | FIGURES),
+        ("jsae/sae_pair", "safetensors", JSAE | FIGURES | BY_LAYER),
         (
             "traditional/jacobian_histogram",
             "safetensors",
             {"traditional/jacobian_histogram 1|tiny"}
-            | {f"figures/jsae/jacobian_{name} 1|tiny" for name in ("histogram", "thresholds")},
+            | {f"figures/jsae/jacobian_{name} 1|tiny" for name in ("histogram", "thresholds", "sparsity")},
         ),
         ("figures/jsae/jacobian_examples", "json", {"figures/jsae/jacobian_examples 1|tiny"}),
     ],
@@ -120,12 +143,12 @@ def test_what_was_made_outside_the_demo_counts_as_made(entries, graph):
     tiny = graph(entries())
     tiny.tokenise()
     tiny.measure(1, raise_on_error=True)
-    assert run(tiny) == CELL_0
+    assert run(tiny) == CELL_0 | BY_LAYER
 
 
 def test_what_is_downstream_of_a_pair_made_again_elsewhere_is_made_again(finished):
     finished.measure(1, "jsae/sae_pair", raise_on_error=True)
-    assert run(finished) == JSAE - {"jsae/sae_pair 1|tiny"} | FIGURES
+    assert run(finished) == JSAE - {"jsae/sae_pair 1|tiny"} | FIGURES | BY_LAYER
 
 
 def test_a_pair_that_failed_its_check_is_tried_again(entries, graph, tmp_path):
@@ -192,7 +215,7 @@ def demo(home: Path, catalog: Path) -> subprocess.CompletedProcess:
 def test_the_command_runs_the_catalog_shows_progress_and_prints_table_and_figures(instance, entries, tmp_path):
     result = demo(Path(instance.root_directory), write_catalog(tmp_path, entries()))
     assert result.returncode == 0, result.stderr
-    for words in ("[1/3] tiny: tokens", "[3/3] tiny, layer 1", " s left", "|J|>0.01", "Traditional", "JSAE", ".html"):
+    for words in ("[1/4] tiny: tokens", "[3/4] tiny, layer 1", " s left", "|J|>0.01", "Traditional", "JSAE", ".html"):
         assert words in result.stdout
 
 

@@ -18,13 +18,34 @@ from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich
 from jsae_core.measures import jacobian_histogram
 from jsae_core.sae_pair import PairConfig
 from jsae_core.text import split_documents
-from tests.jsae_assets.conftest import ANYTHING_GOES, failures, materialised, metadata
+from tests.jsae_assets.conftest import (
+    ANYTHING_GOES,
+    CELL_FIGURES,
+    PER_VARIANT,
+    failures,
+    materialised,
+    metadata,
+)
 from tests.jsae_core.builders import contents, mlp_tensors, random_sae_tensors, save_language_model, write_artifact
 
 PAIRS = {"traditional/sae_pair", "jsae/sae_pair"}
-MEASURES = {f"{variant}/jacobian_{what}" for variant in ("traditional", "jsae") for what in ("histogram", "examples")}
-DRAWN = ("histogram", "thresholds", "examples", "examples_l1", "examples_l2")
-FIGURES = {f"figures/jsae/jacobian_{what}" for what in DRAWN}
+MEASURES = {f"{variant}/{name}" for variant in ("traditional", "jsae") for name in PER_VARIANT} - PAIRS
+FIGURES = {f"figures/jsae/{name}" for name in CELL_FIGURES}
+READ_BY = {
+    "jacobian_sparsity": {"jacobian_histogram", "pair_quality"},
+    "ablation": {"ablation_samples"},
+    "function_curves": {"function_shapes"},
+    "function_shapes": {"function_shapes"},
+    "jacobian_histogram": {"jacobian_histogram"},
+    "jacobian_thresholds": {"jacobian_histogram"},
+    "jacobian_examples": {"jacobian_examples"},
+    "jacobian_examples_l1": {"jacobian_examples"},
+    "jacobian_examples_l2": {"jacobian_examples"},
+}
+
+
+def stored_as(asset: str) -> str:
+    return "parquet" if asset.endswith(("ablation_samples", "function_shapes", "pair_quality")) else "safetensors"
 
 
 # A whole cell
@@ -34,7 +55,7 @@ def test_a_cell_that_both_variants_hold_gets_every_pair_measure_and_figure(measu
     assert materialised(measured.tokens) == {"tokens"}
     assert materialised(measured.cell) == PAIRS | MEASURES | FIGURES
     for asset in PAIRS | MEASURES:
-        assert measured.graph.file(asset).is_file()
+        assert measured.graph.file(asset, extension=stored_as(asset)).is_file()
     for asset in FIGURES:
         assert measured.graph.file(asset, extension="json").is_file()
         assert measured.graph.file(asset, extension="html").is_file()
@@ -138,19 +159,51 @@ def test_the_share_above_a_threshold_that_is_told_is_counted_from_the_jacobians(
     assert told == pytest.approx((jacobians.abs() >= threshold).double().mean().item(), abs=1e-4)
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_every_figure_is_made_from_the_same_measure_of_both_variants(measured, name):
+@pytest.mark.parametrize("name", CELL_FIGURES)
+def test_every_figure_is_made_from_the_same_measures_of_both_variants(measured, name):
     lineage = measured.graph.definitions.resolve_asset_graph()
-    measure = "jacobian_examples" if name.startswith("examples") else "jacobian_histogram"
-    parents = lineage.get(dg.AssetKey(["figures", "jsae", f"jacobian_{name}"])).parent_keys
-    assert {key.to_user_string() for key in parents} == {f"traditional/{measure}", f"jsae/{measure}"}
+    parents = lineage.get(dg.AssetKey(["figures", "jsae", name])).parent_keys
+    assert {key.to_user_string() for key in parents} == {
+        f"{variant}/{measure}" for variant in ("traditional", "jsae") for measure in READ_BY[name]
+    }
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", CELL_FIGURES)
 def test_every_figure_names_both_variants_the_model_and_the_layer(measured, name):
-    text = measured.graph.file(f"figures/jsae/jacobian_{name}", extension="json").read_text(encoding="utf-8")
-    for word in ("Traditional", "JSAE", "tiny, layer 1"):
+    text = measured.graph.file(f"figures/jsae/{name}", extension="json").read_text(encoding="utf-8")
+    for word in ("Traditional", "JSAE", "tiny, layer 1", "d_sae 64, k 8"):
         assert word in text
+
+
+# All layers
+
+
+def test_quality_by_layer_shows_every_measured_layer_of_both_variants(entries, graph):
+    tiny = graph(entries())
+    tiny.tokenise()
+    for layer in (0, 1):
+        tiny.measure(layer, raise_on_error=True)
+    told = metadata(tiny.compare_layers(), "figures/jsae/quality_by_layer")
+    assert told["layers"] == "0, 1"
+    text = tiny.file("figures/jsae/quality_by_layer", None, extension="json").read_text(encoding="utf-8")
+    drawn = [trace for trace in plotly.io.from_json(text).data if trace.error_y.array is not None]
+    layers = {trace.name: values(trace.x)[np.isfinite(values(trace.y))].round().tolist() for trace in drawn}
+    assert layers == {"Traditional": [0, 1], "JSAE": [1]}
+
+
+def test_layers_that_are_not_measured_yet_are_left_out_and_named(measured):
+    result = measured.graph.compare_layers()
+    assert materialised(result) == {"figures/jsae/quality_by_layer"}
+    assert metadata(result, "figures/jsae/quality_by_layer")["layers"] == "1"
+    assert "traditional/pair_quality of tiny is not there yet at layers [0]" in measured.graph.messages(result)
+
+
+def test_where_no_layer_is_measured_yet_nothing_is_compared_and_the_run_succeeds(entries, graph):
+    tiny = graph(entries())
+    result = tiny.compare_layers()
+    assert result.success and materialised(result) == set()
+    assert "no layer of tiny has traditional/pair_quality" in tiny.messages(result)
+    assert tiny.stored() == {}
 
 
 def values(stored) -> np.ndarray:
@@ -178,9 +231,7 @@ def test_a_cell_that_one_variant_holds_gets_that_variants_share_and_no_figure(en
     tiny.tokenise()
     result = tiny.measure(0)
     assert result.success
-    assert materialised(result) == {
-        f"traditional/{name}" for name in ("sae_pair", "jacobian_histogram", "jacobian_examples")
-    }
+    assert materialised(result) == {f"traditional/{name}" for name in PER_VARIANT}
     assert "catalog holds no jsae pair of tiny at layer 0. Layers of tiny with one: 1" in tiny.messages(result)
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import kaleido
@@ -26,6 +27,7 @@ from jsae_assets.io_managers import (
     FigureStore,
     ParquetStore,
     SafetensorsStore,
+    StoredTable,
     StoredTensors,
     tensor_text,
     text_tensor,
@@ -246,11 +248,33 @@ def test_a_name_that_is_not_stored_is_a_key_error(tmp_path):
         stored["c"]
 
 
-def test_a_dataset_annotation_reads_the_columns_asked_for_and_no_others(tmp_path):
+def test_a_table_without_an_annotation_is_opened_when_first_read(tmp_path):
+    stored = read("tables", tmp_path, Any)
+    assert isinstance(stored, StoredTable) and not stored.exists()
+    with pytest.raises(FileNotFoundError, match=r"tiny\.parquet is missing; materialise some/tables for 1\|tiny first"):
+        _ = stored.frame
     store("tables", TABLE, tmp_path)
-    dataset = read("tables", tmp_path, pyarrow.dataset.Dataset)
-    assert isinstance(dataset, pyarrow.dataset.Dataset)
-    filtered = dataset.to_table(columns=["whole"], filter=pyarrow.dataset.field("flag"))
+    assert stored.exists()
+    pd.testing.assert_frame_equal(stored.frame, TABLE)
+
+
+def test_what_a_table_was_stored_with_is_read_again(tmp_path):
+    store("tables", with_attrs(TABLE, {"k": 3, "λ": 0.5}), tmp_path)
+    assert read("tables", tmp_path, StoredTable).frame.attrs == {"k": 3, "λ": 0.5}
+    assert read("tables", tmp_path, pd.DataFrame).attrs == {"k": 3, "λ": 0.5}
+
+
+def with_attrs(frame: pd.DataFrame, attrs: dict) -> pd.DataFrame:
+    frame = frame.copy()
+    frame.attrs = attrs
+    return frame
+
+
+def test_a_stored_table_reads_the_columns_asked_for_and_no_others(tmp_path):
+    store("tables", TABLE, tmp_path)
+    filtered = read("tables", tmp_path, StoredTable).dataset.to_table(
+        columns=["whole"], filter=pyarrow.dataset.field("flag")
+    )
     assert filtered.to_pydict() == {"whole": [1, 3]}
 
 
@@ -509,7 +533,7 @@ def test_tables_can_be_stored_on_any_fsspec_path_and_read_from_there(tmp_path):
     base = f"memory://{tmp_path.name}-tables"
     store("tables", TABLE, base)
     pd.testing.assert_frame_equal(read("tables", base, pd.DataFrame), TABLE)
-    assert read("tables", base, pyarrow.dataset.Dataset).count_rows() == 3
+    assert read("tables", base, StoredTable).dataset.count_rows() == 3
 
 
 def test_figures_can_be_stored_on_any_fsspec_path_and_read_from_there(tmp_path, picture):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import jsae_core
 from jsae_assets.definitions import build_definitions, default_resources
 from jsae_assets.resources import Compute
-from tests.jsae_assets.conftest import SETTINGS, materialised, metadata
+from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, SETTINGS, materialised, metadata
 
 
 def machine(monkeypatch, cuda_devices: int = 0, mps: bool = False) -> None:
@@ -94,10 +94,10 @@ def test_without_an_environment_the_device_is_auto_in_float32(monkeypatch):
 class Watching(Compute):
     """Notes how many slots of the pool are held while a model is asked for."""
 
-    def language_model(self, source):
+    def language_model(self, source, randomise_seed=None):
         info = self.get_resource_context().instance.event_log_storage.get_concurrency_info("gpu")
         slots.append((info.active_slot_count, info.slot_count))
-        return super().language_model(source)
+        return super().language_model(source, randomise_seed)
 
 
 slots: list[tuple[int, int]] = []
@@ -106,9 +106,9 @@ slots: list[tuple[int, int]] = []
 def test_a_run_loads_its_model_once_and_holds_the_one_slot_of_the_pool_while_it_computes(monkeypatch, entries, graph):
     real, loaded = jsae_core.load_language_model, []
 
-    def counting(source, **settings):
+    def counting(source, *settings):
         loaded.append(source)
-        return real(source, **settings)
+        return real(source, *settings)
 
     monkeypatch.setattr(jsae_core, "load_language_model", counting)
     slots.clear()
@@ -116,7 +116,7 @@ def test_a_run_loads_its_model_once_and_holds_the_one_slot_of_the_pool_while_it_
     tiny.tokenise()
     assert len(loaded) == 1
     result = tiny.measure(1, raise_on_error=True)
-    assert len(materialised(result)) == 11
+    assert len(materialised(result)) == 2 * len(PER_VARIANT) + len(CELL_FIGURES)
     assert loaded == [tiny.catalog.models["tiny"].source] * 2  # once in each of the two runs
     assert len(slots) > 8
     assert set(slots) == {(1, 1)}

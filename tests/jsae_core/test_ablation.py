@@ -16,6 +16,7 @@ COLUMNS = [
     "token",
     "output_rank",
     "input_rank",
+    "drawn",
     "output_latent",
     "input_latent",
     "jacobian",
@@ -23,6 +24,7 @@ COLUMNS = [
     "input_activation",
     "output_activation",
     "ablated_activation",
+    "agreement",
 ]
 PHI = {
     "gelu": lambda z: z * (1 + math.erf(z / math.sqrt(2))) / 2,
@@ -30,6 +32,7 @@ PHI = {
     "silu": lambda z: z / (1 + math.exp(-z)),
 }
 NAMES = ("slope", "correlation", "on_line_absolute", "on_line_relative", "samples")
+AGREEMENTS = ("line", "cluster", "off")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,10 @@ def silent(pair: SAEPair) -> SAEPair:
     """The same pair with no latent ever above zero."""
     biases = {name: pair.tensors()[name] - 1e4 for name in ("_b_enc", "_b_enc_out")}
     return changed(pair, **biases)
+
+
+def numbers(frame: pandas.DataFrame) -> numpy.ndarray:
+    return frame.drop(columns="agreement").to_numpy()
 
 
 class OneByOne:
@@ -151,20 +158,31 @@ def test_the_change_tends_to_minus_j_as_the_step_shrinks(pair, x):
 def test_columns_and_their_types_are_fixed(pair, x):
     frame = ablation_samples(pair, [x], 7)
     assert list(frame) == COLUMNS and frame.index.tolist() == list(range(7))
-    assert [str(dtype) for dtype in frame.dtypes] == ["int64"] * 5 + ["float64"] * 5
+    assert [str(dtype) for dtype in frame.dtypes[:-1]] == ["int64"] * 6 + ["float64"] * 5
+    assert set(frame["agreement"]) <= set(AGREEMENTS)
 
 
 def test_random_rows_are_rows_of_all_rows(pair, x):
     every = ablation_samples(pair, [x], ranks="all")
     some = ablation_samples(pair, [x], 40, seed=5)
-    expected = every.iloc[some["token"] * K * K + some["output_rank"] * K + some["input_rank"]]
-    pandas.testing.assert_frame_equal(some, expected.reset_index(drop=True), rtol=1e-12, atol=1e-12)
+    expected = every.iloc[some["token"] * K * K + some["output_rank"] * K + some["input_rank"]].reset_index(drop=True)
+    columns = [name for name in COLUMNS if name != "drawn"]
+    pandas.testing.assert_frame_equal(some[columns], expected[columns], rtol=1e-12, atol=1e-12)
+
+
+@given(n=st.integers(1, N_TOKENS * K * K), seed=st.integers(0, 9))
+def test_the_rows_drawn_first_are_the_rows_of_a_smaller_sample_with_the_same_seed(pair, x, n, seed):
+    more = ablation_samples(pair, [x], seed=seed)
+    first = more[more["drawn"] < n].reset_index(drop=True)
+    pandas.testing.assert_frame_equal(ablation_samples(pair, [x], n, seed=seed), first, rtol=1e-10, atol=1e-10)
 
 
 def test_the_diagonal_is_the_diagonal_of_all_rows(pair, x):
     every = ablation_samples(pair, [x], ranks="all")
-    diagonal = every[every["output_rank"] == every["input_rank"]].reset_index(drop=True)
-    pandas.testing.assert_frame_equal(ablation_samples(pair, [x], ranks="diagonal"), diagonal, rtol=1e-12, atol=1e-12)
+    expected = every[every["output_rank"] == every["input_rank"]].reset_index(drop=True)
+    expected["drawn"] = range(N_TOKENS * K)
+    diagonal = ablation_samples(pair, [x], ranks="diagonal")
+    pandas.testing.assert_frame_equal(diagonal, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("batch_bytes", [1, 8 * D_SAE * 7])
@@ -185,7 +203,7 @@ def test_rows_do_not_depend_on_how_the_stream_is_cut(pair, x, cuts):
 @given(n_samples=st.integers(1, N_TOKENS * K * K), seed=st.integers(0, 9))
 def test_any_number_of_samples_gives_that_many_finite_rows(pair, x, n_samples, seed):
     frame = ablation_samples(pair, [x], n_samples, seed=seed)
-    assert len(frame) == n_samples and numpy.isfinite(frame.to_numpy()).all()
+    assert len(frame) == n_samples and numpy.isfinite(numbers(frame)).all()
 
 
 def frame_of(jacobian, change) -> pandas.DataFrame:
@@ -202,6 +220,72 @@ def by_numpy(jacobian: numpy.ndarray, change: numpy.ndarray) -> dict[str, float]
     }
 
 
+def agreement_of(jacobian: float, change: float) -> str:
+    """The rule, for one element."""
+    if abs(jacobian) <= 0.01 and abs(change) <= 0.01:
+        return "cluster"
+    return "line" if abs(jacobian + change) < 0.1 * abs(jacobian) else "off"
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1])
+def test_each_row_s_agreement_follows_the_rule_element_by_element(pair, x, scale):
+    narrow = changed(pair, _W_dec=pair.tensors()["_W_dec"] * scale)
+    frame = ablation_samples(narrow, [x], ranks="all")
+    assert frame["agreement"].tolist() == list(map(agreement_of, frame["jacobian"], frame["change"]))
+    assert frame["agreement"].nunique() >= 2
+
+
+@given(
+    elements=st.lists(
+        st.tuples(*[st.sampled_from([0.0, 0.01, -0.01, 0.0101, 10.0, -9.0, -11.0]) | st.floats(-1, 1)] * 2),
+        min_size=1,
+        max_size=50,
+    )
+)
+def test_the_shares_of_the_agreements_are_those_of_the_rule_and_sum_to_one(elements):
+    summary = ablation_summary(frame_of(*zip(*elements, strict=True)))
+    expected = [agreement_of(jacobian, change) for jacobian, change in elements]
+    shares = {name: summary[f"agreement_{name}"] for name in AGREEMENTS}
+    assert shares == pytest.approx({name: expected.count(name) / len(elements) for name in AGREEMENTS})
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("jacobian", "change", "agreement"),
+    [
+        (0.0, 0.0, "cluster"),
+        (0.01, -0.01, "cluster"),
+        (-0.01, -0.01, "cluster"),
+        (0.0, 0.01, "cluster"),
+        (0.0, 0.0101, "off"),
+        (0.0, -5.0, "off"),
+        (0.005, -0.0101, "off"),
+        (0.0101, 0.0, "off"),
+        (0.0101, -0.0101, "line"),
+        (0.01, -0.0105, "line"),
+        (0.0105, -0.01, "line"),
+        (10.0, -9.0, "off"),
+        (10.0, -9.001, "line"),
+        (10.0, -10.999, "line"),
+        (-10.0, 11.0, "off"),
+        (-10.0, 10.999, "line"),
+        (10.0, 10.0, "off"),
+    ],
+)
+def test_the_agreement_of_an_element_by_hand(jacobian, change, agreement):
+    summary = ablation_summary(frame_of([jacobian], [change]))
+    assert {name: summary[f"agreement_{name}"] for name in AGREEMENTS} == {
+        name: float(name == agreement) for name in AGREEMENTS
+    }
+
+
+def test_the_summary_s_shares_are_those_of_the_table_s_own_column(pair, x):
+    frame = ablation_samples(pair, [x], ranks="all")
+    summary = ablation_summary(frame)
+    for name in AGREEMENTS:
+        assert summary[f"agreement_{name}"] == pytest.approx((frame["agreement"] == name).mean()), name
+
+
 @given(
     seed=st.integers(0, 10**6),
     n=st.integers(30, 200),
@@ -215,6 +299,8 @@ def test_the_summary_is_what_numpy_says(seed, n, noise, slope):
     large = numpy.abs(jacobian) > 0.01
     expected = by_numpy(jacobian, change)
     expected |= {f"{name}_noteworthy": value for name, value in by_numpy(jacobian[large], change[large]).items()}
+    agreements = list(map(agreement_of, jacobian, change))
+    expected |= {f"agreement_{name}": agreements.count(name) / n for name in AGREEMENTS}
     assert ablation_summary(frame_of(jacobian, change)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
@@ -240,7 +326,9 @@ def test_the_noteworthy_are_those_above_a_hundredth_in_magnitude():
 )
 def test_a_summary_without_variation_has_no_slope_or_correlation_and_no_nan(jacobian, change):
     summary = ablation_summary(frame_of(jacobian, change))
-    assert summary.keys() == {f"{name}{suffix}" for name in NAMES for suffix in ("", "_noteworthy")}
+    shares = {f"agreement_{name}" for name in AGREEMENTS}
+    assert summary.keys() == {f"{name}{suffix}" for name in NAMES for suffix in ("", "_noteworthy")} | shares
+    assert sum(summary[name] for name in shares) == (len(jacobian) > 0)
     for suffix in ("", "_noteworthy"):
         assert (summary[f"slope{suffix}"], summary[f"correlation{suffix}"]) == pytest.approx((0, 0), abs=1e-12)
     assert all(type(value) is float and math.isfinite(value) for value in summary.values())
@@ -249,13 +337,13 @@ def test_a_summary_without_variation_has_no_slope_or_correlation_and_no_nan(jaco
 def test_one_latent_a_token_gives_one_row_a_token(x):
     frame = ablation_samples(random_pair(k=1), [x])
     assert frame["token"].tolist() == list(range(N_TOKENS)) and not frame[["output_rank", "input_rank"]].any(axis=None)
-    assert numpy.isfinite(frame.to_numpy()).all()
+    assert numpy.isfinite(numbers(frame)).all()
 
 
 def test_latents_that_are_all_dead_do_not_change(pair, x):
     frame = ablation_samples(silent(pair), [x])
     assert not frame[["change", "input_activation", "output_activation", "ablated_activation"]].any(axis=None)
-    assert numpy.isfinite(frame.to_numpy()).all() and frame["jacobian"].any()
+    assert numpy.isfinite(numbers(frame)).all() and frame["jacobian"].any()
     summary = ablation_summary(frame)
     assert summary["slope"] == summary["correlation"] == summary["on_line_relative"] == 0
     assert all(map(math.isfinite, summary.values()))
@@ -267,7 +355,7 @@ def test_one_token_repeated_gives_the_same_rows_again_and_a_finite_summary(x, dt
     pair, repeated = random_pair(k=k, dtype=dtype), x[:1].repeat(N_TOKENS, 1).to(dtype)
     frame = ablation_samples(pair, [repeated])
     summary = ablation_summary(frame)
-    values = frame.drop(columns="token").to_numpy().reshape(N_TOKENS, k * k, -1)
+    values = numbers(frame.drop(columns=["token", "drawn"])).reshape(N_TOKENS, k * k, -1)
     numpy.testing.assert_allclose(values, numpy.broadcast_to(values[:1], values.shape), rtol=1e-4, atol=1e-5)
     assert all(map(math.isfinite, summary.values()))
     if k == 1:
@@ -277,7 +365,8 @@ def test_one_token_repeated_gives_the_same_rows_again_and_a_finite_summary(x, dt
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_low_precision_pair_has_a_table_too(x, dtype):
     frame = ablation_samples(random_pair(dtype=dtype), [x.to(dtype)], 50)
-    assert frame["change"].dtype == numpy.float32 and numpy.isfinite(frame.to_numpy()).all()
+    assert frame["change"].dtype == numpy.float32 and numpy.isfinite(numbers(frame)).all()
+    assert frame["agreement"].tolist() == list(map(agreement_of, frame["jacobian"], frame["change"]))
 
 
 def test_more_samples_than_the_tokens_hold_are_refused(pair, x):

@@ -1,11 +1,13 @@
 """What the figures promise, read from the data of the figures themselves."""
 
+import io
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from jsae_core.figures import (
     Variant,
@@ -214,6 +216,10 @@ def test_both_panels_show_nearly_all_elements_and_zoom_together(histogram_figure
     assert right_end < 0.5
 
 
+def test_tiny_shares_are_numbered_as_powers_and_not_with_prefixes_of_units(histogram_figure):
+    assert histogram_figure.layout.yaxis.exponentformat == "e"
+
+
 def test_normed_histograms_with_more_bins_are_drawn_too():
     edges = np.arange(1501) * 0.001
     counted = {"hist": np.ones(1500), "overflow": 0, "bin_edges": edges, "bin_centers": edges[1:] - 0.0005}
@@ -303,6 +309,130 @@ def test_variants_with_different_thresholds_are_refused():
 def test_bars_of_no_threshold_are_refused():
     with pytest.raises(ValueError, match="no threshold"):
         jacobian_thresholds_figure({JSAE: {}}, SUBTITLE)
+
+
+FOUR = {
+    Variant(label, colour): {0.005: 0.9 - drop, 0.01: 0.8 - drop, 0.015: 0.5 - drop, 0.02: 0.4 - drop}
+    for label, colour, drop in (
+        ("Traditional", "#0072B2", 0),
+        ("JSAE", "#D55E00", 0.39),
+        ("Traditional, randomised model", "#56B4E9", 0.1),
+        ("JSAE, randomised model", "#E69F00", 0.38),
+    )
+}
+
+
+def published_traces(figure) -> dict:
+    """By the variant over whose bars they are."""
+    return {trace.offsetgroup: trace for trace in figure.data if trace.type == "scatter"}
+
+
+def test_four_variants_have_four_bars_a_threshold_each_with_its_number():
+    figure = jacobian_thresholds_figure(FOUR, SUBTITLE)
+    assert [bars.name for bars in figure.data] == [variant.label for variant in FOUR]
+    assert [len(bars.text) for bars in figure.data] == [4] * 4
+    assert len({bars.offsetgroup for bars in figure.data}) == 4 and figure.layout.barmode == "group"
+
+
+def test_published_shares_are_open_diamonds_over_the_bars_of_their_variant():
+    published = {JSAE: {0.015: 0.3, 0.005: 0.7}, TRADITIONAL: {0.01: 0.6}}
+    figure = jacobian_thresholds_figure(FOUR, SUBTITLE, published)
+    traces = published_traces(figure)
+    assert set(traces) == {"JSAE", "Traditional"}
+    assert list(traces["JSAE"].x) == ["0.005", "0.015"]
+    np.testing.assert_allclose(traces["JSAE"].y, [70, 30])
+    np.testing.assert_allclose(traces["Traditional"].y, [60])
+    assert {trace.marker.symbol for trace in traces.values()} == {"diamond"}
+    assert {(trace.marker.color, trace.marker.line.color) for trace in traces.values()} == {("white", "#222222")}
+    # side by side like the bars, whose groups they name
+    assert figure.layout.scattermode == "group" and figure.layout.scattergap == figure.layout.bargap
+    assert set(traces) <= {bars.offsetgroup for bars in figure.data if bars.type == "bar"}
+
+
+def test_published_shares_are_in_the_legend_once():
+    published = {JSAE: {0.015: 0.3}, TRADITIONAL: {0.01: 0.6}}
+    figure = jacobian_thresholds_figure(FOUR, SUBTITLE, published)
+    names = [trace.name for trace in figure.data if trace.showlegend is not False]
+    assert names == [*(variant.label for variant in FOUR), "published (Farnik et al., 2025)"]
+
+
+@pytest.mark.parametrize("share", [0.39, 0.4, 0.41, 0.44])
+def test_a_number_that_a_diamond_would_cover_is_written_above_the_diamond(share):
+    figure = jacobian_thresholds_figure({JSAE: {0.01: 0.4, 0.02: 0.4}}, SUBTITLE, {JSAE: {0.01: share}})
+    bars, diamonds = figure.data
+    assert list(bars.text) == ["", "40.0"]
+    assert list(diamonds.text) == ["40.0"] and diamonds.textposition == "top center"
+
+
+@pytest.mark.parametrize("share", [0.2, 0.48])
+def test_a_number_that_no_diamond_covers_stays_on_its_bar(share):
+    figure = jacobian_thresholds_figure({JSAE: {0.01: 0.4}}, SUBTITLE, {JSAE: {0.01: share}})
+    bars, diamonds = figure.data
+    assert list(bars.text) == ["40.0"] and list(diamonds.text) == [""]
+
+
+def test_numbers_beside_published_shares_are_said_to_be_measured():
+    figure = jacobian_thresholds_figure(FOUR, SUBTITLE, {JSAE: {0.01: 0.6}})
+    assert figure.layout.title.subtitle.text.replace("<br>", " ") == SUBTITLE + " · numbers as measured here"
+
+
+def test_the_axis_leaves_room_above_the_highest_diamond():
+    figure = jacobian_thresholds_figure({JSAE: {0.01: 0.1}}, SUBTITLE, {JSAE: {0.01: 0.8}})
+    assert figure.layout.yaxis.range[1] > 1.1 * 80
+
+
+@pytest.mark.parametrize("published", [None, {}, {JSAE: {}}, {JSAE: {0.03: 0.5}}])
+def test_where_nothing_that_is_drawn_was_published_the_figure_is_the_same(published):
+    assert jacobian_thresholds_figure(FOUR, SUBTITLE, published) == jacobian_thresholds_figure(FOUR, SUBTITLE)
+
+
+def test_published_shares_of_a_variant_that_is_not_drawn_are_refused():
+    with pytest.raises(ValueError, match="'JSAE' has published shares, but is not drawn"):
+        jacobian_thresholds_figure({TRADITIONAL: {0.01: 0.5}}, SUBTITLE, {JSAE: {0.01: 0.5}})
+
+
+@pytest.mark.parametrize("bad", [*BAD_NUMBERS, 77.1])
+def test_a_published_share_outside_zero_to_one_is_refused(bad):
+    with pytest.raises(ValueError, match="'JSAE' has a share of"):
+        jacobian_thresholds_figure({JSAE: {0.01: 0.5}}, SUBTITLE, {JSAE: {0.01: bad}})
+
+
+# export
+
+
+def exported_from(monkeypatch, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """What becomes of RGB pixels [height, width, 3] that the browser draws: the picture, and its pixels again."""
+    drawn = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).convert("RGBA").save(drawn, "PNG")
+    monkeypatch.setattr("kaleido.calc_fig_sync", lambda figure, opts: drawn.getvalue())
+    monkeypatch.setattr("kaleido.start_sync_server", lambda **settings: None)
+    picture, reason = png(jacobian_thresholds_figure({JSAE: {0.01: 0.5}}, SUBTITLE))
+    assert not reason
+    return picture, np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
+
+
+def test_a_picture_of_at_most_256_colours_keeps_every_pixel(monkeypatch):
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (200, 3))[generator.integers(0, 200, (30, 40))]
+    _, exported = exported_from(monkeypatch, pixels)
+    assert (exported == pixels).all()
+
+
+def test_a_picture_of_more_colours_keeps_the_frequent_ones_and_is_close_in_all(monkeypatch):
+    pixels = np.zeros((64, 64, 3))
+    pixels[:32] = (0, 114, 178)
+    pixels[40:, :32] = np.random.default_rng(0).integers(0, 40, (24, 32, 3))
+    _, exported = exported_from(monkeypatch, pixels)
+    assert (exported[:32] == pixels[:32]).all()
+    assert np.abs(exported - pixels).max() < 16
+
+
+def test_a_picture_is_made_smaller(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 2, (100, 100, 1)).repeat(3, axis=2) * 255
+    picture, _ = exported_from(monkeypatch, pixels)
+    drawn = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).convert("RGBA").save(drawn, "PNG")
+    assert len(picture) < 0.6 * len(drawn.getvalue())
 
 
 # examples

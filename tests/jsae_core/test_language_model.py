@@ -1,10 +1,13 @@
+import copy
+import math
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 from jsae_core import load_language_model
-from tests.jsae_core.builders import ARCHITECTURES, character_tokenizer, save_language_model
+from tests.jsae_core.builders import ARCHITECTURES, character_tokenizer, contents, save_language_model
 
 LAYERS = {
     "gpt_neox": lambda model: model.gpt_neox.layers,
@@ -43,6 +46,26 @@ def neox_directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def neox(neox_directory):
     return load_language_model(neox_directory)
+
+
+@pytest.fixture(scope="module")
+def twin(directory):
+    """The randomised twin."""
+    return load_language_model(directory, randomise_seed=7)
+
+
+@torch.no_grad()
+def redrawn(hugging_face, seed: int):
+    """Hugging Face's own model, with what the twin promises written into a copy of it."""
+    model, generator = copy.deepcopy(hugging_face), torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.copy_(torch.randn(*parameter.shape, generator=generator) * 0.8 / math.sqrt(16))
+    return model
+
+
+def parameters(language_model) -> dict[str, torch.Tensor]:
+    return dict(language_model.bridge.original_model.named_parameters())
 
 
 @pytest.fixture
@@ -208,6 +231,135 @@ def test_padding_on_the_right_changes_no_spliced_logits_to_its_left(language_mod
     padded[:, 7:] = 0
     whole, cut = (language_model.spliced_logits(ids, 1, **SPLICES["both"]) for ids in (padded, tokens[:, :7]))
     torch.testing.assert_close(whole[:, :7], cut, rtol=1e-5, atol=1e-5)
+
+
+# --- the randomised twin ---
+
+
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+def test_the_twin_is_hugging_face_s_model_with_redrawn_weights_in_it(architecture, twin, hugging_face, tokens, layer):
+    model = redrawn(hugging_face, 7)
+    expected = hooked_mlp(model, LAYERS[architecture](model)[layer].mlp, tokens)
+    for ours, theirs in zip(twin.mlp_activations(tokens, layer), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        logits = model(tokens).logits
+    torch.testing.assert_close(twin.spliced_logits(tokens, layer), logits, rtol=1e-5, atol=1e-5)
+
+
+@each_splice
+def test_the_twin_s_spliced_logits_are_hugging_face_s_with_hooks_on_its_mlp(
+    architecture, twin, hugging_face, tokens, splice
+):
+    model = redrawn(hugging_face, 7)
+    mlp = LAYERS[architecture](model)[1].mlp
+    if "mlp_input" in splice:
+        mlp.register_forward_pre_hook(lambda module, args: (splice["mlp_input"](args[0]),))
+    if "mlp_output" in splice:
+        mlp.register_forward_hook(lambda module, args, output: splice["mlp_output"](output))
+    with torch.no_grad():
+        expected = model(tokens).logits
+    torch.testing.assert_close(twin.spliced_logits(tokens, 1, **splice), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+def test_the_twin_s_frozen_mlp_gives_its_own_mlp_output_and_not_the_pretrained_one(twin, language_model, tokens, layer):
+    mlp_input, mlp_output = twin.mlp_activations(tokens, layer)
+    torch.testing.assert_close(twin.mlp(layer)(mlp_input), mlp_output, rtol=1e-5, atol=1e-5)
+    assert (language_model.mlp(layer)(mlp_input) - mlp_output).norm() > 0.1 * mlp_output.norm()
+
+
+def test_biases_and_normalisation_are_the_pretrained_ones_bit_by_bit_and_nothing_else_is(twin, language_model):
+    random, pretrained = parameters(twin), parameters(language_model)
+    assert random.keys() == pretrained.keys()
+    assert {parameter.ndim for parameter in random.values()} == {1, 2}
+    for name, parameter in random.items():
+        if parameter.ndim == 1:
+            assert torch.equal(parameter, pretrained[name]), name
+        else:
+            assert (parameter == pretrained[name]).double().mean() < 0.01, name
+
+
+def test_the_bits_of_hugging_face_s_redrawn_parameters_are_in_the_twin(twin, hugging_face):
+    held = list(parameters(twin).values())
+    for name, parameter in redrawn(hugging_face, 7).named_parameters():
+        assert any(torch.equal(parameter, ours) for ours in held), name
+
+
+def test_redrawn_weights_have_a_standard_deviation_of_four_fifths_over_the_root_of_the_width_and_no_mean(twin):
+    for name, parameter in parameters(twin).items():
+        if parameter.ndim > 1:
+            n = parameter.numel()
+            assert parameter.std().item() == pytest.approx(0.2, rel=4 / math.sqrt(2 * n)), name
+            assert abs(parameter.mean().item()) < 4 * 0.2 / math.sqrt(n), name
+
+
+def test_no_two_weight_matrices_of_the_twin_are_drawn_alike(twin):
+    first = [twin.mlp(layer).W_in[0, :8] for layer in range(N_LAYERS)] + [twin.mlp(0).W_out[:8, 0]]
+    assert len({tuple(values.tolist()) for values in first}) == N_LAYERS + 1
+
+
+def test_a_twin_of_a_model_with_tied_embeddings_has_them_tied(architecture, twin, hugging_face):
+    def tied(model):
+        return torch.equal(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+
+    assert tied(twin.bridge.original_model) == tied(hugging_face) == (architecture in ("gpt2", "gemma2"))
+
+
+def test_a_seed_decides_the_twin_s_weights_and_zero_is_one(neox_directory):
+    torch.manual_seed(1)
+    zero = parameters(load_language_model(neox_directory, randomise_seed=0))
+    torch.manual_seed(2)
+    again = parameters(load_language_model(neox_directory, randomise_seed=0))
+    other = parameters(load_language_model(neox_directory, randomise_seed=1))
+    pretrained = parameters(load_language_model(neox_directory))
+    for name, parameter in zero.items():
+        assert torch.equal(parameter, again[name]), name
+        for another in (other, pretrained):
+            assert torch.equal(parameter, another[name]) == (parameter.ndim == 1), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_the_same_seed_gives_the_same_weights_in_every_dtype_but_for_rounding(neox_directory, dtype):
+    single = parameters(load_language_model(neox_directory, randomise_seed=7))
+    other = load_language_model(neox_directory, dtype=dtype, randomise_seed=7)
+    assert other.dtype == other.mlp(0).W_in.dtype == dtype
+    for name, parameter in parameters(other).items():
+        assert torch.equal(parameter, single[name].to(dtype)), name
+
+
+def test_loading_the_twin_leaves_the_pretrained_model_as_it_was(neox_directory, tokens):
+    files, pretrained = contents(neox_directory), load_language_model(neox_directory)
+    weights = {name: parameter.clone() for name, parameter in parameters(pretrained).items()}
+    logits = pretrained.spliced_logits(tokens, 1)
+    randomised = load_language_model(neox_directory, randomise_seed=7)
+    assert contents(neox_directory) == files
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in parameters(pretrained).items())
+    assert torch.equal(pretrained.spliced_logits(tokens, 1), logits)
+    assert torch.equal(load_language_model(neox_directory).spliced_logits(tokens, 1), logits)
+    assert (randomised.spliced_logits(tokens, 1) - logits).norm() > 0.1 * logits.norm()
+
+
+def test_the_twin_s_name_says_what_it_is_and_sizes_and_tokenizer_are_the_pretrained_ones(twin, language_model):
+    assert twin.name == f"{language_model.name} (weights randomised)" != language_model.name
+    for attribute in ("n_layers", "d_model", "context_size", "dtype", "device"):
+        assert getattr(twin, attribute) == getattr(language_model, attribute), attribute
+    assert twin.tokenizer("def f(x)")["input_ids"] == language_model.tokenizer("def f(x)")["input_ids"]
+
+
+def test_the_twin_is_frozen_and_says_the_same_every_time(twin, tokens):
+    assert not any(parameter.requires_grad for parameter in parameters(twin).values())
+    assert torch.equal(twin.spliced_logits(tokens, 0), twin.spliced_logits(tokens, 0))
+
+
+def test_a_twin_of_a_broken_model_is_refused_naming_the_directory(tmp_path):
+    save_language_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"{tmp_path} .*could not be loaded"):
+        load_language_model(tmp_path, randomise_seed=0)
+
+
+# --- what is loaded, and what is refused ---
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu_new", "silu", "quick_gelu"])

@@ -14,6 +14,7 @@ COLUMNS = [
     "token",
     "output_rank",
     "input_rank",
+    "drawn",
     "output_latent",
     "input_latent",
     "shape",
@@ -21,6 +22,7 @@ COLUMNS = [
     "input_activation",
     "output_activation",
 ]
+CURVES = ["input_values", "output_values"]
 SHAPES = {"linear", "jumprelu", "other"}
 
 
@@ -32,6 +34,14 @@ def x():
 @pytest.fixture(scope="module")
 def pair():
     return random_pair()
+
+
+@pytest.fixture(scope="module")
+def uneven_pair():
+    """Many of its functions are linear, as many input latents hardly move anything, many are not."""
+    pair = random_pair()
+    scales = torch.logspace(-5, 0, D_SAE, dtype=torch.float64)[:, None]
+    return changed(pair, _W_dec=pair.tensors()["_W_dec"] * scales)
 
 
 def every_rank(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -232,13 +242,17 @@ def test_each_curve_is_classified_over_its_own_inputs():
     assert classify_curves(torch.stack([VALUES, wide]), torch.stack([3 * VALUES, 3 * wide])) == ["linear"] * 2
 
 
+def curves_of(pair: SAEPair, x: torch.Tensor, frame: pandas.DataFrame) -> tuple[torch.Tensor, torch.Tensor]:
+    """The curve of each row of a table, from its places alone."""
+    ranks = [torch.tensor(frame[name].to_list()) for name in ("output_rank", "input_rank")]
+    return function_curves(pair, x[frame["token"].to_list()], *ranks)
+
+
 def test_shapes_are_the_classes_of_the_curves_of_the_sample(x):
     pair = random_pair("linear")
     pair = changed(pair, _W_dec=pair.tensors()["_W_dec"] * torch.logspace(-5, 0, D_SAE, dtype=x.dtype)[:, None])
     frame = function_shapes(pair, [x], 80)
-    ranks = [torch.tensor(frame[name].to_list()) for name in ("output_rank", "input_rank")]
-    inputs = x[frame["token"].to_list()]
-    input_values, output_values = function_curves(pair, inputs, *ranks)
+    input_values, output_values = curves_of(pair, x, frame)
     assert frame["shape"].tolist() == classify_curves(input_values, output_values)
     assert frame["flat"].tolist() == [bool(curve.max() - curve.min() < 0.01) for curve in output_values.numpy()]
     assert frame["flat"].nunique() == 2 and set(frame["shape"]) == SHAPES
@@ -250,10 +264,94 @@ def test_the_sample_and_what_occurred_are_those_of_the_ablation(pair, x):
     pandas.testing.assert_frame_equal(shapes[shared], ablated[shared], rtol=1e-12, atol=1e-12)
 
 
+@given(n=st.integers(1, 60), n_more=st.integers(60, N_TOKENS * K * K), seed=st.integers(0, 9))
+def test_the_sample_is_what_an_ablation_of_more_elements_draws_first(pair, x, n, n_more, seed):
+    shared = [column for column in COLUMNS if column not in ("shape", "flat")]
+    shapes, ablated = function_shapes(pair, [x], n, seed=seed), ablation_samples(pair, [x], n_more, seed=seed)
+    first = ablated[ablated["drawn"] < n].reset_index(drop=True)
+    pandas.testing.assert_frame_equal(shapes[shared], first[shared], rtol=1e-12, atol=1e-12)
+
+
 def test_columns_are_fixed(pair, x):
     frame = function_shapes(pair, [x], 7)
     assert list(frame) == COLUMNS and frame.index.tolist() == list(range(7))
     assert frame["flat"].dtype == bool
+    with_curves = function_shapes(pair, [x], 7, n_curves=3)
+    assert list(with_curves) == COLUMNS + CURVES and with_curves.index.tolist() == list(range(7))
+
+
+# --- the curves that are kept ---
+
+
+def drawn_with_curves(frame: pandas.DataFrame) -> set[int]:
+    """Places in the order of drawing; whoever has one half of a curve has the other."""
+    has = [[value is not None for value in frame[name]] for name in CURVES]
+    assert has[0] == has[1]
+    return set(frame["drawn"][has[0]])
+
+
+def to_be_kept(frame: pandas.DataFrame, n_curves: int) -> set[int]:
+    """The first drawn and the first 30 of each shape, one row after another in the order of drawing."""
+    kept, seen = set(), dict.fromkeys(SHAPES, 0)
+    for row in frame.sort_values("drawn").itertuples():
+        seen[row.shape] += 1
+        if row.drawn < n_curves or seen[row.shape] <= 30:
+            kept.add(row.drawn)
+    return kept
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 8 * D_SAE * 7, 2**26])
+@pytest.mark.parametrize("n_curves", [1, 50, 150, 1000])
+def test_the_curves_kept_are_those_drawn_first_and_the_first_thirty_of_each_shape(
+    uneven_pair, x, n_curves, batch_bytes, monkeypatch
+):
+    monkeypatch.setattr(samples, "BATCH_BYTES", batch_bytes)
+    n_samples = N_TOKENS * K * K - 2
+    frame = function_shapes(uneven_pair, [x], n_samples, seed=1, n_curves=n_curves)
+    counts = frame["shape"].value_counts()
+    # two shapes have more than thirty, one has fewer
+    assert set(counts.index) == SHAPES and (counts > 30).sum() == 2
+    kept = drawn_with_curves(frame)
+    assert kept == to_be_kept(frame, n_curves)
+    assert set(range(min(n_curves, n_samples))) <= kept
+    assert (len(kept) == n_samples) == (n_curves == 1000)
+
+
+@pytest.mark.parametrize("batch_bytes", [8 * D_SAE * 7, 2**26])
+def test_a_kept_curve_is_the_function_curve_of_its_row(uneven_pair, x, batch_bytes, monkeypatch):
+    monkeypatch.setattr(samples, "BATCH_BYTES", batch_bytes)
+    frame = function_shapes(uneven_pair, [x], 150, seed=2, n_curves=40)
+    frame = frame[frame["drawn"].isin(drawn_with_curves(frame))]
+    assert 60 < len(frame) < 150
+    for name, expected in zip(CURVES, curves_of(uneven_pair, x, frame), strict=True):
+        assert {(value.shape, value.dtype) for value in frame[name]} == {((POINTS,), numpy.dtype("float32"))}
+        numpy.testing.assert_allclose(numpy.stack(frame[name].to_list()), expected.float(), rtol=1e-6, atol=1e-6)
+
+
+def test_keeping_curves_changes_nothing_else(uneven_pair, x):
+    without, with_curves = (function_shapes(uneven_pair, [x], 150, seed=2, n_curves=n) for n in (0, 40))
+    assert not set(CURVES) & set(without)
+    pandas.testing.assert_frame_equal(with_curves[COLUMNS], without)
+
+
+def test_kept_curves_survive_a_parquet_file(uneven_pair, x, tmp_path):
+    frame = function_shapes(uneven_pair, [x], 150, seed=2, n_curves=40)
+    frame.to_parquet(tmp_path / "shapes.parquet")
+    read = pandas.read_parquet(tmp_path / "shapes.parquet")
+    pandas.testing.assert_frame_equal(read[COLUMNS], frame[COLUMNS])
+    assert drawn_with_curves(read) == drawn_with_curves(frame)
+    for name in CURVES:
+        for ours, theirs in zip(frame[name].dropna(), read[name].dropna(), strict=True):
+            assert theirs.dtype == numpy.float32 and numpy.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_low_precision_pair_s_curves_are_kept_in_float32(x, dtype):
+    frame = function_shapes(random_pair(dtype=dtype), [x.to(dtype)], 20, n_curves=5)
+    assert drawn_with_curves(frame) == set(range(20))
+    for name in CURVES:
+        kept = numpy.stack(frame[name].to_list())
+        assert kept.shape == (20, POINTS) and kept.dtype == numpy.float32 and numpy.isfinite(kept).all()
 
 
 def test_an_identity_mlp_has_linear_and_jumprelu_functions_only(x):

@@ -71,6 +71,18 @@ def magnitude(pair, language_model, documents):
     return run_sandwich(pair, torch.cat(list(MLPInputs(language_model, documents, LAYER)))).jacobian.abs().numpy()
 
 
+def standard_error(values) -> float:
+    return numpy.std(values, ddof=1) / math.sqrt(len(values))
+
+
+def score_of(zeroed: numpy.ndarray, spliced: numpy.ndarray, clean: numpy.ndarray) -> tuple[float, float]:
+    """A score and its standard error, from its gradient and the covariance of what its tokens have."""
+    z, s, c = zeroed.mean(), spliced.mean(), clean.mean()
+    gradient = numpy.array([(s - c) / (z - c) ** 2, -1 / (z - c), (z - s) / (z - c) ** 2])
+    variance = gradient @ numpy.cov([zeroed, spliced, clean]) @ gradient
+    return (z - s) / (z - c), math.sqrt(variance / len(zeroed))
+
+
 def hooked_log_probabilities(model, mlp, document: Tensor, mlp_input=None, mlp_output=None) -> numpy.ndarray:
     """Of one document alone, from Hugging Face's model with hooks on its MLP."""
     handles = []
@@ -125,13 +137,13 @@ def test_cross_entropy_and_kl_are_those_of_hugging_face_s_model_with_hooks(archi
     assert per_token.keys() == OVER_TOKENS
     # GPT-2, Llama and Gemma-2 agree to 1e-15, GPT-NeoX to 7e-9: its rotary embedding is float32
     for name, values in per_token.items():
-        error = values.std(ddof=1) / math.sqrt(len(values))
         assert quality[name] == pytest.approx(values.mean(), rel=0, abs=1e-7), name
-        assert quality[f"{name}_se"] == pytest.approx(error, rel=0, abs=1e-7), name
+        assert quality[f"{name}_se"] == pytest.approx(standard_error(values), rel=0, abs=1e-7), name
     for side, zero in (("input", "zero_input"), ("output", "zero_output"), ("pair", "zero_output")):
-        for what, clean in (("ce", per_token["ce_clean"].mean()), ("kl", 0)):
-            zeroed, spliced = per_token[f"{what}_{zero}"].mean(), per_token[f"{what}_{side}"].mean()
-            assert quality[f"{what}_score_{side}"] == pytest.approx((zeroed - spliced) / (zeroed - clean), rel=1e-6)
+        for what, clean in (("ce", per_token["ce_clean"]), ("kl", 0 * per_token["kl_input"])):
+            score, error = score_of(per_token[f"{what}_{zero}"], per_token[f"{what}_{side}"], clean)
+            assert error > 1e-3 and quality[f"{what}_score_{side}"] == pytest.approx(score, rel=1e-6)
+            assert quality[f"{what}_score_{side}_se"] == pytest.approx(error, rel=1e-5)
     # the splices differ from the clean pass and from each other, or agreement would prove nothing; only, a gated MLP
     # without biases makes zeros of zeros
     means = {name: per_token[name].mean() for name in per_token if name.startswith("ce_")}
@@ -179,8 +191,7 @@ def test_jacobian_measures_are_numpy_s_token_by_token(quality, magnitude):
     assert 0.01 < quality["above_0.02"] < quality["above_0.005"] < 0.99
     for name, values in per_token.items():
         assert quality[name] == pytest.approx(numpy.mean(values), rel=1e-9), name
-        error = numpy.std(values, ddof=1) / math.sqrt(len(values))
-        assert quality[f"{name}_se"] == pytest.approx(error, rel=1e-6), name
+        assert quality[f"{name}_se"] == pytest.approx(standard_error(values), rel=1e-6), name
 
 
 def test_reconstruction_is_that_of_the_model_s_own_mlp_inputs(quality, pair, language_model, documents):
@@ -191,9 +202,9 @@ def test_reconstruction_is_that_of_the_model_s_own_mlp_inputs(quality, pair, lan
 
 def test_the_names_are_those_promised_and_every_value_is_a_float(quality):
     scores = {f"{what}_score_{side}" for what in ("ce", "kl") for side in (*SIDES, "pair")}
-    sides = {f"{name}_{side}" for name in ("explained_variance", "mse", "cosine", "l0", "dead") for side in SIDES}
-    means = OVER_TOKENS | OVER_JACOBIANS
-    assert quality.keys() == means | {f"{name}_se" for name in means} | scores | sides | {"n_tokens"}
+    sides = {f"{name}_{side}" for name in ("explained_variance", "mse", "cosine", "l0") for side in SIDES}
+    means = OVER_TOKENS | OVER_JACOBIANS | scores | sides
+    assert quality.keys() == means | {f"{name}_se" for name in means} | {"dead_input", "dead_output", "n_tokens"}
     assert all(type(value) is float and math.isfinite(value) for value in quality.values())
 
 
@@ -206,8 +217,13 @@ def test_nothing_depends_on_the_batch_size(quality, pair, language_model, docume
 def test_documents_weigh_by_their_tokens_and_their_order_does_not_matter(quality, pair, language_model, documents):
     assert pair_quality(pair, language_model, documents[::-1]) == pytest.approx(quality, rel=1e-5, abs=1e-7)
     twice = pair_quality(pair, language_model, documents * 2)
-    for name in OVER_TOKENS | OVER_JACOBIANS:
-        assert twice[name] == pytest.approx(quality[name], rel=1e-5, abs=1e-7)
+    predictions = sum(max(0, length - 2) for length in LENGTHS)
+    for name in quality.keys() - {"n_tokens"}:
+        smaller = 1.0
+        if name.endswith("_se"):
+            n = predictions if name.startswith("ce_") else sum(LENGTHS) - len(LENGTHS)
+            smaller = math.sqrt((n - 1) / (2 * n - 1))
+        assert twice[name] == pytest.approx(smaller * quality[name], rel=1e-5, abs=1e-7), name
 
 
 def test_documents_of_bos_and_one_token_predict_nothing_and_change_no_cross_entropy(
@@ -264,6 +280,7 @@ def test_latents_that_are_all_dead_reconstruct_b_dec_and_give_finite_results(lan
         for what in ("ce", "kl"):
             assert quality[f"{what}_{side}"] == pytest.approx(quality[f"{what}_zero_{side}"], abs=1e-9)
             assert quality[f"{what}_score_{side}"] == pytest.approx(0, abs=1e-9)
+            assert quality[f"{what}_score_{side}_se"] == pytest.approx(0, abs=1e-7)
     assert quality["norm_l2t"] > 0
 
 
@@ -280,6 +297,8 @@ def test_a_pair_that_reconstructs_perfectly_scores_one(language_model, documents
         assert quality[f"ce_{side}"] == pytest.approx(quality["ce_clean"], abs=1e-9)
         assert quality[f"kl_{side}"] == pytest.approx(0, abs=1e-9)
         assert quality[f"ce_score_{side}"] == quality[f"kl_score_{side}"] == pytest.approx(1, abs=1e-9)
+        assert quality[f"ce_score_{side}_se"] == pytest.approx(0, abs=1e-7)
+        assert quality[f"kl_score_{side}_se"] == pytest.approx(0, abs=1e-7)
 
 
 def test_a_jacobian_of_zero_has_zeros_for_measures(language_model, documents):
@@ -300,6 +319,7 @@ def test_a_single_measured_token_has_no_standard_error(pair, language_model):
     assert quality["n_tokens"] == 2
     # one prediction, two Jacobians
     assert quality["ce_clean_se"] == 0 < quality["norm_l2t_se"]
+    assert all(quality[f"ce_score_{side}_se"] == 0 < quality[f"kl_score_{side}_se"] for side in (*SIDES, "pair"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 
 import pytest
@@ -211,6 +212,18 @@ def test_a_trained_pair_says_what_it_is_and_how_it_was_made(x, mlp, tmp_path):
     assert (config.d_in, config.d_sae, config.k, config.jacobian_coefficient) == (D_MODEL, D_SAE, K, 0.5)
     assert (config.mlp_activation, config.dtype, config.apply_b_dec_to_input) == ("gelu", "float64", False)
     assert config.extra.items() >= {"lr": 5e-4, "seed": 7, "training_tokens": 5 * N_TOKENS}.items()
+
+
+@pytest.mark.parametrize("randomised", [False, True])
+def test_a_pair_trained_on_a_randomised_model_says_so_and_still_does_when_loaded(x, mlp, tmp_path, randomised):
+    made = train_pair(x, mlp, recipe(), randomize_llm_weights=randomised)
+    made.save(tmp_path)
+    assert made.config.randomize_llm_weights is SAEPair.load(tmp_path).config.randomize_llm_weights is randomised
+    assert json.loads((tmp_path / "cfg.json").read_text())["randomize_llm_weights"] is randomised
+
+
+def test_a_pair_is_of_a_model_that_was_not_randomised_unless_said_otherwise(x, mlp):
+    assert train_pair(x, mlp, recipe()).config.randomize_llm_weights is False
 
 
 @pytest.mark.parametrize("steps", [1, 7, 20, 100])

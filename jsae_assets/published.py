@@ -1,0 +1,59 @@
+"""`python -m jsae_assets.published`: what was measured beside what was published, for the pairs that the catalog shares
+with Farnik et al. (2025).
+
+Here: the comparison. Not here: the published numbers (`jsae_core.published`), measuring (materialise the assets first).
+"""
+
+import sys
+
+import dagster as dg
+
+from jsae_assets.catalog import Catalog, CatalogError, load_catalog
+from jsae_assets.freshness import latest_metadata
+from jsae_assets.partitions import cell_key
+from jsae_assets.text_table import as_text
+from jsae_core.published import PublishedResult, all_published_results
+
+HEADER = ("model", "layer", "variant", "λ", "measure", "published", "measured", "difference")
+SHARES_OF_SHAPES = {"share_linear", "share_jumprelu", "share_other"}
+
+
+def comparison(catalog: Catalog, instance: dg.DagsterInstance) -> list[tuple[str, ...]]:
+    """A row a published number, as `HEADER` names them; where there is nothing to compare it with, "measured" says why."""
+    return [_row(result, _measured(result, catalog, instance)) for result in all_published_results()]
+
+
+def _measured(result: PublishedResult, catalog: Catalog, instance: dg.DagsterInstance) -> float | str:
+    model = next((key for key, entry in catalog.models.items() if entry.published_name(key) == result.model), None)
+    if model is None or catalog.pair(result.variant, model, result.layer) is None:
+        return "not in the catalog"
+    measure = "function_shapes" if result.measure in SHARES_OF_SHAPES else "jacobian_histogram"
+    partition = cell_key(model, result.layer)
+    pair, measured = (
+        latest_metadata(instance, dg.AssetKey([result.variant, asset]), partition) for asset in ("sae_pair", measure)
+    )
+    if pair is None or measured is None:
+        return "not materialised"
+    if pair["jacobian_coefficient"] != result.jacobian_coefficient:
+        return f"the catalog's pair has λ {pair['jacobian_coefficient']:g}"
+    return measured[result.measure]
+
+
+def _row(result: PublishedResult, measured: float | str) -> tuple[str, ...]:
+    named = (result.model, str(result.layer), result.variant, f"{result.jacobian_coefficient:g}", result.measure)
+    if isinstance(measured, str):
+        return *named, f"{result.value:.2%}", measured, ""
+    return *named, f"{result.value:.2%}", f"{measured:.2%}", f"{measured - result.value:+.2%}"
+
+
+def main() -> None:
+    try:
+        catalog = load_catalog()
+    except CatalogError as error:
+        sys.exit(str(error))
+    with dg.DagsterInstance.get() as instance:
+        print(as_text([HEADER, *comparison(catalog, instance)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,483 @@
+"""What shape the functions have: small charts of output latents against input latents, and bars of their shapes.
+
+Here: drawing measured curves. Not here: measuring and classifying them (`measures.linearity`), single interventions
+(`ablation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from jsae_core.figures.style import FONT_SIZE, INK, WIDTH, Variant, apply_style, plain, require_variants
+from jsae_core.figures.thresholds import PUBLISHED
+
+SHAPES = ("linear", "jumprelu", "other")
+LEAST_HEIGHT = 0.1  # activation; magnified further, a curve that passes for linear (within 0.01) would look bent
+STRAIGHT = 0.3  # px; a curve's point is left out if it is nearer than this to the line between others
+HATCHING = {"shape": "/", "fillmode": "replace", "size": 7, "solidity": 0.35}  # of bars of flat functions
+
+COLUMNS, ROWS = 5, 2  # charts of each variant on a page
+EXAMPLE_COLUMNS, EXAMPLE_ROWS = 2, 2  # charts of each shape and variant
+SMALL = 16  # the font in charts
+# px of a chart: its frame, and what is above it (latents), below (inputs) and at its left (outputs)
+FRAME, FRAME_ABOVE, FRAME_BELOW, FRAME_LEFT, FRAME_RIGHT = 76, 32, 26, 54, 10
+CHART = FRAME_ABOVE + FRAME + FRAME_BELOW
+HEADING = 32  # px above a block of charts
+LEGEND_ROW, LEGEND_SYMBOL, LEGEND_CHARACTER = 30, 42, 9  # px
+CHARTS_LEFT, BARS_LEFT, RIGHT = 36, 68, 12  # px beside all charts, and beside charts above bars
+AXIS_TITLE, SLIDER = 44, 104  # px below charts
+BARS, BARS_BELOW = 280, 90  # px: how high the bars' axis is, and what is below it, a row of legend included
+READING = " · above each chart: input → output latent; dot: where the token was"
+RULE = "; linear: within 0.01 of a line"
+MEASURED = " · numbers as measured here"
+
+_NUMBERS = ["drawn", "input_latent", "output_latent", "input_activation", "output_activation"]
+_CURVE = ["input_values", "output_values"]
+
+
+@dataclass(frozen=True)
+class _Chart:
+    """A curve, and where its frame is, in px from the upper left corner of all charts."""
+
+    sample: pd.Series
+    left: float
+    top: float
+    right: float
+
+    @property
+    def bottom(self) -> float:
+        return self.top + FRAME
+
+    @property
+    def last_input(self) -> float:
+        """At the right; at the left it is 0."""
+        return float(np.max(self.sample["input_values"]))
+
+    @property
+    def outputs(self) -> tuple[float, float]:
+        """At the bottom and at the top."""
+        reached = np.append(self.sample["output_values"], self.sample["output_activation"])
+        low, high = float(reached.min()), float(reached.max())
+        # a narrow range is in the middle, unless the axis would begin below zero as no activation does
+        low = max(low - max(0, LEAST_HEIGHT - (high - low)) / 2, min(low, 0))
+        return low, max(high, low + LEAST_HEIGHT)
+
+    def place(self, inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where points are drawn."""
+        low, high = self.outputs
+        x = self.left + (self.right - self.left) * np.asarray(inputs) / self.last_input
+        return x, self.bottom - FRAME * (np.asarray(outputs) - low) / (high - low)
+
+
+def function_curves_figure(variants: Mapping[Variant, pd.DataFrame], subtitle: str, n_curves: int = 100) -> go.Figure:
+    """A small chart for each sample: an output latent as a function of an input latent, a dot where the token was.
+
+    A page has ten charts of each variant, the variants below each other; a slider turns the pages. Every chart has axes
+    of its own: inputs from 0 to the number at its right, outputs between the numbers at its left, at least 0.1 apart.
+
+    Args:
+        variants: for each variant the samples as `function_shapes` returns them, some with curves.
+        subtitle: model, layer, tokens and settings. It is added how to read a chart.
+        n_curves: how many curves of each variant are drawn at most; those drawn first.
+
+    Raises:
+        ValueError: no variant, no sample, no curve, a column missing, numbers that are not finite, values that are no
+            curve, an unknown shape, or `n_curves` below 1.
+    """
+    if n_curves < 1:
+        raise ValueError(f"n_curves is {n_curves}; expected at least 1")
+    curves = {variant: kept[:n_curves] for variant, kept in _all_curves(variants).items()}
+    for variant, kept in curves.items():
+        if kept.empty:
+            raise ValueError(f"no sample of {variant.label!r} has its curve; expected at least one")
+
+    figure = go.Figure()
+    block, on_page = HEADING + ROWS * CHART, COLUMNS * ROWS
+    width = (WIDTH - CHARTS_LEFT - RIGHT) / COLUMNS
+    most = max(map(len, curves.values()))
+    starts = range(0, most, on_page)
+    for start in starts:
+        charts = {
+            variant: _grid(kept[start : start + on_page], COLUMNS, width, 0, HEADING + row * block)
+            for row, (variant, kept) in enumerate(curves.items())
+        }
+        figure.add_traces([trace.update(visible=start == 0, meta=start) for trace in _traces(charts)])
+    for row, variant in enumerate(curves):
+        figure.add_annotation(_heading(variant, row * block))
+
+    height, below = len(curves) * block, AXIS_TITLE + (SLIDER if len(starts) > 1 else 0)
+    apply_style(figure, "Output latents as functions of input latents", subtitle + READING, height=height + below)
+    _use_pixels(figure, COLUMNS * width, height)
+    if len(starts) > 1:
+        figure.update_layout(sliders=[_slider(figure, {start: min(start + on_page, most) for start in starts})])
+    margin = {"l": CHARTS_LEFT, "r": RIGHT, "b": below, "autoexpand": False}
+    return figure.update_layout(showlegend=False, margin=margin)
+
+
+def function_shapes_figure(
+    variants: Mapping[Variant, pd.DataFrame],
+    subtitle: str,
+    published: Mapping[Variant, Mapping[str, float]] | None = None,
+) -> go.Figure:
+    """Examples of linear, jumprelu and other functions for each variant (above), in charts like those of
+    `function_curves_figure`, and bars of the share of each shape in per cent (below), the flat functions, whose range
+    is below 0.01, hatched.
+
+    Examples are the curves drawn first, flat ones only where there are no others. The bars count all samples.
+
+    Args:
+        variants: for each variant the samples as `function_shapes` returns them, with columns for curves.
+        subtitle: model, layer, tokens and settings. It is added how to read a chart.
+        published: shares in [0, 1] of shapes, drawn as diamonds on the bars of their variants.
+
+    Raises:
+        ValueError: no variant, no sample, a column missing, numbers that are not finite, values that are no curve, an
+            unknown shape, or published shares that are none or of a variant that is not drawn.
+    """
+    curves = _all_curves(variants)
+    expected = {variant: _published_percents(variant, given, curves) for variant, given in (published or {}).items()}
+
+    figure = go.Figure()
+    width = (WIDTH - BARS_LEFT - RIGHT) / (EXAMPLE_COLUMNS * len(SHAPES))
+    group, block = EXAMPLE_COLUMNS * width, HEADING + EXAMPLE_ROWS * CHART
+    charts = {variant: [] for variant in curves}
+    for column, shape in enumerate(SHAPES):
+        centre = (column + 0.5) * group
+        figure.add_annotation(_note(f"<b>{shape}</b>", centre, 0))
+        for row, (variant, kept) in enumerate(curves.items()):
+            top = 2 * HEADING + row * block
+            examples = kept[kept["shape"] == shape].sort_values("flat", kind="stable")
+            examples = examples[: EXAMPLE_COLUMNS * EXAMPLE_ROWS]
+            charts[variant] += _grid(examples, EXAMPLE_COLUMNS, width, column * group, top)
+            if examples.empty:
+                figure.add_annotation(_note("none among the kept curves", centre, top + CHART / 2, size=SMALL))
+    figure.add_traces(_traces(charts))
+    for row, variant in enumerate(curves):
+        figure.add_annotation(_heading(variant, HEADING + row * block))
+    _add_bars(figure, variants, expected)
+
+    height = HEADING + len(curves) * block
+    whole = height + AXIS_TITLE + HEADING + BARS
+    below = BARS_BELOW + LEGEND_ROW * (_legend_rows(figure) - 1)
+    remark = READING + RULE + (MEASURED if any(expected.values()) else "")
+    title = "Shapes of output latents as functions of input latents"
+    apply_style(figure, title, subtitle + remark, height=whole + below)
+    _use_pixels(figure, len(SHAPES) * group, height)
+    return figure.update_layout(
+        yaxis={"domain": [1 - height / whole, 1], "title": {"standoff": 42}},
+        yaxis2={"domain": [0, BARS / whole]},
+        margin={"l": BARS_LEFT, "r": RIGHT, "b": below, "autoexpand": False},
+        legend={"traceorder": "normal"},
+    )
+
+
+def _all_curves(variants: Mapping[Variant, pd.DataFrame]) -> dict[Variant, pd.DataFrame]:
+    """The samples of each variant that have their curves, in the order of drawing."""
+    require_variants(variants)
+    return {variant: _curves(variant, samples) for variant, samples in variants.items()}
+
+
+def _curves(variant: Variant, samples: pd.DataFrame) -> pd.DataFrame:
+    where = f"the samples of {variant.label!r}"
+    missing = {*_NUMBERS, *_CURVE, "shape", "flat"} - set(samples.columns)
+    if missing:
+        raise ValueError(f"{where} lack {', '.join(sorted(missing))}")
+    if samples.empty:
+        raise ValueError(f"{where} are none; expected at least one")
+    if samples["flat"].isna().any() or not np.isfinite(samples[_NUMBERS].to_numpy(dtype=float)).all():
+        raise ValueError(f"{where} hold NaN or infinite values")
+    unknown = set(samples["shape"]) - set(SHAPES)
+    if unknown:
+        raise ValueError(f"{where} have the shape {unknown.pop()!r}; expected one of {', '.join(SHAPES)}")
+    kept = samples[samples["output_values"].notna()].sort_values("drawn")
+    for _, sample in kept.iterrows():
+        inputs, outputs = (np.asarray(sample[name], dtype=float) for name in _CURVE)
+        paired = inputs.ndim == 1 and inputs.size > 1 and inputs.shape == outputs.shape
+        finite = paired and np.isfinite([inputs, outputs]).all()
+        if not finite or inputs[0] < 0 or not (np.diff(inputs) > 0).all():
+            raise ValueError(
+                f"{where} have no curve where drawn is {sample['drawn']}; expected output_values and as many "
+                "input_values that increase from 0 on, all finite"
+            )
+    return kept
+
+
+def _published_percents(
+    variant: Variant, given: Mapping[str, float], drawn: Mapping[Variant, object]
+) -> dict[str, float]:
+    if variant not in drawn:
+        raise ValueError(f"there are published shares of {variant.label!r}, which is not drawn")
+    for shape, share in given.items():
+        if shape not in SHAPES or not 0 <= share <= 1:  # NaN is wrong, too
+            raise ValueError(
+                f"the published share of {shape!r} of {variant.label!r} is {share}; expected a number between 0 and 1 "
+                f"for one of {', '.join(SHAPES)}"
+            )
+    return {shape: 100 * float(share) for shape, share in given.items()}
+
+
+def _grid(samples: pd.DataFrame, columns: int, width: float, left: float, top: float) -> list[_Chart]:
+    """Charts in rows of `columns`, each `width` px wide, from the upper left corner (`left`, `top`) on."""
+    charts = []
+    for place, (_, sample) in enumerate(samples.iterrows()):
+        row, column = divmod(place, columns)
+        start = left + column * width
+        charts.append(_Chart(sample, start + FRAME_LEFT, top + row * CHART + FRAME_ABOVE, start + width - FRAME_RIGHT))
+    return charts
+
+
+def _traces(charts: Mapping[Variant, Sequence[_Chart]]) -> list[go.Scatter]:
+    """All charts in a few traces: hundreds of axes would take seconds to draw."""
+    every = [chart for of_variant in charts.values() for chart in of_variant]
+    traces = [_frames(every), _numbers(every)]
+    for variant, of_variant in charts.items():
+        traces += [_lines(variant, of_variant), _dots(variant, of_variant)]
+    return [trace.update(showlegend=False) for trace in traces]
+
+
+def _frames(charts: Sequence[_Chart]) -> go.Scatter:
+    paths = [([c.left, c.left, c.right], [c.top, c.bottom, c.bottom]) for c in charts]
+    return go.Scatter(**_joined(paths), mode="lines", line={"color": INK, "width": 1}, hoverinfo="skip")
+
+
+def _lines(variant: Variant, charts: Sequence[_Chart]) -> go.Scatter:
+    paths = [_without_straight(*c.place(*c.sample[_CURVE])) for c in charts]
+    return go.Scatter(
+        **_joined(paths),
+        mode="lines",
+        name=plain(variant.label),
+        line={"color": variant.colour, "width": 2.5, "simplify": False},
+        hoverinfo="skip",
+    )
+
+
+def _dots(variant: Variant, charts: Sequence[_Chart]) -> go.Scatter:
+    places = [c.place(c.sample["input_activation"], c.sample["output_activation"]) for c in charts]
+    return go.Scatter(
+        x=[round(float(x), 1) for x, _ in places],
+        y=[round(float(y), 1) for _, y in places],
+        mode="markers",
+        name=plain(variant.label),
+        marker={"color": INK, "size": 9, "line": {"color": "white", "width": 1.5}},
+        cliponaxis=False,
+        text=[_hover(c.sample) for c in charts],
+        hovertemplate="%{text}",
+    )
+
+
+def _hover(sample: pd.Series) -> str:
+    return (
+        f"{sample['shape']}{', flat' if sample['flat'] else ''}<br>"
+        f"input latent {sample['input_latent']} at {sample['input_activation']:.3g}<br>"
+        f"output latent {sample['output_latent']} at {sample['output_activation']:.3g}"
+    )
+
+
+def _numbers(charts: Sequence[_Chart]) -> go.Scatter:
+    """What is written around the frames."""
+    written = []
+    for chart in charts:
+        low, high = chart.outputs
+        decimals = max(0, 1 - int(np.floor(np.log10(high - low))))
+        middle = (chart.left + chart.right - FRAME_LEFT) / 2
+        written += [
+            (f"{chart.sample['input_latent']} → {chart.sample['output_latent']}", middle, chart.top - 7, "top center"),
+            ("0", chart.left, chart.bottom + 3, "bottom center"),
+            (f"{chart.last_input:.3g}", chart.right, chart.bottom + 3, "bottom center"),
+            (f"{high:.{decimals}f}", chart.left - 5, chart.top + 5, "middle left"),
+            (f"{low:.{decimals}f}" if low else "0", chart.left - 5, chart.bottom - 5, "middle left"),
+        ]
+    return go.Scatter(
+        text=[text for text, *_ in written],
+        x=[round(x, 1) for _, x, _, _ in written],
+        y=[round(y, 1) for _, _, y, _ in written],
+        textposition=[position for *_, position in written],
+        mode="text",
+        textfont={"size": SMALL},
+        cliponaxis=False,
+        hoverinfo="skip",
+    )
+
+
+def _joined(paths: Sequence[tuple[Sequence[float], Sequence[float]]]) -> dict[str, list[float | None]]:
+    """The coordinates of many paths as those of one, with a gap after each."""
+    return {
+        name: [value for path in paths for value in (*(round(float(v), 1) for v in path[axis]), None)]
+        for axis, name in enumerate("xy")
+    }
+
+
+def _without_straight(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The points, of increasing x, that make the same picture: of those between two kept ones, the one farthest from
+    their line is kept as well, until none is far."""
+    kept, spans = {0, len(x) - 1}, [(0, len(x) - 1)]
+    while spans:
+        start, stop = spans.pop()
+        between = slice(start, stop + 1)
+        distance = np.abs(y[between] - np.interp(x[between], x[[start, stop]], y[[start, stop]]))
+        farthest = start + int(distance.argmax())
+        if distance.max() > STRAIGHT:
+            kept.add(farthest)
+            spans += [(start, farthest), (farthest, stop)]
+    places = sorted(kept)
+    return x[places], y[places]
+
+
+def _use_pixels(figure: go.Figure, width: float, height: float) -> None:
+    """Make the first axes a canvas measured in px from its upper left corner."""
+    canvas = {"showline": False, "showticklabels": False, "ticks": "", "showgrid": False, "automargin": False}
+    figure.update_layout(
+        xaxis={**canvas, "range": [0, width], "title": {"text": "input latent (activation)", "standoff": 12}},
+        yaxis={**canvas, "range": [height, 0], "title": {"text": "output latent (activation)", "standoff": 8}},
+    )
+
+
+def _note(text: str, x: float, y: float, size: int = FONT_SIZE, anchor: str = "center") -> dict:
+    return {
+        "text": text,
+        "x": x,
+        "y": y,
+        "xref": "x",
+        "yref": "y",
+        "xanchor": anchor,
+        "yanchor": "top",
+        "showarrow": False,
+        "font": {"size": size},
+    }
+
+
+def _heading(variant: Variant, top: float) -> dict:
+    return _note(f'<b style="color:{variant.colour}">{plain(variant.label)}</b>', 0, top, anchor="left")
+
+
+def _slider(figure: go.Figure, pages: Mapping[int, int]) -> dict:
+    """Shows the traces of one page, each given by its first curve and the one after its last. A trace's `meta` is the
+    first curve of its page."""
+    return {
+        "steps": [
+            {
+                "label": f"{start + 1}–{stop}",
+                "method": "restyle",
+                "args": [{"visible": [trace.meta == start for trace in figure.data]}],
+            }
+            for start, stop in pages.items()
+        ],
+        "currentvalue": {"prefix": "curves ", "font": {"size": SMALL}},
+        "font": {"size": SMALL},
+        "pad": {"t": AXIS_TITLE, "l": 20, "r": 30},  # for the labels at its ends
+    }
+
+
+def _add_bars(
+    figure: go.Figure, variants: Mapping[Variant, pd.DataFrame], published: Mapping[Variant, Mapping[str, float]]
+) -> None:
+    """On the second axes: of each shape a bar for each variant, and its published share where there is one."""
+    width = 0.8 / len(variants)
+    highest, numbers, diamonds = 0.0, [], []
+    for place, (variant, samples) in enumerate(variants.items()):
+        centres = [kind - 0.4 + width * (place + 0.5) for kind in range(len(SHAPES))]
+        percents = [100 * float((samples["shape"] == shape).mean()) for shape in SHAPES]
+        figure.add_traces(_bars(variant, samples, centres, percents, 0.94 * width))
+        given = published.get(variant, {})
+        numbers += [(x, percent, given.get(shape)) for x, percent, shape in zip(centres, percents, SHAPES, strict=True)]
+        diamonds += [(centres[SHAPES.index(shape)], percent, variant) for shape, percent in given.items()]
+        highest = max(highest, *percents, *given.values())
+    pixel = 1.15 * highest / BARS
+    figure.add_trace(_bar_numbers(numbers, pixel))
+    figure.add_trace(_flat_in_legend())
+    if diamonds:
+        figure.add_trace(_diamonds(diamonds))
+    figure.update_layout(
+        xaxis2={"anchor": "y2", "range": [-0.5, len(SHAPES) - 0.5], "tickvals": [*range(len(SHAPES))]},
+        yaxis2={"anchor": "x2", "range": [0, pixel * BARS], "title": {"text": "sampled functions (%)"}},
+        barmode="overlay",
+    )
+    figure.update_layout(xaxis2={"ticktext": SHAPES, "ticks": "", "showgrid": False})
+
+
+def _bars(
+    variant: Variant, samples: pd.DataFrame, centres: list[float], percents: list[float], width: float
+) -> list[go.Bar]:
+    """Hatched ones for all functions, and before them those of the functions that are not flat."""
+    steep = samples.loc[~samples["flat"].astype(bool), "shape"]
+    drawn = {
+        "flat ones included": (percents, {"pattern": HATCHING, "line": {"color": variant.colour, "width": 1}}),
+        "not flat": ([100 * float((steep == shape).sum()) / len(samples) for shape in SHAPES], {}),
+    }
+    return [
+        go.Bar(
+            x=centres,
+            y=heights,
+            width=width,
+            name=plain(variant.label),
+            legendgroup=variant.label,
+            showlegend=kind == "not flat",
+            marker={"color": variant.colour, **look},
+            customdata=[f"{shape}, {kind}" for shape in SHAPES],
+            hovertemplate="%{customdata}: %{y:.3~g} %",
+            xaxis="x2",
+            yaxis="y2",
+        )
+        for kind, (heights, look) in drawn.items()
+    ]
+
+
+def _bar_numbers(bars: Sequence[tuple[float, float, float | None]], pixel: float) -> go.Scatter:
+    """What is written on bars, given by centre, per cent and the published per cent, which it must not cover. `pixel`
+    is the height of one in per cent."""
+    heights = [
+        above + 12 * pixel if above is not None and -10 * pixel < above - percent < 32 * pixel else percent
+        for _, percent, above in bars
+    ]
+    return go.Scatter(
+        x=[centre for centre, _, _ in bars],
+        y=heights,
+        text=[f"{percent:.1f}" for _, percent, _ in bars],
+        mode="text",
+        textposition="top center",
+        textfont={"size": FONT_SIZE - 2},
+        cliponaxis=False,
+        showlegend=False,
+        hoverinfo="skip",
+        xaxis="x2",
+        yaxis="y2",
+    )
+
+
+def _flat_in_legend() -> go.Bar:
+    return go.Bar(
+        x=[None],
+        y=[None],
+        name="flat: range below 0.01",
+        marker={"color": INK, "pattern": HATCHING},
+        xaxis="x2",
+        yaxis="y2",
+    )
+
+
+def _legend_rows(figure: go.Figure) -> int:
+    """What does not fit into one row is put in columns as wide as the widest entry."""
+    shown = [trace.name for trace in figure.data if trace.showlegend is not False]
+    widths = [LEGEND_SYMBOL + LEGEND_CHARACTER * len(name) for name in shown]
+    columns = len(shown) if sum(widths) <= WIDTH else max(1, WIDTH // max(widths))
+    return -(-len(shown) // columns)
+
+
+def _diamonds(shares: Sequence[tuple[float, float, Variant]]) -> go.Scatter:
+    return go.Scatter(
+        x=[x for x, _, _ in shares],
+        y=[percent for _, percent, _ in shares],
+        mode="markers",
+        name=PUBLISHED,
+        marker={"symbol": "diamond", "size": 14, "color": "white", "line": {"color": INK, "width": 2.5}},
+        cliponaxis=False,
+        customdata=[plain(variant.label) for _, _, variant in shares],
+        hovertemplate="%{customdata}: %{y:.3~g} %",
+        xaxis="x2",
+        yaxis="y2",
+    )

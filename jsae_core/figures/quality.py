@@ -1,0 +1,183 @@
+"""Whether quality suffers: reconstruction and the language model's loss by layer, variants together.
+
+Here: drawing measured numbers with their errors. Not here: measuring them (`measures.quality`), and how sparse the
+Jacobians become in return (`sparsity`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from jsae_core.figures.style import FONT_SIZE, Variant, apply_style, plain, require_variants
+
+SIDES = {"input": "input SAE", "output": "output SAE", "pair": "both SAEs"}  # in columns
+NOTE = ["Scores (reconstructions", "spliced in): 1 is no loss,", "0 as bad as zeros.", "Error bars: ± 2 SE."]
+OFF_AXIS = "▲ ▼: beyond the axis."
+ROOM = 0.1  # of what an axis shows, left at both of its ends
+NARROWEST = 0.02  # of the way from the best to the worst: an axis shows no less
+FEW_LAYERS = 8  # that get a tick each, and large markers
+HEIGHT, GAP, ABOVE, BELOW = 176, 22, 30, 130  # px: a panel, between panels, for headings, for ticks, title and legend
+
+
+class _Measure(NamedTuple):
+    """A row of panels. Values beyond `best` and `worst` do not stretch its axis."""
+
+    title: str
+    sides: tuple[str, ...]
+    best: float
+    worst: float
+    has_error: bool = True
+    unit: float = 1  # how much one of what was measured is in what is drawn
+
+
+# Not drawn: L0, which is k by construction, and MSE and cosine, which say again what the explained variance says.
+_MEASURES = {
+    "ce_score": _Measure("CE score", ("input", "output", "pair"), best=1, worst=0),
+    "kl_score": _Measure("KL score", ("input", "output", "pair"), best=1, worst=0),
+    "explained_variance": _Measure("explained variance", ("input", "output"), best=1, worst=0),
+    "dead": _Measure("dead latents (%)", ("input", "output"), best=0, worst=100, has_error=False, unit=100),
+}
+
+
+def quality_by_layer_figure(variants: Mapping[Variant, pd.DataFrame], subtitle: str) -> go.Figure:
+    """CE and KL score with the input SAE's, the output SAE's or both reconstructions spliced in, and explained variance
+    and dead latents of each SAE, by layer, with error bars of two standard errors.
+
+    A line is broken at layers that another variant has and its own lacks. The panels of a measure share an axis, from
+    the best possible value to the worst that occurs, but no further than 0 for scores and explained variance. Points
+    beyond it are triangles at its end, without error bars: a score is a ratio, which means nothing where the model
+    hardly depends on the MLP, and would make all others look alike.
+
+    Args:
+        variants: for each variant a row a layer: `layer` and what `pair_quality` returns. Layers may differ.
+        subtitle: model, tokens and settings.
+
+    Raises:
+        ValueError: no variant, no layer, a layer twice, a column missing, numbers that are not finite, negative errors.
+    """
+    require_variants(variants)
+    frames = {variant: _checked(variant, frame) for variant, frame in variants.items()}
+    layers = np.unique(np.concatenate([frame.index for frame in frames.values()]))
+    height = (HEIGHT + GAP) * len(_MEASURES) - GAP
+    figure = make_subplots(
+        len(_MEASURES),
+        len(SIDES),
+        specs=[[{} if side in measure.sides else None for side in SIDES] for measure in _MEASURES.values()],
+        column_titles=list(SIDES.values()),
+        shared_xaxes="all",
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        vertical_spacing=GAP / height,
+    )
+    figure.update_annotations(font_size=FONT_SIZE)
+    ends, shifts = _arrangement(layers, len(frames))
+    for row, (name, measure) in enumerate(_MEASURES.items(), start=1):
+        low, high = _axis(frames, name, measure)
+        for column, side in enumerate(measure.sides, start=1):
+            for (variant, frame), shift in zip(frames.items(), shifts, strict=True):
+                trace = _points(variant, frame.reindex(layers), f"{name}_{side}", measure, (low, high))
+                trace.update(x=layers + shift, showlegend=row == column == 1)
+                figure.add_trace(trace, row=row, col=column)
+        figure.update_yaxes(range=[low, high], nticks=5, row=row)
+        figure.update_yaxes(title_text=measure.title, row=row, col=1)
+    few = {"tickvals": layers} if layers.size <= FEW_LAYERS else {"nticks": 7}
+    figure.update_xaxes(range=ends, showgrid=False, **few)
+    for column, side in enumerate(SIDES, start=1):
+        last = sum(side in measure.sides for measure in _MEASURES.values())
+        figure.update_xaxes(title_text="layer", showticklabels=True, row=last, col=column)
+    figure.add_annotation(_note(figure))
+    apply_style(figure, "Reconstruction and model quality by layer", subtitle, height=ABOVE + height + BELOW)
+    figure.layout.margin.t += ABOVE
+    return figure
+
+
+def _checked(variant: Variant, frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns that are drawn, by layer."""
+    where = f"the quality of {variant.label!r}"
+    values = [f"{name}_{side}" for name, measure in _MEASURES.items() for side in measure.sides]
+    errors = [f"{name}_{side}_se" for name, measure in _MEASURES.items() if measure.has_error for side in measure.sides]
+    missing = [name for name in ["layer", *values, *errors] if name not in frame]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    if frame.empty:
+        raise ValueError(f"{where} has no layer; expected at least one")
+    drawn = frame[["layer", *values, *errors]].astype(float)
+    wrong = [name for name in drawn if not np.isfinite(drawn[name]).all()]
+    if wrong:
+        raise ValueError(f"{where} holds NaN or infinite values in {', '.join(wrong)}")
+    negative = [name for name in errors if (drawn[name] < 0).any()]
+    if negative:
+        raise ValueError(f"{where} holds negative errors in {', '.join(negative)}")
+    if drawn["layer"].duplicated().any():
+        raise ValueError(f"{where} has layer {drawn['layer'][drawn['layer'].duplicated()].iloc[0]:g} twice")
+    return drawn.set_index("layer")
+
+
+def _arrangement(layers: np.ndarray, n_variants: int) -> tuple[list[float], np.ndarray]:
+    """The ends of the layer axis, and how far each variant's points are beside their layer."""
+    distance = np.diff(layers).min() if layers.size > 1 else 1
+    room = max(distance / 2, 0.04 * (layers[-1] - layers[0]))
+    ends = [layers[0] - room, layers[-1] + room]
+    step = min(0.15 * distance, 0.04 * (ends[1] - ends[0]))
+    return ends, step * (np.arange(n_variants) - (n_variants - 1) / 2)
+
+
+def _axis(frames: Mapping[Variant, pd.DataFrame], name: str, measure: _Measure) -> tuple[float, float]:
+    """The ends of a measure's axis."""
+    columns = [f"{name}_{side}" for side in measure.sides]
+    values = measure.unit * np.concatenate([frame[columns].to_numpy().ravel() for frame in frames.values()])
+    shown = values.clip(*sorted((measure.best, measure.worst)))
+    possible = abs(measure.worst - measure.best)
+    reach = max(np.abs(shown - measure.best).max(), NARROWEST * possible)
+    farthest = measure.best + reach * (measure.worst - measure.best) / possible
+    low, high = sorted((measure.best, farthest))
+    return low - ROOM * reach, high + ROOM * reach
+
+
+def _points(
+    variant: Variant, frame: pd.DataFrame, name: str, measure: _Measure, ends: tuple[float, float]
+) -> go.Scatter:
+    values = measure.unit * frame[name].to_numpy()
+    errors = 2 * measure.unit * frame[f"{name}_se"].to_numpy() if measure.has_error else np.zeros(values.size)
+    low, high = ends
+    inset = (high - low) / 16  # what half a triangle takes
+    few = values.size <= FEW_LAYERS
+    symbols = np.select([values > high, values < low], ["triangle-up", "triangle-down"], "circle")
+    return go.Scatter(
+        y=np.where(symbols == "circle", values, values.clip(low + inset, high - inset)),
+        error_y={
+            "array": np.where(symbols == "circle", errors, 0),
+            "visible": measure.has_error,
+            "width": 4 if few else 0,
+        },
+        name=plain(variant.label),
+        legendgroup=variant.label,
+        mode="lines+markers",
+        line={"color": variant.colour, "width": 2},
+        marker={"symbol": symbols.tolist(), "size": 12 if few else 7},
+        customdata=np.stack([frame.index, values, errors], axis=1),
+        hovertemplate="layer %{customdata[0]}: %{customdata[1]:.4~g} ± %{customdata[2]:.2~g}",
+    )
+
+
+def _note(figure: go.Figure) -> dict:
+    """What the marks mean, in the corner where there is no panel."""
+    triangles = any(symbol != "circle" for trace in figure.data for symbol in trace.marker.symbol)
+    return {
+        "text": "<br>".join([*NOTE, OFF_AXIS] if triangles else NOTE),
+        "align": "left",
+        "showarrow": False,
+        "font": {"size": FONT_SIZE - 2},
+        "xref": "paper",
+        "x": figure.layout.xaxis3.domain[0],
+        "xanchor": "left",
+        "yref": "paper",
+        "y": 0,
+        "yanchor": "bottom",
+    }

@@ -1,0 +1,41 @@
+"""The published results (Farnik et al., 2025) that what is measured here can be compared with.
+
+The numbers are in `published_results.csv`: a row a number, shares between 0 and 1, measures named as the assets name
+theirs. Sweeps are not in it.
+"""
+
+from __future__ import annotations
+
+import csv
+from importlib.resources import files
+from typing import NamedTuple
+
+
+class PublishedResult(NamedTuple):
+    model: str
+    layer: int
+    variant: str
+    jacobian_coefficient: float
+    measure: str
+    value: float
+
+
+def published_results(model: str, layer: int, variant: str, jacobian_coefficient: float) -> dict[str, float]:
+    """What was published of a pair, by measure; empty if nothing was. `model` is the name without its organisation."""
+    wanted = (model, layer, variant, jacobian_coefficient)
+    return {result.measure: result.value for result in all_published_results() if result[:4] == wanted}
+
+
+def all_published_results() -> list[PublishedResult]:
+    with (files("jsae_core") / "published_results.csv").open(encoding="utf-8", newline="") as file:
+        return [
+            PublishedResult(
+                row["model"],
+                int(row["layer"]),
+                row["variant"],
+                float(row["jacobian_coefficient"]),
+                row["measure"],
+                float(row["value"]),
+            )
+            for row in csv.DictReader(file)
+        ]

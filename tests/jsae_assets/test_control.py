@@ -1,0 +1,112 @@
+"""The randomised control through Dagster: the same pairs on the language model's twin with randomised weights."""
+
+import shutil
+
+import dagster as dg
+import plotly.io
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jsae_assets.catalog import load_catalog
+from jsae_core import MLPInputs, SAEPair, load_language_model
+from jsae_core.measures import jacobian_histogram, share_above
+from jsae_core.sae_pair import PairConfig
+from jsae_core.text import split_documents
+from tests.jsae_assets.conftest import ANYTHING_GOES, Graph, failures, materialised, metadata, write_catalog
+from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, write_artifact
+
+VARIANTS = ("traditional", "jsae", "traditional_randomised", "jsae_randomised")
+
+
+@pytest.fixture(scope="module")
+def controlled(fresh_home, controlled_entries, tmp_path_factory):
+    """The tiny catalog with its control, layer 1 materialised; and that run."""
+    folder = tmp_path_factory.mktemp("controlled")
+    shutil.copytree(fresh_home, folder / "home")
+    with dg.DagsterInstance.from_config(str(folder / "home")) as instance:
+        graph = Graph(load_catalog(write_catalog(folder, controlled_entries())), instance)
+        graph.tokenise()
+        yield graph, graph.measure(1, raise_on_error=True)
+
+
+@pytest.fixture(scope="module")
+def twin(language_model):
+    return load_language_model(language_model, randomise_seed=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_control_is_trained_on_the_twins_mlp_and_every_other_pair_on_the_models_own(
+    controlled, language_model, twin, variant
+):
+    graph, run = controlled
+    is_control = variant.endswith("_randomised")
+    pair = SAEPair.load(graph.file(f"{variant}/sae_pair"))
+    expected = twin.mlp(1) if is_control else load_language_model(language_model).mlp(1)
+    assert torch.equal(pair.mlp.W_in, expected.W_in) and torch.equal(pair.mlp.W_out, expected.W_out)
+    assert pair.config.randomize_llm_weights is is_control
+    assert metadata(run, f"{variant}/sae_pair")["randomised_language_model"] is is_control
+
+
+@pytest.mark.parametrize("variant", VARIANTS[2:])
+def test_a_control_is_measured_on_the_twins_activations_over_the_same_tokens(controlled, twin, variant):
+    graph, run = controlled
+    documents = split_documents(load_file(graph.file("tokens", None)))
+    pair = SAEPair.load(graph.file(f"{variant}/sae_pair"))
+    expected = jacobian_histogram(pair, MLPInputs(twin, documents, layer=1))
+    told = metadata(run, f"{variant}/jacobian_histogram")
+    assert told["share_above_0.01"] == pytest.approx(share_above(expected, 0.01), abs=1e-4)
+    assert told["tokens"] == 1000
+
+
+def test_a_control_has_every_figure_that_the_pretrained_pair_has(controlled):
+    made = {asset for asset in materialised(controlled[1]) if asset.startswith("figures/")}
+    own = {asset.removeprefix("figures/jsae/") for asset in made if asset.startswith("figures/jsae/")}
+    controls = {asset.removeprefix("figures/jsae_randomised/") for asset in made} & own
+    assert own - controls == {"randomised_control"}
+
+
+def test_the_control_figure_has_four_bars_a_threshold_in_the_variants_colours(controlled):
+    graph, run = controlled
+    path = graph.file("figures/jsae/randomised_control", extension="json")
+    bars = [trace for trace in plotly.io.from_json(path.read_text(encoding="utf-8")).data if trace.type == "bar"]
+    entries = [graph.catalog.variants[variant] for variant in VARIANTS]
+    assert [(bar.name, bar.marker.color) for bar in bars] == [(entry.label, entry.colour) for entry in entries]
+    for variant, bar in zip(VARIANTS, bars, strict=True):
+        told = metadata(run, f"{variant}/jacobian_histogram")
+        shares = [100 * told[f"share_above_{threshold}"] for threshold in (0.005, 0.01, 0.015, 0.02)]
+        assert list(bar.y) == pytest.approx(shares)
+
+
+def test_no_control_figure_where_the_catalog_holds_no_control(measured):
+    keys = measured.graph.definitions.resolve_asset_graph().get_all_asset_keys()
+    assert dg.AssetKey(["figures", "jsae", "randomised_control"]) not in keys
+
+
+def test_a_cell_without_the_controls_has_every_other_figure(controlled_entries, graph):
+    changed = controlled_entries()
+    changed["pairs"] = changed["pairs"][:2]
+    tiny = graph(changed)
+    tiny.tokenise()
+    result = tiny.measure(1)
+    assert result.success
+    made = {asset for asset in materialised(result) if asset.startswith("figures/")}
+    assert len(made) == 9 and "figures/jsae/randomised_control" not in made
+
+
+@pytest.mark.parametrize(("variant", "randomised"), [("jsae_randomised", False), ("jsae", True)])
+def test_an_artifact_on_the_other_model_is_refused(
+    controlled_entries, graph, language_model, tmp_path, variant, randomised
+):
+    lm = load_language_model(language_model, randomise_seed=None if variant == "jsae" else 0)
+    config = PairConfig(model_name="tiny", layer=1, d_in=lm.d_model, d_sae=40, k=5, randomize_llm_weights=randomised)
+    tensors = random_sae_tensors(lm.d_model, 40, torch.float32) | mlp_tensors(lm.mlp(1))
+    write_artifact(tmp_path / "artifact", tensors, config.to_published())
+    changed = controlled_entries()
+    (entry,) = [entry for entry in changed["pairs"] if entry["variant"] == variant]
+    del entry["train"]
+    entry |= {"directory": "artifact", "least_explained_variance": ANYTHING_GOES}
+    tiny = graph(changed)
+    (message,) = failures(tiny.measure(1, f"{variant}/sae_pair")).values()
+    assert f"randomize_llm_weights is {randomised}, but the catalog names it for the variant {variant}" in message
+    assert tiny.stored() == {}

@@ -1,0 +1,222 @@
+"""Interventions, function shapes and quality through Dagster: the stored tables, and input that could break them."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from jsae_core import MLPInputs, SAEPair, load_language_model
+from jsae_core.measures import ablation_samples, ablation_summary, function_curves, function_shapes, pair_quality
+from jsae_core.sae_pair import PairConfig
+from jsae_core.text import split_documents
+from tests.jsae_assets.conftest import ANYTHING_GOES, failures, materialised, metadata
+from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, save_language_model, write_artifact
+
+VARIANTS = ("traditional", "jsae")
+TABLES = ("ablation_samples", "function_shapes", "pair_quality")
+PLACE = ["token", "output_rank", "input_rank"]
+each_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def table(graph, asset: str) -> pd.DataFrame:
+    return pd.read_parquet(graph.file(asset, extension="parquet"))
+
+
+@pytest.fixture(scope="module")
+def lm(language_model):
+    return load_language_model(language_model)
+
+
+@pytest.fixture(scope="module")
+def documents(measured):
+    return split_documents(load_file(measured.graph.file("tokens", None)))
+
+
+@pytest.fixture(scope="module")
+def stream(lm, documents):
+    return MLPInputs(lm, documents, layer=1, batch_tokens=100)
+
+
+@each_variant
+def test_the_stored_samples_are_the_cores_on_the_stored_pair_and_tokens(measured, stream, variant):
+    stored = table(measured.graph, f"{variant}/ablation_samples")
+    pair = SAEPair.load(measured.graph.file(f"{variant}/sae_pair"))
+    expected = ablation_samples(pair, stream, 500)
+    assert len(stored) == 500
+    pd.testing.assert_frame_equal(stored.drop(columns="agreement"), expected.drop(columns="agreement"), atol=1e-4)
+    assert (stored["agreement"] == expected["agreement"]).mean() > 0.99  # rounding may carry one over a boundary
+    told = metadata(measured.cell, f"{variant}/ablation_samples")
+    assert {name: told[name] for name in ablation_summary(stored)} == ablation_summary(stored)
+
+
+@each_variant
+def test_the_stored_shapes_are_the_cores_and_their_shares_are_told(measured, stream, variant):
+    stored = table(measured.graph, f"{variant}/function_shapes")
+    pair = SAEPair.load(measured.graph.file(f"{variant}/sae_pair"))
+    expected = function_shapes(pair, stream, 60)
+    assert (stored["shape"] == expected["shape"]).mean() > 0.9  # rounding may carry one over the tolerance
+    pd.testing.assert_frame_equal(stored[PLACE], expected[PLACE])
+    told = metadata(measured.cell, f"{variant}/function_shapes")
+    for shape in ("linear", "jumprelu", "other"):
+        assert told[f"share_{shape}"] == (stored["shape"] == shape).mean()
+    assert told["share_flat"] == stored["flat"].mean()
+
+
+def test_the_curves_that_are_kept_can_be_drawn_with_the_activation_that_occurred(measured, stream):
+    stored = table(measured.graph, "jsae/function_shapes")
+    assert stored["output_values"].notna().all()  # fewer samples than are kept
+    pair = SAEPair.load(measured.graph.file("jsae/sae_pair"))
+    ranks = [torch.tensor(stored[name].to_numpy()) for name in ("output_rank", "input_rank")]
+    x = torch.cat(list(stream))[torch.tensor(stored["token"].to_numpy())]
+    input_values, output_values = function_curves(pair, x, *ranks)
+    np.testing.assert_allclose(np.stack(stored["input_values"]), input_values, atol=1e-4)
+    np.testing.assert_allclose(np.stack(stored["output_values"]), output_values, atol=1e-3)
+    reach = np.stack(stored["input_values"]).max(axis=1)
+    assert (stored["input_activation"] <= reach).all()
+
+
+@each_variant
+def test_every_curve_belongs_to_an_element_that_was_intervened_on(measured, variant):
+    curves = table(measured.graph, f"{variant}/function_shapes")
+    samples = table(measured.graph, f"{variant}/ablation_samples")
+    both = curves.merge(samples, on=[*PLACE, "drawn", "output_latent", "input_latent"])
+    assert len(both) == len(curves)
+    np.testing.assert_allclose(both["input_activation_x"], both["input_activation_y"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ablation_samples", "function_shapes"])
+def test_both_variants_are_sampled_at_the_same_tokens_and_ranks(measured, name):
+    one, other = (table(measured.graph, f"{variant}/{name}") for variant in VARIANTS)
+    pd.testing.assert_frame_equal(one[PLACE], other[PLACE])
+
+
+@each_variant
+def test_the_quality_is_one_row_that_says_of_which_pair_it_is(measured, lm, documents, variant):
+    row = table(measured.graph, f"{variant}/pair_quality")
+    assert len(row) == 1
+    assert row[["model", "layer", "variant", "d_sae", "k"]].iloc[0].tolist() == ["tiny", 1, variant, 64, 8]
+    assert row["jacobian_coefficient"].item() == {"traditional": 0.0, "jsae": 1.0}[variant]
+    assert row["n_tokens"].item() == 300
+    first, left = [], 300
+    for document in documents:
+        first.append(document[: left + 1])
+        left -= len(first[-1]) - 1
+        if not left:
+            break
+    expected = pair_quality(SAEPair.load(measured.graph.file(f"{variant}/sae_pair")), lm, first)
+    for name, value in expected.items():
+        assert row[name].item() == pytest.approx(value, rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_carries_the_settings_of_its_pair(measured, name):
+    settings = {"d_sae": 64, "k": 8, "jacobian_coefficient": 1.0, "n_tokens": 300 if name == "pair_quality" else 1000}
+    assert table(measured.graph, f"jsae/{name}").attrs == settings
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_materialisation_says_what_a_reader_wants_first(measured, name):
+    told = metadata(measured.cell, f"jsae/{name}")
+    wanted = {
+        "ablation_samples": {"slope_noteworthy", "correlation", "on_line_relative", "agreement_line"},
+        "function_shapes": {"share_linear", "share_flat", "samples"},
+        "pair_quality": {"ce_score_pair", "kl_score_output", "explained_variance_input", "l1_over_l2", "dead_output"},
+    }[name]
+    assert wanted | {"device", "seconds", "path", "size", "source"} <= told.keys()
+    assert all(np.isfinite(value) for value in told.values() if isinstance(value, float))
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("name", ["ablation_samples", "function_shapes"])
+def test_more_samples_than_the_tokens_hold_are_refused_naming_the_setting(entries, graph, name):
+    changed = entries()
+    changed["models"]["tiny"][name] = 64_001
+    tiny = graph(changed)
+    tiny.tokenise()
+    result = tiny.measure(1, "jsae/sae_pair", f"jsae/{name}")
+    message = failures(result)[f"jsae/{name}"]
+    assert f"models.tiny.{name} in the catalog is too large for tiny, layer 1" in message
+    assert "n_samples is 64001, but 1000 tokens with k 8 hold 64000" in message
+    assert not tiny.file(f"jsae/{name}", extension="parquet").exists()
+
+
+def constant(folder) -> None:
+    """All tokens have the same embedding, and attention gives nothing: every MLP input is the same."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["gpt_neox.embed_in.weight"][:] = tensors["gpt_neox.embed_in.weight"][:1].clone()
+    for name in tensors:
+        if "attention.dense" in name:
+            tensors[name].zero_()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.fixture
+def odd(entries, graph, language_model, tmp_path):
+    """The tiny graph with both pairs of layer 1 from directories, of a given k and encoder bias, on a model that the
+    test may damage."""
+
+    def make(k: int, bias: float, damage=None):
+        model = tmp_path / "odd-model"
+        shutil.copytree(language_model, model)
+        if damage is not None:
+            damage(model)
+        lm = load_language_model(model)
+        changed = entries()
+        changed["models"]["tiny"]["directory"] = str(model)
+        for seed, entry in enumerate(changed["pairs"]):
+            tensors = random_sae_tensors(lm.d_model, 40, torch.float32, seed)
+            for name in ("_b_enc", "_b_enc_out"):
+                tensors[name] += bias
+            config = PairConfig(model_name="tiny", layer=1, d_in=lm.d_model, d_sae=40, k=k, jacobian_coefficient=seed)
+            folder = tmp_path / f"pair-{seed}"
+            write_artifact(folder, tensors | mlp_tensors(lm.mlp(1)), config.to_published())
+            del entry["train"]
+            entry |= {"layers": [1], "directory": str(folder), "least_explained_variance": ANYTHING_GOES}
+        tiny = graph(changed)
+        tiny.tokenise()
+        return tiny
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("k", "bias", "damage"),
+    [(1, 0.0, None), (5, -1e4, None), (5, 0.0, constant), (1, -1e4, None)],
+    ids=["k of 1", "dead latents", "constant activations", "a dead latent a token"],
+)
+def test_odd_pairs_and_inputs_give_tables_without_nan_and_every_figure(odd, k, bias, damage):
+    tiny = odd(k, bias, damage)
+    result = tiny.measure(1)
+    assert failures(result) == {}
+    for variant in VARIANTS:
+        for name in TABLES:
+            frame = table(tiny, f"{variant}/{name}")
+            numbers = frame.select_dtypes("number")
+            assert np.isfinite(numbers.to_numpy(float)).all(), numbers.columns[~np.isfinite(numbers).all()].tolist()
+            told = metadata(result, f"{variant}/{name}")
+            assert all(np.isfinite(value) for value in told.values() if isinstance(value, float))
+    drawn = [asset for asset in materialised(result) if asset.startswith("figures/")]
+    assert len(drawn) == 9
+    assert failures(tiny.compare_layers()) == {}
+
+
+def test_a_pair_and_a_language_model_that_do_not_belong_together_are_refused(odd, tmp_path):
+    tiny = odd(5, 0.0)
+    assert failures(tiny.measure(1, "jsae/sae_pair")) == {}
+    shutil.rmtree(tmp_path / "odd-model")
+    save_language_model(tmp_path / "odd-model", hidden_act="relu", intermediate_size=80)
+    result = tiny.with_catalog(tiny.catalog).measure(1, "jsae/pair_quality")
+    (message,) = failures(result).values()
+    assert "do not belong together" in message
+    assert not tiny.file("jsae/pair_quality", extension="parquet").exists()
+
+
+def test_a_row_of_quality_is_valid_json_too(measured):
+    json.dumps(table(measured.graph, "jsae/pair_quality").iloc[0].to_dict(), allow_nan=False, default=str)

@@ -1,0 +1,103 @@
+"""Published results: the table, the comparison command, the overlay in the figures."""
+
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import plotly.io
+import pytest
+
+from jsae_assets.published import comparison
+from jsae_core.published import all_published_results, published_results
+from tests.jsae_assets.conftest import REPOSITORY, metadata
+
+
+def as_published(entries: dict, coefficient: float = 1) -> dict:
+    """The tiny model under the name of one that results were published of, its pairs at the published layer."""
+    entries["models"]["pythia-70m-deduped"] = entries["models"].pop("tiny")
+    for pair in entries["pairs"]:
+        pair |= {"model": "pythia-70m-deduped", "layers": [3]}
+        if pair["variant"] == "jsae":
+            pair["train"]["config"] = pair["train"]["config"] | {"jacobian_coefficient": coefficient}
+    return entries
+
+
+@pytest.fixture(scope="module")
+def deep_model(tmp_path_factory):
+    from tests.jsae_core.builders import save_language_model
+
+    return save_language_model(tmp_path_factory.mktemp("deep") / "deep", num_hidden_layers=4)
+
+
+@pytest.fixture
+def published(entries, graph, deep_model):
+    changed = as_published(entries())
+    changed["models"]["pythia-70m-deduped"]["directory"] = str(deep_model)
+    tiny = graph(changed)
+    tiny.tokenise("pythia-70m-deduped")
+    return tiny
+
+
+def test_every_published_share_is_one_and_shares_of_shapes_sum_to_one():
+    frame = pd.DataFrame(all_published_results())
+    assert frame["value"].between(0, 1).all()
+    assert not frame.duplicated(["model", "layer", "variant", "measure"]).any()
+    shapes = frame[frame["measure"].isin(["share_linear", "share_jumprelu", "share_other"])]
+    assert shapes.groupby(["model", "variant"])["value"].sum().tolist() == pytest.approx([1.0] * 4, abs=0.002)
+
+
+def test_results_are_found_by_model_layer_variant_and_lambda():
+    found = published_results("pythia-70m-deduped", 3, "jsae", 1.0)
+    assert found["share_above_0.01"] == 0.113 and found["share_linear"] == 0.868
+    assert len(found) == 7
+    assert published_results("pythia-70m-deduped", 3, "jsae", 2.0) == {}
+    assert published_results("pythia-70m-deduped", 2, "jsae", 1.0) == {}
+
+
+def test_the_comparison_sets_what_was_measured_beside_what_was_published(published):
+    run = published.measure(3, model="pythia-70m-deduped", raise_on_error=True)
+    rows = {(row[0], row[2], row[4]): row for row in comparison(published.catalog, published.instance)}
+    assert len(rows) == len(all_published_results())
+    for measure, asset in (("share_above_0.01", "jacobian_histogram"), ("share_linear", "function_shapes")):
+        share = metadata(run, f"jsae/{asset}")[measure]
+        row = rows["pythia-70m-deduped", "jsae", measure]
+        expected = {"share_above_0.01": 0.113, "share_linear": 0.868}[measure]
+        assert row[5:] == (f"{expected:.2%}", f"{share:.2%}", f"{share - expected:+.2%}")
+    assert rows["pythia-410m-deduped", "jsae", "share_above_0.01"][6:] == ("not in the catalog", "")
+
+
+def test_a_figure_overlays_what_was_published_of_its_pairs(published):
+    published.measure(3, model="pythia-70m-deduped", raise_on_error=True)
+    for name, value in (("jacobian_thresholds", 11.3), ("function_shapes", 86.8)):
+        path = published.file(f"figures/jsae/{name}", layer=3, model="pythia-70m-deduped", extension="json")
+        figure = plotly.io.from_json(path.read_text(encoding="utf-8"))
+        marks = [trace for trace in figure.data if trace.type == "scatter" and "Farnik" in (trace.name or "")]
+        assert any(value == pytest.approx(y) for trace in marks for y in trace.y)
+
+
+def test_a_pair_with_another_lambda_is_compared_with_nothing(entries, graph, deep_model):
+    changed = as_published(entries(), coefficient=2)
+    changed["models"]["pythia-70m-deduped"]["directory"] = str(deep_model)
+    tiny = graph(changed)
+    tiny.tokenise("pythia-70m-deduped")
+    tiny.measure(3, "jsae/sae_pair", "jsae/jacobian_histogram", model="pythia-70m-deduped", raise_on_error=True)
+    said = {row[6] for row in comparison(tiny.catalog, tiny.instance) if row[0] == "pythia-70m-deduped"}
+    assert said == {"the catalog's pair has λ 2", "not materialised"}
+
+
+def test_the_command_prints_the_whole_table(tmp_path):
+    environment = os.environ | {"DAGSTER_HOME": str(tmp_path), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [sys.executable, "-m", "jsae_assets.published"],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+    )
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == 1 + len(all_published_results())
+    assert lines[0].split() == ["model", "layer", "variant", "λ", "measure", "published", "measured", "difference"]
+    assert "11.30%" in done.stdout and "not in the catalog" in done.stdout

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from jsae_core.sae_pair import SAEPair, Tables, top_latents
 
-GATHER_BYTES = 8 * 2**20  # of each of the two buffers that gathered rows are kept in
+GATHER_BYTES = 2**20  # of each of the two buffers that gathered rows are kept in: both stay in the cache of one core
 
 
 @dataclass(frozen=True)

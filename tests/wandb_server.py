@@ -13,19 +13,22 @@ import json
 import re
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 API_KEY = "0123456789abcdef" * 2 + "01234567"
 RUN_TIMES = ("createdAt", "heartbeatAt", "updatedAt")
 BY_HAND = {"tags", "display_name", "notes", "group"}
-FAULTS = ("hang", "cut", "corrupt", "short", "malformed")
+FAULTS = ("hang", "cut", "stall", "corrupt", "short", "malformed")
 
 
 def text_of(moment: datetime) -> str:
@@ -150,7 +153,9 @@ class Project:
 
 
 class WandbServer:
-    """A server to start and stop, or to use as a context. Stopped, it refuses connections; it starts again where it was.
+    """A server to start and stop, or to use as a context.
+
+    Stopped, it refuses connections; started again, it is where it was and holds what it held.
 
     server.api_key   the key it accepts
     server.requests  everything it was asked, in order
@@ -189,8 +194,10 @@ class WandbServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
-    def environment(self, folder: Any) -> dict[str, str]:
+    def environment(self, folder: Path) -> dict[str, str]:
         """The variables that point a wandb client at this server, keep it quiet, and keep its files in a folder."""
+        # The client falls back to the system's folder for temporary files if this one isn't there yet.
+        (folder / "wandb").mkdir(parents=True, exist_ok=True)
         return {
             "WANDB_BASE_URL": self.url,
             "WANDB_API_KEY": self.api_key,
@@ -252,7 +259,7 @@ class WandbServer:
         updated_at: datetime | str | None = None,
         **changes: Any,
     ) -> None:
-        """Changes a run. What only people edit (tags, name, notes, group) moves updatedAt alone; the rest, both times."""
+        """Changes a run. What people edit (tags, name, notes, group) moves updatedAt alone; the rest, both times."""
         now = text_of(datetime.now(UTC))
         with self._lock:
             run = self._projects[entity, project].runs[name]
@@ -314,9 +321,10 @@ class WandbServer:
     ) -> None:
         """Lets the next requests fail, `times` of them (None: every one from now on) once `after` have passed.
 
-        what: an HTTP status (401, 404, 429 with `retry_after`, 500...), "hang" (no answer for `seconds`), "cut" (half
-        the body, then the connection is closed), "corrupt" and "short" (a file with a wrong byte, or less of it than
-        there is), "malformed" (every second run of a page is nonsense).
+        what: an HTTP status (401, 404, 429 with `retry_after`, 500...), "hang" (no answer for `seconds`, then the
+        connection is closed), "cut" (half the body, then it is closed), "stall" (half the body, then nothing for
+        `seconds`), "corrupt" and "short" (a file with a wrong byte, or less of it than there is), "malformed" (every
+        second run of a page is nonsense).
         on: "viewer", "runs", "run", "artifact" (GraphQL), "manifest", "file"; "graphql" or "download" for all of
         either sort; None for anything.
         """
@@ -330,6 +338,10 @@ class WandbServer:
         with self._lock:
             self._faults.clear()
 
+    def expire_links(self) -> None:
+        """From now on every address given out so far is answered 403, as signed addresses are some time later."""
+        self.signature = secrets.token_hex(8)
+
     def forget(self) -> None:
         """Empties the list of requests."""
         with self._lock:
@@ -338,8 +350,7 @@ class WandbServer:
     def asked(self, *kinds: str) -> list[Request]:
         """The requests of these kinds; of all kinds but telemetry if none is named."""
         with self._lock:
-            wanted = [r for r in self.requests if r.kind in kinds or not kinds and r.kind != "telemetry"]
-        return wanted
+            return [r for r in self.requests if (r.kind in kinds if kinds else r.kind != "telemetry")]
 
     def _project(self, entity: str, project: str) -> Project:
         with self._lock:
@@ -378,7 +389,9 @@ class _HTTPServer(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up in the middle is no news here."""
+        # A client that hangs up in the middle is no news; anything else is an error of this server's, to be seen.
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def close(self) -> None:
         # Connections kept alive would go on answering after the server is gone.
@@ -424,8 +437,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             answer = _answer(owner, request, body, nonsense=bool(fault and fault.what == "malformed"))
         if fault and fault.what in ("corrupt", "short"):
-            answer.body = answer.body[:-1] + (bytes([answer.body[-1] ^ 1]) if fault.what == "corrupt" else b"")
-        self._send(request, answer, cut=bool(fault and fault.what == "cut"))
+            wrong = bytes(byte ^ 1 for byte in answer.body[-1:])
+            answer.body = answer.body[:-1] + (wrong if fault.what == "corrupt" else b"")
+        self._send(request, answer, fault if fault and fault.what in ("cut", "stall") else None)
 
     def _note(self, body: bytes) -> Request:
         owner = self.server.owner
@@ -447,15 +461,16 @@ class _Handler(BaseHTTPRequestHandler):
             owner.requests.append(request)
         return request
 
-    def _send(self, request: Request, answer: _Answer, *, cut: bool) -> None:
+    def _send(self, request: Request, answer: _Answer, breaking: Fault | None) -> None:
         self.send_response(answer.status)
         for name, value in {"Content-Type": "application/json", **answer.headers}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
-        if cut:
+        if breaking:
             self.wfile.write(answer.body[: len(answer.body) // 2])
-            self.wfile.flush()
+            if breaking.what == "stall":
+                self.server.closing.wait(breaking.seconds)
             self.close_connection = True
             return
         request.status = answer.status
@@ -599,8 +614,7 @@ def _project_fields(owner: WandbServer, project: Project, *, nonsense: bool) -> 
 
     def runs(filters: str = "{}", after: str | None = None, first: int = 50, order: str = "+created_at") -> dict:
         found = _sorted(_selected(project, filters), order)
-        nodes = [(_cursor(place), _run_fields(project, run)) for place, run in found]
-        page = _page(nodes, after, first)
+        page = _page(found, after, first, partial(_run_fields, project), is_falling=order.startswith("-"))
         return _nonsense(page) if nonsense else page
 
     def membership(name: str) -> dict[str, Any] | None:
@@ -676,9 +690,9 @@ def _collection_fields(owner: WandbServer, project: Project, collection: Collect
         return _membership_fields(owner, project, collection, version) if version else None
 
     def artifacts(after: str | None = None, first: int = 50, order: str | None = None, filters: str | None = None):
-        newest_first = sorted(collection.versions, key=lambda version: -version.index)
-        nodes = [(_cursor(v.index), _artifact_fields(owner, project, collection, v)) for v in newest_first]
-        page = _page(nodes, after, first)
+        newest_first = [(version.index, version) for version in reversed(collection.versions)]
+        make = partial(_artifact_fields, owner, project, collection)
+        page = _page(newest_first, after, first, make, is_falling=True)
         for edge in page["edges"]:
             edge["version"] = f"v{edge['node']['versionIndex']}"
         return page
@@ -721,8 +735,8 @@ def _membership_fields(
     owner: WandbServer, project: Project, collection: Collection, version: Version
 ) -> dict[str, Any]:
     def files(after: str | None = None, first: int = 50, names: list[str] | None = None) -> dict[str, Any]:
-        wanted = sorted(path for path in version.files if not names or path in names)
-        return _page([(_cursor(path), _file_fields(owner, project, version, path)) for path in wanted], after, first)
+        wanted = [(path, path) for path in sorted(version.files) if not names or path in names]
+        return _page(wanted, after, first, partial(_file_fields, owner, project, version))
 
     return {
         "__typename": "ArtifactCollectionMembership",
@@ -798,29 +812,27 @@ def _file_fields(owner: WandbServer, project: Project, version: Version, path: s
 # --- Filters, order, pages
 
 
-def _page(nodes: list[tuple[str, dict[str, Any]]], after: str | None, first: int) -> dict[str, Any]:
-    """The nodes behind a cursor, even if the one that it named is gone."""
-    cursors = [cursor for cursor, _ in nodes]
-    start = cursors.index(after) + 1 if after in cursors else _place_of_gone(cursors, after)
-    page = nodes[start : start + first]
+def _page(
+    held: list[tuple[Any, Any]],
+    after: str | None,
+    first: int,
+    make: Callable[[Any], dict[str, Any]],
+    *,
+    is_falling: bool = False,
+) -> dict[str, Any]:
+    """The things behind a cursor. It holds a place in the order, so it serves even if what stood there is gone."""
+    last = json.loads(base64.b64decode(after)) if after else None
+    start = 0 if last is None else sum(place >= last if is_falling else place <= last for place, _ in held)
+    page = held[start : start + first]
     return {
-        "totalCount": len(nodes),
-        "edges": [{"cursor": cursor, "node": dict(node)} for cursor, node in page],
+        "totalCount": len(held),
+        "edges": [{"cursor": _cursor(place), "node": make(thing)} for place, thing in page],
         "pageInfo": {
             "__typename": "PageInfo",
-            "endCursor": page[-1][0] if page else None,
-            "hasNextPage": start + first < len(nodes),
+            "endCursor": _cursor(page[-1][0]) if page else None,
+            "hasNextPage": start + first < len(held),
         },
     }
-
-
-def _place_of_gone(cursors: list[str], after: str | None) -> int:
-    if not after:
-        return 0
-    places = [json.loads(base64.b64decode(cursor)) for cursor in cursors]
-    gone = json.loads(base64.b64decode(after))
-    rising = len(places) < 2 or places[0] < places[-1]
-    return sum(place < gone if rising else place > gone for place in places)
 
 
 def _cursor(place: Any) -> str:

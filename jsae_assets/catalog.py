@@ -6,12 +6,13 @@ it) or torch (loading the definitions must stay fast).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -21,6 +22,7 @@ from jsae_core.recipe import TrainingConfig
 CATALOGS = Path(__file__).parent / "catalogs"
 DEFAULT_CATALOG = CATALOGS / "default.yaml"
 CATALOG_VARIABLE = "JSAE_CATALOG"
+RESERVED = ("figures", "sweep_runs", "tokens")
 
 
 class CatalogError(ValueError):
@@ -38,10 +40,10 @@ def _partition_key(key: str) -> str:
 
 
 def _asset_prefix(key: str) -> str:
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or key == "figures":
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or key in RESERVED:
         raise ValueError(
-            f"{key!r} cannot name a variant: expected small letters, digits and '_' (it prefixes assets), and not "
-            "'figures', which prefixes the figures"
+            f"{key!r} cannot name a variant: expected small letters, digits and '_' (it prefixes assets), and none of "
+            f"{', '.join(RESERVED)}, which are other assets"
         )
     return key
 
@@ -165,7 +167,7 @@ class Pair(Section):
     layers: list[Annotated[int, Field(ge=0, strict=True)]] = Field(min_length=1)
     directory: Name | None = None
     train: Recipe | None = None
-    wandb: Name | None = None
+    wandb: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+/[^/:\s]+:[^/:\s]+$")] | None = None
     least_explained_variance: ExplainedVariance = ExplainedVariance()
 
     @model_validator(mode="after")
@@ -183,12 +185,44 @@ class Pair(Section):
         return template and template.replace("{layer}", str(layer))
 
 
+class LocalSweep(Section):
+    """Pairs trained here at one layer of a model, by a recipe that is the same for all but its coefficient."""
+
+    model: str
+    layer: int = Field(ge=0)
+    coefficients: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(min_length=1)
+    train: Recipe
+
+    @model_validator(mode="after")
+    def _different(self):
+        if len(set(self.coefficients)) < len(self.coefficients):
+            raise ValueError(f"coefficients holds a number twice: {self.coefficients}")
+        return self
+
+    def recipe(self, coefficient: float) -> Recipe:
+        """The recipe of one run."""
+        config = dataclasses.replace(self.train.config, jacobian_coefficient=coefficient)
+        return self.train.model_copy(update={"config": config})
+
+
+class Sweep(Section):
+    """A table of training runs: those of a wandb project (entity/project), or trained here."""
+
+    wandb: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] | None = None
+    local: LocalSweep | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        _exactly_one(self, ("wandb", "local"))
+        return self
+
+
 class Catalog(Section):
     models: dict[Key, Model] = Field(min_length=1)
     text: dict[Key, Text] = {}
     variants: dict[VariantKey, Variant] = Field(min_length=1)
     pairs: list[Pair] = []
-    sweeps: dict[Key, Any] = {}
+    sweeps: dict[Key, Sweep] = {}
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -206,6 +240,10 @@ class Catalog(Section):
                     raise ValueError(f"variants.{key}.{name} is itself")
             if variant.control_of and self.variants[variant.control_of].control_of:
                 raise ValueError(f"variants.{key}.control_of is {variant.control_of!r}, which is itself a control")
+        for key, sweep in self.sweeps.items():
+            if sweep.local:
+                known(f"sweeps.{key}.local.model", sweep.local.model, self.models)
+                known(f"sweeps.{key}.local.train.text", sweep.local.train.text, self.text)
         held: dict[Hashable, int] = {}
         for number, pair in enumerate(self.pairs):
             known(f"pairs[{number}].variant", pair.variant, self.variants)
@@ -242,6 +280,27 @@ class Catalog(Section):
             if pair.train:
                 entries.append(self.text[pair.train.text].model_dump_json())
         return _hash(entries)
+
+    def sweep_digest(self, key: str) -> str:
+        """As `digest`, of a sweep's table."""
+        sweep = self.sweeps[key]
+        entries = [sweep.model_dump_json()]
+        if sweep.local:
+            entries.append(self.run_digest(sweep.local, sweep.local.coefficients[0]))
+        return _hash(entries)
+
+    def run_digest(self, sweep: LocalSweep, coefficient: float) -> str:
+        """Which catalog entries a run of a local sweep is made from; other coefficients may join the sweep."""
+        others = {setting for setting, concerned in SETTING_OF.items() if concerned not in ("tokens", "pair_quality")}
+        return _hash(
+            [
+                self.models[sweep.model].model_dump_json(exclude=others | {"randomise_seed"}),
+                self.model_text(sweep.model).model_dump_json(),
+                str(sweep.layer),
+                sweep.recipe(coefficient).model_dump_json(),
+                self.text[sweep.train.text].model_dump_json(),
+            ]
+        )
 
     def figure_digest(self, model: str, layers: Sequence[int], variants: Sequence[str]) -> str:
         """As `digest`, of a figure: it changes with its variants' pairs at these layers and with how they are drawn."""

@@ -39,12 +39,12 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
             pair = load_pair(sae_pair, compute)  # refuses weights that are not finite
         except ValueError as error:
             return dg.AssetCheckResult(passed=False, description=str(error))
-        d_model = cell.language_model(compute).d_model
+        d_model = cell.language_model(compute, pair).d_model
         if pair.config.d_in != d_model:
             return dg.AssetCheckResult(
                 passed=False, description=f"the pair's d_in is {pair.config.d_in}, the model's d_model {d_model}"
             )
-        quality = reconstruction_quality(pair, mlp_inputs(cell, tokens, compute, PROBE_DOCUMENTS))
+        quality = reconstruction_quality(pair, mlp_inputs(cell, pair, tokens, compute, PROBE_DOCUMENTS))
         least = cell.pair.least_explained_variance
         wanted = {"input": least.input, "output": least.output}
         failing = [side for side in wanted if not quality[f"explained_variance_{side}"] >= wanted[side]]

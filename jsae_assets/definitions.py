@@ -12,10 +12,12 @@ from jsae_assets import automation
 from jsae_assets.assets.figures import figure_assets
 from jsae_assets.assets.measures import measure_assets
 from jsae_assets.assets.sae_pairs import sae_pair_asset
+from jsae_assets.assets.sweeps import sweep_assets
 from jsae_assets.assets.text import tokens_asset
 from jsae_assets.catalog import Catalog, load_catalog
 from jsae_assets.checks import faithful_check
 from jsae_assets.io_managers import FigureStore, ParquetStore, SafetensorsStore
+from jsae_assets.publishing import publish_job
 from jsae_assets.resources import Compute
 
 
@@ -34,10 +36,12 @@ def build_definitions(
             *(sae_pair_asset(catalog, variant) for variant in catalog.variants),
             *(asset for variant in catalog.variants for asset in measure_assets(catalog, variant)),
             *figure_assets(catalog),
+            *(sweep_assets(catalog) if catalog.sweeps else []),
         ],
         asset_checks=[faithful_check(catalog, variant) for variant in catalog.variants],
-        jobs=automation.jobs(catalog),
-        sensors=[automation.partition_sensor(catalog)],
+        jobs=[*automation.jobs(catalog), publish_job(catalog)],
+        schedules=automation.schedules(catalog),
+        sensors=[automation.partition_sensor(catalog), *automation.alias_sensor(catalog)],
         # one process a run: torch and the model are loaded once, not once a step
         executor=dg.in_process_executor,
         resources=default_resources() | dict(resource_overrides or {}),

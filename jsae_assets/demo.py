@@ -8,18 +8,18 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 
 from jsae_assets.assets.cell import THRESHOLDS
-from jsae_assets.automation import CELL_JOB, LAYERS_JOB, TOKENS_JOB, compares_layers
+from jsae_assets.automation import CELL_JOB, LAYERS_JOB, SWEEP_JOB, TOKENS_JOB, compares_layers
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.freshness import latest_metadata, outdated_assets
-from jsae_assets.partitions import cell_key, cells, models, register
+from jsae_assets.partitions import cell_key, cells, models, register, sweeps
 from jsae_assets.text_table import as_text
 
 CONSOLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
@@ -68,6 +68,10 @@ def planned_runs(catalog: Catalog, definitions: dg.Definitions, instance: dg.Dag
             yield run(CELL_JOB, cell_key(model, layer), f"{model}, layer {layer}", [layer])
         if compares_layers(catalog):
             yield run(LAYERS_JOB, model, f"{model}: layers compared", catalog.layers(model))
+    for sweep in catalog.sweeps:
+        digests = dict.fromkeys(_assets(definitions, SWEEP_JOB), catalog.sweep_digest(sweep))
+        outdated = outdated_assets(definitions, instance, SWEEP_JOB, sweep, {sweeps: [sweep]}, digests)
+        yield Run(SWEEP_JOB, sweep, f"sweep {sweep}", outdated)
 
 
 def _digests(
@@ -75,7 +79,7 @@ def _digests(
 ) -> Iterator[tuple[dg.AssetKey, str]]:
     """The digest that each asset of a job must carry; assets that the catalog does not hold there are left out."""
     graph = definitions.resolve_asset_graph()
-    for key in definitions.resolve_job_def(job).asset_layer.selected_asset_keys:
+    for key in _assets(definitions, job):
         if key.path[0] == "figures":
             variants = sorted({parent.path[0] for parent in graph.get(key).parent_keys})
             if all(any(catalog.pair(variant, model, layer) for layer in layers) for variant in variants):
@@ -88,9 +92,14 @@ def _digests(
                 yield key, catalog.digest(model, key.path[-1], pair)
 
 
+def _assets(definitions: dg.Definitions, job: str) -> Iterable[dg.AssetKey]:
+    return definitions.resolve_job_def(job).asset_layer.selected_asset_keys
+
+
 def run_all(catalog: Catalog, definitions: dg.Definitions, instance: dg.DagsterInstance) -> None:
     """Run what is outdated, saying what, how far and how long still."""
     total = sum(1 + len(catalog.layers(model)) + compares_layers(catalog) for model in catalog.models)
+    total += len(catalog.sweeps)
     started = time.monotonic()
     computed, seconds = 0, 0.0  # of cells alone: the tokens' time is mostly that of importing torch
     for number, run in enumerate(planned_runs(catalog, definitions, instance), start=1):
@@ -146,17 +155,21 @@ def summary(catalog: Catalog, instance: dg.DagsterInstance) -> str:
     return as_text(rows)
 
 
-def figure_pages(catalog: Catalog, instance: dg.DagsterInstance) -> list[Path]:
-    """The folder of each figure asset's pages."""
-    folders = set()
+def figure_pages(catalog: Catalog, instance: dg.DagsterInstance) -> list[str]:
+    """The pages of the figures, with what stands in their paths for variant, figure, layer, model and sweep."""
+    patterns = set()
     for model in catalog.models:
         for layer in catalog.layers(model):
             for variant in catalog.variants:
                 key = dg.AssetKey(["figures", variant, "jacobian_histogram"])
                 metadata = latest_metadata(instance, key, cell_key(model, layer))
                 if metadata is not None:
-                    folders.add(Path(metadata["page"]).parents[2])
-    return sorted(folders)
+                    patterns.add(f"{Path(metadata['page']).parents[2]}/<figure>/<layer>/<model>.html")
+    for sweep in catalog.sweeps:
+        metadata = latest_metadata(instance, dg.AssetKey(["figures", "sweep_runs", "tradeoff"]), sweep)
+        if metadata is not None:
+            patterns.add(f"{Path(metadata['page']).parents[1]}/<figure>/<sweep>.html")
+    return sorted(patterns)
 
 
 def main() -> None:
@@ -170,8 +183,7 @@ def main() -> None:
         register(catalog, instance)
         run_all(catalog, definitions, instance)
         print(summary(catalog, instance))
-        for folder in figure_pages(catalog, instance):
-            print(f"\nFigures: {folder}/<figure>/<layer>/<model>.html")
+        print("\nFigures:", *figure_pages(catalog, instance), sep="\n  ")
     print("The same in the Dagster UI: make ui")
 
 

@@ -112,6 +112,11 @@ class StoringIOManager(dg.UPathIOManager):
 
     accepts: str
 
+    @property
+    def base_path(self) -> UPath:
+        """The folder that all stored paths are below."""
+        return self._base_path
+
     @abstractmethod
     def is_accepted(self, obj: Any) -> bool: ...
 
@@ -234,11 +239,11 @@ class FigureIOManager(StoringIOManager):
         """Where a page finds plotly.js, written once a version; relative, so that the folder can be moved."""
         import plotly.offline
 
-        script = self._base_path / f"plotly-{plotly.offline.get_plotlyjs_version()}.min.js"
+        script = self.base_path / f"plotly-{plotly.offline.get_plotlyjs_version()}.min.js"
         if not script.exists():
             with staged(script) as local:
                 local.write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
-        depth = len(path.parent.parts) - len(self._base_path.parts)
+        depth = len(path.parent.parts) - len(self.base_path.parts)
         return "../" * depth + script.name
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> go.Figure:

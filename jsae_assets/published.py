@@ -19,7 +19,7 @@ SHARES_OF_SHAPES = {"share_linear", "share_jumprelu", "share_other"}
 
 
 def comparison(catalog: Catalog, instance: dg.DagsterInstance) -> list[tuple[str, ...]]:
-    """A row a published number, as `HEADER` names them; where there is nothing to compare it with, "measured" says why."""
+    """A row a published number, as `HEADER` names them; "measured" says why where there is nothing to compare."""
     return [_row(result, _measured(result, catalog, instance)) for result in all_published_results()]
 
 

@@ -1,11 +1,14 @@
-"""The compute resource: which device, which precision, how many tokens at once, and the models a run has loaded.
+"""The compute resource: which device, which precision, how many tokens at once, and the models a run has loaded; and
+the folder for what comes from wandb.
 
 Here: choosing the device and loading each model once a run. Not here: what is computed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import dagster as dg
 from pydantic import Field, PrivateAttr
@@ -15,7 +18,13 @@ if TYPE_CHECKING:
 
     from jsae_core import LanguageModel
 
+T = TypeVar("T")
 POOL = "gpu"  # the assets that compute share it; dagster.yaml limits it to one at a time
+
+
+def wandb_folder(instance: dg.DagsterInstance) -> Path:
+    """Where wandb's client and what is fetched from there keep their files on this machine."""
+    return Path(instance.storage_directory()).parent / "wandb"
 
 
 class Compute(dg.ConfigurableResource):
@@ -26,7 +35,7 @@ class Compute(dg.ConfigurableResource):
     )
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     batch_tokens: int = Field(default=4096, ge=1, description="tokens the model and the pair are given at once")
-    _models: dict[tuple, Any] = PrivateAttr(default_factory=dict)
+    _kept: dict[Hashable, Any] = PrivateAttr(default_factory=dict)
 
     def torch_device(self) -> torch.device:
         """The device to use.
@@ -65,12 +74,17 @@ class Compute(dg.ConfigurableResource):
         name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
         return f"{name}, chosen by auto" if self.device == "auto" else name
 
-    def language_model(self, source: str, randomise_seed: int | None = None) -> LanguageModel:
-        """The model from a hub name or directory, or its randomised twin; loaded at first use and kept for the rest of
-        the run."""
-        key = (source, randomise_seed)
-        if key not in self._models:
-            from jsae_core import load_language_model
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made at first use and kept for the rest of the run."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
-            self._models[key] = load_language_model(source, self.torch_device(), self.dtype, randomise_seed)
-        return self._models[key]
+    def language_model(
+        self, source: str, randomise_seed: int | None = None, randomised_weights: str | None = None
+    ) -> LanguageModel:
+        """The model from a hub name or directory, or its randomised twin; loaded once a run."""
+        from jsae_core import load_language_model
+
+        named = (source, self.torch_device(), self.dtype, randomise_seed, randomised_weights)
+        return self.kept(("language model", *named), lambda: load_language_model(*named))

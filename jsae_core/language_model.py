@@ -7,8 +7,9 @@ Not here: batching documents (`activations.py`), text and tokens (`text.py`).
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from jsae_core.mlp import MLP
+from jsae_core.tensor_files import read_tensors
+from jsae_core.transformer_lens_weights import weights_from_transformer_lens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -156,6 +159,7 @@ def load_language_model(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "float32",
     randomise_seed: int | None = None,
+    randomised_weights: str | Path | None = None,
 ) -> LanguageModel:
     """Load a model from the Hugging Face hub or a local directory in its format, tokenizer included.
 
@@ -164,10 +168,12 @@ def load_language_model(
             deviation, with this seed; biases and normalisation stay as they were trained (Farnik et al., 2025: the
             control that shows what training the language model has to do with sparse Jacobians). The same seed gives
             the same weights on every device.
+        randomised_weights: a safetensors file with weights that were randomised before, in TransformerLens's names, as
+            published artifacts bring them; instead of a seed.
 
     Raises:
-        FileNotFoundError: a directory was named that does not hold a model.
-        ValueError: the model cannot be reached or read, or the dtype is none.
+        FileNotFoundError: a directory was named that does not hold a model, or there is no file of weights.
+        ValueError: the model cannot be reached or read, the dtype is none, or the weights are not this model's.
         RuntimeError, AssertionError: torch's own, where this machine lacks the device.
     """
     from transformer_lens.model_bridge import TransformerBridge
@@ -182,10 +188,36 @@ def load_language_model(
     torch_dtype = getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(f"dtype is {dtype!r}, expected float32, bfloat16 or the like")
+    if randomise_seed is not None and randomised_weights is not None:
+        raise ValueError(f"a randomise_seed ({randomise_seed}) and randomised_weights were given; expected at most one")
+    randomised = randomise_seed is not None or randomised_weights is not None
+    weights = None if randomised_weights is None else _read_weights(randomised_weights)
     torch.empty(0, device=device)  # so that a missing device is not taken for a missing model below
+    # the bridge keeps some weights twice (fused and split): they are changed where Hugging Face keeps them once
+    hf_model = None
+    if randomised:
+        with _loading(name, looks_local):
+            hf_model = _hugging_face(name, torch_dtype)
+    if randomise_seed is not None:
+        _randomise(hf_model, randomise_seed)
+    if weights is not None:
+        try:
+            weights_from_transformer_lens(weights, hf_model)
+        except ValueError as error:
+            raise ValueError(f"{randomised_weights}: {error}") from error
+    with _loading(name, looks_local):
+        bridge = TransformerBridge.boot_transformers(
+            name, device=str(device), dtype=torch_dtype, hf_model=hf_model and hf_model.to(device)
+        )
+    bridge.eval().requires_grad_(False)
+    return LanguageModel(f"{name} (weights randomised)" if randomised else name, bridge)
+
+
+@contextlib.contextmanager
+def _loading(name: str, looks_local: bool) -> Iterator[None]:
+    """Makes any error of loading a model one that says which, and what to look at."""
     try:
-        hf_model = None if randomise_seed is None else _randomised(name, torch_dtype, randomise_seed).to(device)
-        bridge = TransformerBridge.boot_transformers(name, device=str(device), dtype=torch_dtype, hf_model=hf_model)
+        yield
     except Exception as error:  # transformers, huggingface_hub, httpx and safetensors each raise their own
         where = "local directory" if looks_local else "model on the Hugging Face hub"
         hint = (
@@ -194,19 +226,24 @@ def load_language_model(
             else "check the name and the network, or download it and name its directory"
         )
         raise ValueError(f"{name} ({where}) could not be loaded: {type(error).__name__}: {error}\n{hint}") from error
-    bridge.eval().requires_grad_(False)
-    return LanguageModel(name if randomise_seed is None else f"{name} (weights randomised)", bridge)
+
+
+def _hugging_face(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager")
 
 
 @torch.no_grad()
-def _randomised(name: str, dtype: torch.dtype, seed: int) -> PreTrainedModel:
-    """As Hugging Face has it: the bridge keeps some weights twice (fused and split), and both must agree."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager")
+def _randomise(model: PreTrainedModel, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     deviation = 0.8 / math.sqrt(model.config.hidden_size)
     for parameter in model.parameters():
         if parameter.dim() > 1:  # biases and normalisation have one dimension
             parameter.copy_(deviation * torch.randn(parameter.shape, generator=generator))
-    return model
+
+
+def _read_weights(path: str | Path) -> dict[str, Tensor]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing; expected the weights of a randomised language model")
+    return read_tensors(path)[0]

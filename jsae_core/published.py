@@ -1,14 +1,17 @@
 """The published results (Farnik et al., 2025) that what is measured here can be compared with.
 
 The numbers are in `published_results.csv`: a row a number, shares between 0 and 1, measures named as the assets name
-theirs. Sweeps are not in it.
+theirs. `published_sweep.csv` has a row a run of a sweep, its columns named as those of a table of runs.
 """
 
 from __future__ import annotations
 
 import csv
 from importlib.resources import files
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class PublishedResult(NamedTuple):
@@ -39,3 +42,14 @@ def all_published_results() -> list[PublishedResult]:
             )
             for row in csv.DictReader(file)
         ]
+
+
+def published_sweep(model: str, layer: int) -> pd.DataFrame:
+    """What was published of a sweep at a layer: `jacobian_coefficient`, `ce_score` and the share `above_0.01`, a row a
+    run; no row if nothing was. `model` is the name without its organisation."""
+    import pandas as pd
+
+    with (files("jsae_core") / "published_sweep.csv").open(encoding="utf-8") as file:
+        sweeps = pd.read_csv(file)
+    wanted = (sweeps["model"] == model) & (sweeps["layer"] == layer)
+    return sweeps.loc[wanted, ["jacobian_coefficient", "ce_score", "above_0.01"]].reset_index(drop=True)

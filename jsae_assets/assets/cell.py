@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 OWNERS = ["team:interpretability"]
 THRESHOLDS = (0.005, 0.01, 0.015, 0.02)
 SETTINGS = {"d_sae": "d_sae", "k": "k", "jacobian_coefficient": "λ"}  # of a pair, and what figures call them
+LANGUAGE_MODEL_WEIGHTS = "language_model_weights"  # in a stored pair's configuration: the file, if it brought one
 TOKENS = dg.AssetIn("tokens", partition_mapping=of_same_model)
 
 
@@ -40,8 +41,10 @@ class Cell:
     def __str__(self) -> str:
         return f"{self.model_key}, layer {self.layer}"
 
-    def language_model(self, compute: Compute) -> LanguageModel:
-        return compute.language_model(self.model.source, self.randomise_seed)
+    def language_model(self, compute: Compute, pair: SAEPair | None = None) -> LanguageModel:
+        """The model that the variant's pairs are on; with the randomised weights that a pair brought, if it did."""
+        weights = pair and pair.config.extra.get(LANGUAGE_MODEL_WEIGHTS)
+        return compute.language_model(self.model.source, None if weights else self.randomise_seed, weights)
 
 
 def find_cell(context: dg.AssetExecutionContext, catalog: Catalog, variant: str) -> Cell | None:
@@ -74,13 +77,15 @@ def load_pair(stored: StoredTensors, compute: Compute) -> SAEPair:
     return SAEPair.load(stored.path, device=compute.torch_device()).to(compute.torch_dtype())
 
 
-def mlp_inputs(cell: Cell, tokens: StoredTensors, compute: Compute, max_documents: int | None = None) -> MLPInputs:
-    """The stream of MLP inputs that every measure of a cell reads: the model's stored tokens at its layer."""
+def mlp_inputs(
+    cell: Cell, pair: SAEPair, tokens: StoredTensors, compute: Compute, max_documents: int | None = None
+) -> MLPInputs:
+    """The stream of MLP inputs that every measure of a pair reads: the model's stored tokens at its layer."""
     from jsae_core import MLPInputs
     from jsae_core.text import split_documents
 
     documents = split_documents(tokens)[:max_documents]
-    return MLPInputs(cell.language_model(compute), documents, cell.layer, compute.batch_tokens)
+    return MLPInputs(cell.language_model(compute, pair), documents, cell.layer, compute.batch_tokens)
 
 
 def settings(pair: SAEPair) -> dict[str, float]:

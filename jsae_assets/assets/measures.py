@@ -129,7 +129,7 @@ def _jacobian_histogram(
     from jsae_core.measures import jacobian_histograms, share_above
     from jsae_core.measures.histogram import NORMS
 
-    stream = mlp_inputs(cell, tokens, compute)
+    stream = mlp_inputs(cell, pair, tokens, compute)
     histograms = jacobian_histograms(pair, stream)
     plain = histograms[None]
     tensors = _as_tensors(settings(pair)) | plain
@@ -148,7 +148,7 @@ def _jacobian_examples(
     from jsae_core import run_sandwich
     from jsae_core.text import tokenise
 
-    language_model = cell.language_model(compute)
+    language_model = cell.language_model(compute, pair)
     (document,) = tokenise([cell.model.prompt], language_model.tokenizer, context_size(cell.model, language_model))
     mlp_input, _ = language_model.mlp_activations(document, cell.layer)
     sandwich = run_sandwich(pair, mlp_input[1:])
@@ -172,7 +172,7 @@ def _ablation_samples(
 ) -> tuple["DataFrame", dict[str, float]]:
     from jsae_core.measures import ablation_samples, ablation_summary
 
-    stream = mlp_inputs(cell, tokens, compute)
+    stream = mlp_inputs(cell, pair, tokens, compute)
     with _explained(cell, "ablation_samples"):
         samples = ablation_samples(pair, stream, cell.model.ablation_samples)
     samples.attrs = settings(pair) | {"n_tokens": stream.n_tokens}
@@ -185,7 +185,7 @@ def _function_shapes(
     from jsae_core.measures import function_shapes
     from jsae_core.measures.linearity import SHAPES
 
-    stream = mlp_inputs(cell, tokens, compute)
+    stream = mlp_inputs(cell, pair, tokens, compute)
     with _explained(cell, "function_shapes"):
         shapes = function_shapes(pair, stream, cell.model.function_shapes, n_curves=KEPT_CURVES)
     shapes.attrs = settings(pair) | {"n_tokens": stream.n_tokens}
@@ -205,7 +205,7 @@ def _pair_quality(
     from jsae_core.text import first_tokens, split_documents
 
     documents = first_tokens(split_documents(tokens), cell.model.quality_tokens)
-    quality = pair_quality(pair, cell.language_model(compute), documents, compute.batch_tokens)
+    quality = pair_quality(pair, cell.language_model(compute, pair), documents, compute.batch_tokens)
     named = {"model": cell.model_key, "layer": cell.layer, "variant": cell.pair.variant}
     row = pd.DataFrame([named | settings(pair) | quality])
     row.attrs = settings(pair) | {"n_tokens": int(quality["n_tokens"])}

@@ -19,6 +19,8 @@ _HOMES = {
     "ablation_figure": "ablation",
     "function_curves_figure": "function_curves",
     "function_shapes_figure": "function_curves",
+    "sweep_tradeoff_figure": "sweep",
+    "sweep_grid_figure": "sweep",
 }
 __all__ = list(_HOMES)
 __getattr__ = lazy_names(__name__, _HOMES)

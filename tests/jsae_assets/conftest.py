@@ -18,6 +18,7 @@ from jsae_assets.definitions import build_definitions
 from jsae_assets.partitions import cell_key, register
 from jsae_assets.resources import Compute
 from tests.jsae_core.builders import save_language_model
+from tests.wandb_server import WandbServer
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = REPOSITORY / "dagster_home" / "dagster.yaml"
@@ -275,3 +276,16 @@ def measured(fresh_home, entries, tmp_path_factory):
     with dg.DagsterInstance.from_config(str(home)) as instance:
         graph = Graph(load_catalog(write_catalog(folder, entries())), instance)
         yield Measured(graph, graph.tokenise(), graph.measure(1, raise_on_error=True))
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A wandb on loopback, and a client that is pointed at it."""
+    with WandbServer() as server:
+        for name, value in server.environment(tmp_path / "client").items():
+            monkeypatch.setenv(name, value)
+        # as impatient as the client can be
+        for name, value in {"MAX": "1", "WAIT_MIN_SECONDS": "1", "WAIT_MAX_SECONDS": "1"}.items():
+            monkeypatch.setenv(f"WANDB__GRAPHQL_RETRY_{name}", value)
+        monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
+        yield server

@@ -246,14 +246,22 @@ def test_a_recipe_merged_from_another_may_override_it_also_where_it_is_merged_ag
 
 
 def test_a_merge_of_what_lies_deeper_and_is_itself_merged_is_no_repeated_key(tmp_path):
-    load(
+    catalog = load(
         tmp_path,
         """
-        sweeps: {first: {one: {a: {b: {c: &base {k: 1}}}, d: {e: {f: {g: &deep {<<: *base, k: 2}}}}}}, second: *deep}
         models: {m: {hub: x}}
+        text: {t: {dataset: x}}
         variants: {a: &v {label: A, colour: "#000000"}, b: {<<: *v}}
-        """.replace("second: *deep", "second: {<<: *deep}"),
+        sweeps:
+          first:
+            local: &local
+              {model: m, layer: 0, coefficients: [1], train: &train {text: t, tokens: 5, config: &config
+                {d_sae: 8, k: 4, jacobian_coefficient: 0, steps: 5}}}
+          second: {local: {<<: *local, train: &deep {<<: *train, config: {<<: *config, k: 3}}}}
+          third: {local: {<<: *local, train: {<<: *deep}}}
+        """,
     )
+    assert [sweep.local.train.config.k for sweep in catalog.sweeps.values()] == [4, 3, 3]
 
 
 BAD_KEYS = [

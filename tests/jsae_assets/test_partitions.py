@@ -16,12 +16,12 @@ def two_models(entries: dict) -> dict:
 
 
 def registered(instance: dg.DagsterInstance) -> dict[str, list[str]]:
-    return {name: list(instance.get_dynamic_partitions(name)) for name in ("model", "layer")}
+    return {name: list(instance.get_dynamic_partitions(name)) for name in ("model", "layer", "sweep")}
 
 
 def test_the_keys_are_every_model_and_every_layer_that_any_model_holds_in_numerical_order(entries, tmp_path):
     catalog = load_catalog(write_catalog(tmp_path, two_models(entries())))
-    assert partition_keys(catalog) == {"model": ["tiny", "other.1b"], "layer": ["0", "1", "2", "10"]}
+    assert partition_keys(catalog) == {"model": ["tiny", "other.1b"], "layer": ["0", "1", "2", "10"], "sweep": []}
 
 
 def test_the_keys_follow_from_the_catalog_alone(entries, tmp_path):
@@ -31,7 +31,7 @@ def test_the_keys_follow_from_the_catalog_alone(entries, tmp_path):
 
 def test_a_model_without_pairs_is_a_key_too_so_that_its_tokens_can_be_made(entries, tmp_path):
     catalog = load_catalog(write_catalog(tmp_path, entries() | {"pairs": []}))
-    assert partition_keys(catalog) == {"model": ["tiny"], "layer": []}
+    assert partition_keys(catalog) == {"model": ["tiny"], "layer": [], "sweep": []}
 
 
 def test_registering_twice_adds_nothing(entries, tmp_path, instance):

@@ -1,0 +1,218 @@
+"""`sweep_runs`: the table of a sweep's training runs, from a wandb project or trained here; and its figures.
+
+Here: where the runs come from, which are still to be trained, what was stored before. Not here: the table itself and
+syncing it (`jsae_core.sweeps`), drawing (`jsae_core.figures`).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from upath import UPath
+
+from jsae_assets.assets.cell import OWNERS, Stopwatch, context_size
+from jsae_assets.assets.text import documents
+from jsae_assets.assets.training import trained_pair
+from jsae_assets.catalog import Catalog, LocalSweep
+from jsae_assets.io_managers import StoredTable, StoredTensors, StoringIOManager, staged
+from jsae_assets.partitions import sweeps
+from jsae_assets.resources import POOL, Compute, wandb_folder
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from plotly.graph_objects import Figure
+    from torch import Tensor
+
+    from jsae_core.sweeps import TrainingRun
+
+ASSET = "sweep_runs"
+# the schedule syncs every hour; two missed ticks are worth a warning
+FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(hours=3))
+
+
+def sweep_assets(catalog: Catalog) -> list[dg.AssetsDefinition]:
+    """The table of every sweep, and its figures."""
+    return [
+        _sweep_runs(catalog),
+        _sweep_figure(
+            catalog,
+            "tradeoff",
+            "Cross-entropy score against the share of Jacobian elements above 0.01",
+            _draw_tradeoff,
+        ),
+        _sweep_figure(catalog, "grid", "Many measures of sparsity against many of quality", _draw_grid),
+    ]
+
+
+def _sweep_runs(catalog: Catalog) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=ASSET,
+        partitions_def=sweeps,
+        description="A row a training run: configuration and every metric, from a wandb project or trained here.",
+        group_name="sweeps",
+        kinds={"wandb", "parquet"},
+        owners=OWNERS,
+        code_version="1",
+        pool=POOL,
+        io_manager_key="tables",
+        output_required=False,
+        freshness_policy=FRESH if any(sweep.wandb for sweep in catalog.sweeps.values()) else None,
+    )
+    def sweep_runs(
+        context: dg.AssetExecutionContext,
+        compute: Compute,
+        tables: dg.ResourceParam[StoringIOManager],
+        tensors: dg.ResourceParam[StoringIOManager],
+    ) -> Iterator[dg.Output]:
+        key = context.partition_key
+        sweep = catalog.sweeps.get(key)
+        if sweep is None:
+            context.log.warning(
+                f"Skipped: the catalog holds no sweep {key}. Its sweeps: {', '.join(catalog.sweeps) or 'none'}"
+            )
+            return
+        watch = Stopwatch()
+        if sweep.local:
+            folder = tensors.base_path / ASSET / key
+            table, metadata = _trained_here(catalog, key, sweep.local, folder, compute, context.log.info)
+        else:
+            stored = StoredTable(tables.base_path / ASSET / f"{key}.parquet", f"{ASSET} for {key}")
+            table, metadata = _synced(sweep.wandb, stored, context)
+        yield dg.Output(
+            table,
+            data_version=dg.DataVersion(hashlib.sha256(table.to_csv().encode()).hexdigest()),
+            metadata=metadata
+            | {
+                "runs": len(table),
+                "finished": int((table["state"] == "finished").sum()),
+                "catalog_entry": catalog.sweep_digest(key),
+                "seconds": watch.seconds,
+            },
+        )
+
+    return sweep_runs
+
+
+def _synced(path: str, stored: StoredTable, context: dg.AssetExecutionContext) -> tuple["DataFrame", dict]:
+    from jsae_core.sweeps import sync_runs
+
+    synced = sync_runs(path, stored.frame if stored.exists() else None, wandb_folder(context.instance))
+    return synced.table, {
+        "source": f"wandb {path}",
+        "changed": synced.changed,
+        "deleted_upstream": ", ".join(synced.deleted) or "none",
+        "unfinished": ", ".join(synced.unfinished) or "none",
+    }
+
+
+def _trained_here(
+    catalog: Catalog, key: str, sweep: LocalSweep, folder: UPath, compute: Compute, say: Callable[[str], None]
+) -> tuple["DataFrame", dict]:
+    """Each run's pair is stored as soon as it is measured, so that a sweep goes on where it was interrupted."""
+    from jsae_core.sweeps import runs_table
+
+    runs, trained = [], 0
+    for number, coefficient in enumerate(sweep.coefficients, start=1):
+        run_id = catalog.run_digest(sweep, coefficient)
+        path = folder / f"{run_id}.safetensors"
+        if not path.exists():
+            say(f"run {number} of {len(sweep.coefficients)}: coefficient {coefficient:g}")
+            _train_run(catalog, sweep, coefficient, path, compute, say)
+            trained += 1
+        runs.append(_stored_run(sweep, coefficient, run_id, path))
+    return runs_table(runs), {"source": f"trained here, {folder}", "trained": trained, "device": compute.describe()}
+
+
+def _train_run(
+    catalog: Catalog, sweep: LocalSweep, coefficient: float, path: UPath, compute: Compute, say: Callable[[str], None]
+) -> None:
+    from jsae_core.measures import pair_quality
+    from jsae_core.tensor_files import write_tensors
+
+    model, recipe = catalog.models[sweep.model], sweep.recipe(coefficient)
+    text = catalog.text[recipe.text]
+    pair = trained_pair(sweep.model, model, sweep.layer, None, recipe, text, compute, say)
+    pair = pair.to(compute.torch_dtype())
+    held_out = compute.kept(("held-out documents", sweep.model), lambda: _documents(catalog, sweep.model, compute))
+    quality = pair_quality(pair, compute.language_model(model.source), held_out, compute.batch_tokens)
+    run = {"created_at": datetime.now(UTC).isoformat(), "quality": quality}
+    header = {"cfg": json.dumps(pair.config.to_published()), "run": json.dumps(run)}
+    with staged(path) as local:
+        write_tensors(pair.tensors(), local, header)
+
+
+def _documents(catalog: Catalog, model_key: str, compute: Compute) -> list["Tensor"]:
+    """What the quality of the model's other pairs is measured on."""
+    from jsae_core.text import tokenise
+
+    model = catalog.models[model_key]
+    language_model = compute.language_model(model.source)
+    size = context_size(model, language_model)
+    text = documents(catalog.model_text(model_key))
+    return tokenise(text, language_model.tokenizer, size, min(model.tokens, model.quality_tokens))
+
+
+def _stored_run(sweep: LocalSweep, coefficient: float, run_id: str, path: UPath) -> "TrainingRun":
+    from jsae_core.sweeps import local_run
+
+    header = StoredTensors(path, f"{ASSET} of this sweep").header
+    run, config = json.loads(header["run"]), json.loads(header["cfg"])
+    name = f"{sweep.model} layer {sweep.layer} λ {coefficient:g}"
+    return local_run(run_id, name, sweep.model, sweep.layer, config, run["quality"], run["created_at"], str(path))
+
+
+def _sweep_figure(
+    catalog: Catalog, name: str, description: str, draw: Callable[["DataFrame", str], "Figure"]
+) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=["figures", ASSET, name],
+        partitions_def=sweeps,
+        description=f"{description}: a dot a finished run.",
+        group_name="figures",
+        kinds={"plotly"},
+        owners=OWNERS,
+        code_version="1",
+        io_manager_key="figures",
+        ins={"runs": dg.AssetIn(ASSET)},
+        output_required=False,
+    )
+    def figure(context: dg.AssetExecutionContext, runs: StoredTable) -> Iterator[dg.Output]:
+        key = context.partition_key
+        if key not in catalog.sweeps:
+            context.log.warning(f"Skipped: the catalog holds no sweep {key}")
+            return
+        yield dg.Output(
+            draw(runs.frame, _subtitle(key, runs.frame)),
+            metadata={"source": f"{ASSET} of {key}", "catalog_entry": catalog.sweep_digest(key)},
+        )
+
+    return figure
+
+
+def _draw_tradeoff(runs: "DataFrame", subtitle: str) -> "Figure":
+    from jsae_core.figures import sweep_tradeoff_figure
+    from jsae_core.published import published_sweep
+
+    places = runs[["model", "layer"]].dropna().drop_duplicates()
+    published = published_sweep(*places.iloc[0]) if len(places) == 1 else None
+    return sweep_tradeoff_figure(runs, subtitle, published if published is not None and len(published) else None)
+
+
+def _draw_grid(runs: "DataFrame", subtitle: str) -> "Figure":
+    from jsae_core.figures import sweep_grid_figure
+
+    return sweep_grid_figure(runs, subtitle)
+
+
+def _subtitle(key: str, runs: "DataFrame") -> str:
+    """The sweep, and what is the same for all its runs."""
+    settings = {"model": "{}", "layer": "layer {:g}", "d_sae": "d_sae {:,g}", "k": "k {:g}", "n_tokens": "{:,g} tokens"}
+    said = [
+        form.format(runs[name].iloc[0])
+        for name, form in settings.items()
+        if name in runs and runs[name].notna().all() and runs[name].nunique() == 1
+    ]
+    return ", ".join([f"sweep {key}", *said])

@@ -1,0 +1,72 @@
+"""The job `publish_pair`: a stored pair of one (model, layer) becomes a run and an artifact in wandb.
+
+Here: which pair, and what is said of it afterwards. Not here: talking to wandb (`jsae_core.artifacts`).
+"""
+
+from pathlib import Path
+
+import dagster as dg
+
+from jsae_assets.assets.cell import LANGUAGE_MODEL_WEIGHTS
+from jsae_assets.catalog import Catalog
+from jsae_assets.io_managers import StoredTensors, StoringIOManager
+from jsae_assets.partitions import cells
+from jsae_assets.resources import wandb_folder
+
+
+class Publication(dg.Config):
+    """What the launchpad asks for."""
+
+    variant: str
+    project: str
+    offline: bool = False
+
+
+def publish_job(catalog: Catalog) -> dg.JobDefinition:
+    @dg.op(name="publish", description="Logs a run and uploads the pair in the published format as its artifact.")
+    def publish(
+        context: dg.OpExecutionContext, config: Publication, tensors: dg.ResourceParam[StoringIOManager]
+    ) -> None:
+        from jsae_core import SAEPair
+        from jsae_core.artifacts import artifact_name, publish_pair
+
+        if config.variant not in catalog.variants:
+            raise ValueError(
+                f"variant is {config.variant!r}, which is not in the catalog; there are: {', '.join(catalog.variants)}"
+            )
+        keys = context.partition_key.keys_by_dimension
+        path = tensors.base_path / config.variant / "sae_pair" / keys["layer"] / f"{keys['model']}.safetensors"
+        stored = StoredTensors(path, f"{config.variant}/sae_pair for {context.partition_key}")
+        pair = SAEPair.load(stored.path)
+        weights = pair.config.extra.get(LANGUAGE_MODEL_WEIGHTS)
+        if pair.config.randomize_llm_weights and weights is None:
+            raise ValueError(
+                f"the {config.variant} pair of {context.partition_key} is on a language model that was randomised "
+                "here, from a seed; publishing such a model's weights with the pair is not built yet"
+            )
+        published = publish_pair(
+            pair,
+            config.project,
+            artifact_name(pair.config),
+            wandb_folder(context.instance),
+            config.offline,
+            Path(weights) if weights else None,
+        )
+        said = {"artifact": published.artifact, "run": published.run_id}
+        if published.url:
+            said["url"] = dg.MetadataValue.url(published.url)
+        if published.directory:
+            said["to_upload"] = f"wandb sync {published.directory}"
+        context.log.info(f"published as {published.artifact}" + (" (offline)" if config.offline else ""))
+        key = dg.AssetKey([config.variant, "sae_pair"])
+        context.log_event(dg.AssetObservation(key, partition=context.partition_key, metadata=said))
+
+    @dg.job(
+        name="publish_pair",
+        partitions_def=cells,
+        description="Upload a stored pair to wandb, or keep the run here for `wandb sync` (offline).",
+    )
+    def publish_pair_job():
+        publish()
+
+    return publish_pair_job

@@ -1,0 +1,634 @@
+"""What sparse Jacobians cost over a sweep of the coefficient λ: the trade-off, and a grid of such charts.
+
+Here: drawing a table of runs, and finding its knee. Not here: making the table (`jsae_core.sweeps`), looking up what
+was published (`jsae_core.published`), and the measures of a single pair (`thresholds`, `quality`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+from plotly.subplots import make_subplots
+
+from jsae_core.figures.style import FONT_SIZE, INK, WIDTH, apply_style, plain
+from jsae_core.figures.thresholds import PUBLISHED
+
+SPARSITY = ("l1_over_l2", "kurtosis", "above_0.005", "above_0.01", "above_0.02")
+QUALITY = ("ce_score", "kl_score", "explained_variance_output")
+LAMBDA, SHARE, SCORE = "jacobian_coefficient", "above_0.01", "ce_score"
+# what runs may differ in beside λ; those that do not are a group
+SETTINGS = {"model": "", "layer": "layer ", "k": "k = ", "d_sae": "d_sae = ", "randomize_llm_weights": ""}
+SYMBOLS = ("circle", "square", "cross", "star", "bowtie", "hourglass")  # more groups could not be told apart
+KNEE = " · ring: the knee, farthest from the line between both ends"
+LEAST_BEND = 0.02  # of the way between the ends: with less, a curve is straight and has no knee
+JOINED = 25  # λ of a group that a line joins; through more it would be a scribble
+MANY = 60  # runs: more get smaller dots
+BEYOND = " · triangles: beyond the axis"
+
+SMALL = FONT_SIZE - 2
+CHARACTER, AROUND = 0.56 * SMALL, 4  # px, of labels: a digit is as wide, and what is left free
+DOT, SMALL_DOT, GRID_DOT, SMALL_GRID_DOT, DIAMOND, RING = 14, 8, 10, 6, 14, 28  # px across
+LEFT, RIGHT, BELOW = 108, 124, 84  # px beside the panels, colour bar included, and below them, without the legend
+LEGEND_ROW, LEGEND_SYMBOL, LEGEND_CHARACTER = 30, 46, 10  # px
+PANEL_WIDTH = WIDTH - LEFT - RIGHT  # px
+HEIGHT = 470  # px of the trade-off's panel
+CELL, GAP, SECOND_LINE = 150, 20, 24  # px in the grid: how high a panel is, what is between panels, and in titles
+ROOM = 0.07  # of what an axis shows, left at both of its ends
+JOINING = {"color": "#999999", "width": 1.5}
+NO_PENALTY = "#BBBBBB"  # λ = 0, which has no logarithm
+
+
+class _Measure(NamedTuple):
+    """What can be on an axis. Values beyond `least` and `most` do not stretch it."""
+
+    name: str
+    hint: str = ""  # added to the title
+    least: float = -np.inf
+    most: float = np.inf
+    narrowest: float = 0  # that the axis may be
+    unit: float = 1  # how much one of what is in the table is in what is drawn
+    log: bool = False  # the limits above are decimal logarithms then
+
+    def scaled(self, values: pd.Series) -> np.ndarray:
+        numbers = self.unit * values.to_numpy(dtype=float)
+        return np.log10(np.maximum(numbers, 1e-300)) if self.log else numbers
+
+
+class _Axis(NamedTuple):
+    """What is shown of a measure, in its scaled numbers."""
+
+    measure: _Measure
+    low: float
+    high: float
+
+    def beyond(self, values: pd.Series) -> np.ndarray:
+        """-1 where values are below what is shown, 1 where above, otherwise 0."""
+        scaled = self.measure.scaled(values)
+        return (scaled > self.high).astype(int) - (scaled < self.low).astype(int)
+
+    def places(self, values: pd.Series) -> np.ndarray:
+        """Where values are drawn: those beyond the axis at its end."""
+        scaled = self.measure.scaled(values)
+        inset = ROOM / 2 * (self.high - self.low)
+        ends = scaled.clip(self.low + inset, self.high - inset)
+        inside = np.where(self.beyond(values) == 0, scaled, ends)
+        return 10**inside if self.measure.log else inside
+
+    def pixels(self, places: np.ndarray, length: float) -> np.ndarray:
+        """From the axis's lower end, of one that is not logarithmic."""
+        return (places - self.low) / (self.high - self.low) * length
+
+    def layout(self, nticks: int = 6) -> dict:
+        layout = {"range": [self.low, self.high], "nticks": nticks}
+        return layout | {"type": "log", **_log_ticks(self.low, self.high)} if self.measure.log else layout
+
+
+class _Knee(NamedTuple):
+    coefficient: float
+    x: float
+    y: float
+
+
+class _Place(NamedTuple):
+    """Where a label may be: its box and points on the line that leads to it, in px from the panel's lower left corner,
+    and what Plotly is told."""
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+    told: str | tuple[float, float]
+    leader: np.ndarray = np.empty((0, 2))
+
+
+def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, published: pd.DataFrame | None = None) -> go.Figure:
+    """Cross-entropy score against the share of elements with |J| above 0.01, a dot a run, coloured by its λ and
+    labelled with it where the label covers nothing.
+
+    Runs that differ in nothing but λ are a group. It has a symbol, a line through its means at each λ in the order of
+    λ, and a ring around its knee: of these means the one farthest from the straight line between those at the smallest
+    and the largest λ, on the side of better scores and fewer large elements. (Scaling an axis does not move it.) There
+    is no knee where hardly any is on that side, no line through more than 25 λ, and there are neither symbols nor knees
+    if there are more groups than symbols.
+
+    Runs that are not finished, and finished ones without λ or one of the numbers, are left out; runs deleted upstream
+    are drawn. The axis of scores goes no further than from 0 to 1: scores beyond are triangles at its end.
+
+    Args:
+        runs: the table of runs.
+        subtitle: model, layer and settings. It is added how many runs are drawn, deleted upstream and left out.
+        published: `jacobian_coefficient`, `above_0.01` and `ce_score` of published runs, drawn as diamonds; may be
+            empty.
+
+    Raises:
+        ValueError: a column missing, no run, none that is finished and has the numbers, infinite numbers, a negative
+            λ, or a share outside [0, 1].
+    """
+    drawn, remark = _drawn(runs, [LAMBDA, SHARE, SCORE], [SHARE, SCORE])
+    published = drawn.iloc[:0] if published is None else _checked_published(published)
+    x, y = (_axis(_measure(name), pd.concat([drawn[name], published[name]])) for name in (SHARE, SCORE))
+    groups = _groups(drawn)
+    dots = _dots(drawn, groups, (x, SHARE), (y, SCORE))
+    curves = _curves(dots)
+    knees = [knee for curve in curves if (knee := _knee(curve))] if len(groups.cat.categories) <= len(SYMBOLS) else []
+
+    lines, circles = _lines(curves), _circles(dots, (x, y), DOT if len(dots) <= MANY else SMALL_DOT)
+    published = published.sort_values(LAMBDA).assign(group=PUBLISHED)
+    diamonds = _diamonds(published, x, y)
+    names = _write_labels((x, y), lines, knees, [(circles, dots), (diamonds, published)])
+    figure = go.Figure([lines, diamonds, circles, _rings(knees), *_symbols(groups)], layout={"annotations": names})
+    figure.update_xaxes(title_text="elements with |J| above 0.01 (%)", **x.layout())
+    figure.update_yaxes(title_text="CE score (mean of both SAEs)", **y.layout())
+    remark += _remark_on_marks(figure, groups) + (KNEE if knees else "")
+    apply_style(figure, "Model quality against sparsity of the Jacobian", subtitle + remark, HEIGHT)
+    return _surround(figure, _colour_axis(drawn[LAMBDA]), BELOW)
+
+
+def sweep_grid_figure(
+    runs: pd.DataFrame, subtitle: str, sparsity: Sequence[str] = SPARSITY, quality: Sequence[str] = QUALITY
+) -> go.Figure:
+    """A chart for each measure of sparsity (rows) and of quality (columns), a dot a run, coloured by its λ.
+
+    Charts in a row share their y axis, charts in a column their x axis. Groups have symbols and lines as in
+    `sweep_tradeoff_figure`. A run is missing from the charts of numbers that it lacks. Axes go no further than from 0
+    to 1 for scores, explained variance and L1/√L2, and from 1 on for the kurtosis, which is logarithmic: what is beyond
+    is a triangle at the end.
+
+    Args:
+        runs: the table of runs.
+        subtitle: model, layer and settings. It is added how many runs are drawn, deleted upstream and left out, and of
+            which measures there is no number.
+        sparsity: columns of the table.
+        quality: columns of the table; `kl_score`, if it is none, is the mean of `kl_score_input` and `kl_score_output`.
+
+    Raises:
+        ValueError: a column missing that describes runs, no run, none that is finished and has a λ, no number of
+            sparsity or none of quality, infinite numbers, a negative λ, or a share outside [0, 1].
+    """
+    if "kl_score" not in runs and {"kl_score_input", "kl_score_output"} <= set(runs):
+        runs = runs.assign(kl_score=(runs["kl_score_input"] + runs["kl_score_output"]) / 2)
+    measures = dict.fromkeys([*sparsity, *quality])
+    drawn, remark = _drawn(runs, [LAMBDA], [name for name in measures if name in runs])
+    known = [name for name in measures if name in drawn and drawn[name].notna().any()]
+    rows, columns = ([name for name in names if name in known] for names in (sparsity, quality))
+    for kind, names, left in (("sparsity", sparsity, rows), ("quality", quality, columns)):
+        if not left:
+            raise ValueError(f"no finished run has a number of {kind}; expected one of {', '.join(names)}")
+    axes = {name: _axis(_measure(name), drawn[name]) for name in known}
+    groups = _groups(drawn)
+
+    height = len(rows) * (CELL + GAP) - GAP
+    figure = make_subplots(
+        len(rows),
+        len(columns),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        horizontal_spacing=GAP / PANEL_WIDTH,
+        vertical_spacing=GAP / height,
+    )
+    for row, down in enumerate(rows, start=1):
+        for column, across in enumerate(columns, start=1):
+            dots = _dots(drawn, groups, (axes[across], across), (axes[down], down))
+            circles = _circles(dots, (axes[across], axes[down]), GRID_DOT if len(drawn) <= MANY else SMALL_GRID_DOT)
+            figure.add_trace(_lines(_curves(dots)), row=row, col=column)
+            figure.add_trace(circles, row=row, col=column)
+        figure.update_yaxes(row=row, **axes[down].layout())
+        figure.update_yaxes(title_text=_title(down), row=row, col=1)
+    for column, across in enumerate(columns, start=1):
+        figure.update_xaxes(col=column, **axes[across].layout(nticks=4))
+        figure.update_xaxes(title_text=_title(across), row=len(rows), col=column)
+    figure.add_traces(_symbols(groups))
+    unknown = [plain(_measure(name).name) for name in measures if name not in known]
+    remark += f" · no run has {', '.join(unknown)}" if unknown else ""
+    remark += _remark_on_marks(figure, groups)
+    apply_style(figure, "Measures of quality against measures of sparsity", subtitle + remark, height)
+    return _surround(figure, _colour_axis(drawn[LAMBDA]), BELOW + SECOND_LINE)
+
+
+def _drawn(runs: pd.DataFrame, required: Sequence[str], numbers: Sequence[str]) -> tuple[pd.DataFrame, str]:
+    """The finished runs that have what is required, these columns as numbers, and a remark on them and all others."""
+    missing = [name for name in ["name", "state", "deleted", *SETTINGS, *required] if name not in runs]
+    if missing:
+        raise ValueError(f"the table of runs lacks {', '.join(missing)}")
+    if runs.empty:
+        raise ValueError("the table of runs has no run; expected at least one")
+    finished = runs[runs["state"] == "finished"].reset_index(drop=True)
+    if finished.empty:
+        raise ValueError(f"none of the {len(runs)} runs is finished; expected at least one")
+    finished = _checked(finished, [LAMBDA, *numbers], "the table of runs")
+    drawn = finished.dropna(subset=required).reset_index(drop=True)
+    if drawn.empty:
+        raise ValueError(f"no finished run has {' and '.join(required)}; expected at least one")
+    return drawn, _remark_on_runs(drawn, len(runs) - len(finished), len(finished) - len(drawn))
+
+
+def _remark_on_runs(drawn: pd.DataFrame, unfinished: int, incomplete: int) -> str:
+    remark = f" · {len(drawn)} run{'s' if len(drawn) > 1 else ''}"
+    deleted = int(drawn["deleted"].sum())
+    remark += f", {deleted} of them deleted upstream" if deleted else ""
+    left_out = [f"{n} {what}" for n, what in ((unfinished, "not finished"), (incomplete, "incomplete")) if n]
+    return remark + (f"; left out: {', '.join(left_out)}" if left_out else "")
+
+
+def _checked(table: pd.DataFrame, names: Sequence[str], where: str) -> pd.DataFrame:
+    """The table with these columns as numbers."""
+    table = table.assign(**{name: table[name].astype(float) for name in names})
+    infinite = [name for name in names if np.isinf(table[name]).any()]
+    if infinite:
+        raise ValueError(f"{where} holds infinite values in {', '.join(infinite)}")
+    if (table[LAMBDA] < 0).any():
+        raise ValueError(f"{where} has a {LAMBDA} of {table[LAMBDA].min():g}; expected a number from 0")
+    for name in names:
+        wrong = table[name][(table[name] < 0) | (table[name] > 1)]
+        if name.startswith("above_") and not wrong.empty:
+            raise ValueError(f"{where} has a share of {wrong.iloc[0]:g} in {name}; expected a number between 0 and 1")
+    return table
+
+
+def _checked_published(published: pd.DataFrame) -> pd.DataFrame:
+    names = [LAMBDA, SHARE, SCORE]
+    missing = [name for name in names if name not in published]
+    if missing:
+        raise ValueError(f"the table of published runs lacks {', '.join(missing)}")
+    published = _checked(published, names, "the table of published runs")
+    if published[names].isna().any(axis=None):
+        raise ValueError("the table of published runs holds NaN")
+    return published
+
+
+def _measure(name: str) -> _Measure:
+    """How a column of the table is drawn."""
+    if name.startswith("above_"):
+        return _Measure(f"|J| > {name.removeprefix('above_')}", "(%)", 0, 100, narrowest=2, unit=100)
+    if name == "kurtosis":
+        return _Measure("kurtosis", "↑ sparser", least=0, narrowest=0.3, log=True)
+    if name == "l1_over_l2":
+        return _Measure("L1/√L2", "↓ sparser", 0, 1, narrowest=0.02)
+    scores = {"ce_score": "CE score", "kl_score": "KL score", "explained_variance": "explained variance"}
+    sides = {"": "mean of both SAEs", "_input": "input SAE", "_output": "output SAE"}
+    for score, title in scores.items():
+        for side, hint in sides.items():
+            if name == score + side:
+                return _Measure(title, hint, 0, 1, narrowest=0.02)
+    return _Measure(name)
+
+
+def _title(name: str) -> str:
+    measure = _measure(name)
+    return "<br>".join(plain(text) for text in (measure.name, measure.hint) if text)
+
+
+def _axis(measure: _Measure, values: pd.Series) -> _Axis:
+    """Of at least one number."""
+    inside = measure.scaled(values.dropna()).clip(measure.least, measure.most)
+    low, high = inside.min(), inside.max()
+    reach = max(high - low, measure.narrowest) or 1
+    middle, half = (low + high) / 2, (0.5 + ROOM) * reach
+    return _Axis(measure, float(middle - half), float(middle + half))
+
+
+def _log_ticks(low: float, high: float) -> dict:
+    """For an axis or a colour bar from 10**low to 10**high: powers of ten; between few of them also 2 and 5 times
+    these."""
+    decades = 10.0 ** np.arange(np.floor(low), np.ceil(high) + 1)
+    for steps in ([1], [1, 2, 5], [1, 2, 3, 4, 5, 6, 7, 8, 9]):
+        ticks = np.outer(decades, steps).ravel()
+        ticks = ticks[(ticks >= 10**low) & (ticks <= 10**high)]
+        if ticks.size > 2:
+            break
+    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+
+
+def _groups(runs: pd.DataFrame) -> pd.Series:
+    """The name of each run's group, a category."""
+    settings = pd.DataFrame({name: runs[name].astype(str if name == "model" else float) for name in SETTINGS})
+    settings["randomize_llm_weights"] = settings["randomize_llm_weights"].fillna(0)  # older runs do not say
+    differing = [name for name in SETTINGS if settings[name].nunique(dropna=False) > 1]
+    numbers = settings.groupby(list(SETTINGS), dropna=False).ngroup()
+    names = []
+    for _, group in settings[differing].groupby(numbers):
+        names.append(", ".join(_setting(name, group[name].iloc[0]) for name in differing))
+    return pd.Series(pd.Categorical.from_codes(numbers, names), index=runs.index)
+
+
+def _setting(name: str, value: str | float) -> str:
+    if name == "model":
+        return value
+    if name == "randomize_llm_weights":
+        return "randomised LM" if value == 1 else "pretrained LM"
+    return SETTINGS[name] + ("?" if np.isnan(value) else f"{value:.0f}")
+
+
+def _dots(runs: pd.DataFrame, groups: pd.Series, across: tuple[_Axis, str], down: tuple[_Axis, str]) -> pd.DataFrame:
+    """Of the runs that have both numbers: where they are drawn and how."""
+    runs = runs.dropna(subset=[across[1], down[1]])
+    groups = groups[runs.index]
+    several = 1 < len(groups.cat.categories)
+    symbols = np.array(SYMBOLS)[groups.cat.codes % len(SYMBOLS)]
+    if len(groups.cat.categories) > len(SYMBOLS):
+        symbols = SYMBOLS[0]
+    right, up = (axis.beyond(runs[name]) for axis, name in (across, down))
+    return pd.DataFrame(
+        {
+            "x": across[0].places(runs[across[1]]).astype(np.float32),  # half the size
+            "y": down[0].places(runs[down[1]]).astype(np.float32),
+            "across": across[0].measure.unit * runs[across[1]],
+            "down": down[0].measure.unit * runs[down[1]],
+            "symbol": np.select(
+                [up > 0, up < 0, right > 0, right < 0],
+                ["triangle-up", "triangle-down", "triangle-right", "triangle-left"],
+                symbols,
+            ),
+            "run": [
+                f"{plain(str(name))}<br>λ = {coefficient:g}" + (f", {plain(group)}" if several else "")
+                for name, coefficient, group in zip(runs["name"], runs[LAMBDA], groups, strict=True)
+            ],
+            "beyond": (right != 0) | (up != 0),
+            "group": groups,
+            LAMBDA: runs[LAMBDA],
+        }
+    )
+
+
+def _curves(dots: pd.DataFrame) -> list[pd.DataFrame]:
+    """Of each group the means at each λ, in the order of λ, of the runs on the axes."""
+    dots = dots[~dots["beyond"]]
+    return [group.groupby(LAMBDA)[["x", "y"]].mean() for _, group in dots.groupby("group", observed=True)]
+
+
+def _knee(curve: pd.DataFrame) -> _Knee | None:
+    ends = curve.iloc[-1] - curve.iloc[0]
+    if not ends["x"] * ends["y"] > 0:
+        return None  # nothing is given up for something
+    moved = (curve - curve.iloc[0]) / ends.abs()
+    gained = moved["y"] - moved["x"]
+    if not gained.max() > LEAST_BEND:
+        return None
+    return _Knee(float(gained.idxmax()), *curve.loc[gained.idxmax(), ["x", "y"]])
+
+
+def _lines(curves: Sequence[pd.DataFrame]) -> go.Scatter:
+    """All in one trace, with a gap after each."""
+    joined = [curve for curve in curves if 1 < len(curve) <= JOINED]
+    return go.Scatter(
+        x=np.concatenate([np.append(curve["x"], np.nan) for curve in joined] or [[]]),
+        y=np.concatenate([np.append(curve["y"], np.nan) for curve in joined] or [[]]),
+        mode="lines",
+        line=JOINING,
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _circles(dots: pd.DataFrame, axes: tuple[_Axis, _Axis], size: int) -> go.Scatter:
+    names = [plain(axis.measure.name) for axis in axes]
+    units = [" %" if axis.measure.unit == 100 else "" for axis in axes]
+    return go.Scatter(
+        x=dots["x"],
+        y=dots["y"],
+        mode="markers+text",
+        marker={
+            "symbol": dots["symbol"].tolist(),
+            "size": size,
+            "color": np.log10(dots[LAMBDA].clip(lower=1e-30)).astype(np.float32),  # zero is below all others
+            "coloraxis": "coloraxis",
+            "line": {"color": INK, "width": 1 if size > 6 else 0.5},
+        },
+        textfont={"size": SMALL},
+        hovertext=dots["run"].tolist(),
+        customdata=dots[["across", "down"]].to_numpy(dtype=np.float32),
+        hovertemplate="%{hovertext}"
+        + "".join(
+            f"<br>{name}: %{{customdata[{place}]:.4~g}}{unit}"
+            for place, (name, unit) in enumerate(zip(names, units, strict=True))
+        )
+        + "<extra></extra>",
+        showlegend=False,
+    )
+
+
+def _diamonds(published: pd.DataFrame, x: _Axis, y: _Axis) -> go.Scatter:
+    return go.Scatter(
+        x=x.places(published[SHARE]),
+        y=y.places(published[SCORE]),
+        mode="lines+markers+text",
+        name=PUBLISHED,
+        line={**JOINING, "dash": "dot"},
+        marker={"symbol": "diamond", "size": DIAMOND, "color": "white", "line": {"color": INK, "width": 2}},
+        textfont={"size": SMALL},
+        customdata=published[[LAMBDA, SHARE, SCORE]] * [1, 100, 1],
+        hovertemplate=f"{PUBLISHED}<br>λ = %{{customdata[0]:~g}}<br>|J| > 0.01: %{{customdata[1]:.4~g}} %<br>"
+        "CE score: %{customdata[2]:.4~g}<extra></extra>",
+        showlegend=not published.empty,
+    )
+
+
+def _rings(knees: Sequence[_Knee]) -> go.Scatter:
+    return go.Scatter(
+        x=[knee.x for knee in knees],
+        y=[knee.y for knee in knees],
+        mode="markers",
+        marker={"symbol": "circle-open", "size": RING, "color": INK, "line": {"width": 2.5}},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _symbols(groups: pd.Series) -> list[go.Scatter]:
+    """What the symbols mean, for the legend."""
+    names = groups.cat.categories
+    return [
+        go.Scatter(
+            x=[None],
+            y=[None],
+            mode="markers",
+            name=plain(name),
+            marker={"symbol": symbol, "size": DOT, "color": "white", "line": {"color": INK, "width": 2}},
+        )
+        for symbol, name in zip(SYMBOLS, names, strict=False)
+        if 1 < len(names) <= len(SYMBOLS)
+    ]
+
+
+def _remark_on_marks(figure: go.Figure, groups: pd.Series) -> str:
+    n_groups = len(groups.cat.categories)
+    remark = f" · {n_groups} settings, not told apart" if n_groups > len(SYMBOLS) else ""
+    coloured = [trace for trace in figure.data if trace.marker.coloraxis]
+    beyond = any(symbol.startswith("triangle") for trace in coloured for symbol in trace.marker.symbol)
+    return remark + (BEYOND if beyond else "")
+
+
+class _Room:
+    """What is free of the trade-off's panel. Boxes are left, right, bottom and top in px from its lower left corner."""
+
+    def __init__(self, marks: np.ndarray, outlines: np.ndarray):
+        self.marks, self.outlines = marks, outlines
+
+    def first_free(self, places: Iterator[_Place]) -> str | tuple[float, float] | None:
+        """What Plotly is told of the first place that covers nothing, which is taken then. A line that leads to it may
+        cross outlines, which are lines and rings, but neither marks nor labels."""
+        for place in places:
+            box, leader = np.array([place[:4]]), _boxes(place.leader, 1)
+            inside = 0 <= place.left and place.right <= PANEL_WIDTH and 0 <= place.bottom and place.top <= HEIGHT
+            pairs = ((box, self.marks), (box, self.outlines), (leader, self.marks))
+            if inside and not any(_overlap(some, others) for some, others in pairs):
+                self.marks = np.concatenate([self.marks, box + [-AROUND, AROUND, -AROUND, AROUND]])
+                self.outlines = np.concatenate([self.outlines, leader])
+                return place.told
+        return None
+
+
+def _overlap(some: np.ndarray, others: np.ndarray) -> bool:
+    left, right, bottom, top = some.T[:, :, None]
+    others_left, others_right, others_bottom, others_top = others.T
+    apart = (right <= others_left) | (others_right <= left) | (top <= others_bottom) | (others_top <= bottom)
+    return not apart.all()
+
+
+def _write_labels(
+    axes: tuple[_Axis, _Axis],
+    lines: go.Scatter,
+    knees: Sequence[_Knee],
+    marked: Sequence[tuple[go.Scatter, pd.DataFrame]],
+) -> list[dict]:
+    """Label marks with their λ where there is room, in place, and return the names of the knees, which come first. Of
+    a group's runs of the same λ one is labelled."""
+    rings = _pixels(axes, np.array([knee.x for knee in knees]), np.array([knee.y for knee in knees]))
+    marks, lines = [], [_pixels(axes, lines.x, lines.y)]
+    for trace, _ in marked:
+        marks.append(_boxes(_pixels(axes, trace.x, trace.y), 0.6 * trace.marker.size))
+        if "lines" in trace.mode:
+            lines.append(_pixels(axes, trace.x, trace.y))
+    outlines = [_boxes(rings, RING / 2), *(_boxes(_along(line), 1) for line in lines)]
+    room = _Room(np.concatenate(marks), np.concatenate(outlines))
+
+    names, named = [], set()
+    for knee, ring in zip(knees, rings, strict=True):
+        text = f"<b>knee: λ = {knee.coefficient:.3g}</b>"
+        shift = room.first_free(_around(ring, len(text) - len("<b></b>")))
+        if shift is not None:
+            named.add((knee.x, knee.y))
+            names.append(_name_of_knee(knee, text, shift))
+    for trace, runs in marked:
+        labels, labelled = [], set()
+        marks = _pixels(axes, trace.x, trace.y)
+        for x, y, mark, run in zip(trace.x, trace.y, marks, zip(runs["group"], runs[LAMBDA], strict=True), strict=True):
+            text = f"\xa0{run[1]:.3g}\xa0"
+            known = run in labelled or (x, y) in named
+            place = None if known else room.first_free(_beside(mark, trace.marker.size, len(text)))
+            labels.append((text, place) if place else ("", "middle right"))
+            if place:
+                labelled.add(run)
+        trace.update(text=[text for text, _ in labels], textposition=[place for _, place in labels])
+    return names
+
+
+def _pixels(axes: tuple[_Axis, _Axis], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Points in px, a row each."""
+    return np.stack([axes[0].pixels(x, PANEL_WIDTH), axes[1].pixels(y, HEIGHT)], axis=1)
+
+
+def _boxes(points: np.ndarray, reach: float) -> np.ndarray:
+    return (points[:, [0, 0, 1, 1]] + [-reach, reach, -reach, reach]).reshape(-1, 4)
+
+
+def _along(points: np.ndarray) -> np.ndarray:
+    """Points every few px on the lines that join these, gaps left out."""
+    steps = np.linspace(0, 1, 200)[:, None, None]
+    between = (points[:-1] + steps * (points[1:] - points[:-1])).reshape(-1, 2)
+    return between[~np.isnan(between).any(axis=1)]
+
+
+def _beside(mark: np.ndarray, size: float, characters: int) -> Iterator[_Place]:
+    """Where Plotly can put a text at a marker."""
+    away = 0.625 * size + 1  # as Plotly has it
+    width = CHARACTER * characters
+    for down, across in ((0, 1), (0, -1), (-1, 0), (1, 0), (-1, 1), (1, 1), (-1, -1), (1, -1)):
+        left = mark[0] + {1: away, 0: -width / 2, -1: -away - width}[across]
+        bottom = mark[1] + {-1: away, 0: -SMALL / 2, 1: -away - SMALL}[down]
+        told = f"{('top', 'middle', 'bottom')[down + 1]} {('left', 'center', 'right')[across + 1]}"
+        yield _Place(left, left + width, bottom, bottom + SMALL, told)
+
+
+def _around(ring: np.ndarray, characters: int) -> Iterator[_Place]:
+    """Ever farther from a ring, where a line can lead to it; Plotly is told the way from the ring in px, y down."""
+    width, height = CHARACTER * characters, 1.4 * SMALL
+    for distance in range(RING, 8 * RING, 10):
+        for angle in np.radians(range(-45, 315, 15)):
+            right, up = (distance + width / 2) * np.cos(angle), distance * np.sin(angle)
+            x, y = ring + [right, up]
+            leader = ring + np.linspace(0, 1, 30)[:, None] * [right, up]
+            away = np.hypot(*(leader - ring).T) > 0.75 * RING
+            yield _Place(x - width / 2, x + width / 2, y - height / 2, y + height / 2, (right, -up), leader[away])
+
+
+def _name_of_knee(knee: _Knee, text: str, shift: tuple[float, float]) -> dict:
+    return {
+        "text": text,
+        "x": knee.x,
+        "y": knee.y,
+        "ax": shift[0],
+        "ay": shift[1],
+        "showarrow": True,
+        "arrowhead": 0,
+        "arrowwidth": 1.5,
+        "arrowcolor": INK,
+        "standoff": RING / 2,
+        "font": {"size": SMALL},
+    }
+
+
+def _colour_axis(coefficients: pd.Series) -> dict:
+    """Perceptually uniform over the logarithm of λ, with a block of another colour at the lower end for zero."""
+    positive = coefficients[coefficients > 0]
+    low, high = np.log10([positive.min(), positive.max()]) if positive.size else (0.0, 0.0)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    ticks = _log_ticks(low, high)
+    values, texts = np.log10(ticks["tickvals"]), ticks["ticktext"]
+    zeros = (coefficients == 0).any()
+    block = 0.1 * (high - low) if zeros else 0
+    share = block / (high - low + block)
+    # the light end of the scale would not be seen on white
+    colours = sample_colorscale("viridis", np.linspace(0, 0.93, 24))
+    scale = [[float(place), colour] for place, colour in zip(np.linspace(share, 1, 24), colours, strict=True)]
+    if zeros:
+        scale = [[0, NO_PENALTY], [share, NO_PENALTY], *scale]
+        values, texts = [low - block / 2, *values], ["0", *texts]
+    return {
+        "colorscale": scale,
+        "cmin": low - block,
+        "cmax": high,
+        "showscale": coefficients.nunique() > 1,
+        "colorbar": {
+            "title": {"text": "Jacobian coefficient λ", "side": "right"},
+            "tickvals": values,
+            "ticktext": texts,
+            "tickfont": {"size": SMALL},
+            "x": 1,
+            "xpad": 14,
+            "thickness": 18,
+            "len": 1,
+            "ypad": 0,
+            "outlinewidth": 1,
+        },
+    }
+
+
+def _surround(figure: go.Figure, coloraxis: dict, below: int) -> go.Figure:
+    """Add what is beside and below the panels, in place, and keep Plotly from changing their size for it."""
+    names = [trace.name for trace in figure.data if trace.showlegend is not False]
+    width = LEGEND_SYMBOL + LEGEND_CHARACTER * max(map(len, names), default=0)
+    columns = max(1, min(len(names), WIDTH // width))
+    below += LEGEND_ROW * -(-len(names) // columns)
+    return figure.update_layout(
+        coloraxis=coloraxis,
+        height=figure.layout.height + below,
+        margin={"l": LEFT, "r": RIGHT, "b": below, "autoexpand": False},
+        legend={"entrywidth": width - LEGEND_SYMBOL, "itemclick": False, "itemdoubleclick": False},
+    )

@@ -1,0 +1,533 @@
+"""The table of training runs: from wandb, or from a local sweep.
+
+Here: what a run's row holds, whatever wrote it; the table made of rows; keeping a table in step with a wandb project.
+Not here: how wandb is reached and what its errors mean (`wandb_client.py`), training (`training.py`), drawing.
+
+A table is a function of its runs' raw values, which it holds (`config_json`, `summary_json`), and of nothing else: runs
+fetched one by one make the table that all of them at once would have made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from jsae_core.wandb_client import WandbError, connect, unbroken
+
+if TYPE_CHECKING:
+    import wandb
+
+ENDED = ("finished", "crashed", "failed", "killed")
+THRESHOLDS = ("0.005", "0.01", "0.015", "0.02", "0.04")
+THE_ONLY_THRESHOLD = "0.04"  # that the keys `jac_above_*` hold where they all hold one number, see `_shares_above`
+
+CONFIG_NAMES = {
+    "model": ("model_name", "model"),
+    "layer": ("hook_layer", "hook_point_layer", "layer"),
+    "k": ("activation_fn_kwargs.k", "k"),
+    "d_sae": ("d_sae",),
+    "jacobian_coefficient": ("jacobian_coefficient",),
+    "randomize_llm_weights": ("randomize_llm_weights",),
+}
+METRIC_NAMES = {
+    "ce_score_input": ("ce_score_input", "model_performance_preservation/ce_loss_score"),
+    "ce_score_output": ("ce_score_output", "model_performance_preservation/ce_loss_score2"),
+    "ce_score": (),
+    "kl_score_input": ("kl_score_input", "model_behavior_preservation/kl_div_score"),
+    "kl_score_output": ("kl_score_output", "model_behavior_preservation/kl_div_score2"),
+    "explained_variance_input": (
+        "explained_variance_input",
+        "reconstruction_quality/explained_variance",
+        "metrics/explained_variance",
+    ),
+    "explained_variance_output": (
+        "explained_variance_output",
+        "reconstruction_quality/explained_variance2",
+        "metrics/explained_variance2",
+    ),
+    **{f"above_{threshold}": (f"above_{threshold}",) for threshold in THRESHOLDS},
+    "kurtosis": ("kurtosis", "jacobian_sparsity/jac_kurtosis"),
+    "l1_over_l2": ("l1_over_l2",),
+}
+ABOUT = ("run_id", "name", "state", "created_at", "updated_at", "url", "tags", "deleted")
+RAW = ("config_json", "summary_json")
+RUN_COLUMNS = (*ABOUT, *CONFIG_NAMES, *METRIC_NAMES)
+"""The columns that every table opens with. The summary's own come after them, then `config_json`, `summary_json`."""
+
+PAGE = 100
+OVERLAP = timedelta(minutes=10)
+"""What lies so shortly before the newest heartbeat is fetched again: a run may live on behind a page already read."""
+NAMED = 10  # malformed runs named in an error
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What is known of a run, in one normal form: equal runs are equal values. Made by `run_row` or `local_run`."""
+
+    run_id: str
+    name: str
+    state: str
+    created_at: datetime
+    updated_at: datetime | None
+    url: str
+    tags: tuple[str, ...]
+    config_json: str
+    summary_json: str
+    deleted: bool = False
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What a sync came to.
+
+    Attributes:
+        table: the very table that was given, if nothing changed.
+        changed: how many runs are new or differ.
+        deleted: ids of the runs found deleted upstream by this sync.
+        unfinished: ids of the runs that may go on.
+    """
+
+    table: pd.DataFrame
+    changed: int
+    deleted: tuple[str, ...]
+    unfinished: tuple[str, ...]
+
+
+def run_row(
+    run_id: str,
+    name: str,
+    state: str,
+    created_at: datetime | str,
+    updated_at: datetime | str | None,
+    url: str,
+    tags: Sequence[str],
+    config: Mapping[str, Any],
+    summary: Mapping[str, Any],
+) -> TrainingRun:
+    """A run from plain values. Times without a zone are in UTC.
+
+    Raises:
+        ValueError: a value is of another kind than it should be, or does not fit into JSON.
+    """
+    if not isinstance(run_id, str) or not run_id:
+        raise ValueError(f"the run's id is {run_id!r}, expected a name")
+    if not isinstance(state, str) or not state:
+        raise ValueError(f"the state is {state!r}, expected a word like finished or running")
+    if not all(isinstance(tag, str) for tag in tags):
+        raise ValueError(f"the tags are {tags!r}, expected words")
+    return TrainingRun(
+        run_id=run_id,
+        name=name or run_id,
+        state=state,
+        created_at=_moment(created_at),
+        updated_at=None if updated_at is None else _moment(updated_at),
+        url=url,
+        tags=tuple(tags),
+        config_json=_json_object("configuration", config),
+        summary_json=_json_object("summary", summary),
+    )
+
+
+def local_run(
+    run_id: str,
+    name: str,
+    model: str,
+    layer: int,
+    config: Mapping[str, Any],
+    quality: Mapping[str, float],
+    created_at: datetime | str,
+    url: str = "",
+) -> TrainingRun:
+    """A finished run of a local sweep.
+
+    Args:
+        config: the recipe: d_sae, k, jacobian_coefficient, ...
+        quality: what `pair_quality` gives.
+
+    Raises:
+        ValueError: like `run_row`.
+    """
+    named = {**config, "model_name": model, "hook_layer": layer}
+    return run_row(run_id, name, "finished", created_at, created_at, url, (), named, quality)
+
+
+def runs_table(runs: Iterable[TrainingRun]) -> pd.DataFrame:
+    """A row a run, by the time of creation and then by id.
+
+    Returns:
+        `RUN_COLUMNS`: times are UTC timestamps; layer, k and d_sae are integers that may be missing; the metrics are
+        numbers, NaN where unknown: `above_{t}` shares of the k*k elements, `ce_score` the mean of both sides' scores,
+        `l1_over_l2` mean |J| over the root of mean J^2.
+        Then every metric of the summaries under its own name, unless it is one of the above: numbers, truth values or
+        text (JSON, where values are lists or of several kinds); "." joins the names of nested ones.
+        Then `config_json` and `summary_json`, in which nothing is left out.
+
+    Raises:
+        ValueError: two runs have one id.
+    """
+    ordered = sorted(runs, key=lambda run: (run.created_at, run.run_id))
+    doubles = [run_id for run_id, count in Counter(run.run_id for run in ordered).items() if count > 1]
+    if doubles:
+        raise ValueError(f"{doubles[0]!r} is the id of more than one run")
+    configs = [_settings(_flat(json.loads(run.config_json))) for run in ordered]
+    summaries = [_flat(json.loads(run.summary_json)) for run in ordered]
+    metrics = [_metrics(summary, config["k"]) for summary, config in zip(summaries, configs, strict=True)]
+    own_names = sorted({name for summary in summaries for name in summary} - {*RUN_COLUMNS, *RAW})
+    texts, moments, whole_numbers = ("run_id", "name", "state", "url", *RAW), ("created_at", "updated_at"), "Int64"
+    kinds = dict.fromkeys(texts, "str") | dict.fromkeys(moments, "datetime64[us, UTC]")
+    kinds |= {"tags": "object", "deleted": "bool", "model": "str", "randomize_llm_weights": "bool"}
+    kinds |= dict.fromkeys(("layer", "k", "d_sae"), whole_numbers)
+    about = {name: [getattr(run, name) for run in ordered] for name in (*ABOUT, *RAW)}
+    about["tags"] = [list(tags) for tags in about["tags"]]
+    about |= {name: [config[name] for config in configs] for name in CONFIG_NAMES}
+    about |= {name: [values[name] for values in metrics] for name in METRIC_NAMES}
+    columns = {name: pd.Series(about[name], dtype=kinds.get(name, "float64")) for name in RUN_COLUMNS}
+    columns |= {name: _typed([summary.get(name) for summary in summaries]) for name in own_names}
+    return pd.DataFrame(columns | {name: pd.Series(about[name], dtype=kinds[name]) for name in RAW})
+
+
+def runs_of(table: pd.DataFrame) -> list[TrainingRun]:
+    """The runs that a table was made of.
+
+    Raises:
+        ValueError: it is no such table.
+    """
+    missing = [name for name in (*ABOUT, *RAW) if name not in table.columns]
+    if missing:
+        raise ValueError(f"the table has no column {', '.join(missing)}: it is no table of training runs")
+    return [
+        TrainingRun(
+            **{name: row[name] for name in ("run_id", "name", "state", "url", *RAW)},
+            created_at=row["created_at"].to_pydatetime(),
+            updated_at=None if pd.isna(row["updated_at"]) else row["updated_at"].to_pydatetime(),
+            tags=tuple(row["tags"]),
+            deleted=bool(row["deleted"]),
+        )
+        for row in table[[*ABOUT, *RAW]].to_dict("records")
+    ]
+
+
+def sync_runs(path: str, known: pd.DataFrame | None, folder: str | Path, *, full: bool = False) -> Synced:
+    """A wandb project's runs as a table: what is known of them, brought up to date.
+
+    One small request tells whether there is anything new. If so, runs are fetched that lived on since the newest known
+    heartbeat, with those that had not ended; runs that are gone upstream are kept and marked, runs that come back are
+    unmarked. If the number of runs still disagrees, all are fetched.
+
+    What moves no heartbeat (an edited name or tag; an old run deleted while another old one is restored) is noticed
+    only once the run is fetched for another reason, so fetch all now and then.
+
+    Args:
+        path: "entity/project".
+        known: the table of the last sync; None fetches every run.
+        folder: where the client keeps its files.
+        full: fetch every run, and make the table anew.
+
+    Raises:
+        ValueError: the path is no path, or `known` no table of runs.
+        WandbError: wandb did not give the runs, or gave malformed ones. There is no table then: keep the known one.
+    """
+    if not re.fullmatch(r"[^/\s]+/[^/\s]+", path):
+        raise ValueError(f"{path!r} is no wandb project; expected entity/project")
+    before = {} if known is None else {run.run_id: run for run in runs_of(known)}
+    api = connect(path.split("/")[0], folder)
+    if known is None or full:
+        after = _with_all(api, path, before)
+    else:
+        total, newest = _state_upstream(api, path)
+        after = before
+        if _unfinished(before) or (total, newest) != (len(_present(before)), _newest_heartbeat(before)):
+            after = _with_changed(api, path, before)
+        if total != len(_present(after)):
+            after = _with_all(api, path, before)
+    changed = [run_id for run_id, run in after.items() if run != before.get(run_id)]
+    return Synced(
+        table=known if known is not None and not changed and not full else runs_table(after.values()),
+        changed=len(changed),
+        deleted=tuple(sorted(run_id for run_id in changed if after[run_id].deleted)),
+        unfinished=tuple(sorted(_unfinished(after))),
+    )
+
+
+# --- What is asked of wandb
+
+Runs = dict[str, TrainingRun]
+
+
+def _state_upstream(api: wandb.Api, path: str) -> tuple[int, datetime | None]:
+    """How many runs there are, and their newest heartbeat: the one small request of a sync that finds nothing new."""
+    project = next(_pages(api, path, order="-heartbeat_at", per_page=1, lazy=True))
+    heartbeats = [edge["node"]["heartbeatAt"] for edge in project["runs"]["edges"]]
+    with suppress(ValueError):  # a malformed time counts as news, and fetching it tells which run's it is
+        return project["runCount"], _moment(heartbeats[0]) if heartbeats and heartbeats[0] else None
+    return project["runCount"], None
+
+
+def _with_all(api: wandb.Api, path: str, known: Runs) -> Runs:
+    fetched = _fetch(api, path, {})
+    return known | fetched | {run_id: _gone(run) for run_id, run in known.items() if run_id not in fetched}
+
+
+def _with_changed(api: wandb.Api, path: str, known: Runs) -> Runs:
+    newest = _newest_heartbeat(known)
+    if newest is None:
+        return _with_all(api, path, known)
+    since = newest - OVERLAP
+    unfinished = _unfinished(known)
+    # a run that has crashed is no longer unfinished, though no heartbeat told so
+    wanted: list[dict[str, Any]] = [{"heartbeatAt": {"$gte": _as_wandb_writes(since)}}]
+    wanted += [{"name": {"$in": sorted(unfinished)}}] if unfinished else []
+    fetched = _fetch(api, path, wanted[0] if len(wanted) == 1 else {"$or": wanted})
+    expected = unfinished | {
+        run_id for run_id, run in _present(known).items() if run.updated_at and run.updated_at >= since
+    }
+    return known | fetched | {run_id: _gone(known[run_id]) for run_id in expected if run_id not in fetched}
+
+
+def _fetch(api: wandb.Api, path: str, filters: dict[str, Any]) -> Runs:
+    found: Runs = {}
+    malformed: list[str] = []
+    address = _address(api, path)
+    # an order that does not change while the pages are read
+    for project in _pages(api, path, filters=filters, order="+created_at", per_page=PAGE, lazy=False):
+        for edge in project["runs"]["edges"]:
+            try:
+                run = _run_of(edge["node"], address)
+            except ValueError as error:
+                malformed.append(f"{edge['node'].get('name') or '(no id)'} ({error})")
+            else:
+                found[run.run_id] = run
+    if malformed:
+        more = f" and {len(malformed) - NAMED} more" if len(malformed) > NAMED else ""
+        raise WandbError(
+            f"wandb gave {len(malformed)} malformed runs of {path} beside {len(found)} good ones, so nothing is taken "
+            f"over: {', '.join(malformed[:NAMED])}{more}. Sync again; if they are the same, repair or delete them at "
+            f"{address}"
+        )
+    return found
+
+
+def _pages(api: wandb.Api, path: str, **query: Any) -> Iterator[dict[str, Any]]:
+    """The project part of each page's raw answer."""
+    runs = api.runs(path, **query)
+    answer = None
+    while True:
+        unbroken(f"the runs of {path}", lambda last=answer: _read_on(runs, last))
+        if runs.last_response is answer:
+            return
+        answer = runs.last_response
+        yield answer["project"]
+
+
+def _read_on(runs: Any, last: dict[str, Any] | None) -> None:
+    """Has the client get the page after the last one, if there is one."""
+    try:
+        # what was read is gone through again without a request, then the next page is asked for
+        for _ in runs:
+            if runs.last_response is not last:
+                return
+    except Exception:
+        # one malformed run makes the client give up its whole page, but the answer is there, with the good ones
+        if runs.last_response is last or not runs.last_response.get("project"):
+            raise
+
+
+def _address(api: wandb.Api, path: str) -> str:
+    """Where a browser finds the project."""
+    from wandb import Settings
+
+    settings = Settings(base_url=api.settings["base_url"], app_url_override=os.environ.get("WANDB_APP_URL"))
+    return f"{settings.app_url.rstrip('/')}/{quote(path)}"
+
+
+# --- What wandb answers
+
+
+def _run_of(node: Mapping[str, Any], address: str) -> TrainingRun:
+    """
+    Raises:
+        ValueError: the run is malformed; says how.
+    """
+    config = {
+        name: entry["value"] if isinstance(entry, dict) and "value" in entry else entry
+        for name, entry in _object("configuration", node["config"]).items()
+    }
+    return run_row(
+        run_id=node["name"],
+        name=node["displayName"],
+        state=node["state"],
+        created_at=node["createdAt"],
+        updated_at=node["heartbeatAt"],
+        url=f"{address}/runs/{quote(str(node['name']), safe='')}",
+        tags=node["tags"] or (),
+        config=config,
+        summary=_object("summary", node["summaryMetrics"]),
+    )
+
+
+def _object(what: str, text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        # as the client reads it: control characters may stand in texts
+        value = json.loads(text, strict=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"its {what} is no JSON") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"its {what} is no JSON object")
+    return value
+
+
+def _as_wandb_writes(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+# --- What is known of runs
+
+
+def _present(runs: Runs) -> Runs:
+    return {run_id: run for run_id, run in runs.items() if not run.deleted}
+
+
+def _unfinished(runs: Runs) -> set[str]:
+    return {run_id for run_id, run in _present(runs).items() if run.state not in ENDED}
+
+
+def _newest_heartbeat(runs: Runs) -> datetime | None:
+    return max((run.updated_at for run in _present(runs).values() if run.updated_at), default=None)
+
+
+def _gone(run: TrainingRun) -> TrainingRun:
+    return replace(run, deleted=True)
+
+
+# --- Values
+
+
+def _moment(value: datetime | str) -> datetime:
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{value!r} is no time; expected one like 2026-07-01T12:00:00Z") from error
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _json_object(what: str, values: Mapping[str, Any]) -> str:
+    """In one form whatever order the values came in. NaN and the infinities are written like that."""
+    try:
+        return json.dumps(values, sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"its {what} does not fit into JSON ({error})") from error
+
+
+def _flat(nested: dict[str, Any]) -> dict[str, Any]:
+    """Without nesting, names joined by "."; of two equal names the less nested one counts."""
+    flat: dict[str, Any] = {}
+    level = {"": nested}
+    while level:
+        inner = {}
+        for prefix, part in level.items():
+            for name, value in part.items():
+                if isinstance(value, dict):
+                    inner[f"{prefix}{name}."] = value
+                else:
+                    flat.setdefault(_text(f"{prefix}{name}"), value)
+        level = inner
+    return flat
+
+
+def _number(value: Any) -> float | None:
+    """None unless it is a number, or one of those that JSON cannot hold and wandb writes as text."""
+    if isinstance(value, bool) or not (isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity")):
+        return None
+    return float(str(value))  # by way of text, as an integer may be too large for a float
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and abs(number) < 2**53 and number == int(number) else None
+
+
+def _typed(values: list[Any]) -> pd.Series:
+    """A column of numbers, truth values or text, whichever loses nothing."""
+    given = [value for value in values if value is not None]
+    if given and all(isinstance(value, bool) for value in given):
+        return pd.Series(values, dtype="boolean")
+    if all(isinstance(value, bool) or _number(value) is not None for value in given):
+        return pd.Series([float(v) if isinstance(v, bool) else _number(v) for v in values], dtype="float64")
+    return pd.Series([None if value is None else _text(value) for value in values], dtype="str")
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    # half a surrogate pair, which JSON can name, cannot be stored
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+# --- The names that runs give things
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """By `CONFIG_NAMES`; None where unknown."""
+    first = {
+        column: next((config[name] for name in names if config.get(name) is not None), None)
+        for column, names in CONFIG_NAMES.items()
+    }
+    return {
+        "model": None if first["model"] is None else _text(first["model"]),
+        **{column: _whole(first[column]) for column in ("layer", "k", "d_sae")},
+        "jacobian_coefficient": _number(first["jacobian_coefficient"]),
+        # older configurations do not know of it, and their models were not randomised
+        "randomize_llm_weights": first["randomize_llm_weights"] is True,
+    }
+
+
+def _metrics(summary: dict[str, Any], k: int | None) -> dict[str, float | None]:
+    """By `METRIC_NAMES`; None where unknown."""
+    values = {
+        column: next((_number(summary[name]) for name in names if _number(summary.get(name)) is not None), None)
+        for column, names in METRIC_NAMES.items()
+    }
+    if k:
+        shares = _shares_above(summary, k)
+        values |= {column: share for column, share in shares.items() if values[column] is None}
+        if values["l1_over_l2"] is None:
+            values["l1_over_l2"] = _l1_over_l2(summary, k)
+    scores = [values["ce_score_input"], values["ce_score_output"]]
+    values["ce_score"] = None if None in scores else sum(scores) / 2
+    return values
+
+
+def _shares_above(summary: dict[str, Any], k: int) -> dict[str, float]:
+    """From the counts per token in both generations of names.
+
+    In some runs every `jac_above_*` holds the count for one threshold, the last; they are told by holding one number.
+    """
+    older, newer = (_counts(summary, f"jacobian_sparsity/{name}_above_") for name in ("jac", "jac_abs"))
+    if len(older) > 1 and len(set(older.values())) == 1:
+        older = {THE_ONLY_THRESHOLD: next(iter(older.values()))}
+    return {f"above_{t}": count / k**2 for t, count in (older | newer).items() if t in THRESHOLDS}
+
+
+def _counts(summary: dict[str, Any], prefix: str) -> dict[str, float]:
+    """By what follows the prefix."""
+    numbers = {name.removeprefix(prefix): _number(value) for name, value in summary.items() if name.startswith(prefix)}
+    return {name: number for name, number in numbers.items() if number is not None}
+
+
+def _l1_over_l2(summary: dict[str, Any], k: int) -> float | None:
+    """From a token's sum of |J| and a batch's root of mean J^2, each a mean: a ratio of means, not a mean of ratios."""
+    total = _number(summary.get("jacobian_sparsity/jac_l1"))
+    root = _number(summary.get("jacobian_sparsity/jac_l2b_norm_"))
+    return total / k**2 / root if total is not None and root else None

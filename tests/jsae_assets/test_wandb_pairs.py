@@ -1,0 +1,244 @@
+"""Pairs from wandb through Dagster: fetched, checked, measured and drawn; refused where they are broken; published."""
+
+import dagster as dg
+import pytest
+import torch
+from dagster._core.definitions.partitions.context import partition_loading_context
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from jsae_assets.automation import alias_sensor
+from jsae_assets.partitions import cell_key
+from jsae_core import SAEPair, load_language_model
+from jsae_core.sae_pair import PairConfig
+from tests.jsae_assets.conftest import ANYTHING_GOES, CELL_FIGURES, PER_VARIANT, failures, materialised, metadata
+from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, write_artifact
+
+NAME = "sae_pair_tiny_layer1_40_J0.5_k5"
+
+
+def artifact_files(folder, lm, seed: int = 0, **config) -> dict[str, bytes]:
+    tensors = random_sae_tensors(lm.d_model, 40, torch.float32, seed) | mlp_tensors(lm.mlp(1))
+    settings = {"model_name": "tiny", "layer": 1, "d_in": lm.d_model, "d_sae": 40, "k": 5, "jacobian_coefficient": 0.5}
+    published = PairConfig(**settings, **config).to_published()
+    del published["mlp_activation"]
+    write_artifact(folder, tensors, published)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def files(language_model, tmp_path):
+    return artifact_files(tmp_path / "published", load_language_model(language_model))
+
+
+@pytest.fixture
+def remote(entries, graph, server):
+    """Makes the tiny graph with the JSAE pair of layer 1 from wandb, by some alias."""
+
+    def make(alias: str):
+        changed = entries()
+        changed["pairs"][1] = {
+            "variant": "jsae",
+            "model": "tiny",
+            "layers": [1],
+            "wandb": f"lab/pairs/sae_pair_tiny_layer{{layer}}_40_J0.5_k5:{alias}",
+            "least_explained_variance": ANYTHING_GOES,
+        }
+        tiny = graph(changed)
+        tiny.tokenise()
+        return tiny
+
+    return make
+
+
+def test_a_pair_is_fetched_checked_measured_and_drawn(remote, server, files, tmp_path):
+    server.add_artifact("lab", "pairs", NAME, files)
+    tiny = remote("v0")
+    result = tiny.measure(1)
+    assert failures(result) == {}
+    assert {f"jsae/{name}" for name in PER_VARIANT} <= materialised(result)
+    assert {f"figures/jsae/{name}" for name in CELL_FIGURES} <= materialised(result)
+    published = load_file(tmp_path / "published" / "sae_weights.safetensors")
+    stored = load_file(tiny.file("jsae/sae_pair"))
+    assert published.keys() == stored.keys()
+    assert all(torch.equal(published[name], stored[name]) for name in published)
+
+
+def test_version_and_digest_are_told_and_are_the_data_version(remote, server, files):
+    server.add_artifact("lab", "pairs", NAME, files)
+    tiny = remote("latest")
+    told = metadata(tiny.measure(1, "jsae/sae_pair"), "jsae/sae_pair")
+    assert told["source"] == f"wandb lab/pairs/{NAME}:v0"
+    assert told["artifact_version"] == "v0" and len(told["source_digest"]) == 32
+    wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey(["jsae", "sae_pair"]))
+    (record,) = tiny.instance.fetch_materializations(wanted, limit=1).records
+    assert record.asset_materialization.tags["dagster/data_version"] == f"v0 {told['source_digest']}"
+
+
+def test_a_second_materialisation_downloads_nothing(remote, server, files):
+    server.add_artifact("lab", "pairs", NAME, files)
+    tiny = remote("v0")
+    tiny.measure(1, "jsae/sae_pair")
+    server.forget()
+    assert failures(tiny.measure(1, "jsae/sae_pair")) == {}
+    assert not server.asked("download")
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (lambda server: server.fail("corrupt", on="file", times=None), "digest"),
+        (lambda server: server.fail(404, on="artifact", times=None), NAME),
+        (lambda server: server.stop(), "network"),
+    ],
+    ids=["a corrupt file", "no such artifact", "no network"],
+)
+def test_a_pair_that_does_not_arrive_whole_is_refused_and_the_stored_one_stays(
+    remote, server, files, fault, expected, monkeypatch
+):
+    monkeypatch.setenv("WANDB__FILE_TRANSFER_RETRY_MAX", "1")
+    server.add_artifact("lab", "pairs", NAME, files)
+    tiny = remote("v0")
+    stored = tiny.file("jsae/sae_pair")
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(b"the pair of last week")
+    fault(server)
+    (message,) = failures(tiny.measure(1, "jsae/sae_pair")).values()
+    assert expected in message and "lab" in message
+    assert stored.read_bytes() == b"the pair of last week"
+
+
+def test_a_moved_alias_is_noticed_once_and_only_for_pairs_that_were_fetched(
+    remote, server, files, language_model, tmp_path
+):
+    server.add_artifact("lab", "pairs", NAME, files)
+    tiny = remote("latest")
+    (sensor,) = alias_sensor(tiny.catalog)
+    assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
+
+    def asked_for() -> list[str]:
+        context = dg.build_sensor_context(tiny.instance, repository_def=tiny.definitions.get_repository_def())
+        with partition_loading_context(dynamic_partitions_store=tiny.instance):
+            return [request.partition_key for request in sensor.evaluate_tick(context).run_requests]
+
+    assert asked_for() == []
+    tiny.measure(1, "jsae/sae_pair")
+    assert asked_for() == []
+    others = artifact_files(tmp_path / "newer", load_language_model(language_model), seed=5)
+    server.add_artifact("lab", "pairs", NAME, others)
+    assert asked_for() == [cell_key("tiny", 1)]
+    tiny.measure(1, "jsae/sae_pair")
+    assert asked_for() == []
+
+
+def test_pairs_named_by_version_need_no_sensor(remote):
+    assert alias_sensor(remote("v3").catalog) == []
+
+
+def transformer_lens_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A Hugging Face GPT-NeoX's weights in TransformerLens's names, written out slowly."""
+    config = model.config
+    heads, d_head = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    state = {
+        "embed.W_E": model.gpt_neox.embed_in.weight,
+        "unembed.W_U": model.embed_out.weight.T if hasattr(model, "embed_out") else model.lm_head.weight.T,
+        "unembed.b_U": torch.zeros(config.vocab_size),
+        "ln_final.w": model.gpt_neox.final_layer_norm.weight,
+        "ln_final.b": model.gpt_neox.final_layer_norm.bias,
+    }
+    for number, layer in enumerate(model.gpt_neox.layers):
+        block = f"blocks.{number}."
+        fused = layer.attention.query_key_value
+        for place, part in enumerate("QKV"):
+            rows = [
+                range(h * 3 * d_head + place * d_head, h * 3 * d_head + (place + 1) * d_head) for h in range(heads)
+            ]
+            state[f"{block}attn.W_{part}"] = torch.stack([fused.weight[list(r)].T for r in rows])
+            state[f"{block}attn.b_{part}"] = torch.stack([fused.bias[list(r)] for r in rows])
+        dense = layer.attention.dense
+        state[f"{block}attn.W_O"] = torch.stack(
+            [dense.weight[:, h * d_head : (h + 1) * d_head].T for h in range(heads)]
+        )
+        state[f"{block}attn.b_O"] = dense.bias
+        for ours, theirs in (("in", layer.mlp.dense_h_to_4h), ("out", layer.mlp.dense_4h_to_h)):
+            state[f"{block}mlp.W_{ours}"], state[f"{block}mlp.b_{ours}"] = theirs.weight.T, theirs.bias
+        for ours, theirs in (("ln1", layer.input_layernorm), ("ln2", layer.post_attention_layernorm)):
+            state[f"{block}{ours}.w"], state[f"{block}{ours}.b"] = theirs.weight, theirs.bias
+    return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
+
+
+def test_a_randomised_pair_brings_its_language_models_weights_along(
+    controlled_entries, graph, server, language_model, tmp_path
+):
+    model = AutoModelForCausalLM.from_pretrained(language_model)
+    torch.manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(std=0.2)
+    weights = tmp_path / "weights.safetensors"
+    save_file(transformer_lens_weights(model), weights)
+    lm = load_language_model(language_model, randomised_weights=weights)
+    files = artifact_files(tmp_path / "published", lm, randomize_llm_weights=True)
+    files["randomized_llm_weights.safetensors"] = weights.read_bytes()
+    server.add_artifact("lab", "pairs", "randomised", files)
+    changed = controlled_entries()
+    (entry,) = [entry for entry in changed["pairs"] if entry["variant"] == "jsae_randomised"]
+    del entry["train"]
+    entry |= {"wandb": "lab/pairs/randomised:v0", "least_explained_variance": ANYTHING_GOES}
+    tiny = graph(changed)
+    tiny.tokenise()
+    result = tiny.measure(1, *(f"jsae_randomised/{name}" for name in PER_VARIANT))
+    assert failures(result) == {}  # pair_quality compares the pair's MLP with what the language model does
+    pair = SAEPair.load(tiny.file("jsae_randomised/sae_pair"))
+    torch.testing.assert_close(pair.mlp.W_in, model.gpt_neox.layers[1].mlp.dense_h_to_4h.weight.detach().T)
+
+
+# Publishing
+
+
+def publish(graph, **config) -> dg.ExecuteInProcessResult:
+    return graph.definitions.resolve_job_def("publish_pair").execute_in_process(
+        instance=graph.instance,
+        partition_key=cell_key("tiny", 1),
+        run_config={"ops": {"publish": {"config": {"project": "lab/pairs", "offline": True} | config}}},
+        raise_on_error=False,
+    )
+
+
+def test_a_pair_trained_here_is_published_offline_and_the_asset_says_where(entries, graph, server):
+    tiny = graph(entries())
+    tiny.tokenise()
+    tiny.measure(1, "jsae/sae_pair", raise_on_error=True)
+    server.forget()
+    result = publish(tiny, variant="jsae")
+    assert result.success, failures(result)
+    assert server.requests == []
+    observed = tiny.instance.fetch_observations(dg.AssetKey(["jsae", "sae_pair"]), limit=1).records[0]
+    told = {name: value.value for name, value in observed.asset_observation.metadata.items()}
+    assert told["artifact"] == "lab/pairs/sae_pair_tiny_layer1_64_J1_k8"
+    assert told["to_upload"].startswith("wandb sync ")
+    assert (tiny.storage.parent / "wandb").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"variant": "nobody"}, "variant is 'nobody', which is not in the catalog; there are: traditional, jsae"),
+        ({"variant": "traditional"}, "materialise traditional/sae_pair for 1|tiny first"),
+        ({"variant": "jsae", "project": "lab"}, "'lab' is no wandb project"),
+    ],
+)
+def test_what_cannot_be_published_is_refused_with_the_reason(entries, graph, config, expected):
+    tiny = graph(entries())
+    tiny.tokenise()
+    tiny.measure(1, "jsae/sae_pair", raise_on_error=True)
+    (message,) = failures(publish(tiny, **config)).values()
+    assert expected in message
+
+
+def test_a_pair_on_a_model_randomised_here_is_not_published_without_its_weights(controlled_entries, graph):
+    tiny = graph(controlled_entries())
+    tiny.tokenise()
+    tiny.measure(1, "jsae_randomised/sae_pair", raise_on_error=True)
+    (message,) = failures(publish(tiny, variant="jsae_randomised")).values()
+    assert "here, from a seed" in message

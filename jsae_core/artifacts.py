@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from jsae_core.wandb_client import FOLDERS, WandbError, connect, explained, unbroken
+from jsae_core.wandb_client import WandbError, connect, explained, forget_service, keep_files_in, unbroken
 
 if TYPE_CHECKING:
     import requests
@@ -184,7 +183,7 @@ def publish_pair(
         if not language_model_weights.is_file():
             raise FileNotFoundError(f"{language_model_weights} is missing; expected the language model's weights")
     if offline:
-        _keep_files_in(folder)
+        keep_files_in(folder)
     else:
         connect(entity, folder)
     try:
@@ -196,8 +195,7 @@ def publish_pair(
             with explained(f"room for the artifact {name} in {project_path}"):
                 return _logged(files, entity, project, name, pair.config, folder, offline)
     finally:
-        # the client's helper process ends with this one, but others started from here would look for it
-        os.environ.pop("WANDB_SERVICE", None)
+        forget_service()
 
 
 def _logged(
@@ -231,13 +229,6 @@ def _logged(
             return PublishedPair(run.id, f"{entity}/{project}/{name}", Path(run.dir).parent, None)
         artifact.wait()
         return PublishedPair(run.id, f"{entity}/{project}/{name}:{artifact.version}", None, run.url)
-
-
-def _keep_files_in(folder: str | Path) -> None:
-    os.environ["WANDB_ERROR_REPORTING"] = "false"
-    for variable, place in FOLDERS.items():
-        (Path(folder).absolute() / place).mkdir(parents=True, exist_ok=True)
-        os.environ[variable] = str(Path(folder).absolute() / place)
 
 
 def _asked(path: str, folder: str | Path) -> wandb.Artifact:

@@ -10,6 +10,7 @@ fetched one by one make the table that all of them at once would have made.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -494,7 +495,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _metrics(summary: dict[str, Any], k: int | None) -> dict[str, float | None]:
-    """By `METRIC_NAMES`; None where unknown."""
+    """By `METRIC_NAMES`; None where unknown, or not finite, so that it can be drawn."""
     values = {
         column: next((_number(summary[name]) for name in names if _number(summary.get(name)) is not None), None)
         for column, names in METRIC_NAMES.items()
@@ -506,7 +507,7 @@ def _metrics(summary: dict[str, Any], k: int | None) -> dict[str, float | None]:
             values["l1_over_l2"] = _l1_over_l2(summary, k)
     scores = [values["ce_score_input"], values["ce_score_output"]]
     values["ce_score"] = None if None in scores else sum(scores) / 2
-    return values
+    return {column: value if value is not None and math.isfinite(value) else None for column, value in values.items()}
 
 
 def _shares_above(summary: dict[str, Any], k: int) -> dict[str, float]:

@@ -69,22 +69,27 @@ def connect(entity: str | None, folder: str | Path) -> wandb.Api:
     """
     import wandb
 
-    for name, place_name in FOLDERS.items():
-        place = Path(folder).absolute() / place_name
-        # the client takes the system's folder for temporary files instead of one that is not there yet
-        place.mkdir(parents=True, exist_ok=True)
-        os.environ[name] = str(place)
-    os.environ.update(WANDB_SILENT="true", WANDB_ERROR_REPORTING="false")
+    keep_files_in(folder)
     patience = {setting: _number(name, default) for name, (setting, default) in PATIENCE.items()}
     overrides = {"entity": entity} if entity else None
-    _forget_service()
+    forget_service()
     try:
         wandb.setup(wandb.Settings(silent=True, **patience))
         return unbroken(
             f"access to {entity or 'your account'}", lambda: wandb.Api(overrides, timeout=_longest(patience))
         )
     finally:
-        _forget_service()
+        forget_service()
+
+
+def keep_files_in(folder: str | Path) -> None:
+    """The client's files go below a folder, and it prints and reports nothing."""
+    for name, place_name in FOLDERS.items():
+        place = Path(folder).absolute() / place_name
+        # the client takes the system's folder for temporary files instead of one that is not there yet
+        place.mkdir(parents=True, exist_ok=True)
+        os.environ[name] = str(place)
+    os.environ.update(WANDB_SILENT="true", WANDB_ERROR_REPORTING="false")
 
 
 def unbroken(what: str, ask: Callable[[], Result]) -> Result:
@@ -147,8 +152,9 @@ def _longest(patience: dict[str, float]) -> int:
     return int((retries + 1) * patience["x_graphql_timeout_seconds"] + waits + 5)
 
 
-def _forget_service() -> None:
-    """The client's helper process ends with the process that started it, but its address would be inherited."""
+def forget_service() -> None:
+    """The client's helper process ends with the process that started it, but its address would be inherited by others
+    that are started from here."""
     os.environ.pop("WANDB_SERVICE", None)
 
 

@@ -6,7 +6,7 @@ was published (`jsae_core.published`), and the measures of a single pair (`thres
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -93,6 +93,10 @@ class _Knee(NamedTuple):
     x: float
     y: float
 
+    @property
+    def text(self) -> str:
+        return f"knee: λ = {self.coefficient:.3g}"
+
 
 class _Place(NamedTuple):
     """Where a label may be: its box and points on the line that leads to it, in px from the panel's lower left corner,
@@ -135,13 +139,15 @@ def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, published: pd.DataF
     groups = _groups(drawn)
     dots = _dots(drawn, groups, (x, SHARE), (y, SCORE))
     curves = _curves(dots)
-    knees = [knee for curve in curves if (knee := _knee(curve))] if len(groups.cat.categories) <= len(SYMBOLS) else []
+    told_apart = len(groups.cat.categories) <= len(SYMBOLS)
+    knees = {group: knee for group, curve in curves.items() if told_apart and (knee := _knee(curve))}
 
     lines, circles = _lines(curves), _circles(dots, (x, y), DOT if len(dots) <= MANY else SMALL_DOT)
     published = published.sort_values(LAMBDA).assign(group=PUBLISHED)
     diamonds = _diamonds(published, x, y)
-    names = _write_labels((x, y), lines, knees, [(circles, dots), (diamonds, published)])
-    figure = go.Figure([lines, diamonds, circles, _rings(knees), *_symbols(groups)], layout={"annotations": names})
+    names = _write_labels((x, y), lines, [*knees.values()], [(circles, dots), (diamonds, published)])
+    rings, symbols = _rings([*knees.values()]), _symbols(groups, knees)
+    figure = go.Figure([lines, diamonds, circles, rings, *symbols], layout={"annotations": names})
     figure.update_xaxes(title_text="elements with |J| above 0.01 (%)", **x.layout())
     figure.update_yaxes(title_text="CE score (mean of both SAEs)", **y.layout())
     remark += _remark_on_marks(figure, groups) + (KNEE if knees else "")
@@ -202,7 +208,7 @@ def sweep_grid_figure(
     for column, across in enumerate(columns, start=1):
         figure.update_xaxes(col=column, **axes[across].layout(nticks=4))
         figure.update_xaxes(title_text=_title(across), row=len(rows), col=column)
-    figure.add_traces(_symbols(groups))
+    figure.add_traces(_symbols(groups, {}))
     unknown = [plain(_measure(name).name) for name in measures if name not in known]
     remark += f" · no run has {', '.join(unknown)}" if unknown else ""
     remark += _remark_on_marks(figure, groups)
@@ -306,8 +312,8 @@ def _log_ticks(low: float, high: float) -> dict:
 
 def _groups(runs: pd.DataFrame) -> pd.Series:
     """The name of each run's group, a category."""
-    settings = pd.DataFrame({name: runs[name].astype(str if name == "model" else float) for name in SETTINGS})
-    settings["randomize_llm_weights"] = settings["randomize_llm_weights"].fillna(0)  # older runs do not say
+    unsaid = {"model": "?", "randomize_llm_weights": False}
+    settings = runs[list(SETTINGS)].fillna(unsaid).astype({name: float for name in SETTINGS if name != "model"})
     differing = [name for name in SETTINGS if settings[name].nunique(dropna=False) > 1]
     numbers = settings.groupby(list(SETTINGS), dropna=False).ngroup()
     names = []
@@ -355,10 +361,11 @@ def _dots(runs: pd.DataFrame, groups: pd.Series, across: tuple[_Axis, str], down
     )
 
 
-def _curves(dots: pd.DataFrame) -> list[pd.DataFrame]:
+def _curves(dots: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Of each group the means at each λ, in the order of λ, of the runs on the axes."""
     dots = dots[~dots["beyond"]]
-    return [group.groupby(LAMBDA)[["x", "y"]].mean() for _, group in dots.groupby("group", observed=True)]
+    groups = dots.groupby("group", observed=True)
+    return {name: group.groupby(LAMBDA)[["x", "y"]].mean() for name, group in groups}
 
 
 def _knee(curve: pd.DataFrame) -> _Knee | None:
@@ -372,9 +379,9 @@ def _knee(curve: pd.DataFrame) -> _Knee | None:
     return _Knee(float(gained.idxmax()), *curve.loc[gained.idxmax(), ["x", "y"]])
 
 
-def _lines(curves: Sequence[pd.DataFrame]) -> go.Scatter:
+def _lines(curves: Mapping[str, pd.DataFrame]) -> go.Scatter:
     """All in one trace, with a gap after each."""
-    joined = [curve for curve in curves if 1 < len(curve) <= JOINED]
+    joined = [curve for curve in curves.values() if 1 < len(curve) <= JOINED]
     return go.Scatter(
         x=np.concatenate([np.append(curve["x"], np.nan) for curve in joined] or [[]]),
         y=np.concatenate([np.append(curve["y"], np.nan) for curve in joined] or [[]]),
@@ -439,15 +446,15 @@ def _rings(knees: Sequence[_Knee]) -> go.Scatter:
     )
 
 
-def _symbols(groups: pd.Series) -> list[go.Scatter]:
-    """What the symbols mean, for the legend."""
+def _symbols(groups: pd.Series, knees: Mapping[str, _Knee]) -> list[go.Scatter]:
+    """What the symbols mean, for the legend, and where knees are: in the panel there may be no room to say it."""
     names = groups.cat.categories
     return [
         go.Scatter(
             x=[None],
             y=[None],
             mode="markers",
-            name=plain(name),
+            name=plain(name) + (f" ({knees[name].text})" if name in knees else ""),
             marker={"symbol": symbol, "size": DOT, "color": "white", "line": {"color": INK, "width": 2}},
         )
         for symbol, name in zip(SYMBOLS, names, strict=False)
@@ -466,19 +473,19 @@ def _remark_on_marks(figure: go.Figure, groups: pd.Series) -> str:
 class _Room:
     """What is free of the trade-off's panel. Boxes are left, right, bottom and top in px from its lower left corner."""
 
-    def __init__(self, marks: np.ndarray, outlines: np.ndarray):
-        self.marks, self.outlines = marks, outlines
+    def __init__(self, marks: np.ndarray, lines: np.ndarray):
+        self.marks, self.lines = marks, lines
 
     def first_free(self, places: Iterator[_Place]) -> str | tuple[float, float] | None:
         """What Plotly is told of the first place that covers nothing, which is taken then. A line that leads to it may
-        cross outlines, which are lines and rings, but neither marks nor labels."""
+        cross lines, but neither marks nor labels: it would seem to come from them."""
         for place in places:
             box, leader = np.array([place[:4]]), _boxes(place.leader, 1)
             inside = 0 <= place.left and place.right <= PANEL_WIDTH and 0 <= place.bottom and place.top <= HEIGHT
-            pairs = ((box, self.marks), (box, self.outlines), (leader, self.marks))
+            pairs = ((box, self.marks), (box, self.lines), (leader, self.marks))
             if inside and not any(_overlap(some, others) for some, others in pairs):
                 self.marks = np.concatenate([self.marks, box + [-AROUND, AROUND, -AROUND, AROUND]])
-                self.outlines = np.concatenate([self.outlines, leader])
+                self.lines = np.concatenate([self.lines, leader])
                 return place.told
         return None
 
@@ -499,21 +506,19 @@ def _write_labels(
     """Label marks with their λ where there is room, in place, and return the names of the knees, which come first. Of
     a group's runs of the same λ one is labelled."""
     rings = _pixels(axes, np.array([knee.x for knee in knees]), np.array([knee.y for knee in knees]))
-    marks, lines = [], [_pixels(axes, lines.x, lines.y)]
+    marks, lines = [_boxes(rings, RING / 2)], [_pixels(axes, lines.x, lines.y)]
     for trace, _ in marked:
         marks.append(_boxes(_pixels(axes, trace.x, trace.y), 0.6 * trace.marker.size))
         if "lines" in trace.mode:
             lines.append(_pixels(axes, trace.x, trace.y))
-    outlines = [_boxes(rings, RING / 2), *(_boxes(_along(line), 1) for line in lines)]
-    room = _Room(np.concatenate(marks), np.concatenate(outlines))
+    room = _Room(np.concatenate(marks), _boxes(np.concatenate([_along(line) for line in lines]), 1))
 
     names, named = [], set()
     for knee, ring in zip(knees, rings, strict=True):
-        text = f"<b>knee: λ = {knee.coefficient:.3g}</b>"
-        shift = room.first_free(_around(ring, len(text) - len("<b></b>")))
+        shift = room.first_free(_around(ring, len(knee.text)))
         if shift is not None:
             named.add((knee.x, knee.y))
-            names.append(_name_of_knee(knee, text, shift))
+            names.append(_name_of_knee(knee, shift))
     for trace, runs in marked:
         labels, labelled = [], set()
         marks = _pixels(axes, trace.x, trace.y)
@@ -567,9 +572,9 @@ def _around(ring: np.ndarray, characters: int) -> Iterator[_Place]:
             yield _Place(x - width / 2, x + width / 2, y - height / 2, y + height / 2, (right, -up), leader[away])
 
 
-def _name_of_knee(knee: _Knee, text: str, shift: tuple[float, float]) -> dict:
+def _name_of_knee(knee: _Knee, shift: tuple[float, float]) -> dict:
     return {
-        "text": text,
+        "text": f"<b>{knee.text}</b>",
         "x": knee.x,
         "y": knee.y,
         "ax": shift[0],
@@ -598,7 +603,8 @@ def _colour_axis(coefficients: pd.Series) -> dict:
     colours = sample_colorscale("viridis", np.linspace(0, 0.93, 24))
     scale = [[float(place), colour] for place, colour in zip(np.linspace(share, 1, 24), colours, strict=True)]
     if zeros:
-        scale = [[0, NO_PENALTY], [share, NO_PENALTY], *scale]
+        edge = 0.99 * share  # rounded, the smallest λ must not fall into the block
+        scale = [[0, NO_PENALTY], [edge, NO_PENALTY], [edge, colours[0]], *scale]
         values, texts = [low - block / 2, *values], ["0", *texts]
     return {
         "colorscale": scale,
@@ -624,7 +630,7 @@ def _surround(figure: go.Figure, coloraxis: dict, below: int) -> go.Figure:
     """Add what is beside and below the panels, in place, and keep Plotly from changing their size for it."""
     names = [trace.name for trace in figure.data if trace.showlegend is not False]
     width = LEGEND_SYMBOL + LEGEND_CHARACTER * max(map(len, names), default=0)
-    columns = max(1, min(len(names), WIDTH // width))
+    columns = max(1, min(len(names), PANEL_WIDTH // width))
     below += LEGEND_ROW * -(-len(names) // columns)
     return figure.update_layout(
         coloraxis=coloraxis,

@@ -150,9 +150,7 @@ def transformer_lens_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         block = f"blocks.{number}."
         fused = layer.attention.query_key_value
         for place, part in enumerate("QKV"):
-            rows = [
-                range(h * 3 * d_head + place * d_head, h * 3 * d_head + (place + 1) * d_head) for h in range(heads)
-            ]
+            rows = [range(h * 3 * d_head + place * d_head, h * 3 * d_head + (place + 1) * d_head) for h in range(heads)]
             state[f"{block}attn.W_{part}"] = torch.stack([fused.weight[list(r)].T for r in rows])
             state[f"{block}attn.b_{part}"] = torch.stack([fused.bias[list(r)] for r in rows])
         dense = layer.attention.dense

@@ -230,6 +230,14 @@ def test_a_manifest_of_xxh128_digests_is_checked_by_them(server, folder, monkeyp
         fetch_wandb_artifact(f"{PAIR}:v1", folder)
 
 
+@pytest.mark.parametrize("absent", ["md5", "digest"])
+def test_one_of_the_two_fields_in_which_a_files_digest_is_told_is_enough(server, folder, monkeypatch, absent):
+    fields = wandb_server._file_fields
+    monkeypatch.setattr(wandb_server, "_file_fields", lambda *a: fields(*a) | {absent: None})
+    add_pair(server)
+    assert contents(fetch_wandb_artifact(f"{PAIR}:v0", folder).directory) == FILES
+
+
 @pytest.mark.parametrize(("file", "after"), [("cfg.json", 0), ("sae_weights.safetensors", 1)])
 def test_a_corrupt_file_is_named_and_deleted_nothing_usable_is_left_and_the_next_fetch_heals(
     server, folder, file, after
@@ -493,7 +501,7 @@ def test_the_key_is_in_no_error_and_no_file_and_goes_to_no_signed_address(server
     netrc = tmp_path / "netrc"
     # wandb looks for the host with its port, requests for the host alone; without a port they are the same
     hosts = ("127.0.0.1", server.url.removeprefix("http://"))
-    netrc.write_text("".join(f"machine {host} login user password {SENTINEL}\n" for host in hosts))
+    netrc.write_text("".join(f"machine {host} login api password {SENTINEL}\n" for host in hosts))
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     monkeypatch.delenv("WANDB_API_KEY")

@@ -20,8 +20,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(VENV)/bin/python -m jsae_assets.demo
 
+# by files, side by side: what most tests wait for is not the processor, and torch has nothing to share out in them
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 ui: $(READY)
 	$(VENV)/bin/dagster dev --workspace workspace.yaml

@@ -48,6 +48,20 @@ def _asset_prefix(key: str) -> str:
     return key
 
 
+def _artifact_path(path: str) -> str:
+    if not re.fullmatch(r"[^/\s]+/[^/\s]+/[^/:\s]+:[^/:\s]+", path):
+        raise ValueError(f"{path!r} is no wandb artifact; expected entity/project/name:alias, such as e/p/pair:v0")
+    return path
+
+
+def _project_path(path: str) -> str:
+    if not re.fullmatch(r"[^/\s]+/[^/\s]+", path):
+        raise ValueError(f"{path!r} is no wandb project; expected entity/project")
+    return path
+
+
+Artifact = Annotated[str, AfterValidator(_artifact_path)]
+Project = Annotated[str, AfterValidator(_project_path)]
 Key = Annotated[str, AfterValidator(_partition_key)]
 VariantKey = Annotated[str, AfterValidator(_asset_prefix)]
 Name = Annotated[str, Field(min_length=1)]  # of a directory, a file, or something on a hub
@@ -167,7 +181,7 @@ class Pair(Section):
     layers: list[Annotated[int, Field(ge=0, strict=True)]] = Field(min_length=1)
     directory: Name | None = None
     train: Recipe | None = None
-    wandb: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+/[^/:\s]+:[^/:\s]+$")] | None = None
+    wandb: Artifact | None = None
     least_explained_variance: ExplainedVariance = ExplainedVariance()
 
     @model_validator(mode="after")
@@ -208,7 +222,7 @@ class LocalSweep(Section):
 class Sweep(Section):
     """A table of training runs: those of a wandb project (entity/project), or trained here."""
 
-    wandb: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] | None = None
+    wandb: Project | None = None
     local: LocalSweep | None = None
 
     @model_validator(mode="after")

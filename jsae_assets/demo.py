@@ -98,18 +98,17 @@ def _assets(definitions: dg.Definitions, job: str) -> Iterable[dg.AssetKey]:
 
 def run_all(catalog: Catalog, definitions: dg.Definitions, instance: dg.DagsterInstance) -> None:
     """Run what is outdated, saying what, how far and how long still."""
-    total = sum(1 + len(catalog.layers(model)) + compares_layers(catalog) for model in catalog.models)
-    total += len(catalog.sweeps)
     started = time.monotonic()
+    expected = [len(run.assets) for run in planned_runs(catalog, definitions, instance)]
     computed, seconds = 0, 0.0  # of cells alone: the tokens' time is mostly that of importing torch
     for number, run in enumerate(planned_runs(catalog, definitions, instance), start=1):
         if not run.assets:
-            print(f"[{number}/{total}] {run.title}: up to date", flush=True)
+            print(f"[{number}/{len(expected)}] {run.title}: up to date", flush=True)
             continue
         began = time.monotonic()
-        ahead = len(run.assets) * (total - number + 1)  # the runs still to be planned are taken to be as large
+        ahead = len(run.assets) + sum(expected[number:])
         left = f", about {seconds / computed * ahead:.0f} s left" if computed else ""
-        print(f"[{number}/{total}] {run.title}: {len(run.assets)} to materialise{left}", flush=True)
+        print(f"[{number}/{len(expected)}] {run.title}: {len(run.assets)} to materialise{left}", flush=True)
         result = definitions.resolve_job_def(run.job).execute_in_process(
             instance=instance,
             partition_key=run.partition,
@@ -139,7 +138,7 @@ def summary(catalog: Catalog, instance: dg.DagsterInstance) -> str:
         "linear": ("function_shapes", "share_linear"),
         "explained: input": ("pair_quality", "explained_variance_input"),
         "output": ("pair_quality", "explained_variance_output"),
-        "CE score": ("pair_quality", "ce_score_pair"),
+        "KL score": ("pair_quality", "kl_score_pair"),
     }
     rows = [["model", "layer", "variant", *columns]]
     for model in catalog.models:

@@ -26,9 +26,14 @@ GOOD = {
         {"variant": "b", "model": "m", "layers": [0], "directory": "pairs/{layer}"},
         {"variant": "b", "model": "hub", "layers": [3, 4], "wandb": "who/what/layer{layer}:v0"},
     ],
+    "sweeps": {},
 }
-
-
+LOCAL = {
+    "model": "m",
+    "layer": 1,
+    "coefficients": [0.0, 1.0],
+    "train": {"text": "t", "tokens": 10, "config": CONFIG},
+}
 TABLES = ("ablation_samples", "function_shapes", "pair_quality")
 
 
@@ -130,7 +135,7 @@ CONTRADICTORY = {
     "no source of a model": ("models.m", {"text": "t"}, "models.m", "exactly one of directory, hub"),
     "two sources of a text": ("text.t.dataset", "x", "text.t", "exactly one of standard_library, files, dataset"),
     "no source of a text": ("text.t", {}, "text.t", "exactly one of standard_library, files, dataset"),
-    "two sources of a pair": ("pairs.0.wandb", "a/b/{layer}", "pairs[0]", "exactly one of directory, train, wandb"),
+    "two sources of a pair": ("pairs.0.wandb", "a/b/{layer}:v0", "pairs[0]", "exactly one of directory, train, wandb"),
     "no source of a pair": (
         "pairs.0",
         {"variant": "a", "model": "m", "layers": [0]},
@@ -143,10 +148,36 @@ CONTRADICTORY = {
         "pairs[1]",
         "{layer}",
     ),
+    "an artifact without an alias": (
+        "pairs.2.wandb",
+        "a/b/{layer}",
+        "pairs[2].wandb",
+        "expected entity/project/name:alias",
+    ),
+    "a sweep that is no project": ("sweeps.s", {"wandb": "a/b/c"}, "sweeps.s.wandb", "expected entity/project"),
+    "a sweep without a source": ("sweeps.s", {}, "sweeps.s", "expected exactly one of wandb, local"),
+    "a sweep of an unknown model": (
+        "sweeps.s",
+        {"local": LOCAL | {"model": "nothing"}},
+        "sweeps.s.local.model",
+        "'nothing', which is not in the catalog",
+    ),
+    "a sweep with a coefficient twice": (
+        "sweeps.s",
+        {"local": LOCAL | {"coefficients": [1.0, 2.0, 1.0]}},
+        "sweeps.s.local",
+        "coefficients holds a number twice",
+    ),
+    "a sweep without coefficients": (
+        "sweeps.s",
+        {"local": LOCAL | {"coefficients": []}},
+        "sweeps.s.local.coefficients",
+        "at least 1 item",
+    ),
     "layers that share an artifact": ("pairs.2.wandb", "a/b/c:v0", "pairs[2]", "{layer}"),
     "the same pair in two entries": (
         "pairs.3",
-        {"variant": "b", "model": "m", "layers": [1, 0], "wandb": "a/{layer}"},
+        {"variant": "b", "model": "m", "layers": [1, 0], "wandb": "a/b/{layer}:v0"},
         "pairs[3] and pairs[1]",
         "b of m at layer 0",
     ),

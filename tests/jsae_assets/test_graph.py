@@ -432,17 +432,6 @@ def test_a_pair_of_a_model_with_another_width_is_refused_naming_both(from_direct
     assert from_directory.stored() == {}
 
 
-def test_a_pair_from_wandb_is_refused_by_its_path_until_fetching_is_built(entries, graph):
-    changed = entries()
-    changed["pairs"][1] = {"variant": "jsae", "model": "tiny", "layers": [1], "wandb": "who/what/pair_layer{layer}:v0"}
-    tiny = graph(changed)
-    result = tiny.measure(1, "jsae/sae_pair")
-    (message,) = failures(result).values()
-    for words in ("wandb", "who/what/pair_layer1:v0", "'directory'"):
-        assert words in message
-    assert tiny.stored() == {}
-
-
 # Bad input
 
 

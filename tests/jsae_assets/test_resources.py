@@ -94,10 +94,10 @@ def test_without_an_environment_the_device_is_auto_in_float32(monkeypatch):
 class Watching(Compute):
     """Notes how many slots of the pool are held while a model is asked for."""
 
-    def language_model(self, source, randomise_seed=None):
+    def language_model(self, *named):
         info = self.get_resource_context().instance.event_log_storage.get_concurrency_info("gpu")
         slots.append((info.active_slot_count, info.slot_count))
-        return super().language_model(source, randomise_seed)
+        return super().language_model(*named)
 
 
 slots: list[tuple[int, int]] = []

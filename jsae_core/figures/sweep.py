@@ -6,7 +6,7 @@ was published (`jsae_core.published`), and the measures of a single pair (`thres
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,8 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from jsae_core.figures.style import FONT_SIZE, INK, WIDTH, apply_style, plain
+from jsae_core.figures.labels import SMALL, Room, along, around, beside, boxes
+from jsae_core.figures.style import INK, WIDTH, apply_style, plain
 from jsae_core.figures.thresholds import PUBLISHED
 
 SPARSITY = ("l1_over_l2", "kurtosis", "above_0.005", "above_0.01", "above_0.02")
@@ -30,8 +31,6 @@ JOINED = 25  # λ of a group that a line joins; through more it would be a scrib
 MANY = 60  # runs: more get smaller dots
 BEYOND = " · triangles: beyond the axis"
 
-SMALL = FONT_SIZE - 2
-CHARACTER, AROUND = 0.56 * SMALL, 4  # px, of labels: a digit is as wide, and what is left free
 DOT, SMALL_DOT, GRID_DOT, SMALL_GRID_DOT, DIAMOND, RING = 14, 8, 10, 6, 14, 28  # px across
 LEFT, RIGHT, BELOW = 108, 124, 84  # px beside the panels, colour bar included, and below them, without the legend
 LEGEND_ROW, LEGEND_SYMBOL, LEGEND_CHARACTER = 30, 46, 10  # px
@@ -96,18 +95,6 @@ class _Knee(NamedTuple):
     @property
     def text(self) -> str:
         return f"knee: λ = {self.coefficient:.3g}"
-
-
-class _Place(NamedTuple):
-    """Where a label may be: its box and points on the line that leads to it, in px from the panel's lower left corner,
-    and what Plotly is told."""
-
-    left: float
-    right: float
-    bottom: float
-    top: float
-    told: str | tuple[float, float]
-    leader: np.ndarray = np.empty((0, 2))
 
 
 def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, published: pd.DataFrame | None = None) -> go.Figure:
@@ -470,33 +457,6 @@ def _remark_on_marks(figure: go.Figure, groups: pd.Series) -> str:
     return remark + (BEYOND if beyond else "")
 
 
-class _Room:
-    """What is free of the trade-off's panel. Boxes are left, right, bottom and top in px from its lower left corner."""
-
-    def __init__(self, marks: np.ndarray, lines: np.ndarray):
-        self.marks, self.lines = marks, lines
-
-    def first_free(self, places: Iterator[_Place]) -> str | tuple[float, float] | None:
-        """What Plotly is told of the first place that covers nothing, which is taken then. A line that leads to it may
-        cross lines, but neither marks nor labels: it would seem to come from them."""
-        for place in places:
-            box, leader = np.array([place[:4]]), _boxes(place.leader, 1)
-            inside = 0 <= place.left and place.right <= PANEL_WIDTH and 0 <= place.bottom and place.top <= HEIGHT
-            pairs = ((box, self.marks), (box, self.lines), (leader, self.marks))
-            if inside and not any(_overlap(some, others) for some, others in pairs):
-                self.marks = np.concatenate([self.marks, box + [-AROUND, AROUND, -AROUND, AROUND]])
-                self.lines = np.concatenate([self.lines, leader])
-                return place.told
-        return None
-
-
-def _overlap(some: np.ndarray, others: np.ndarray) -> bool:
-    left, right, bottom, top = some.T[:, :, None]
-    others_left, others_right, others_bottom, others_top = others.T
-    apart = (right <= others_left) | (others_right <= left) | (top <= others_bottom) | (others_top <= bottom)
-    return not apart.all()
-
-
 def _write_labels(
     axes: tuple[_Axis, _Axis],
     lines: go.Scatter,
@@ -506,16 +466,16 @@ def _write_labels(
     """Label marks with their λ where there is room, in place, and return the names of the knees, which come first. Of
     a group's runs of the same λ one is labelled."""
     rings = _pixels(axes, np.array([knee.x for knee in knees]), np.array([knee.y for knee in knees]))
-    marks, lines = [_boxes(rings, RING / 2)], [_pixels(axes, lines.x, lines.y)]
+    marks, lines = [boxes(rings, RING / 2)], [_pixels(axes, lines.x, lines.y)]
     for trace, _ in marked:
-        marks.append(_boxes(_pixels(axes, trace.x, trace.y), 0.6 * trace.marker.size))
+        marks.append(boxes(_pixels(axes, trace.x, trace.y), 0.6 * trace.marker.size))
         if "lines" in trace.mode:
             lines.append(_pixels(axes, trace.x, trace.y))
-    room = _Room(np.concatenate(marks), _boxes(np.concatenate([_along(line) for line in lines]), 1))
+    room = Room((PANEL_WIDTH, HEIGHT), np.concatenate(marks), boxes(np.concatenate([along(line) for line in lines]), 1))
 
     names, named = [], set()
     for knee, ring in zip(knees, rings, strict=True):
-        shift = room.first_free(_around(ring, len(knee.text)))
+        shift = room.first_free(around(ring, RING, len(knee.text)))
         if shift is not None:
             named.add((knee.x, knee.y))
             names.append(_name_of_knee(knee, shift))
@@ -525,7 +485,7 @@ def _write_labels(
         for x, y, mark, run in zip(trace.x, trace.y, marks, zip(runs["group"], runs[LAMBDA], strict=True), strict=True):
             text = f"\xa0{run[1]:.3g}\xa0"
             known = run in labelled or (x, y) in named
-            place = None if known else room.first_free(_beside(mark, trace.marker.size, len(text)))
+            place = None if known else room.first_free(beside(mark, trace.marker.size, len(text)))
             labels.append((text, place) if place else ("", "middle right"))
             if place:
                 labelled.add(run)
@@ -536,40 +496,6 @@ def _write_labels(
 def _pixels(axes: tuple[_Axis, _Axis], x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Points in px, a row each."""
     return np.stack([axes[0].pixels(x, PANEL_WIDTH), axes[1].pixels(y, HEIGHT)], axis=1)
-
-
-def _boxes(points: np.ndarray, reach: float) -> np.ndarray:
-    return (points[:, [0, 0, 1, 1]] + [-reach, reach, -reach, reach]).reshape(-1, 4)
-
-
-def _along(points: np.ndarray) -> np.ndarray:
-    """Points every few px on the lines that join these, gaps left out."""
-    steps = np.linspace(0, 1, 200)[:, None, None]
-    between = (points[:-1] + steps * (points[1:] - points[:-1])).reshape(-1, 2)
-    return between[~np.isnan(between).any(axis=1)]
-
-
-def _beside(mark: np.ndarray, size: float, characters: int) -> Iterator[_Place]:
-    """Where Plotly can put a text at a marker."""
-    away = 0.625 * size + 1  # as Plotly has it
-    width = CHARACTER * characters
-    for down, across in ((0, 1), (0, -1), (-1, 0), (1, 0), (-1, 1), (1, 1), (-1, -1), (1, -1)):
-        left = mark[0] + {1: away, 0: -width / 2, -1: -away - width}[across]
-        bottom = mark[1] + {-1: away, 0: -SMALL / 2, 1: -away - SMALL}[down]
-        told = f"{('top', 'middle', 'bottom')[down + 1]} {('left', 'center', 'right')[across + 1]}"
-        yield _Place(left, left + width, bottom, bottom + SMALL, told)
-
-
-def _around(ring: np.ndarray, characters: int) -> Iterator[_Place]:
-    """Ever farther from a ring, where a line can lead to it; Plotly is told the way from the ring in px, y down."""
-    width, height = CHARACTER * characters, 1.4 * SMALL
-    for distance in range(RING, 8 * RING, 10):
-        for angle in np.radians(range(-45, 315, 15)):
-            right, up = (distance + width / 2) * np.cos(angle), distance * np.sin(angle)
-            x, y = ring + [right, up]
-            leader = ring + np.linspace(0, 1, 30)[:, None] * [right, up]
-            away = np.hypot(*(leader - ring).T) > 0.75 * RING
-            yield _Place(x - width / 2, x + width / 2, y - height / 2, y + height / 2, (right, -up), leader[away])
 
 
 def _name_of_knee(knee: _Knee, shift: tuple[float, float]) -> dict:

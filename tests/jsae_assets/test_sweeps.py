@@ -18,6 +18,7 @@ from jsae_core.measures import pair_quality
 from jsae_core.sweeps import RUN_COLUMNS
 from jsae_core.text import first_tokens, split_documents
 from tests.jsae_assets.conftest import Graph, failures, materialised, metadata, write_catalog
+from tests.jsae_assets.test_demo import run
 from tests.jsae_assets.test_graph import values
 from tests.wandb_server import WandbServer
 
@@ -154,6 +155,16 @@ def test_a_sweep_that_left_the_catalog_is_skipped(local, local_entries, tmp_path
 def test_a_catalog_without_sweeps_has_no_sweep_assets(measured):
     keys = {key.to_user_string() for key in measured.graph.definitions.resolve_asset_graph().get_all_asset_keys()}
     assert not {key for key in keys if "sweep" in key}
+
+
+def test_the_demo_makes_a_sweep_once_and_again_when_its_recipe_changes(local, local_entries, tmp_path):
+    assert run(local) & {"sweep_runs lambdas"} == set()  # it was made, though not by the demo
+    assert run(local) == set()
+    changed = local_entries()
+    recipe = changed["sweeps"]["lambdas"]["local"]["train"]
+    changed["sweeps"]["lambdas"]["local"]["train"] = recipe | {"config": recipe["config"] | {"steps": 30}}
+    after = local.with_catalog(load_catalog(write_catalog(tmp_path, changed)))
+    assert run(after) == {f"{name} lambdas" for name in {"sweep_runs"} | FIGURES}
 
 
 # From wandb

@@ -1,0 +1,96 @@
+"""Labels of marks in a panel, placed so that they cover no mark, no line and no other label.
+
+Here: which place of several is free. Not here: what is labelled, and with what. Everything is in px from the panel's
+lower left corner; a box is left, right, bottom and top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jsae_core.figures.style import FONT_SIZE
+
+SMALL = FONT_SIZE - 2
+CHARACTER, AROUND = 0.56 * SMALL, 4  # px: a digit is as wide, and what is left free around a label
+
+
+class Place(NamedTuple):
+    """Where a label may be: its box, points on the line that leads to it, and what Plotly is told."""
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+    told: str | tuple[float, float]
+    leader: np.ndarray = np.empty((0, 2))
+
+
+class Room:
+    """What is free of a panel.
+
+    Args:
+        size: width and height.
+        marks, lines: boxes [n, 4] of what may not be covered.
+    """
+
+    def __init__(self, size: tuple[float, float], marks: np.ndarray, lines: np.ndarray):
+        self.size, self.marks, self.lines = size, marks, lines
+
+    def first_free(self, places: Iterator[Place]) -> str | tuple[float, float] | None:
+        """What Plotly is told of the first place that covers nothing, which is taken then. A line that leads to it may
+        cross lines, but neither marks nor labels: it would seem to come from them."""
+        for place in places:
+            box, leader = np.array([place[:4]]), boxes(place.leader, 1)
+            width, height = self.size
+            inside = 0 <= place.left and place.right <= width and 0 <= place.bottom and place.top <= height
+            pairs = ((box, self.marks), (box, self.lines), (leader, self.marks))
+            if inside and not any(_overlap(some, others) for some, others in pairs):
+                self.marks = np.concatenate([self.marks, box + [-AROUND, AROUND, -AROUND, AROUND]])
+                self.lines = np.concatenate([self.lines, leader])
+                return place.told
+        return None
+
+
+def _overlap(some: np.ndarray, others: np.ndarray) -> bool:
+    left, right, bottom, top = some.T[:, :, None]
+    others_left, others_right, others_bottom, others_top = others.T
+    apart = (right <= others_left) | (others_right <= left) | (top <= others_bottom) | (others_top <= bottom)
+    return not apart.all()
+
+
+def boxes(points: np.ndarray, reach: float) -> np.ndarray:
+    """A box around each point [n, 2]."""
+    return (points[:, [0, 0, 1, 1]] + [-reach, reach, -reach, reach]).reshape(-1, 4)
+
+
+def along(points: np.ndarray) -> np.ndarray:
+    """Points every few px on the lines that join these, gaps left out."""
+    steps = np.linspace(0, 1, 200)[:, None, None]
+    between = (points[:-1] + steps * (points[1:] - points[:-1])).reshape(-1, 2)
+    return between[~np.isnan(between).any(axis=1)]
+
+
+def beside(mark: np.ndarray, size: float, characters: int) -> Iterator[Place]:
+    """Where Plotly can put a text at a marker."""
+    away = 0.625 * size + 1  # as Plotly has it
+    width = CHARACTER * characters
+    for down, across in ((0, 1), (0, -1), (-1, 0), (1, 0), (-1, 1), (1, 1), (-1, -1), (1, -1)):
+        left = mark[0] + {1: away, 0: -width / 2, -1: -away - width}[across]
+        bottom = mark[1] + {-1: away, 0: -SMALL / 2, 1: -away - SMALL}[down]
+        told = f"{('top', 'middle', 'bottom')[down + 1]} {('left', 'center', 'right')[across + 1]}"
+        yield Place(left, left + width, bottom, bottom + SMALL, told)
+
+
+def around(ring: np.ndarray, diameter: int, characters: int) -> Iterator[Place]:
+    """Ever farther from a ring, where a line can lead to it; Plotly is told the way from the ring in px, y down."""
+    width, height = CHARACTER * characters, 1.4 * SMALL
+    for distance in range(diameter, 8 * diameter, 10):
+        for angle in np.radians(range(-45, 315, 15)):
+            right, up = (distance + width / 2) * np.cos(angle), distance * np.sin(angle)
+            x, y = ring + [right, up]
+            leader = ring + np.linspace(0, 1, 30)[:, None] * [right, up]
+            away = np.hypot(*(leader - ring).T) > 0.75 * diameter
+            yield Place(x - width / 2, x + width / 2, y - height / 2, y + height / 2, (right, -up), leader[away])

@@ -5,6 +5,8 @@ import os
 # Read by huggingface_hub and datasets when they are first imported, so it is set before any test module is.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import pytest
+import wandb
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -15,3 +17,28 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("jsae")
+
+
+@pytest.fixture(scope="module")
+def no_wandb_process_left():
+    """The client's helper process takes its settings from the first use in a process, and would live on to its end."""
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def point_client_at(monkeypatch, tmp_path):
+    """Has wandb's client speak to a server alone, as impatiently as it can."""
+
+    def point(server) -> None:
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", server.api_key)
+        monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
+        monkeypatch.setenv("WANDB__GRAPHQL_RETRY_MAX", "1")
+        monkeypatch.setenv("WANDB__GRAPHQL_RETRY_WAIT_MAX_SECONDS", "1")
+
+    return point

@@ -279,13 +279,8 @@ def measured(fresh_home, entries, tmp_path_factory):
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path):
+def server(point_client_at):
     """A wandb on loopback, and a client that is pointed at it."""
     with WandbServer() as server:
-        for name, value in server.environment(tmp_path / "client").items():
-            monkeypatch.setenv(name, value)
-        # as impatient as the client can be
-        for name, value in {"MAX": "1", "WAIT_MIN_SECONDS": "1", "WAIT_MAX_SECONDS": "1"}.items():
-            monkeypatch.setenv(f"WANDB__GRAPHQL_RETRY_{name}", value)
-        monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
+        point_client_at(server)
         yield server

@@ -1,6 +1,5 @@
 """Sweeps through Dagster: trained here and resumed, or synced with wandb, and what a failing sync leaves behind."""
 
-import shutil
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -85,13 +84,13 @@ def test_a_runs_numbers_are_the_quality_of_its_stored_pair_on_the_models_text(lo
     lm = load_language_model(language_model)
     local.tokenise()
     documents = first_tokens(split_documents(load_file(local.file("tokens", None))), 300)
-    for _, run in table(local, "lambdas").iterrows():
-        pair = SAEPair.load(local.storage / "sweep_runs" / "lambdas" / f"{run['run_id']}.safetensors")
-        assert pair.config.jacobian_coefficient == run["jacobian_coefficient"]
+    for _, row in table(local, "lambdas").iterrows():
+        pair = SAEPair.load(local.storage / "sweep_runs" / "lambdas" / f"{row['run_id']}.safetensors")
+        assert pair.config.jacobian_coefficient == row["jacobian_coefficient"]
         quality = pair_quality(pair, lm, documents)
         for name in ("ce_score_input", "kl_score_output", "explained_variance_output", "above_0.01", "l1_over_l2"):
-            assert run[name] == pytest.approx(quality[name], rel=1e-3, abs=1e-5), name
-        assert run["ce_score"] == pytest.approx((quality["ce_score_input"] + quality["ce_score_output"]) / 2, rel=1e-3)
+            assert row[name] == pytest.approx(quality[name], rel=1e-3, abs=1e-5), name
+        assert row["ce_score"] == pytest.approx((quality["ce_score_input"] + quality["ce_score_output"]) / 2, rel=1e-3)
 
 
 def test_a_second_sweep_trains_nothing_and_gives_the_same_data_version(local):
@@ -347,7 +346,6 @@ def test_a_table_from_wandb_has_a_freshness_policy(remote):
 def test_the_folder_of_the_client_is_beside_the_storage_and_nowhere_else(remote, server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     add_runs(server, 2)
-    shutil.rmtree(tmp_path / "client")
     sync(remote, "theirs", "sweep_runs")
     assert (remote.storage.parent / "wandb").is_dir()
     assert not (tmp_path / "wandb").exists() and not (tmp_path / "artifacts").exists()

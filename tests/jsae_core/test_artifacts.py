@@ -45,12 +45,7 @@ PATIENCE = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_helper_process_left():
-    """The client's helper process takes its settings from the first use in a process, and would live on to its end."""
-    wandb.teardown()
-    yield
-    wandb.teardown()
+pytestmark = pytest.mark.usefixtures("no_wandb_process_left")
 
 
 @pytest.fixture

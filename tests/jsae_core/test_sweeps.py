@@ -6,7 +6,6 @@ Not here: how each failure of wandb is explained (`test_wandb_client.py`).
 import io
 import json
 import math
-import os
 from datetime import UTC, datetime, timedelta
 
 import pandas as pd
@@ -38,27 +37,15 @@ SUMMARY = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_helper_process_left():
-    """The client's helper process would live on to the end of the tests."""
-    wandb.teardown()
-    yield
-    wandb.teardown()
+pytestmark = pytest.mark.usefixtures("no_wandb_process_left")
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(point_client_at):
     """With an empty project."""
     with WandbServer(api_key=KEY) as server:
         server.add_project(*PROJECT)
-        for name in [name for name in os.environ if name.startswith("WANDB_")]:
-            monkeypatch.delenv(name)
-        monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        monkeypatch.setenv("WANDB_API_KEY", server.api_key)
-        monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
-        monkeypatch.setenv("WANDB__GRAPHQL_RETRY_MAX", "1")
-        monkeypatch.setenv("WANDB__GRAPHQL_RETRY_WAIT_MAX_SECONDS", "1")
+        point_client_at(server)
         yield server
 
 

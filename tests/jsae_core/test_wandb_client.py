@@ -27,17 +27,10 @@ def no_helper_process_left():
 
 
 @pytest.fixture(params=[HEXADECIMAL_KEY])
-def server(request, tmp_path, monkeypatch):
+def server(request, point_client_at):
     with WandbServer(api_key=request.param) as server:
         server.add_run("ent", "proj", "a")
-        for name in [name for name in os.environ if name.startswith("WANDB_")]:
-            monkeypatch.delenv(name)
-        monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        monkeypatch.setenv("WANDB_API_KEY", server.api_key)
-        monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
-        monkeypatch.setenv("WANDB__GRAPHQL_RETRY_MAX", "1")
-        monkeypatch.setenv("WANDB__GRAPHQL_RETRY_WAIT_MAX_SECONDS", "1")
+        point_client_at(server)
         yield server
 
 

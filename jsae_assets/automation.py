@@ -7,7 +7,7 @@ import dagster as dg
 
 from jsae_assets.catalog import Catalog
 from jsae_assets.freshness import latest_metadata
-from jsae_assets.partitions import cell_key, layers, models, partition_keys, sweeps
+from jsae_assets.partitions import cell_key, cells, layers, models, partition_keys, sweeps
 from jsae_assets.resources import wandb_folder
 
 TOKENS_JOB, CELL_JOB, LAYERS_JOB = "tokenise_text", "measure_cell", "compare_layers"
@@ -116,7 +116,11 @@ def alias_sensor(catalog: Catalog) -> list[dg.SensorDefinition]:
     def moved_aliases(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest]:
         from jsae_core.artifacts import find_wandb_artifact
 
+        graph = context.repository_def.asset_graph
         for pair in named:
+            affected = dg.AssetSelection.assets([pair.variant, "sae_pair"]).downstream().resolve(graph)
+            # the other variants' pairs stay; what compares layers is of another partitioning
+            selection = [key for key in affected if graph.get(key).partitions_def == cells]
             for layer in pair.layers:
                 partition = cell_key(pair.model, layer)
                 fetched = latest_metadata(context.instance, dg.AssetKey([pair.variant, "sae_pair"]), partition)
@@ -125,6 +129,10 @@ def alias_sensor(catalog: Catalog) -> list[dg.SensorDefinition]:
                 found = find_wandb_artifact(pair.at(layer), wandb_folder(context.instance))
                 if found.digest != fetched["source_digest"]:
                     context.log.info(f"{pair.at(layer)} is {found.version} now")
-                    yield dg.RunRequest(run_key=f"{partition} {found.digest}", partition_key=partition)
+                    yield dg.RunRequest(
+                        run_key=f"{pair.variant} {partition} {found.digest}",
+                        partition_key=partition,
+                        asset_selection=selection,
+                    )
 
     return [moved_aliases]

@@ -56,17 +56,12 @@ def _curves(pair: SAEPair, x: Tensor, output_ranks: Tensor, input_ranks: Tensor)
     row = torch.arange(len(x), device=x.device)
     activation = sandwich.input_activations[row, input_ranks]
     direction = pair.input_sae.W_dec[sandwich.input_latents[row, input_ranks]]
-    values = _input_values(activation)
+    top = (activation + 1).clamp(min=LEAST_RANGE)
+    values = torch.linspace(0, 1, POINTS, dtype=x.dtype, device=x.device) * top[:, None]
     moved = x[:, None] + (values - activation[:, None])[:, :, None] * direction[:, None]
     activations, latents = top_latents(pair.output_sae, pair.mlp(moved.flatten(0, 1)))
     wanted = sandwich.output_latents[row, output_ranks].repeat_interleave(POINTS)
     return values, (activations * (latents == wanted[:, None])).sum(dim=1).view(len(x), POINTS)
-
-
-def _input_values(activation: Tensor) -> Tensor:
-    """The points of each sweep [n, 100], from the activations [n] that occurred."""
-    top = (activation + 1).clamp(min=LEAST_RANGE)
-    return torch.linspace(0, 1, POINTS, dtype=activation.dtype, device=activation.device) * top[:, None]
 
 
 def classify_curves(input_values: Tensor, output_values: Tensor) -> list[str]:

@@ -116,17 +116,21 @@ def test_a_moved_alias_is_noticed_once_and_only_for_pairs_that_were_fetched(
     (sensor,) = alias_sensor(tiny.catalog)
     assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
 
-    def asked_for() -> list[str]:
+    def asked_for() -> list[tuple[str, set[str]]]:
         context = dg.build_sensor_context(tiny.instance, repository_def=tiny.definitions.get_repository_def())
         with partition_loading_context(dynamic_partitions_store=tiny.instance):
-            return [request.partition_key for request in sensor.evaluate_tick(context).run_requests]
+            return [
+                (request.partition_key, {key.to_user_string() for key in request.asset_selection})
+                for request in sensor.evaluate_tick(context).run_requests
+            ]
 
     assert asked_for() == []
     tiny.measure(1, "jsae/sae_pair")
     assert asked_for() == []
     others = artifact_files(tmp_path / "newer", load_language_model(language_model), seed=5)
     server.add_artifact("lab", "pairs", NAME, others)
-    assert asked_for() == [cell_key("tiny", 1)]
+    of_the_pair = {f"jsae/{name}" for name in PER_VARIANT} | {f"figures/jsae/{name}" for name in CELL_FIGURES}
+    assert asked_for() == [(cell_key("tiny", 1), of_the_pair)]
     tiny.measure(1, "jsae/sae_pair")
     assert asked_for() == []
 

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jsae_core.sae_pair import SAEPair, Tables, top_latents
+from jsae_core.sae_pair import SAEPair, Tables, inputs_at_once, top_latents
 
-GATHER_BYTES = 2**20  # of each of the two buffers that gathered rows are kept in: both stay in the cache of one core
+GATHER_BYTES = 2**21  # of each of the two buffers that gathered rows are kept in: both stay in the cache of one core
 
 
 @dataclass(frozen=True)
@@ -50,25 +50,26 @@ def run_sandwich(pair: SAEPair, mlp_input: Tensor) -> Sandwich:
     Raises:
         ValueError: the last dimension is not the pair's d_in, or device or dtype differ from the pair's.
     """
-    _check_input(pair, mlp_input)
-    with torch.no_grad():
-        batch_shape, x = mlp_input.shape[:-1], mlp_input.reshape(-1, mlp_input.shape[-1])
-        response = pair.mlp.respond(x)
-        input_activations, input_latents = top_latents(pair.input_sae, x)
-        output_activations, output_latents = top_latents(pair.output_sae, response.output)
-        jacobian = gather_jacobian(pair.tables(), input_latents, output_latents, response.slopes)
+    check_input(pair, mlp_input)
+    batch_shape, x = mlp_input.shape[:-1], mlp_input.reshape(-1, mlp_input.shape[-1])
+    # in parts, so that intermediate results are small enough to lie in memory that the next part uses again
+    parts = [_sandwich(pair, part) for part in x.split(inputs_at_once(pair.input_sae))]
 
-        def shaped(tensor: Tensor) -> Tensor:
-            return tensor.reshape(*batch_shape, *tensor.shape[1:])
+    def joined(tensors: tuple[Tensor, ...]) -> Tensor:
+        tensor = torch.cat(tensors)
+        return tensor.reshape(*batch_shape, *tensor.shape[1:])
 
-        return Sandwich(
-            jacobian=shaped(jacobian),
-            input_latents=shaped(input_latents),
-            output_latents=shaped(output_latents),
-            input_activations=shaped(input_activations),
-            output_activations=shaped(output_activations),
-            mlp_output=shaped(response.output),
-        )
+    return Sandwich(*map(joined, zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def _sandwich(pair: SAEPair, x: Tensor) -> tuple[Tensor, ...]:
+    """What a Sandwich holds, for x [n, d_model]."""
+    response = pair.mlp.respond(x)
+    input_activations, input_latents = top_latents(pair.input_sae, x)
+    output_activations, output_latents = top_latents(pair.output_sae, response.output)
+    jacobian = gather_jacobian(pair.tables(), input_latents, output_latents, response.slopes)
+    return jacobian, input_latents, output_latents, input_activations, output_activations, response.output
 
 
 def gather_jacobian(tables: Tables, input_latents: Tensor, output_latents: Tensor, slopes: Sequence[Tensor]) -> Tensor:
@@ -140,7 +141,8 @@ def _gathered(
         yield part, E, D[:, :, 0] if len(slopes) == 1 else D.sum(dim=2)
 
 
-def _check_input(pair: SAEPair, mlp_input: Tensor) -> None:
+def check_input(pair: SAEPair, mlp_input: Tensor) -> None:
+    """Raises ValueError: the last dimension is not the pair's d_in, or device or dtype differ from the pair's."""
     weight = pair.input_sae.W_enc
     if mlp_input.shape[-1:] != weight.shape[:1]:
         raise ValueError(

@@ -7,9 +7,11 @@ Jacobian that is built on them (`jacobian.py`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -75,21 +77,30 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d_model] -> the MLP's output [..., d_model]."""
-        z = x @ self.W_in + self.b_in
-        hidden = self.phi(x @ self.W_gate + self.b_gate) * z if self.gated else self.phi(z)
-        return hidden @ self.W_out + self.b_out
+        return self.project(self.hidden(self.branch_values(x)))
+
+    def branch_values(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x [..., d_model] -> what each branch gives, bias included; in the order of `branches`, each [..., d_mlp]."""
+        biases = (self.b_gate, self.b_in) if self.gated else (self.b_in,)
+        return tuple(F.linear(x, W.T, b) for W, b in zip(self.branches, biases, strict=True))
+
+    def hidden(self, branch_values: Sequence[Tensor]) -> Tensor:
+        """The hidden layer [..., d_mlp] from what the branches give."""
+        return self.phi(branch_values[0]) * branch_values[1] if self.gated else self.phi(branch_values[0])
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """The hidden layer [..., d_mlp] -> the output [..., d_model]."""
+        return F.linear(hidden, self.W_out.T, self.b_out)
 
     @torch.no_grad()
     def respond(self, x: Tensor) -> Response:
         """x [..., d_model] -> the output and the hidden layer's slopes, without a graph."""
-        z = x @ self.W_in + self.b_in
+        z, *rest = self.branch_values(x)
+        value, slope = self._value_and_slope(z)
         if self.gated:
-            value, slope = self._value_and_slope(x @ self.W_gate + self.b_gate)
-            hidden, slopes = value * z, (slope * z, value)
-        else:
-            hidden, slope = self._value_and_slope(z)
-            slopes = (slope,)
-        return Response(hidden @ self.W_out + self.b_out, slopes)
+            (u,) = rest
+            return Response(self.project(value * u), (slope * u, value))
+        return Response(self.project(value), (slope,))
 
     def _value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
         # Autograd knows the slope of any activation; phi is elementwise, so the gradient of its sum is the slope.

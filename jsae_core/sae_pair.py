@@ -32,6 +32,7 @@ WEIGHTS_FILE, CONFIG_FILE = "sae_weights.safetensors", "cfg.json"
 INPUT_CONVENTION = "the MLP's true input: normalisation with its gain and bias, weights unprocessed"
 SAE_WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 MLP_WEIGHTS = ("W_in", "b_in", "W_out", "b_out", "W_gate", "b_gate")
+PRE_ACTIVATION_BYTES = 128 * 2**20  # fewer rows at once make the product with the encoder slower
 RENAMED_KEYS = {
     "hook_point": "hook_name",
     "hook_point_layer": "hook_layer",
@@ -177,6 +178,12 @@ class SAEPair(nn.Module):
             self._tables = (state, tables, tuple(weight.detach() for weight in weights))
         return self._tables[1]
 
+    @property
+    def tables_bytes(self) -> int:
+        """What the tables take, built or not."""
+        d_mlp, branches = self.mlp.W_in.shape[1], len(self.mlp.branches)
+        return self.config.d_sae * d_mlp * (branches + 1) * self.mlp.W_in.element_size()
+
     def _apply(self, fn, recurse: bool = True) -> SAEPair:
         """What `to`, `double` and their like call. SAELens keeps dtype and device beside an SAE's weights, and only
         the SAE's own `to` keeps them in step."""
@@ -286,8 +293,32 @@ def top_latents(sae: TopKSAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """x [n, d_in] -> the k largest pre-activations after ReLU, and their latents, in descending order: two [n, k].
 
     SAELens's own TopK neither sorts nor returns indices."""
-    values, latents = torch.topk(sae.process_sae_in(x) @ sae.W_enc + sae.b_enc, sae.cfg.k, dim=-1, sorted=True)
-    return torch.relu(values), latents
+    values, latents = top_pre_activations(sae, x, sae.cfg.k)
+    return values.relu_(), latents
+
+
+@torch.no_grad()
+def top_pre_activations(sae: TopKSAE, x: Tensor, n_latents: int) -> tuple[Tensor, Tensor]:
+    """x [n, d_in] -> the largest pre-activations and their latents, in descending order: two [n, n_latents].
+
+    Rows are encoded some at a time, into memory that the next ones use again: for all rows at once it would have to be
+    new, and new pages take a third as long as the product that fills them."""
+    rows = inputs_at_once(sae)
+    memory = x.new_empty(min(len(x), rows), sae.cfg.d_sae)
+    parts = [torch.topk(pre_activations(sae, part, memory), n_latents, dim=-1) for part in x.split(rows)]
+    return torch.cat([values for values, _ in parts]), torch.cat([latents for _, latents in parts])
+
+
+@torch.no_grad()
+def pre_activations(sae: TopKSAE, x: Tensor, memory: Tensor | None = None) -> Tensor:
+    """x [n, d_in] -> all pre-activations [n, d_sae], in the first rows of `memory` where it is given."""
+    out = x.new_empty(len(x), sae.cfg.d_sae) if memory is None else memory[: len(x)]
+    return torch.addmm(sae.b_enc, sae.process_sae_in(x), sae.W_enc, out=out)
+
+
+def inputs_at_once(sae: TopKSAE) -> int:
+    """How many inputs to encode at once: their pre-activations, d_sae each, are the largest thing then."""
+    return max(1, PRE_ACTIVATION_BYTES // (sae.cfg.d_sae * sae.W_enc.element_size()))
 
 
 def decode(W_dec: Tensor, b_dec: Tensor, activations: Tensor, latents: Tensor) -> Tensor:

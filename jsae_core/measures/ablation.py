@@ -13,15 +13,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from jsae_core.jacobian import Sandwich, run_sandwich
-from jsae_core.measures.samples import Ranks, Samples, draw_samples, inputs_at_once, joined, table
-from jsae_core.sae_pair import SAEPair, top_latents
+from jsae_core.jacobian import check_input, gather_jacobian
+from jsae_core.measures.samples import Ranks, Samples, draw_samples, joined, table
+from jsae_core.measures.top_k import among_top_k
+from jsae_core.sae_pair import SAEPair, inputs_at_once, top_latents, top_pre_activations
 
 ABSOLUTE_TOLERANCE = 0.1  # the published criterion: |J + change| below it
 RELATIVE_TOLERANCE = 0.1  # |J + change| below this share of |J|
 ROUNDING = 1e-12  # equal elements computed in float32 have a variance of up to this share of their mean square
 NOTEWORTHY = 0.01  # most |J| are so small that the absolute criterion passes by itself; those above it decide
 AGREEMENTS = ("line", "cluster", "off")
+SAMPLES_AT_ONCE = 2**17
+RIVALS = 32  # times k: the output latents, TopK included, that are looked at after an intervention
+SHARED, WORTHWHILE = 4, 8  # it pays from so many interventions a token, and with so many times as many latents in all
+GATHER_BYTES = 2**24  # of the rivals' encoder rows at once
 
 
 @torch.no_grad()
@@ -49,9 +54,11 @@ def ablation_samples(
         ValueError: the stream is empty, not finite, or holds fewer elements than `n_samples`, or `ranks` is unknown.
     """
     x = joined(stream)
+    check_input(pair, x)
     samples = draw_samples(len(x), pair.config.k, n_samples, ranks, seed)
-    parts = samples.split(inputs_at_once(pair))
-    return pd.concat([_ablate(pair, x, part) for part in parts], ignore_index=True)
+    encoder_rows = pair.output_sae.W_enc.T.contiguous()
+    parts = [_ablate(pair, encoder_rows, x, part) for part in _by_tokens(samples, inputs_at_once(pair.input_sae))]
+    return pd.concat(parts, ignore_index=True)
 
 
 def ablation_summary(samples: pd.DataFrame) -> dict[str, float]:
@@ -90,28 +97,113 @@ def _line(samples: pd.DataFrame) -> dict[str, float]:
     return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
-def _ablate(pair: SAEPair, x: Tensor, samples: Samples) -> pd.DataFrame:
-    tokens, row = samples.token.to(x.device).unique(return_inverse=True)
-    output_rank, input_rank = samples.output_rank.to(x.device), samples.input_rank.to(x.device)
-    sandwich = run_sandwich(pair, x[tokens])
-    output_latent = sandwich.output_latents[row, output_rank]
-    before = sandwich.output_activations[row, output_rank]
-    after = _after_ablation(pair, x[tokens], sandwich, row, input_rank, output_latent)
+def _by_tokens(samples: Samples, n_tokens: int) -> list[Samples]:
+    """Samples in parts of at most `n_tokens` tokens, each with all its samples, and of about SAMPLES_AT_ONCE."""
+    _, counts = samples.token.unique_consecutive(return_counts=True)
+    tokens = max(1, min(n_tokens, SAMPLES_AT_ONCE // int(counts.max())))
+    return samples.split([int(part.sum()) for part in counts.split(tokens)])
+
+
+def _ablate(pair: SAEPair, encoder_rows: Tensor, x: Tensor, samples: Samples) -> pd.DataFrame:
+    samples = Samples(*(column.to(x.device) for column in samples))
+    tokens, row = samples.token.unique_consecutive(return_inverse=True)
+    x, k = x[tokens], pair.config.k
+    response = pair.mlp.respond(x)
+    input_activations, input_latents = top_latents(pair.input_sae, x)
+    rivals = top_pre_activations(pair.output_sae, response.output, min(RIVALS * k, pair.config.d_sae))
+    before, output_latents = rivals[0][:, :k].relu(), rivals[1][:, :k]
+    jacobian = gather_jacobian(pair.tables(), input_latents, output_latents, response.slopes)
+
+    # an intervention that several samples share is done once
+    interventions, of_sample = (row * k + samples.input_rank).unique(return_inverse=True)
+    of_token = interventions // k
+    ablated = x[of_token] - pair.input_sae.W_dec[input_latents[of_token, interventions % k]]
+    if len(interventions) >= SHARED * len(x) and WORTHWHILE * rivals[0].shape[1] <= pair.config.d_sae:
+        after, undecided = _among_rivals(
+            pair, encoder_rows, response.output, rivals, ablated, of_token, of_sample, samples.output_rank
+        )
+    else:
+        after, undecided = torch.zeros_like(row, dtype=x.dtype), torch.ones_like(row, dtype=torch.bool)
+    encoded, which = of_sample[undecided].unique(return_inverse=True)
+    activations, latents = _encoded(pair, ablated[encoded])
+    wanted = output_latents[row, samples.output_rank][undecided]
+    after[undecided] = (activations[which] * (latents[which] == wanted[:, None])).sum(dim=1)
+
+    occurred = before[row, samples.output_rank]
     columns = {
         "token": samples.token,
-        "output_rank": output_rank,
-        "input_rank": input_rank,
+        "output_rank": samples.output_rank,
+        "input_rank": samples.input_rank,
         "drawn": samples.drawn,
-        "output_latent": output_latent,
-        "input_latent": sandwich.input_latents[row, input_rank],
-        "jacobian": sandwich.jacobian[row, output_rank, input_rank],
-        "change": after - before,
-        "input_activation": sandwich.input_activations[row, input_rank],
-        "output_activation": before,
+        "output_latent": output_latents[row, samples.output_rank],
+        "input_latent": input_latents[row, samples.input_rank],
+        "jacobian": jacobian[row, samples.output_rank, samples.input_rank],
+        "change": after - occurred,
+        "input_activation": input_activations[row, samples.input_rank],
+        "output_activation": occurred,
         "ablated_activation": after,
     }
     frame = table(columns)
     return frame.assign(agreement=_agreement(frame["jacobian"], frame["change"]))
+
+
+def _encoded(pair: SAEPair, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations and output latents at MLP inputs [n, d_model], some at a time: two [n, k]."""
+    parts = [top_latents(pair.output_sae, pair.mlp(part)) for part in x.split(inputs_at_once(pair.output_sae))]
+    return torch.cat([activations for activations, _ in parts]), torch.cat([latents for _, latents in parts])
+
+
+def _among_rivals(
+    pair: SAEPair,
+    encoder_rows: Tensor,
+    mlp_output: Tensor,
+    rivals: tuple[Tensor, Tensor],
+    ablated: Tensor,
+    of_token: Tensor,
+    of_sample: Tensor,
+    output_rank: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Activation of each sample's output latent after its intervention, and whether that stays undecided.
+
+    An intervention that moves what the output SAE is fed by D moves a pre-activation by at most |D| times the norm of
+    its encoder row (Cauchy-Schwarz). So latents that were far below the TopK stay below it, and only the token's next
+    ones, its rivals, are encoded: 16 times fewer at d_sae 16384, from rows that are gathered once a token.
+
+    Args:
+        encoder_rows: [d_sae, d_model].
+        mlp_output: [n_tokens, d_model]; rivals: their largest pre-activations and latents, two [n_tokens, m].
+        ablated: MLP inputs of the interventions, [n, d_model], in the order of their tokens `of_token` [n].
+        of_sample, output_rank: [n_samples], the intervention and the output latent of each sample.
+    """
+    sae, k = pair.output_sae, pair.config.k
+    reach = encoder_rows.norm(dim=1).max()
+    after = mlp_output.new_zeros(len(of_sample))
+    undecided = torch.zeros_like(of_sample, dtype=torch.bool)
+    place = torch.arange(len(of_token), device=of_token.device)
+    place = place - torch.searchsorted(of_token, of_token)  # of an intervention among those of its token
+    order = of_sample.argsort()
+    tokens = max(1, GATHER_BYTES // (rivals[0].shape[1] * encoder_rows[0].nbytes))
+    for start in range(0, len(mlp_output), tokens):
+        first, last = torch.searchsorted(of_token, torch.tensor([start, start + tokens], device=of_token.device))
+        moved = sae.process_sae_in(pair.mlp(ablated[first:last]))
+        token, column = of_token[first:last] - start, place[first:last]
+        fed = sae.process_sae_in(mlp_output[start : start + tokens])
+        distance = (moved - fed[token]).norm(dim=1)
+        padded = moved.new_zeros(len(fed), int(column.max()) + 1, moved.shape[1])
+        padded[token, column] = moved
+        latents = rivals[1][start : start + tokens]
+        pre_activations = torch.baddbmm(sae.b_enc[latents][:, None], padded, encoder_rows[latents].transpose(1, 2))
+
+        bounds = torch.searchsorted(of_sample[order], torch.stack([first, last]))
+        sample = order[bounds[0] : bounds[1]]
+        which, rank = of_sample[sample] - first, output_rank[sample][:, None]
+        competing = pre_activations[token[which], column[which]]
+        value = competing.gather(1, rank)[:, 0]
+        others = torch.arange(competing.shape[1], device=rank.device) != rank
+        ceiling = rivals[0][start + token, -1][which] + reach * distance[which]
+        inside, undecided[sample] = among_top_k(value, competing, others, 0.0, ceiling, k)
+        after[sample] = torch.where(inside, value, 0).relu()
+    return after, undecided
 
 
 def _agreement(jacobian: pd.Series, change: pd.Series) -> np.ndarray:
@@ -119,15 +211,3 @@ def _agreement(jacobian: pd.Series, change: pd.Series) -> np.ndarray:
     close = (jacobian + change).abs() < RELATIVE_TOLERANCE * jacobian.abs()
     small = (jacobian.abs() <= NOTEWORTHY) & (change.abs() <= NOTEWORTHY)
     return np.select([small, close], [cluster, line], off)
-
-
-def _after_ablation(
-    pair: SAEPair, x: Tensor, sandwich: Sandwich, row: Tensor, input_rank: Tensor, output_latent: Tensor
-) -> Tensor:
-    """Activation of each sample's output latent without one unit of its input latent. An intervention that several
-    samples share is done once."""
-    interventions, which = (row * pair.config.k + input_rank).unique(return_inverse=True)
-    rows, ranks = interventions // pair.config.k, interventions % pair.config.k
-    ablated = x[rows] - pair.input_sae.W_dec[sandwich.input_latents[rows, ranks]]
-    activations, latents = top_latents(pair.output_sae, pair.mlp(ablated))
-    return (activations[which] * (latents[which] == output_latent[:, None])).sum(dim=1)

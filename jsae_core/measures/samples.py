@@ -16,10 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from jsae_core.sae_pair import SAEPair
-
 Ranks = Literal["random", "diagonal", "all"]
-BATCH_BYTES = 64 * 2**20
 PERMUTED = 2**22  # elements up to which all are permuted; of more, half can be drawn with repeated ones passed over
 
 
@@ -103,8 +100,3 @@ def joined(stream: Iterable[Tensor]) -> Tensor:
     if not torch.isfinite(x).all():
         raise ValueError("the MLP inputs hold NaN or infinite values")
     return x
-
-
-def inputs_at_once(pair: SAEPair) -> int:
-    """How many MLP inputs to encode at once: their pre-activations, d_sae each, are the largest thing then."""
-    return max(1, BATCH_BYTES // (pair.config.d_sae * pair.input_sae.W_enc.element_size()))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ class LanguageModel:
     Attributes:
         name: the hub name or directory it was loaded from.
         bridge: TransformerLens's bridge; `bridge.tokenizer` is the Hugging Face tokenizer.
-        n_layers, d_model, context_size: sizes.
+        n_layers, d_model, context_size, n_vocabulary: sizes.
     """
 
     def __init__(self, name: str, bridge: TransformerBridge):
@@ -40,6 +41,7 @@ class LanguageModel:
         self.n_layers: int = bridge.cfg.n_layers
         self.d_model: int = bridge.cfg.d_model
         self.context_size: int = bridge.cfg.n_ctx
+        self.n_vocabulary: int = bridge.cfg.d_vocab
 
     @property
     def tokenizer(self):
@@ -88,32 +90,64 @@ class LanguageModel:
         return mlp_input, mlp_output
 
     @torch.no_grad()
-    def spliced_logits(
-        self,
-        tokens: Tensor,
-        layer: int,
-        mlp_input: Callable[[Tensor], Tensor] | None = None,
-        mlp_output: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """Logits [..., position, vocabulary] with the MLP's input or output at a layer replaced on the way.
+    def clean_pass(self, tokens: Tensor, layer: int) -> CleanPass:
+        """Run all blocks, and keep what is needed to go on from the MLP of a layer with other outputs of it.
 
         Args:
-            tokens: as for `mlp_activations`.
-            mlp_input, mlp_output: given what stands there, [rows, position, d_model], return what shall; None leaves
-                it as it is.
+            tokens: [row, position], as for `mlp_activations`.
 
         Raises:
             ValueError: as `mlp_activations` does.
         """
         self._check_layer(layer)
-        replaced = {"hook_in": mlp_input, "hook_out": mlp_output}
-        hooks = [
-            (f"blocks.{layer}.mlp.{name}", lambda tensor, hook, replace=replace: replace(tensor))
-            for name, replace in replaced.items()
-            if replace is not None
+        tokens = self._checked(tokens)
+        kept: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable:
+            return lambda module, args, output: kept.update({name: _hidden(output)})
+
+        def keep_at(name: str) -> Callable:
+            return lambda tensor, hook: kept.update({name: tensor})
+
+        modules = {"attention": self.bridge.blocks[layer].attn} | (
+            {"entering": self.bridge.blocks[layer - 1]} if layer else {}
+        )
+        handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+        points = [
+            (f"blocks.{layer}.mlp.hook_in", keep_at("input")),
+            (f"blocks.{layer}.mlp.hook_out", keep_at("output")),
         ]
-        logits = self.bridge.run_with_hooks(self._checked(tokens), return_type="logits", fwd_hooks=hooks)
-        return logits.reshape(*tokens.shape, -1)
+        try:
+            leaving = self._blocks_output(tokens, points)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return CleanPass(
+            kept["input"], kept["output"], leaving, tokens, layer, kept.get("entering"), kept["attention"], self
+        )
+
+    @torch.no_grad()
+    def logits(self, blocks_output: Tensor) -> Tensor:
+        """What leaves the last block, [n, d_model] -> logits [n, vocabulary]: the final norm and the unembedding, and
+        whatever else the model does there."""
+        blocks = self.bridge.blocks
+        tokens = torch.zeros(len(blocks_output), 1, dtype=torch.int64, device=self.device)
+        with _giving(dict.fromkeys(blocks, blocks_output[:, None])):
+            return self.bridge(tokens, return_type="logits")[:, 0]
+
+    def _blocks_output(self, tokens: Tensor, hooks: list) -> Tensor:
+        """What leaves the last block, [row, position, d_model]; the unembedding is not run."""
+        from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+        last: list[Tensor] = []
+
+        def stop(tensor: Tensor, hook) -> None:
+            last.append(tensor)
+            raise StopAtLayerException(tensor)
+
+        hooks = [*hooks, (f"blocks.{self.n_layers - 1}.hook_out", stop)]
+        self.bridge.run_with_hooks(tokens, return_type=None, stop_at_layer=self.n_layers, fwd_hooks=hooks)
+        return last[0]
 
     def mlp(self, layer: int) -> MLP:
         """The frozen MLP of a layer, on the model's device and in its dtype. Raises ValueError as above."""
@@ -132,17 +166,62 @@ class LanguageModel:
 
     def _checked(self, tokens: Tensor) -> Tensor:
         """[rows, position] on the model's device."""
-        vocabulary = self.bridge.cfg.d_vocab
-        if tokens.numel() and (tokens.min() < 0 or tokens.max() >= vocabulary):
+        if tokens.numel() and (tokens.min() < 0 or tokens.max() >= self.n_vocabulary):
             raise ValueError(
                 f"token ids run from {int(tokens.min())} to {int(tokens.max())}, but {self.name} has a vocabulary of "
-                f"{vocabulary}; were they made with another model's tokenizer?"
+                f"{self.n_vocabulary}; were they made with another model's tokenizer?"
             )
         return tokens.reshape(-1, tokens.shape[-1]).to(self.device)
 
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < self.n_layers:
             raise ValueError(f"{self.name} has layers 0 to {self.n_layers - 1}; there is no layer {layer}")
+
+
+@dataclass(frozen=True)
+class CleanPass:
+    """One run of a language model over some tokens, nothing replaced.
+
+    Attributes, each [row, position, d_model]:
+        mlp_input, mlp_output: what enters and what leaves the MLP of a layer.
+        blocks_output: what leaves the last block.
+    """
+
+    mlp_input: Tensor
+    mlp_output: Tensor
+    blocks_output: Tensor
+    _tokens: Tensor
+    _layer: int
+    _entering: Tensor | None  # what enters the layer's block; None: the embedding, which is made again
+    _attention: Tensor
+    _language_model: LanguageModel
+
+    @torch.no_grad()
+    def resumed(self, mlp_output: Tensor) -> Tensor:
+        """What leaves the last block, [row, position, d_model], if `mlp_output` (same shape) leaves that MLP. Nothing
+        before it is computed again: the model runs, but its earlier parts give what they gave."""
+        blocks = self._language_model.bridge.blocks
+        layer = blocks[self._layer]
+        given = dict.fromkeys(list(blocks)[: self._layer], self._entering)
+        given |= {layer.attn: (self._attention, None), layer.mlp: mlp_output}
+        with _giving(given):
+            return self._language_model._blocks_output(self._tokens, [])
+
+
+def _hidden(output: Tensor | tuple) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextlib.contextmanager
+def _giving(outputs: Mapping[torch.nn.Module, object]) -> Iterator[None]:
+    """Modules that give a fixed output and compute nothing."""
+    for module, output in outputs.items():  # not by setattr, which the bridge's modules pass on to what they wrap
+        vars(module)["forward"] = lambda *args, output=output, **kwargs: output
+    try:
+        yield
+    finally:
+        for module in outputs:
+            del vars(module)["forward"]
 
 
 def _row_major(linear) -> tuple[Tensor, Tensor | None]:

@@ -7,21 +7,21 @@ Here: `pair_quality`, everything about a pair in one row, means over tokens with
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from jsae_core.activations import MLPInputs, packed
+from jsae_core.activations import packed
 from jsae_core.jacobian import run_sandwich
 from jsae_core.language_model import LanguageModel
 from jsae_core.measures.histogram import token_norms
 from jsae_core.measures.moments import NamedMoments
-from jsae_core.measures.reconstruction import reconstruction_quality
-from jsae_core.sae_pair import SAEPair, decode, top_latents
+from jsae_core.measures.reconstruction import ReconstructionSums, reconstruct
+from jsae_core.sae_pair import SAEPair, decode
 
 THRESHOLDS = (0.005, 0.01, 0.015, 0.02)
+LOGIT_BYTES = 2**25  # of one prediction at once
 
 
 @torch.no_grad()
@@ -57,34 +57,55 @@ def pair_quality(
     if not any(len(document) > 2 for document in documents):
         raise ValueError("there is nothing to predict: no document has more than two tokens, BOS counted")
     layer = pair.config.layer
-    splices = _splices(pair)
+    mlp = language_model.mlp(layer)
     cross_entropy, divergence, jacobian = NamedMoments(), NamedMoments(), NamedMoments()
+    reconstruction = ReconstructionSums(pair)
     for batch in packed(documents, batch_tokens):
         tokens, measured = batch.tokens.to(language_model.device), batch.measured.to(language_model.device)
-        mlp_input, mlp_output = (x[measured] for x in language_model.mlp_activations(tokens, layer))
-        sandwich = run_sandwich(pair, mlp_input)
+        clean = language_model.clean_pass(tokens, layer)
+        present = measured.clone()
+        present[:, 0] = True  # BOS is spliced like the rest, though nothing is measured there
+        kept = measured[present]
+        x, y = clean.mlp_input[present], clean.mlp_output[present]
+        sandwich = run_sandwich(pair, x)
         # 10% of the output's norm: far above the rounding of bfloat16, far below another MLP's output
-        if (sandwich.mlp_output - mlp_output).norm() > 0.1 * mlp_output.norm():
+        if (sandwich.mlp_output - y)[kept].norm() > 0.1 * y[kept].norm():
             raise ValueError(
                 f"the pair's MLP does not give what {language_model.name}'s gives at layer {layer}: they do not belong "
                 "together (another model, layer or revision, or weights that were folded or randomised)"
             )
-        jacobian.add(_jacobian_measures(sandwich.jacobian.abs().double()))
-        clean = _log_probabilities(language_model.spliced_logits(tokens, layer))
-        losses, divergences = {"ce_clean": _cross_entropy(clean, tokens, measured)}, {}
-        for name, replacements in splices.items():
-            spliced = _log_probabilities(language_model.spliced_logits(tokens, layer, **replacements))
-            losses[f"ce_{name}"] = _cross_entropy(spliced, tokens, measured)
-            divergences[f"kl_{name}"] = F.kl_div(spliced, clean, log_target=True, reduction="none").sum(-1)[measured]
+        jacobian.add(_jacobian_measures(sandwich.jacobian[kept].abs().double()))
+        x_hat = decode(pair.input_sae.W_dec, pair.input_sae.b_dec, sandwich.input_activations, sandwich.input_latents)
+        y_hat = decode(
+            pair.output_sae.W_dec, pair.output_sae.b_dec, sandwich.output_activations, sandwich.output_latents
+        )
+        for side, there, there_hat, activations, latents in (
+            ("input", x, x_hat, sandwich.input_activations, sandwich.input_latents),
+            ("output", sandwich.mlp_output, y_hat, sandwich.output_activations, sandwich.output_latents),
+        ):
+            reconstruction.add(side, there[kept], activations[kept], latents[kept], there_hat[kept])
+        of_x_hat = mlp(x_hat)
+        splices = {
+            "input": of_x_hat,
+            "output": y_hat,
+            "pair": reconstruct(pair.output_sae, of_x_hat)[2],
+            "zero_input": mlp(torch.zeros_like(x[:1])).expand_as(y),
+            "zero_output": torch.zeros_like(y),
+        }
+        spliced = {}
+        for name, replacement in splices.items():
+            mlp_output = clean.mlp_output.clone()
+            mlp_output[present] = replacement
+            spliced[name] = clean.resumed(mlp_output)[measured]
+        losses, divergences = _losses(language_model, tokens, measured, clean.blocks_output[measured], spliced)
         cross_entropy.add(losses)
         divergence.add(divergences)
-    stream = MLPInputs(language_model, documents, layer, batch_tokens)
     results = (
         cross_entropy.means()
         | divergence.means()
         | _scores(cross_entropy, divergence)
         | jacobian.means()
-        | reconstruction_quality(pair, stream)
+        | reconstruction.results()
     )
     broken = [name for name, value in results.items() if not math.isfinite(value)]
     if broken:
@@ -92,36 +113,39 @@ def pair_quality(
     return results
 
 
-def _splices(pair: SAEPair) -> dict[str, dict]:
-    """What stands in the place of the MLP's input or output in each spliced pass."""
+def _losses(
+    language_model: LanguageModel, tokens: Tensor, measured: Tensor, clean: Tensor, spliced: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Cross-entropies of the tokens that measured positions predict, and divergences at all of them. The vocabulary is
+    by far the widest thing here: positions are taken some at a time, and their clean prediction is made once.
 
-    def reconstructed(sae):
-        def replace(x: Tensor) -> Tensor:
-            activations, latents = top_latents(sae, x.flatten(0, 1))
-            return decode(sae.W_dec, sae.b_dec, activations, latents).view_as(x)
-
-        return replace
-
-    input_side, output_side = reconstructed(pair.input_sae), reconstructed(pair.output_sae)
-    return {
-        "input": {"mlp_input": input_side},
-        "output": {"mlp_output": output_side},
-        "pair": {"mlp_input": input_side, "mlp_output": output_side},
-        "zero_input": {"mlp_input": torch.zeros_like},
-        "zero_output": {"mlp_output": torch.zeros_like},
-    }
+    Args:
+        tokens, measured: [row, position]; clean, spliced: what leaves the last block there, [n_measured, d_model] each.
+    """
+    predicts = torch.zeros_like(measured)
+    predicts[:, :-1] = measured[:, :-1] & measured[:, 1:]
+    successor, predicts = tokens.roll(-1, dims=1)[measured], predicts[measured]
+    at_once = max(1, LOGIT_BYTES // (language_model.n_vocabulary * 4))
+    losses: dict[str, list[Tensor]] = {f"ce_{name}": [] for name in ("clean", *spliced)}
+    divergences: dict[str, list[Tensor]] = {f"kl_{name}": [] for name in spliced}
+    for part in torch.arange(len(clean), device=clean.device).split(at_once):
+        next_token, predicting = successor[part, None], predicts[part]
+        log_p = _log_probabilities(language_model.logits(clean[part]))
+        p = log_p.exp()
+        losses["ce_clean"].append(-log_p.gather(1, next_token)[predicting, 0])
+        for name, blocks_output in spliced.items():
+            log_q = _log_probabilities(language_model.logits(blocks_output[part]))
+            losses[f"ce_{name}"].append(-log_q.gather(1, next_token)[predicting, 0])
+            divergences[f"kl_{name}"].append(torch.linalg.vecdot(p, torch.sub(log_p, log_q, out=log_q)))
+    return (
+        {name: torch.cat(parts) for name, parts in losses.items()},
+        {name: torch.cat(parts) for name, parts in divergences.items()},
+    )
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
     """At least float32: bfloat16 has too few digits for the difference of two predictions."""
     return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-def _cross_entropy(log_probabilities: Tensor, tokens: Tensor, measured: Tensor) -> Tensor:
-    """-log p of each token that a measured position predicts."""
-    predicts = measured[:, :-1] & measured[:, 1:]
-    successors = log_probabilities[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
-    return -successors[predicts]
 
 
 def _jacobian_measures(magnitude: Tensor) -> dict[str, Tensor]:

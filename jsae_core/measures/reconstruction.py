@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
+from sae_lens import TopKSAE
 from torch import Tensor
 
 from jsae_core.measures.moments import Moments, NamedMoments
@@ -25,18 +26,41 @@ def reconstruction_quality(pair: SAEPair, stream: Iterable[Tensor]) -> dict[str,
     Raises:
         ValueError: the stream is empty.
     """
-    sides = {"input": _Side(pair.input_sae), "output": _Side(pair.output_sae)}
+    sums = ReconstructionSums(pair)
     for mlp_input in stream:
-        sides["input"].add(mlp_input)
-        sides["output"].add(pair.mlp(mlp_input))
-    if not sides["input"].n_tokens:
-        raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
-    results = {"n_tokens": float(sides["input"].n_tokens)}
-    for side, sums in sides.items():
-        for name, value in sums.result().items():
-            stem, suffix = (name.removesuffix("_se"), "_se") if name.endswith("_se") else (name, "")
-            results[f"{stem}_{side}{suffix}"] = value
-    return results
+        mlp_output = pair.mlp(mlp_input)
+        sums.add("input", mlp_input, *reconstruct(pair.input_sae, mlp_input))
+        sums.add("output", mlp_output, *reconstruct(pair.output_sae, mlp_output))
+    return sums.results()
+
+
+def reconstruct(sae: TopKSAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x [n, d_in] -> its activations and latents, two [n, k], and the reconstruction [n, d_in]."""
+    activations, latents = top_latents(sae, x)
+    return activations, latents, decode(sae.W_dec, sae.b_dec, activations, latents)
+
+
+class ReconstructionSums:
+    """What `reconstruction_quality` is made of, for a caller that has encoded already."""
+
+    def __init__(self, pair: SAEPair):
+        self._sides = {"input": _Side(pair.input_sae), "output": _Side(pair.output_sae)}
+
+    def add(self, side: str, x: Tensor, activations: Tensor, latents: Tensor, x_hat: Tensor) -> None:
+        """x and its reconstruction [n, d_in]; activations and latents [n, k]."""
+        self._sides[side].add(x, activations, latents, x_hat)
+
+    def results(self) -> dict[str, float]:
+        """As `reconstruction_quality` says. Raises ValueError if there was no token."""
+        n_tokens = self._sides["input"].n_tokens
+        if not n_tokens:
+            raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
+        results = {"n_tokens": float(n_tokens)}
+        for side, sums in self._sides.items():
+            for name, value in sums.result().items():
+                stem, suffix = (name.removesuffix("_se"), "_se") if name.endswith("_se") else (name, "")
+                results[f"{stem}_{side}{suffix}"] = value
+        return results
 
 
 class _Side:
@@ -47,9 +71,7 @@ class _Side:
         self.errors_and_inputs = Moments()  # |x - x_hat|^2, |x|^2, x
         self.alive = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.W_enc.device)
 
-    def add(self, x: Tensor) -> None:
-        activations, latents = top_latents(self.sae, x)
-        x_hat = decode(self.sae.W_dec, self.sae.b_dec, activations, latents)
+    def add(self, x: Tensor, activations: Tensor, latents: Tensor, x_hat: Tensor) -> None:
         wide = x.double()
         error = (wide - x_hat).square().sum(dim=1)
         self.n_tokens += len(x)

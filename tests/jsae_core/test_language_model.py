@@ -172,6 +172,16 @@ SPLICES = {
     "a zeroed input": {"mlp_input": torch.zeros_like},
     "a zeroed output": {"mlp_output": torch.zeros_like},
 }
+
+
+def spliced_logits(language_model, tokens, layer, mlp_input=None, mlp_output=None):
+    """Logits [row, position, vocabulary] with the MLP's input or output replaced, from one clean pass."""
+    clean = language_model.clean_pass(tokens, layer)
+    y = clean.mlp_output if mlp_input is None else language_model.mlp(layer)(mlp_input(clean.mlp_input))
+    y = y if mlp_output is None else mlp_output(y)
+    return language_model.logits(clean.resumed(y).flatten(0, 1)).view(*tokens.shape, -1)
+
+
 each_splice = pytest.mark.parametrize("splice", SPLICES.values(), ids=SPLICES)
 
 
@@ -190,46 +200,59 @@ def test_spliced_logits_are_hugging_face_s_with_hooks_on_its_mlp(
         expected = hugging_face(tokens).logits
     for handle in handles:
         handle.remove()
-    torch.testing.assert_close(language_model.spliced_logits(tokens, layer, **splice), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(spliced_logits(language_model, tokens, layer, **splice), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_splice_is_given_what_mlp_activations_gives(language_model, tokens):
-    given = {}
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+def test_a_clean_pass_keeps_what_mlp_activations_gives_and_ends_in_hugging_face_s_logits(
+    language_model, hugging_face, tokens, layer
+):
+    clean = language_model.clean_pass(tokens, layer)
+    for kept, expected in zip(
+        (clean.mlp_input, clean.mlp_output), language_model.mlp_activations(tokens, layer), strict=True
+    ):
+        torch.testing.assert_close(kept, expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        expected = hugging_face(tokens).logits
+    logits = language_model.logits(clean.blocks_output.flatten(0, 1)).view_as(expected)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
-    def keep(name):
-        return lambda x: given.setdefault(name, x.clone())
 
-    kept = language_model.spliced_logits(tokens, 1, keep("input"), keep("output"))
-    mlp_input, mlp_output = language_model.mlp_activations(tokens, 1)
-    torch.testing.assert_close(given["input"], mlp_input, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(given["output"], mlp_output, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(kept, language_model.spliced_logits(tokens, 1), rtol=1e-5, atol=1e-5)
+def test_resuming_runs_nothing_before_the_mlp_of_the_layer_nor_that_mlp(neox, tokens, monkeypatch):
+    clean = neox.clean_pass(tokens, 1)
+    blocks = neox.bridge.blocks
+
+    def fail(*args, **kwargs):
+        raise AssertionError("was run again")
+
+    for module in (blocks[0].mlp, blocks[0].attn, blocks[1].attn, blocks[1].mlp):
+        monkeypatch.setattr(module.original_component, "forward", fail)
+    clean.resumed(torch.zeros_like(clean.mlp_output))
+    monkeypatch.setattr(blocks[2].attn.original_component, "forward", fail)
+    with pytest.raises(AssertionError, match="was run again"):
+        neox.bridge(tokens)
 
 
 def test_a_splice_changes_the_model_for_its_own_pass_only(neox, tokens):
-    before = neox.spliced_logits(tokens, 1)
+    before = spliced_logits(neox, tokens, 1)
     for splice in SPLICES.values():
-        assert torch.equal(neox.spliced_logits(tokens, 1, **splice), before) == (not splice)
-    assert torch.equal(neox.spliced_logits(tokens, 1), before)
-
-    def fail(x):
-        raise RuntimeError("the splice failed")
-
-    with pytest.raises(RuntimeError, match="the splice failed"):
-        neox.spliced_logits(tokens, 1, mlp_input=fail)
-    assert torch.equal(neox.spliced_logits(tokens, 1), before)
+        assert torch.equal(spliced_logits(neox, tokens, 1, **splice), before) == (not splice)
+    clean = neox.clean_pass(tokens, 1)
+    with pytest.raises(RuntimeError):
+        clean.resumed(torch.zeros(3, 12, 5))
+    with pytest.raises(RuntimeError):
+        neox.logits(torch.zeros(3, 5))
+    assert torch.equal(spliced_logits(neox, tokens, 1), before)
 
 
-def test_spliced_logits_keep_leading_dimensions_and_carry_no_graph(neox, tokens):
-    batch = neox.spliced_logits(tokens, 1, **SPLICES["both"])
-    assert batch.shape == (3, 12, 97) and not batch.requires_grad
-    torch.testing.assert_close(neox.spliced_logits(tokens[0], 1, **SPLICES["both"]), batch[0], rtol=1e-5, atol=1e-5)
+def test_a_resumed_pass_carries_no_graph(neox, tokens):
+    assert not spliced_logits(neox, tokens, 1, **SPLICES["both"]).requires_grad
 
 
 def test_padding_on_the_right_changes_no_spliced_logits_to_its_left(language_model, tokens):
     padded = tokens.clone()
     padded[:, 7:] = 0
-    whole, cut = (language_model.spliced_logits(ids, 1, **SPLICES["both"]) for ids in (padded, tokens[:, :7]))
+    whole, cut = (spliced_logits(language_model, ids, 1, **SPLICES["both"]) for ids in (padded, tokens[:, :7]))
     torch.testing.assert_close(whole[:, :7], cut, rtol=1e-5, atol=1e-5)
 
 
@@ -244,7 +267,7 @@ def test_the_twin_is_hugging_face_s_model_with_redrawn_weights_in_it(architectur
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         logits = model(tokens).logits
-    torch.testing.assert_close(twin.spliced_logits(tokens, layer), logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(spliced_logits(twin, tokens, layer), logits, rtol=1e-5, atol=1e-5)
 
 
 @each_splice
@@ -259,7 +282,7 @@ def test_the_twin_s_spliced_logits_are_hugging_face_s_with_hooks_on_its_mlp(
         mlp.register_forward_hook(lambda module, args, output: splice["mlp_output"](output))
     with torch.no_grad():
         expected = model(tokens).logits
-    torch.testing.assert_close(twin.spliced_logits(tokens, 1, **splice), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(spliced_logits(twin, tokens, 1, **splice), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", range(N_LAYERS))
@@ -331,13 +354,13 @@ def test_the_same_seed_gives_the_same_weights_in_every_dtype_but_for_rounding(ne
 def test_loading_the_twin_leaves_the_pretrained_model_as_it_was(neox_directory, tokens):
     files, pretrained = contents(neox_directory), load_language_model(neox_directory)
     weights = {name: parameter.clone() for name, parameter in parameters(pretrained).items()}
-    logits = pretrained.spliced_logits(tokens, 1)
+    logits = spliced_logits(pretrained, tokens, 1)
     randomised = load_language_model(neox_directory, randomise_seed=7)
     assert contents(neox_directory) == files
     assert all(torch.equal(parameter, weights[name]) for name, parameter in parameters(pretrained).items())
-    assert torch.equal(pretrained.spliced_logits(tokens, 1), logits)
-    assert torch.equal(load_language_model(neox_directory).spliced_logits(tokens, 1), logits)
-    assert (randomised.spliced_logits(tokens, 1) - logits).norm() > 0.1 * logits.norm()
+    assert torch.equal(spliced_logits(pretrained, tokens, 1), logits)
+    assert torch.equal(spliced_logits(load_language_model(neox_directory), tokens, 1), logits)
+    assert (spliced_logits(randomised, tokens, 1) - logits).norm() > 0.1 * logits.norm()
 
 
 def test_the_twin_s_name_says_what_it_is_and_sizes_and_tokenizer_are_the_pretrained_ones(twin, language_model):
@@ -349,7 +372,7 @@ def test_the_twin_s_name_says_what_it_is_and_sizes_and_tokenizer_are_the_pretrai
 
 def test_the_twin_is_frozen_and_says_the_same_every_time(twin, tokens):
     assert not any(parameter.requires_grad for parameter in parameters(twin).values())
-    assert torch.equal(twin.spliced_logits(tokens, 0), twin.spliced_logits(tokens, 0))
+    assert torch.equal(spliced_logits(twin, tokens, 0), spliced_logits(twin, tokens, 0))
 
 
 def test_a_twin_of_a_broken_model_is_refused_naming_the_directory(tmp_path):
@@ -391,7 +414,7 @@ def test_a_relative_directory_given_as_text_is_read_as_a_directory(neox_director
 
 @pytest.mark.parametrize("layer", [N_LAYERS, -1])
 def test_a_layer_that_the_model_does_not_have_is_refused_naming_those_it_has(neox, tokens, layer):
-    of_tokens = (neox.mlp_activations, neox.spliced_logits)
+    of_tokens = (neox.mlp_activations, neox.clean_pass)
     for ask in (lambda: neox.mlp(layer), *(lambda method=method: method(tokens, layer) for method in of_tokens)):
         with pytest.raises(ValueError, match=f"layers 0 to {N_LAYERS - 1}; there is no layer {layer}"):
             ask()
@@ -399,7 +422,7 @@ def test_a_layer_that_the_model_does_not_have_is_refused_naming_those_it_has(neo
 
 @pytest.mark.parametrize("token", [-1, 97])
 def test_a_token_outside_the_vocabulary_is_refused_with_the_vocabulary_s_size(neox, token):
-    for ask in (neox.mlp_activations, neox.spliced_logits):
+    for ask in (neox.mlp_activations, neox.clean_pass):
         with pytest.raises(ValueError, match=f"{token}.*vocabulary of 97"):
             ask(torch.tensor([0, 5, token]), 0)
 

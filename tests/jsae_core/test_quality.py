@@ -168,7 +168,7 @@ def test_a_bfloat16_model_is_measured_with_float32_s_digits(directory, documents
     assert quality["norm_l2t"] == pytest.approx(magnitude.square().mean(dim=(1, 2)).sqrt().mean().item(), rel=1e-9)
     losses = []
     for document in documents:
-        log_p = language_model.spliced_logits(document, LAYER).double().log_softmax(-1)
+        log_p = language_model.bridge(document[None], return_type="logits")[0].double().log_softmax(-1)
         losses += [-log_p[position, document[position + 1]].item() for position in range(1, len(document) - 1)]
     # the logits themselves are rounded, and padding may move their last digits; log p is not rounded once more
     assert quality["ce_clean"] == pytest.approx(numpy.mean(losses), abs=0.002)
@@ -280,7 +280,7 @@ def test_latents_that_are_all_dead_reconstruct_b_dec_and_give_finite_results(lan
         for what in ("ce", "kl"):
             assert quality[f"{what}_{side}"] == pytest.approx(quality[f"{what}_zero_{side}"], abs=1e-9)
             assert quality[f"{what}_score_{side}"] == pytest.approx(0, abs=1e-9)
-            assert quality[f"{what}_score_{side}_se"] == pytest.approx(0, abs=1e-7)
+            assert quality[f"{what}_score_{side}_se"] == pytest.approx(0, abs=1e-6)
     assert quality["norm_l2t"] > 0
 
 
@@ -296,7 +296,8 @@ def test_a_pair_that_reconstructs_perfectly_scores_one(language_model, documents
     for side in (*SIDES, "pair"):
         assert quality[f"ce_{side}"] == pytest.approx(quality["ce_clean"], abs=1e-9)
         assert quality[f"kl_{side}"] == pytest.approx(0, abs=1e-9)
-        assert quality[f"ce_score_{side}"] == quality[f"kl_score_{side}"] == pytest.approx(1, abs=1e-9)
+        assert quality[f"ce_score_{side}"] == pytest.approx(1, abs=1e-9)
+        assert quality[f"kl_score_{side}"] == pytest.approx(1, abs=1e-9)
         assert quality[f"ce_score_{side}_se"] == pytest.approx(0, abs=1e-7)
         assert quality[f"kl_score_{side}_se"] == pytest.approx(0, abs=1e-7)
 
@@ -362,8 +363,8 @@ def test_a_model_whose_logits_are_not_finite_is_refused(pair, directory, documen
 
 
 def test_measuring_leaves_the_model_and_the_pair_as_they_were(pair, language_model, documents):
-    logits = language_model.spliced_logits(documents[1], LAYER)
+    logits = language_model.bridge(documents[1][None], return_type="logits")
     tensors = {name: tensor.clone() for name, tensor in pair.tensors().items()}
     pair_quality(pair, language_model, documents)
-    assert torch.equal(language_model.spliced_logits(documents[1], LAYER), logits)
+    assert torch.equal(language_model.bridge(documents[1][None], return_type="logits"), logits)
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in pair.tensors().items())

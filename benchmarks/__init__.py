@@ -1,0 +1,9 @@
+"""How fast the measures of `jsae_core` are: against the original's procedure, and against what the machine can do.
+
+    python -m benchmarks [PART ...] [--shape NAME ...] [--device cpu|cuda] [--output DIR]
+    python -m benchmarks report
+
+Here: the parts that are measured (`cases`, `growth`), the shapes they are measured at, the procedure they are compared
+with (`original`), the work that cannot be avoided (`cost`), the clock and the machine. Nothing of it is imported by
+`jsae_core`, and nothing the tests say depends on a time.
+"""

@@ -1,0 +1,75 @@
+"""The command line: which parts at which shapes, and where the rows go.
+
+    python -m benchmarks [PART ...] [--shape NAME ...] [--device auto|cpu|cuda] [--output DIR]
+    python -m benchmarks report [--output DIR]
+
+Not here: what is measured (`parts.py`), how it is shown (`report.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.parts import PARTS, measured_apart
+from benchmarks.results import RESULTS, Results
+from benchmarks.shapes import DEFAULT_SHAPES, SHAPES
+
+REPORT = "report"
+# left out unless their shape is named
+LEFT_OUT = {("training", "pythia-410m"): "a step of the original takes minutes on a CPU"} | {
+    ("growth", shape): "one shape shows it" for shape in DEFAULT_SHAPES if shape != "pythia-70m"
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, or only reports. Gives the exit status: 1 if a part failed."""
+    options = _options(arguments)
+    if options.parts == [REPORT]:
+        report.write_pages(options.output)
+        return 0
+    done: list[Results] = []
+    failed = []
+    for part in options.parts or PARTS:
+        for shape in options.shape or DEFAULT_SHAPES:
+            if not options.shape and (part, shape) in LEFT_OUT:
+                print(f"{part}, {shape}: left out: {LEFT_OUT[part, shape]}", flush=True)
+                continue
+            start = time.perf_counter()
+            try:
+                results = measured_apart(part, shape, options.device)
+            except Exception as error:  # whatever a part may fail with, the others go on
+                failed.append(f"{part}, {shape}: {type(error).__name__}: {error}")
+                traceback.print_exception(error)
+                continue
+            results.merged_into(options.output)
+            done.append(results)
+            print(f"{part}, {shape} ({time.perf_counter() - start:.0f} s)\n{report.as_text(results)}\n", flush=True)
+    if len(done) > 1:
+        print(
+            done[0].device, report.as_text(Results(done[0].device, [row for one in done for row in one.rows])), sep="\n"
+        )
+    if failed:
+        print("failed:", *failed, sep="\n  ")
+    return 1 if failed else 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all; or {REPORT} alone")
+    parser.add_argument("--shape", action="append", choices=SHAPES, help="may be given again; all but the tests' own")
+    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="where the JSON files lie")
+    options = parser.parse_args(arguments)
+    unknown = [part for part in options.parts if part not in PARTS]
+    if unknown and options.parts != [REPORT]:
+        parser.error(f"there is no part {unknown[0]!r}; expected {', '.join(PARTS)}, or {REPORT} alone")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""How the histogram's time and memory grow with the number of tokens, with d_sae and with k.
+
+Each series starts from one shape and changes one number. Only ours is measured. Not here: what the numbers are compared
+with (`cases.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from benchmarks.cases import BATCH_TOKENS, Row
+from benchmarks.machine import Rates
+from benchmarks.shapes import Shape, random_inputs, random_pair
+from benchmarks.timing import peak_memory, per_unit, spread
+from jsae_core.measures import jacobian_histogram
+
+FEWEST_TOKENS, TIMES_MORE_TOKENS = 2048, (1, 4, 16)
+TOKENS = 4096  # of the other series
+TIMES_D_SAE = (1 / 4, 1 / 2, 1, 2, 4)
+TIMES_K = (1 / 2, 1, 2, 4)
+ROUNDS = 2
+
+
+def growth(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
+    """Rows of three series: `tokens`, `d_sae` and `k`."""
+    by_tokens = [("tokens", times * FEWEST_TOKENS, shape, times * FEWEST_TOKENS) for times in TIMES_MORE_TOKENS]
+    by_d_sae = [("d_sae", size, replace(shape, d_sae=size), TOKENS) for size in _sizes(shape.d_sae, TIMES_D_SAE)]
+    by_k = [("k", size, replace(shape, k=size), TOKENS) for size in _sizes(shape.k, TIMES_K)]
+    return [_measured(*point, device) for point in (*by_tokens, *by_d_sae, *by_k)]
+
+
+def _sizes(usual: int, times: tuple[float, ...]) -> list[int]:
+    return [int(usual * factor) for factor in times]
+
+
+def _measured(series: str, value: int, shape: Shape, n_tokens: int, device: torch.device) -> Row:
+    pair = random_pair(shape, device)
+    batches = random_inputs(shape, n_tokens, device).split(BATCH_TOKENS)
+    _, memory = peak_memory(lambda: jacobian_histogram(pair, batches), device)
+    measure = per_unit(lambda: jacobian_histogram(pair, batches), n_tokens, device)
+    return {
+        "part": "growth",
+        "shape": shape.name,
+        "setting": f"{series} {value}",
+        "series": series,
+        "value": value,
+        "unit": "token",
+        "ours_seconds": spread([measure() for _ in range(ROUNDS)])._asdict(),
+        "peak_memory_bytes": memory,
+        "note": "",
+    }

@@ -1,0 +1,204 @@
+"""The benchmark at a size that takes no time: that its two sides agree, that it counts and keeps what it says."""
+
+import functools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from benchmarks import __main__ as command_line
+from benchmarks import cases, cost, growth, machine, original, parts, report, timing
+from benchmarks.agreement import Disagreement, agree
+from benchmarks.results import Results, read_all
+from benchmarks.shapes import SHAPES, random_inputs, random_pair
+from jsae_core import run_sandwich
+from tests.jsae_core.builders import random_inputs as inputs
+from tests.jsae_core.builders import random_pair as small_pair
+
+CPU = torch.device("cpu")
+RATES = machine.Rates(matmul=1e11, copy=1e10)
+PLAIN = SHAPES["tiny"]
+GATED = replace(PLAIN, name="gated", model_type="llama")
+
+
+class Counter(TorchDispatchMode):
+    """Torch's own counts. (Its FlopCounterMode cannot be used where a module's gradient is taken inside.)"""
+
+    flops = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        result = operation(*arguments, **(options or {}))
+        count = flop_registry.get(operation.overloadpacket)
+        if count is not None:
+            self.flops += count(*arguments, **(options or {}), out_val=result)
+        return result
+
+
+@pytest.fixture(autouse=True)
+def as_little_as_possible(monkeypatch):
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 1e-9)  # one call
+    monkeypatch.setattr(cases, "DEFAULT_ROUNDS", 1)
+    monkeypatch.setattr(growth, "FEWEST_TOKENS", 32)
+    monkeypatch.setattr(growth, "TOKENS", 32)
+    monkeypatch.setattr(machine, "measured_rates", lambda shape, device: RATES)
+    # nothing in this process may begin another one
+    monkeypatch.setattr(command_line, "measured_apart", parts.measured)
+
+
+@functools.cache
+def rows_of(part):
+    return parts.measured(part, "tiny", "cpu").rows
+
+
+@pytest.fixture
+def every_row():
+    return [row for part in parts.PARTS for row in rows_of(part)]
+
+
+@pytest.mark.parametrize("part", parts.PARTS)
+def test_every_part_runs_and_agrees_with_the_original(part):
+    rows = rows_of(part)
+    assert part == "growth" or any(row["agreement"] for row in rows)
+    for one in (one for row in rows for one in row.get("agreement", [])):
+        assert one["difference"] <= one["tolerance"]
+
+
+@pytest.mark.parametrize("part", [part for part in parts.PARTS if part != "growth"])
+def test_it_agrees_for_a_gated_mlp_too(part):
+    assert any(row["agreement"] for row in parts.PARTS[part](GATED, CPU, RATES))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_original_s_jacobian_is_autograd_s(gated):
+    pair = small_pair(activation="gelu", gated=gated)
+    (x,) = inputs(1)
+    sandwich = original.sandwich(pair, x)
+    rows = pair.input_sae.W_dec[sandwich.input_latents]
+    columns = pair.output_sae.W_enc[:, sandwich.output_latents]
+
+    def output_latents(moved):
+        return pair.mlp(x + moved @ rows) @ columns
+
+    expected = torch.autograd.functional.jacobian(output_latents, torch.zeros(pair.config.k, dtype=x.dtype))
+    torch.testing.assert_close(sandwich.jacobian, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_original_s_shapes_of_curves_are_the_published_rule_s():
+    x = torch.linspace(0, 5, original.SWEEP_POINTS).numpy()
+    jump, bump = (x > 2) * (x + 1), ((x > 2) & (x < 3)) * (x + 1)
+    assert [original._shape(x, y) for y in (0 * x, 2 * x + 1, jump, jump[::-1], bump, x**2)] == [
+        "linear",
+        "linear",
+        "jumprelu",
+        "jumprelu",
+        "other",
+        "other",
+    ]
+
+
+@pytest.mark.parametrize(
+    "part, procedure, wrong",
+    [
+        ("ablation", "ablation", lambda jacobian, change: (jacobian, change + 0.01)),
+        ("function_shapes", "function_shapes", lambda *curves: [curve._replace(shape="none") for curve in curves]),
+    ],
+)
+def test_a_disagreement_is_an_error_that_names_the_part(monkeypatch, part, procedure, wrong):
+    right = getattr(original, procedure)
+    monkeypatch.setattr(original, procedure, lambda *arguments: wrong(*right(*arguments)))
+    with pytest.raises(Disagreement, match=f"^{part}, "):
+        parts.PARTS[part](PLAIN, CPU, RATES)
+
+
+def test_few_ties_are_let_pass_and_counted_but_nothing_that_is_not_finite():
+    differences = torch.zeros(1000)
+    differences[3] = 1.0
+    assert agree("x", differences, 0.1, exempt=1e-3).ties == 1
+    with pytest.raises(Disagreement, match="1 of 1000 values"):
+        agree("x", differences, 0.1, exempt=1e-4)
+    with pytest.raises(Disagreement):
+        agree("x", torch.tensor([float("nan")]), 0.1)
+    with pytest.raises(Disagreement):
+        agree("x", torch.zeros(0), 0.1)
+
+
+def test_the_histogram_s_agreement_notices_counts_in_other_bins():
+    pair = random_pair(PLAIN, CPU)
+    counts = original.histogram(pair, [random_inputs(PLAIN, 16, CPU)])
+    cases.histograms_agree(counts, counts)
+    shifted = counts | {"mean_jac_hist": counts["mean_jac_hist"].roll(1)}
+    with pytest.raises(Disagreement, match="mean_jac_hist"):
+        cases.histograms_agree(shifted, counts)
+
+
+@pytest.mark.parametrize("shape", [PLAIN, GATED], ids=lambda shape: shape.model_type)
+def test_the_counted_operations_of_a_sandwich_are_those_of_its_matrix_products(shape):
+    pair, x = random_pair(shape, CPU), random_inputs(shape, 5, CPU)
+    run_sandwich(pair, x)  # builds the tables, which the count leaves out
+    with Counter() as counter:
+        run_sandwich(pair, x)
+    assert counter.flops == len(x) * cost.sandwich(shape).flops
+
+
+def test_results_replace_the_rows_of_their_part_and_shape_alone(tmp_path):
+    def rows(part, shape, *values):
+        return [{"part": part, "shape": shape, "value": value} for value in values]
+
+    Results("A CPU, 2 threads", rows("histogram", "tiny", 1, 2) + rows("quality", "tiny", 3)).merged_into(tmp_path)
+    path = Results("A CPU, 2 threads", rows("histogram", "tiny", 4)).merged_into(tmp_path)
+    Results("another", rows("histogram", "tiny", 5)).merged_into(tmp_path)
+    assert path.name == "a-cpu-2-threads.json"
+    mine, another = read_all(tmp_path)
+    assert mine.rows == rows("quality", "tiny", 3) + rows("histogram", "tiny", 4)
+    assert another.rows == rows("histogram", "tiny", 5)
+
+
+def test_the_command_keeps_what_was_measured_when_another_part_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(parts.PARTS, "ablation", lambda *arguments: agree("ablation, change", torch.ones(1), 0.1))
+    arguments = ["ablation", "loading", "--shape", "tiny", "--device", "cpu", "--output", str(tmp_path)]
+    assert command_line.main(arguments) == 1
+    (results,) = read_all(tmp_path)
+    assert {row["part"] for row in results.rows} == {"loading"}
+    assert {"date", "commit", "dirty", "torch", "machine"} <= results.rows[0].keys()
+    assert "failed:\n  ablation, tiny: Disagreement: ablation, change: 1 of 1 values" in capsys.readouterr().out
+
+
+def test_every_row_is_json_and_is_shown_in_both_tables(every_row):
+    results = Results("a machine", json.loads(json.dumps(every_row)))
+    text, markdown = report.as_text(results), report.as_markdown(results)
+    for row in every_row:
+        assert row["setting"] in text and row["setting"] in markdown
+    header, *table = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len(table) == len(every_row) + 1
+    assert {line.count("|") for line in table} == {header.count("|")}
+
+
+def test_the_figures_draw_every_part_of_every_device(every_row):
+    every = [Results("one", every_row), Results("other", every_row)]
+    speed, growing = report.speed_figure(every), report.growth_figure(every)
+    compared = {row["part"] for row in every_row if "ratio" in row}
+    ratios, shares, *_ = speed.data
+    assert len(ratios.x) == len(shares.x) == len(compared)
+    assert {trace.name for trace in speed.data if trace.showlegend is not False} == {
+        "tiny, one",
+        "tiny, other",
+        "aimed at",
+    }
+    assert len(growing.data) == len(every) * len(report.SERIES) * 2
+
+
+def test_a_page_s_table_is_replaced_between_its_marks_and_nothing_else():
+    page = f"before\n{report.TABLE_START}\nold \\1\n{report.TABLE_END}\nafter\n"
+    written = report.with_table(page, r"| new \1 |")
+    assert written == f"before\n{report.TABLE_START}\n| new \\1 |\n{report.TABLE_END}\nafter\n"
+    assert report.with_table("no marks", "| new |") == "no marks"
+
+
+def test_memory_is_what_a_call_takes_at_its_peak_above_what_is_there():
+    there = torch.ones(2**24)
+    result, size = timing.peak_memory(lambda: float(torch.ones(2**25).sum()), CPU)
+    assert result == 2**25 and len(there) == 2**24
+    assert size is None or abs(size - 2**27) < 2**24

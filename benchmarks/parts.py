@@ -18,6 +18,7 @@ from benchmarks import cases, machine
 from benchmarks.growth import growth
 from benchmarks.results import Results
 from benchmarks.shapes import SHAPES, Shape
+from jsae_core.memory import keep_freed_memory
 
 PARTS: dict[str, Callable[[Shape, torch.device, machine.Rates], list[cases.Row]]] = {
     "histogram": cases.histogram,
@@ -40,6 +41,7 @@ def measured_apart(part: str, shape_name: str, device_name: str) -> Results:
 def measured(part: str, shape_name: str, device_name: str) -> Results:
     """The rows of one part at one shape, with what they were measured on."""
     disable_progress_bar()
+    keep_freed_memory()  # as the asset graph's runs do
     shape, device = SHAPES[shape_name], machine.chosen_device(device_name)
     rates = machine.measured_rates(shape, device)
     known = machine.provenance() | {"machine": asdict(rates)}

@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from jsae_core.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
+
 T = TypeVar("T")
 LEAST_SECONDS = 0.2  # what is quicker is repeated until it took as long: the clock's and the scheduler's noise is 1 ms
 
@@ -37,10 +39,13 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def per_unit(call: Callable[[], object], units: int, device: torch.device) -> Callable[[], float]:
-    """What measures the seconds that one of the `units` of a call takes."""
+def per_unit(
+    call: Callable[[], object], units: int, device: torch.device, prepare: Callable[[], None] = keep_freed_memory
+) -> Callable[[], float]:
+    """What measures the seconds that one of the `units` of a call takes, after `prepare`."""
 
     def measure() -> float:
+        prepare()
         seconds, calls = 0.0, 0
         while seconds < LEAST_SECONDS:
             seconds += seconds_of(call, device)
@@ -82,6 +87,17 @@ def peak_memory(call: Callable[[], T], device: torch.device) -> tuple[T, int | N
     before = _kib(status, "VmRSS")
     result = call()
     return result, 1024 * max(0, _kib(status, "VmHWM") - before)
+
+
+def usual_memory() -> None:
+    """Undo `keep_freed_memory`, which is one of our means, before a call of the original: as glibc comes to do by
+    itself where large blocks are allocated again and again (those below 32 MiB are used again, at most 64 MiB kept).
+    """
+    c_library = ctypes.CDLL(None)
+    if hasattr(c_library, "mallopt"):
+        c_library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        c_library.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
+    _give_back_freed_memory()
 
 
 def _give_back_freed_memory() -> None:

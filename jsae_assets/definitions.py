@@ -50,8 +50,11 @@ def build_definitions(
 
 
 def default_resources() -> dict[str, Any]:
-    """The resources, with what the environment says: JSAE_DEVICE, JSAE_DTYPE, JSAE_BATCH_TOKENS, JSAE_STORAGE."""
-    named = {field: os.environ.get(f"JSAE_{field.upper()}") for field in ("device", "dtype", "batch_tokens")}
+    """The resources, with what the environment says: JSAE_DEVICE, JSAE_DTYPE, JSAE_BATCH_TOKENS,
+    JSAE_MEMORY_GIB, JSAE_STORAGE."""
+    named = {
+        field: os.environ.get(f"JSAE_{field.upper()}") for field in ("device", "dtype", "batch_tokens", "memory_gib")
+    }
     base_path = os.environ.get("JSAE_STORAGE")
     return {
         "compute": Compute(**{field: value for field, value in named.items() if value}),

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
+from jsae_core.memory import keep_freed_memory
+
 if TYPE_CHECKING:
     import torch
 
@@ -35,7 +37,14 @@ class Compute(dg.ConfigurableResource):
     )
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     batch_tokens: int = Field(default=4096, ge=1, description="tokens the model and the pair are given at once")
+    memory_gib: float = Field(
+        default=5, gt=0, description="for the tables of a pair and the d_sae x d_sae sums of a histogram together"
+    )
     _kept: dict[Hashable, Any] = PrivateAttr(default_factory=dict)
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """What Dagster calls in the process that computes."""
+        keep_freed_memory()
 
     def torch_device(self) -> torch.device:
         """The device to use.

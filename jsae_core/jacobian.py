@@ -25,7 +25,7 @@ from torch import Tensor
 
 from jsae_core.sae_pair import SAEPair, Tables, inputs_at_once, top_latents
 
-GATHER_BYTES = 2**21  # of each of the two buffers that gathered rows are kept in: both stay in the cache of one core
+GATHER_BYTES = 2**22  # of each of the two buffers that gathered rows are kept in: both stay in the cache
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _sandwich(pair: SAEPair, x: Tensor) -> tuple[Tensor, ...]:
     response = pair.mlp.respond(x)
     input_activations, input_latents = top_latents(pair.input_sae, x)
     output_activations, output_latents = top_latents(pair.output_sae, response.output)
-    jacobian = gather_jacobian(pair.tables(), input_latents, output_latents, response.slopes)
+    jacobian = gather_jacobian(*pair.table_rows(input_latents, output_latents), response.slopes)
     return jacobian, input_latents, output_latents, input_activations, output_activations, response.output
 
 

@@ -161,6 +161,7 @@ class SAEPair(nn.Module):
         self.mlp = mlp
         self.requires_grad_(False)
         self._tables: tuple[Any, Tables, tuple[Tensor, ...]] | None = None
+        self._rows_built = 0
 
     @property
     def device(self) -> torch.device:
@@ -168,15 +169,41 @@ class SAEPair(nn.Module):
 
     def tables(self) -> Tables:
         """The Jacobian's two tables, built at first use and again when a weight was replaced, moved or changed."""
-        weights = (self.input_sae.W_dec, self.output_sae.W_enc, self.mlp.W_out, *self.mlp.branches)
-        state = tuple((weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in weights)
-        if self._tables is None or self._tables[0] != state:
+        if not self._tables_are_built():
             self._tables = None  # free the old ones first: they are the largest thing here
             with torch.no_grad():
                 tables = build_tables(self.input_sae.W_dec, self.output_sae.W_enc, self.mlp)
             # the weights are kept with them, so that no later weight can come to lie at the same address
-            self._tables = (state, tables, tuple(weight.detach() for weight in weights))
+            self._tables = (self._weights_state(), tables, tuple(weight.detach() for weight in self._table_weights()))
+            self._rows_built = 0
         return self._tables[1]
+
+    @torch.no_grad()
+    def table_rows(self, input_latents: Tensor, output_latents: Tensor) -> tuple[Tables, Tensor, Tensor]:
+        """Tables that hold the rows of these latents, and the rows they are in (shaped like the latents).
+
+        Where the tables are not built, only the rows asked for are, until these have been as many as the tables have:
+        a prompt's Jacobians need a few of them, and the tables take minutes for the largest pairs."""
+        asked = max(input_latents.numel(), output_latents.numel())
+        if self._tables_are_built() or self._rows_built + asked > self.config.d_sae:
+            return self.tables(), input_latents, output_latents
+        self._rows_built += asked
+        (inputs, input_rows), (outputs, output_rows) = (
+            latents.unique(return_inverse=True) for latents in (input_latents, output_latents)
+        )
+        rows = build_tables(self.input_sae.W_dec[inputs], self.output_sae.W_enc[:, outputs], self.mlp)
+        return rows, input_rows, output_rows
+
+    def _table_weights(self) -> tuple[Tensor, ...]:
+        return (self.input_sae.W_dec, self.output_sae.W_enc, self.mlp.W_out, *self.mlp.branches)
+
+    def _weights_state(self) -> tuple:
+        return tuple(
+            (weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in self._table_weights()
+        )
+
+    def _tables_are_built(self) -> bool:
+        return self._tables is not None and self._tables[0] == self._weights_state()
 
     @property
     def tables_bytes(self) -> int:

@@ -130,7 +130,7 @@ def _jacobian_histogram(
     from jsae_core.measures.histogram import NORMS
 
     stream = mlp_inputs(cell, pair, tokens, compute)
-    histograms = jacobian_histograms(pair, stream)
+    histograms = jacobian_histograms(pair, stream, memory_bytes=round(compute.memory_gib * 2**30))
     plain = histograms[None]
     tensors = _as_tensors(settings(pair)) | plain
     for norm in NORMS:

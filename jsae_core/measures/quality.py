@@ -21,7 +21,7 @@ from jsae_core.measures.reconstruction import ReconstructionSums, reconstruct
 from jsae_core.sae_pair import SAEPair, decode
 
 THRESHOLDS = (0.005, 0.01, 0.015, 0.02)
-LOGIT_BYTES = 2**25  # of one prediction at once
+LOGIT_BYTES = 64 * 2**20  # of one prediction at once
 
 
 @torch.no_grad()

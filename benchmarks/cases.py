@@ -37,8 +37,8 @@ from benchmarks.shapes import (
 )
 from benchmarks.timing import in_turn, peak_memory, per_unit, ratios, spread, usual_memory
 from jsae_core import SAEPair, TrainingConfig, run_sandwich, train_pair
-from jsae_core.measures import ablation_samples, function_shapes, jacobian_histogram, pair_quality
 from jsae_core.jacobian import Sandwich
+from jsae_core.measures import ablation_samples, function_shapes, jacobian_histogram, pair_quality
 from jsae_core.memory import keep_freed_memory
 from jsae_core.mlp import MLP
 from jsae_core.training import _initial_weights

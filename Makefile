@@ -1,5 +1,6 @@
 # make demo: materialise the default catalog.  make test: run the tests.  make ui: the Dagster UI.
-# All three prepare .venv first, where it is missing or older than the pinned versions.
+# make bench: measure speed (half an hour), and draw what docs/speed.md shows. It wants the machine to itself.
+# All of them prepare .venv first, where it is missing or older than the pinned versions.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ READY := $(VENV)/.ready
 export DAGSTER_HOME := $(CURDIR)/dagster_home
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test ui
+.PHONY: setup demo test ui bench
 
 setup: $(READY)
 
@@ -26,3 +27,7 @@ test: $(READY)
 
 ui: $(READY)
 	$(VENV)/bin/dagster dev --workspace workspace.yaml
+
+bench: $(READY)
+	$(VENV)/bin/python -m benchmarks
+	$(VENV)/bin/python -m benchmarks report

@@ -89,6 +89,13 @@ class Compute(dg.ConfigurableResource):
             self._kept[key] = make()
         return self._kept[key]
 
+    def kept_last(self, kind: str, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, kept until another of its kind is asked for."""
+        if self._kept.get(kind, (None, None))[0] != key:
+            self._kept.pop(kind, None)  # frees the old one before the new one is made
+            self._kept[kind] = (key, make())
+        return self._kept[kind][1]
+
     def language_model(
         self, source: str, randomise_seed: int | None = None, randomised_weights: str | None = None
     ) -> LanguageModel:

@@ -1,8 +1,17 @@
-"""What the C library does with memory that was freed. Not here: how much memory a measure takes."""
+"""The memory of a device: how much there is, and what becomes of what was freed.
+
+Not here: how much memory a measure takes.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as glibc's malloc.h names them
 KEPT_BLOCK_BYTES = 2**29
@@ -16,3 +25,17 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """What can still be allocated on a device; None where nothing says so (CPUs of other systems than Linux, MPS)."""
+    if device.type == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.exists():
+        return None
+    available = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+    return available and 1024 * int(available[1])

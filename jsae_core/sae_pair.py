@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from sae_lens import TopKSAE, TopKSAEConfig
 from torch import Tensor, nn
 
+from jsae_core.memory import available_bytes
 from jsae_core.mlp import MLP, activation_function
 from jsae_core.tensor_files import read_tensors, write_tensors
 
@@ -168,9 +169,20 @@ class SAEPair(nn.Module):
         return self.input_sae.W_enc.device
 
     def tables(self) -> Tables:
-        """The Jacobian's two tables, built at first use and again when a weight was replaced, moved or changed."""
+        """The Jacobian's two tables, built at first use and again when a weight was replaced, moved or changed.
+
+        Raises:
+            MemoryError: the device has no room for them.
+        """
         if not self._tables_are_built():
             self._tables = None  # free the old ones first: they are the largest thing here
+            available = available_bytes(self.device)
+            if available is not None and self.tables_bytes > available:
+                raise MemoryError(
+                    f"the tables that this pair's Jacobians are made of take {self.tables_bytes / 1e9:.1f} GB, but "
+                    f"{self.device} has {available / 1e9:.1f} GB left; compute on another device (JSAE_DEVICE in the "
+                    "asset graph), with fewer digits (JSAE_DTYPE=bfloat16), or with nothing else beside it"
+                )
             with torch.no_grad():
                 tables = build_tables(self.input_sae.W_dec, self.output_sae.W_enc, self.mlp)
             # the weights are kept with them, so that no later weight can come to lie at the same address

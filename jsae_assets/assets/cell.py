@@ -71,10 +71,17 @@ def context_size(model: Model, language_model: LanguageModel) -> int:
 
 
 def load_pair(stored: StoredTensors, compute: Compute) -> SAEPair:
-    """The pair, where and in the precision in which the language model computes."""
+    """The pair, where and in the precision in which the language model computes. The last one is kept with the tables
+    of its Jacobian: the assets of a cell follow each other."""
     from jsae_core import SAEPair
 
-    return SAEPair.load(stored.path, device=compute.torch_device()).to(compute.torch_dtype())
+    device, dtype = compute.torch_device(), compute.torch_dtype()
+    status = stored.path.stat()
+    return compute.kept_last(
+        "pair",
+        (str(stored.path), status.st_mtime_ns, status.st_size, device, dtype),
+        lambda: SAEPair.load(stored.path, device=device).to(dtype),
+    )
 
 
 def mlp_inputs(

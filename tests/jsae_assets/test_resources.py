@@ -69,23 +69,26 @@ def test_a_device_that_cannot_be_is_refused_when_it_is_configured(device):
         Compute(device=device)
 
 
-@pytest.mark.parametrize("setting", [{"dtype": "float16x"}, {"batch_tokens": 0}, {"batch_tokens": "many"}])
+@pytest.mark.parametrize(
+    "setting", [{"dtype": "float16x"}, {"batch_tokens": 0}, {"batch_tokens": "many"}, {"memory_gib": 0}]
+)
 def test_a_precision_or_batch_that_cannot_be_is_refused_when_it_is_configured(setting):
     with pytest.raises(ValidationError, match=next(iter(setting))):
         Compute(**setting)
 
 
 def test_the_environment_configures_the_resources(monkeypatch, tmp_path):
-    for name, value in {"DEVICE": "cpu", "DTYPE": "float64", "BATCH_TOKENS": "128", "STORAGE": str(tmp_path)}.items():
+    numbers = {"BATCH_TOKENS": "128", "MEMORY_GIB": "0.5"}
+    for name, value in {"DEVICE": "cpu", "DTYPE": "float64", "STORAGE": str(tmp_path), **numbers}.items():
         monkeypatch.setenv(f"JSAE_{name}", value)
     resources = default_resources()
     compute = resources["compute"]
-    assert (compute.device, compute.dtype, compute.batch_tokens) == ("cpu", "float64", 128)
+    assert (compute.device, compute.dtype, compute.batch_tokens, compute.memory_gib) == ("cpu", "float64", 128, 0.5)
     assert {resources[kind].base_path for kind in ("tensors", "tables", "figures")} == {str(tmp_path)}
 
 
 def test_without_an_environment_the_device_is_auto_in_float32(monkeypatch):
-    for name in ("DEVICE", "DTYPE", "BATCH_TOKENS", "STORAGE"):
+    for name in ("DEVICE", "DTYPE", "BATCH_TOKENS", "MEMORY_GIB", "STORAGE"):
         monkeypatch.delenv(f"JSAE_{name}", raising=False)
     compute = default_resources()["compute"]
     assert (compute.device, compute.dtype) == ("auto", "float32")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jsae_core import SAEPair, run_sandwich, sae_pair
-from jsae_core.measures import ablation_samples, ablation_summary
+from jsae_core.measures import ablation, ablation_samples, ablation_summary
 from tests.jsae_core.builders import D_MODEL, D_SAE, K, changed, random_inputs, random_pair
 
 N_TOKENS = 12
@@ -117,6 +117,44 @@ def test_every_row_is_what_one_intervention_at_a_time_gives_in_plain_floats(x, a
     )
     pandas.testing.assert_frame_equal(frame[list(expected)], expected, rtol=1e-10, atol=1e-10)
     assert (frame["change"].abs() > 0.01).any() and (frame["ablated_activation"] == 0).any()
+
+
+def count_encoded(monkeypatch, module) -> list[int]:
+    """How many inputs the output SAE encodes in full, call by call."""
+    rows, encode = [], module.top_latents
+
+    def counting(sae, x):
+        rows.append(len(x))
+        return encode(sae, x)
+
+    monkeypatch.setattr(module, "top_latents", counting)
+    return rows
+
+
+@pytest.fixture(scope="module", params=[(False, False), (True, True)], ids=["plain", "gated, minus b_dec"])
+def wide_pair(request):
+    """So many latents that after an intervention only the rivals of the active ones are looked at."""
+    gated, apply_b_dec_to_input = request.param
+    return random_pair("gelu", gated, d_model=16, d_sae=4096, apply_b_dec_to_input=apply_b_dec_to_input)
+
+
+@pytest.mark.parametrize("step", [0.02, 0.2, 20.0], ids=lambda step: f"decoder rows of norm {step}")
+@pytest.mark.parametrize("ranks", ["diagonal", "all"])
+def test_looking_at_rivals_alone_gives_what_encoding_everything_gives(wide_pair, monkeypatch, ranks, step):
+    pair = changed(wide_pair, _W_dec=step * wide_pair.tensors()["_W_dec"])
+    x = random_inputs(N_TOKENS, 16)
+    frame = ablation_samples(pair, [x], ranks=ranks)
+    monkeypatch.setattr(ablation, "SHARED", 10**9)
+    pandas.testing.assert_frame_equal(frame, ablation_samples(pair, [x], ranks=ranks), rtol=1e-9, atol=1e-9)
+    assert (frame["ablated_activation"] > 0).any()
+
+
+def test_after_small_interventions_nearly_nothing_is_encoded(wide_pair, monkeypatch):
+    encoded = count_encoded(monkeypatch, ablation)
+    pair = changed(wide_pair, _W_dec=0.02 * wide_pair.tensors()["_W_dec"])
+    ablation_samples(pair, [random_inputs(N_TOKENS, 16)], ranks="diagonal")
+    tokens, interventions = encoded  # the input SAE's tokens first
+    assert tokens == N_TOKENS and interventions < N_TOKENS * K / 10
 
 
 def test_the_jacobian_element_is_the_sandwich_s(pair, x):

@@ -1,3 +1,5 @@
+import tempfile
+
 import numpy
 import pytest
 import torch
@@ -121,7 +123,7 @@ def test_names_shapes_and_dtypes_are_the_published_ones(pair, x, norm):
 @pytest.mark.parametrize("rows", [1, 3, D_SAE - 1, D_SAE])
 def test_sums_taken_in_blocks_equal_sums_taken_at_once(pair, x, rows):
     at_once = jacobian_histograms(pair, [x])
-    in_blocks = jacobian_histograms(pair, [x], memory_bytes=8 * D_SAE * rows)
+    in_blocks = jacobian_histograms(pair, [x], memory_bytes=pair.tables_bytes + 8 * D_SAE * rows)
     for norm in at_once:
         assert_same(in_blocks[norm], at_once[norm])
 
@@ -145,16 +147,33 @@ def test_an_iterator_that_can_be_read_only_once_gives_the_same(pair, x, norm, me
     assert_same(once, jacobian_histogram(pair, [x], norm))
 
 
-def test_a_plain_histogram_that_fits_in_memory_reads_the_stream_once(pair, x):
+@pytest.mark.parametrize("norm", [None, "l4t"])
+@pytest.mark.parametrize("rows", [1, D_SAE])
+def test_the_stream_is_read_once_whatever_is_made_of_it(pair, x, norm, rows):
     reads = []
 
     class Stream:
         def __iter__(self):
             reads.append("read")
-            return iter([x])
+            return iter(x.split(7))
 
-    jacobian_histogram(pair, Stream())
+    jacobian_histogram(pair, Stream(), norm, pair.tables_bytes + 8 * D_SAE * rows)
     assert len(reads) == 1
+
+
+def test_a_full_disk_is_reported_with_what_to_do(pair, x, monkeypatch):
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **kwargs: open("/dev/full", "w+b", buffering=0))
+    with pytest.raises(OSError, match="temporary file.*(?s:.)*TMPDIR"):
+        jacobian_histogram(pair, [x], "l2t")
+    jacobian_histogram(pair, [x])
+
+
+def test_no_temporary_file_is_left_behind(pair, x, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    jacobian_histogram(pair, [x], "l2t")
+    with pytest.raises(ValueError, match="NaN"):
+        jacobian_histogram(pair, [x, x * torch.nan], "l2t")
+    assert not list(tmp_path.iterdir())
 
 
 def test_several_norms_at_once_equal_each_alone(pair, x):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jsae_core import SAEPair, run_sandwich, sae_pair
-from jsae_core.measures import ablation_samples, classify_curves, function_curves, function_shapes
+from jsae_core.measures import ablation_samples, classify_curves, function_curves, function_shapes, linearity
 from tests.jsae_core.builders import D_MODEL, D_SAE, K, changed, random_inputs, random_pair
 
 N_TOKENS, POINTS = 12, 100
@@ -78,6 +78,33 @@ def test_curves_are_those_of_a_slow_loop_over_points(x, activation, gated):
         torch.testing.assert_close(ours, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
     # some leave the TopK on their way, others stay
     assert 10 < (curves[1] == 0).any(dim=1).sum() < len(inputs) - 10
+
+
+@pytest.mark.parametrize("step", [0.1, 1.0, 10.0], ids=lambda step: f"decoder rows of norm {step}")
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_curves_among_many_latents_are_those_of_a_slow_loop_however_far_they_lead(activation, step):
+    pair = random_pair(activation, d_model=16, d_mlp=24, d_sae=512)
+    pair = changed(pair, _W_dec=step * pair.tensors()["_W_dec"])
+    inputs, output_ranks, input_ranks = every_rank(random_inputs(2, 16))
+    _, output_values = function_curves(pair, inputs, output_ranks, input_ranks)
+    rows = zip(inputs, output_ranks.tolist(), input_ranks.tolist(), strict=True)
+    slow = torch.tensor([slow_curve(pair, *row)[1] for row in rows], dtype=torch.float64)
+    torch.testing.assert_close(output_values, slow, rtol=1e-9, atol=1e-9)
+
+
+def test_smooth_curves_need_few_encodes(monkeypatch):
+    encoded, encode = [], linearity.top_latents
+
+    def counting(sae, x):
+        encoded.append(len(x))
+        return encode(sae, x)
+
+    monkeypatch.setattr(linearity, "top_latents", counting)
+    pair = random_pair(d_model=64, d_mlp=64, d_sae=2048)
+    pair = changed(pair, _W_dec=0.2 * pair.tensors()["_W_dec"])
+    inputs, output_ranks, input_ranks = every_rank(random_inputs(4, 64))
+    function_curves(pair, inputs, output_ranks, input_ranks)
+    assert sum(encoded) < len(inputs) * POINTS / 20
 
 
 def test_the_sweep_starts_at_zero_and_ends_one_above_what_occurred_or_at_five(pair, x):

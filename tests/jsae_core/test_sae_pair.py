@@ -6,7 +6,7 @@ import torch
 from sae_lens import TopKSAE
 from safetensors.torch import load_file, save_file
 
-from jsae_core import SAEPair, load_language_model, run_sandwich
+from jsae_core import SAEPair, load_language_model, run_sandwich, sae_pair
 from jsae_core.sae_pair import PairConfig, decode, top_latents
 from tests.jsae_core.builders import (
     D_MLP,
@@ -391,3 +391,54 @@ def test_a_gated_mlp_without_biases_is_read_with_zeros(tmp_path):
     rewrite_tensors(tmp_path, dict.fromkeys(("mlp.b_in", "mlp.b_gate", "mlp.b_out")))
     mlp = SAEPair.load(tmp_path).mlp
     assert mlp.gated and not (mlp.b_in.any() or mlp.b_gate.any() or mlp.b_out.any())
+
+
+def counted_builds(monkeypatch) -> list[int]:
+    """Rows of the tables that are built, call by call."""
+    rows, build = [], sae_pair.build_tables
+
+    def counting(W_dec_in, W_enc_out, mlp):
+        rows.append(len(W_dec_in))
+        return build(W_dec_in, W_enc_out, mlp)
+
+    monkeypatch.setattr(sae_pair, "build_tables", counting)
+    return rows
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_the_rows_built_for_some_latents_are_those_of_the_tables(gated):
+    pair = random_pair("silu", gated)
+    input_latents, output_latents = torch.tensor([[3, 3, 17]]), torch.tensor([[0, 5, 19]])
+    rows, input_rows, output_rows = pair.table_rows(input_latents, output_latents)
+    tables = random_pair("silu", gated).tables()
+    torch.testing.assert_close(rows.inputs[input_rows], tables.inputs[input_latents])
+    torch.testing.assert_close(rows.outputs[output_rows], tables.outputs[output_latents])
+
+
+def test_a_prompt_builds_the_rows_it_needs_and_many_prompts_the_tables_once(monkeypatch):
+    built, pair = counted_builds(monkeypatch), random_pair()
+    for seed in range(8):
+        run_sandwich(pair, random_inputs(2, seed=seed))
+    # of 8 latents a prompt two prompts fit into d_sae 20, then the tables are built
+    assert len(built) == 3 and max(built[:2]) <= 8 and built[2] == D_SAE
+    pair.double()
+    run_sandwich(pair, random_inputs(2))
+    assert len(built) == 3
+
+
+def test_changed_weights_change_the_rows_of_a_prompt():
+    pair, x = random_pair(), random_inputs(1)
+    before = run_sandwich(pair, x).jacobian
+    with torch.no_grad():
+        pair.input_sae.W_dec.mul_(2)
+    torch.testing.assert_close(run_sandwich(pair, x).jacobian, 2 * before)
+
+
+def test_tables_that_the_device_has_no_room_for_are_refused_with_both_sizes(monkeypatch):
+    pair = random_pair()
+    monkeypatch.setattr(SAEPair, "tables_bytes", 3_200_000_000)
+    monkeypatch.setattr(sae_pair, "available_bytes", lambda device: 1_500_000_000)
+    with pytest.raises(MemoryError, match=r"take 3\.2 GB, but cpu has 1\.5 GB left"):
+        pair.tables()
+    monkeypatch.setattr(sae_pair, "available_bytes", lambda device: None)
+    assert pair.tables().inputs.shape == (D_SAE, D_MLP)

@@ -1,0 +1,38 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from jsae_core.memory import available_bytes
+
+PROGRAM = """
+import resource
+import torch
+from jsae_core.memory import keep_freed_memory
+
+{prepare}
+torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.parametrize(("prepare", "asked_again"), [("", True), ("keep_freed_memory()", False)])
+def test_memory_that_was_freed_is_used_again_once_it_is_asked_for(prepare, asked_again):
+    program = PROGRAM.format(prepare=prepare)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # 64 MiB are 16384 pages of 4 KiB
+    assert (int(done.stdout) > 10_000) == asked_again
+
+
+def test_what_is_available_shrinks_by_what_is_used():
+    cpu = torch.device("cpu")
+    before = available_bytes(cpu)
+    used = torch.ones(2**27)  # 512 MiB
+    assert 0 < available_bytes(cpu) < before - used.nbytes / 2
+
+
+def test_a_device_that_says_nothing_of_its_memory_has_none_that_is_known():
+    assert available_bytes(torch.device("mps")) is None

@@ -19,7 +19,7 @@ from jsae_core.sae_pair import SAEPair
 BIN_WIDTH = 0.001
 PLAIN_BINS, NORMED_BINS = 1100, 1500  # [0, 1.1] and [0, 1.5]
 NORMS = ("l2t", "l4t", "linft")
-MEMORY_BYTES = 5 * 2**30  # with what a batch takes, below 6 GB
+MEMORY_BYTES = 9 * 2**29  # 4.5 GiB: with what a batch takes, at most 6 GB
 SUM_BYTES = 8
 SCANNED_AT_ONCE = 2**21  # sums, 16 MiB
 

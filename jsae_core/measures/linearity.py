@@ -187,14 +187,12 @@ class _Rivals:
             .gather(3, self._latents[:, :, None].expand(-1, -1, len(nodes), -1))
         )
         # those of the second node that are among the first's as well count once
-        at_first = self._at_nodes.diagonal(dim1=1, dim2=2).transpose(1, 2)
-        self._twice = at_first >= largest[:, :-1, -1:]
-        self._twice[:, :, :n_rivals] = False
+        first, second = self._latents[:, :, :n_rivals], self._latents[:, :, n_rivals:]
+        again = (second[..., None] == first[:, :, None]).any(dim=3)
+        self._twice = torch.cat([torch.zeros_like(again), again], dim=2)
         everyone = n_rivals == at_nodes.shape[2]
-        least = largest[:, :, -1]
-        self._ceiling = (
-            torch.full_like(least, -torch.inf)[:, 1:] if everyone else torch.maximum(least[:, :-1], least[:, 1:])
-        )
+        least = torch.full_like(largest[:, :, -1], -torch.inf) if everyone else largest[:, :, -1]
+        self._ceiling = torch.maximum(least[:, :-1], least[:, 1:])
 
     def at_points(self, which: Tensor) -> Tensor:
         """Interpolated pre-activations for sweeps `which` [n]: [n, points, 2 n_rivals]."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jsae_core.activations import packed
 from jsae_core.jacobian import run_sandwich
-from jsae_core.language_model import LanguageModel
+from jsae_core.language_model import CleanPass, LanguageModel
 from jsae_core.measures.histogram import token_norms
 from jsae_core.measures.moments import NamedMoments
 from jsae_core.measures.reconstruction import ReconstructionSums, reconstruct
@@ -66,37 +66,31 @@ def pair_quality(
         present = measured.clone()
         present[:, 0] = True  # BOS is spliced like the rest, though nothing is measured there
         kept = measured[present]
-        x, y = clean.mlp_input[present], clean.mlp_output[present]
+        x = clean.mlp_input[present]
         sandwich = run_sandwich(pair, x)
+        y = sandwich.mlp_output
         # 10% of the output's norm: far above the rounding of bfloat16, far below another MLP's output
-        if (sandwich.mlp_output - y)[kept].norm() > 0.1 * y[kept].norm():
+        if (y[kept] - clean.mlp_output[measured]).norm() > 0.1 * clean.mlp_output[measured].norm():
             raise ValueError(
                 f"the pair's MLP does not give what {language_model.name}'s gives at layer {layer}: they do not belong "
                 "together (another model, layer or revision, or weights that were folded or randomised)"
             )
         jacobian.add(_jacobian_measures(sandwich.jacobian[kept].abs().double()))
-        x_hat = decode(pair.input_sae.W_dec, pair.input_sae.b_dec, sandwich.input_activations, sandwich.input_latents)
-        y_hat = decode(
-            pair.output_sae.W_dec, pair.output_sae.b_dec, sandwich.output_activations, sandwich.output_latents
-        )
-        for side, there, there_hat, activations, latents in (
-            ("input", x, x_hat, sandwich.input_activations, sandwich.input_latents),
-            ("output", sandwich.mlp_output, y_hat, sandwich.output_activations, sandwich.output_latents),
-        ):
-            reconstruction.add(side, there[kept], activations[kept], latents[kept], there_hat[kept])
+        of_input = (sandwich.input_activations, sandwich.input_latents)
+        of_output = (sandwich.output_activations, sandwich.output_latents)
+        x_hat = decode(pair.input_sae.W_dec, pair.input_sae.b_dec, *of_input)
+        y_hat = decode(pair.output_sae.W_dec, pair.output_sae.b_dec, *of_output)
+        reconstruction.add("input", x[kept], *(values[kept] for values in (*of_input, x_hat)))
+        reconstruction.add("output", y[kept], *(values[kept] for values in (*of_output, y_hat)))
         of_x_hat = mlp(x_hat)
-        splices = {
+        replacements = {
             "input": of_x_hat,
             "output": y_hat,
             "pair": reconstruct(pair.output_sae, of_x_hat)[2],
             "zero_input": mlp(torch.zeros_like(x[:1])).expand_as(y),
             "zero_output": torch.zeros_like(y),
         }
-        spliced = {}
-        for name, replacement in splices.items():
-            mlp_output = clean.mlp_output.clone()
-            mlp_output[present] = replacement
-            spliced[name] = clean.resumed(mlp_output)[measured]
+        spliced = {name: _spliced(clean, present, value)[measured] for name, value in replacements.items()}
         losses, divergences = _losses(language_model, tokens, measured, clean.blocks_output[measured], spliced)
         cross_entropy.add(losses)
         divergence.add(divergences)
@@ -111,6 +105,14 @@ def pair_quality(
     if broken:
         raise ValueError(f"NaN or infinite: {', '.join(broken)}; does {language_model.name} give finite logits?")
     return results
+
+
+def _spliced(clean: CleanPass, present: Tensor, replacement: Tensor) -> Tensor:
+    """What leaves the last block, [row, position, d_model], with another MLP output, [n_present, d_model], where
+    `present` [row, position] is true."""
+    mlp_output = clean.mlp_output.clone()
+    mlp_output[present] = replacement
+    return clean.resumed(mlp_output)
 
 
 def _losses(

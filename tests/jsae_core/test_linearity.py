@@ -101,7 +101,7 @@ def test_smooth_curves_need_few_encodes(monkeypatch):
 
     monkeypatch.setattr(linearity, "top_latents", counting)
     pair = random_pair(d_model=64, d_mlp=64, d_sae=2048)
-    pair = changed(pair, _W_dec=0.2 * pair.tensors()["_W_dec"])
+    pair = changed(pair, _W_dec=0.02 * pair.tensors()["_W_dec"])
     inputs, output_ranks, input_ranks = every_rank(random_inputs(4, 64))
     function_curves(pair, inputs, output_ranks, input_ranks)
     assert sum(encoded) < len(inputs) * POINTS / 20

@@ -12,7 +12,8 @@ import torch
 from jsae_core.memory import keep_freed_memory
 
 {prepare}
-torch.ones(2**24)
+for _ in range(3):
+    torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.ones(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)

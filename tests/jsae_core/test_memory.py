@@ -12,8 +12,7 @@ import torch
 from jsae_core.memory import keep_freed_memory
 
 {prepare}
-for _ in range(3):
-    torch.ones(2**24)
+torch.ones(2**25)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.ones(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -24,8 +23,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_memory_that_was_freed_is_used_again_once_it_is_asked_for(prepare, asked_again):
     program = PROGRAM.format(prepare=prepare)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    # 64 MiB are 16384 pages of 4 KiB
-    assert (int(done.stdout) > 10_000) == asked_again
+    # 64 MiB are 16384 pages of 4 KiB; they lie in the 128 MiB that were freed
+    assert (int(done.stdout) > 8_000) == asked_again
 
 
 def test_what_is_available_shrinks_by_what_is_used():

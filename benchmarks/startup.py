@@ -100,7 +100,7 @@ def run_seconds(ask: Callable[..., dict]) -> tuple[float, float]:
         for name, key in zip(("layer", "model"), PARTITION.split("|"), strict=True)
     ]
     selector = {
-        "repositoryLocationName": "jsae_assets.definitions",
+        "repositoryLocationName": "jsae",
         "repositoryName": "__repository__",
         "jobName": "__ASSET_JOB",
         "assetSelection": [{"path": ASSET}],

@@ -56,8 +56,7 @@ def ablation_samples(
     x = joined(stream)
     check_input(pair, x)
     samples = draw_samples(len(x), pair.config.k, n_samples, ranks, seed)
-    encoder_rows = pair.output_sae.W_enc.T.contiguous()
-    parts = [_ablate(pair, encoder_rows, x, part) for part in _by_tokens(samples, inputs_at_once(pair.input_sae))]
+    parts = [_ablate(pair, x, part) for part in _by_tokens(samples, inputs_at_once(pair.input_sae))]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -104,23 +103,24 @@ def _by_tokens(samples: Samples, n_tokens: int) -> list[Samples]:
     return samples.split([int(part.sum()) for part in counts.split(tokens)])
 
 
-def _ablate(pair: SAEPair, encoder_rows: Tensor, x: Tensor, samples: Samples) -> pd.DataFrame:
+def _ablate(pair: SAEPair, x: Tensor, samples: Samples) -> pd.DataFrame:
     samples = Samples(*(column.to(x.device) for column in samples))
     tokens, row = samples.token.unique_consecutive(return_inverse=True)
     x, k = x[tokens], pair.config.k
-    response = pair.mlp.respond(x)
-    input_activations, input_latents = top_latents(pair.input_sae, x)
-    rivals = top_pre_activations(pair.output_sae, response.output, min(RIVALS * k, pair.config.d_sae))
-    before, output_latents = rivals[0][:, :k].relu(), rivals[1][:, :k]
-    jacobian = gather_jacobian(pair.tables(), input_latents, output_latents, response.slopes)
-
     # an intervention that several samples share is done once
     interventions, of_sample = (row * k + samples.input_rank).unique(return_inverse=True)
     of_token = interventions // k
+    closely = len(interventions) >= SHARED * len(x) and WORTHWHILE * RIVALS * k <= pair.config.d_sae
+
+    response = pair.mlp.respond(x)
+    input_activations, input_latents = top_latents(pair.input_sae, x)
+    rivals = top_pre_activations(pair.output_sae, response.output, RIVALS * k if closely else k)
+    before, output_latents = rivals[0][:, :k].relu(), rivals[1][:, :k]
+    jacobian = gather_jacobian(pair.tables(), input_latents, output_latents, response.slopes)
     ablated = x[of_token] - pair.input_sae.W_dec[input_latents[of_token, interventions % k]]
-    if len(interventions) >= SHARED * len(x) and WORTHWHILE * rivals[0].shape[1] <= pair.config.d_sae:
+    if closely:
         after, undecided = _among_rivals(
-            pair, encoder_rows, response.output, rivals, ablated, of_token, of_sample, samples.output_rank
+            pair, response.output, rivals, ablated, of_token, of_sample, samples.output_rank
         )
     else:
         after, undecided = torch.zeros_like(row, dtype=x.dtype), torch.ones_like(row, dtype=torch.bool)
@@ -155,7 +155,6 @@ def _encoded(pair: SAEPair, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _among_rivals(
     pair: SAEPair,
-    encoder_rows: Tensor,
     mlp_output: Tensor,
     rivals: tuple[Tensor, Tensor],
     ablated: Tensor,
@@ -170,12 +169,12 @@ def _among_rivals(
     ones, its rivals, are encoded: 16 times fewer at d_sae 16384, from rows that are gathered once a token.
 
     Args:
-        encoder_rows: [d_sae, d_model].
         mlp_output: [n_tokens, d_model]; rivals: their largest pre-activations and latents, two [n_tokens, m].
         ablated: MLP inputs of the interventions, [n, d_model], in the order of their tokens `of_token` [n].
         of_sample, output_rank: [n_samples], the intervention and the output latent of each sample.
     """
     sae, k = pair.output_sae, pair.config.k
+    encoder_rows = sae.W_enc.T.contiguous()
     reach = encoder_rows.norm(dim=1).max()
     after = mlp_output.new_zeros(len(of_sample))
     undecided = torch.zeros_like(of_sample, dtype=torch.bool)

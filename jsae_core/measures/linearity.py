@@ -67,13 +67,14 @@ def _curves(
     top = (activation + 1).clamp(min=LEAST_RANGE)
     input_values = torch.linspace(0, 1, POINTS, dtype=x.dtype, device=x.device) * top[:, None]
     reach = pair.tables().outputs.norm(dim=1).max()
+    branch_values = pair.mlp.branch_values(x)
     output_values = x.new_empty(len(row), POINTS)
     at_once = max(1, inputs_at_once(pair.output_sae) // NODES)
     memory = x.new_empty(min(at_once, len(sweeps)) * NODES, pair.config.d_sae)  # for pre-activations: new costs more
     for part in torch.arange(len(sweeps), device=x.device).split(at_once):
         sweep = _Sweep(
             pair,
-            [values[of_row[part]] for values in pair.mlp.branch_values(x)],
+            [values[of_row[part]] for values in branch_values],
             latent[part],
             input_values[part] - activation[part, None],
         )

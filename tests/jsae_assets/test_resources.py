@@ -170,3 +170,13 @@ def test_a_stored_pair_is_measured_in_the_precision_that_the_resource_names(entr
     result = precise.measure(0, "traditional/jacobian_histogram", "traditional/jacobian_examples", raise_on_error=True)
     assert materialised(result) == {"traditional/jacobian_histogram", "traditional/jacobian_examples"}
     assert load_file(precise.file("traditional/jacobian_examples", 0))["jacobian"].dtype == torch.float64
+
+
+def test_the_last_of_a_kind_is_kept_until_another_is_asked_for():
+    compute, made = Compute(device="cpu"), []
+
+    def make(name):
+        return lambda: made.append(name) or name
+
+    assert [compute.kept_last("pair", key, make(key)) for key in ("a", "a", "b", "a")] == ["a", "a", "b", "a"]
+    assert made == ["a", "b", "a"]

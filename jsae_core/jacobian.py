@@ -49,6 +49,7 @@ def run_sandwich(pair: SAEPair, mlp_input: Tensor) -> Sandwich:
 
     Raises:
         ValueError: the last dimension is not the pair's d_in, or device or dtype differ from the pair's.
+        MemoryError: the device has no room for the pair's tables.
     """
     check_input(pair, mlp_input)
     batch_shape, x = mlp_input.shape[:-1], mlp_input.reshape(-1, mlp_input.shape[-1])

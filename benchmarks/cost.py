@@ -4,7 +4,7 @@ Operations are those of the matrix products, 2 for a multiply-add. Bytes are flo
 cache together with what comes between their writing and their reading: each written once and read once, gathered rows
 read once. Left out, since they vanish beside these: elementwise arithmetic, indices, biases. Weights are left out
 where a batch shares them: the limit is that of a batch without end. What costs the same however many tokens there are
-(building the tables, the last pass over the d_sae x d_sae sums) is left out as well.
+(building the tables) is left out as well.
 
 The time of the limit is the larger of the two, as if both could go on at once. Not here: the machine's rates
 (`machine.py`) and what was reached (`cases.py`).

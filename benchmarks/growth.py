@@ -16,7 +16,7 @@ from benchmarks.shapes import Shape, random_inputs, random_pair
 from benchmarks.timing import peak_memory, per_unit, spread
 from jsae_core.measures import jacobian_histogram
 
-FEWEST_TOKENS, TIMES_MORE_TOKENS = 2048, (1, 4, 16)
+FEWEST_TOKENS, TIMES_MORE_TOKENS = 8192, (1, 4, 16)
 TOKENS = 4096  # of the other series
 TIMES_D_SAE = (1 / 4, 1 / 2, 1, 2, 4)
 TIMES_K = (1 / 2, 1, 2, 4)

@@ -38,7 +38,7 @@ class Compute(dg.ConfigurableResource):
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     batch_tokens: int = Field(default=4096, ge=1, description="tokens the model and the pair are given at once")
     memory_gib: float = Field(
-        default=4.5, gt=0, description="for the tables of a pair and the d_sae x d_sae sums of a histogram together"
+        default=0.5, gt=0, description="for the Jacobians of a histogram; those that do not fit go to a temporary file"
     )
     _kept: dict[Hashable, Any] = PrivateAttr(default_factory=dict)
 

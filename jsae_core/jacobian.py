@@ -137,9 +137,11 @@ def _gathered(
         D, E = input_rows[: size * k_in], output_rows[: size * k_out]
         torch.index_select(tables.inputs, 0, input_latents[part].reshape(-1), out=D)
         torch.index_select(tables.outputs, 0, output_latents[part].reshape(-1), out=E)
-        E, D = E.view(size, k_out, d_mlp), D.view(size, k_in, len(slopes), d_mlp)
-        D = D.mul_(torch.stack([slope[part] for slope in slopes], dim=1)[:, None])
-        yield part, E, D[:, :, 0] if len(slopes) == 1 else D.sum(dim=2)
+        first, *others = D.view(size, k_in, len(slopes), d_mlp).unbind(2)
+        first.mul_(slopes[0][part, None])
+        for branch, slope in zip(others, slopes[1:], strict=True):
+            first.addcmul_(branch, slope[part, None])
+        yield part, E.view(size, k_out, d_mlp), first
 
 
 def check_input(pair: SAEPair, mlp_input: Tensor) -> None:

@@ -1,0 +1,158 @@
+"""Jacobians of many tokens, kept so that they are computed once, and the mean |J| of each pair of latents.
+
+Here: where they are kept, and the means. Not here: which Jacobians, and what is counted of them (`histogram.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SUMS_AT_ONCE = 2**21  # 16 MiB of sums and 8 MiB of numbers, most of which stay in the cache
+ROWS_AT_ONCE = 2**15
+
+
+class _InFile(NamedTuple):
+    """A tensor in the temporary file."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class _Batch(NamedTuple):
+    """The rows of the Jacobians of n tokens, in the order of their output latents, so that those of a range of output
+    latents lie together."""
+
+    rows: Tensor | _InFile  # |J| [n k_out, k_in]
+    latents: Tensor | _InFile  # [n k_out]: the row's output latent
+    tokens: Tensor | _InFile  # [n k_out]: the row's token
+    inputs: Tensor | _InFile  # [n, k_in]: the token's input latents
+
+
+class KeptJacobians:
+    """|J| of batches of tokens with the latents it is between: in memory while they fit, then in a temporary file.
+
+    Attributes:
+        counts: int64 [d_sae], the tokens in which each output latent was active.
+    """
+
+    def __init__(self, d_sae: int, memory_bytes: int, device: torch.device):
+        # one part for what is kept, two for the rows of a block of output latents: as found, and put together
+        self._room = self._block_bytes = memory_bytes // 3
+        self._device = device
+        self._batches: list[_Batch] = []
+        self.counts = torch.zeros(d_sae, dtype=torch.int64, device=device)
+
+    def __enter__(self) -> KeptJacobians:
+        self._file = tempfile.TemporaryFile(prefix="jacobians-")
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._batches.clear()
+        self._file.close()
+
+    def append(self, magnitude: Tensor, inputs: Tensor, outputs: Tensor) -> None:
+        """Keep |J| [n, k_out, k_in] between input latents [n, k_in] and output latents [n, k_out].
+
+        Raises:
+            OSError: the temporary file cannot be written.
+        """
+        latents, order = outputs.int().view(-1).sort(stable=True)
+        self.counts += torch.bincount(latents, minlength=len(self.counts))
+        rows = magnitude.flatten(0, 1).index_select(0, order)
+        batch = _Batch(rows, latents, (order // outputs.shape[1]).int(), inputs.int())
+        self._room -= sum(tensor.nbytes for tensor in batch)
+        self._batches.append(batch if self._room >= 0 else _Batch(*map(self._written, batch)))
+
+    def magnitudes(self) -> Iterator[Tensor]:
+        """Every |J|, [n, k_in] at a time."""
+        for batch in self._batches:
+            yield self._read(batch.rows)
+
+    def pair_means(self) -> Iterator[Tensor]:
+        """For each pair of latents the sum of |J| over tokens, divided by how often the output latent was active. One
+        number a pair, in no particular order, some at a time; those of 0 are left out.
+
+        The rows of all Jacobians are grouped by output latent first. So a few output latents are summed at a time, in
+        memory that stays in the cache, and only pairs that occurred are looked at: a d_sae x d_sae matrix costs the
+        same however few tokens there are, and takes 34 GB at d_sae 65536.
+        """
+        d_sae = len(self.counts)
+        latents_at_once = max(1, SUMS_AT_ONCE // d_sae)
+        dtype = torch.float32 if self._device.type == "mps" else torch.float64  # MPS has no float64
+        sums = torch.zeros(latents_at_once * d_sae, dtype=dtype, device=self._device)
+        last = torch.empty(len(sums), dtype=torch.int32, device=self._device)
+        for start, stop in self._blocks():
+            magnitude, inputs, outputs = self._rows(start, stop)
+            by_output = outputs.argsort(stable=True)
+            sizes = [int(counts.sum()) for counts in self.counts[start:stop].split(latents_at_once)]
+            for first, group in zip(range(start, stop, latents_at_once), by_output.split(sizes), strict=True):
+                parts = group.split(ROWS_AT_ONCE)
+                for rows in parts:
+                    places = _places(outputs[rows] - first, inputs.index_select(0, rows), d_sae)
+                    sums.scatter_add_(0, places, magnitude.index_select(0, rows).view(-1).to(dtype))
+                for rows in parts:
+                    places = _places(outputs[rows] - first, inputs.index_select(0, rows), d_sae)
+                    # a pair that occurs several times is taken once: where its place was written last
+                    number = torch.arange(len(places), dtype=last.dtype, device=self._device)
+                    places = places[last.scatter_(0, places, number).index_select(0, places) == number]
+                    means = sums.index_select(0, places) / self.counts.index_select(0, first + places // d_sae)
+                    sums.index_fill_(0, places, 0)
+                    yield means[means > 0]
+
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        """Successive ranges of output latents, [start, stop), whose rows fit the memory; single latents if need be."""
+        rows, _, _, inputs = self._batches[0]
+        row_bytes = self._read(rows, 0, 1).nbytes + self._read(inputs, 0, 1).nbytes + 8 + 8  # and two numbers
+        most = max(ROWS_AT_ONCE, self._block_bytes // row_bytes)
+        start = total = 0
+        for latent, count in enumerate(self.counts.tolist()):
+            if total + count > most and latent > start:
+                yield start, latent
+                start, total = latent, 0
+            total += count
+        yield start, len(self.counts)
+
+    def _rows(self, start: int, stop: int) -> list[Tensor]:
+        """The rows of J of the output latents in [start, stop): |J| [n, k_in], input latents [n, k_in], output latent
+        [n]."""
+        found = []
+        for batch in self._batches:
+            latents = self._read(batch.latents)
+            first, end = torch.searchsorted(latents, latents.new_tensor([start, stop])).tolist()
+            inputs = self._read(batch.inputs).index_select(0, self._read(batch.tokens, first, end))
+            found.append((self._read(batch.rows, first, end), inputs, latents[first:end].long()))
+        return [torch.cat(tensors) for tensors in zip(*found, strict=True)]
+
+    def _written(self, tensor: Tensor) -> _InFile:
+        array, offset = tensor.cpu().numpy(), self._file.seek(0, os.SEEK_END)
+        try:
+            array.tofile(self._file)
+        except OSError as error:
+            raise OSError(
+                f"the Jacobians could not be kept in a temporary file in {tempfile.gettempdir()}, after "
+                f"{offset / 1e9:.1f} GB: {error}. Name a larger disk in TMPDIR, measure fewer tokens, or allow more "
+                "memory (JSAE_MEMORY_GIB in the asset graph)"
+            ) from error
+        return _InFile(offset, array.shape, array.dtype)
+
+    def _read(self, kept: Tensor | _InFile, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows [start, stop) of what was kept."""
+        if isinstance(kept, Tensor):
+            return kept[start:stop]
+        shape = ((kept.shape[0] if stop is None else stop) - start, *kept.shape[1:])
+        self._file.seek(kept.offset + start * math.prod(kept.shape[1:]) * kept.dtype.itemsize)
+        return torch.from_numpy(np.fromfile(self._file, kept.dtype, math.prod(shape)).reshape(shape)).to(self._device)
+
+
+def _places(outputs: Tensor, inputs: Tensor, d_sae: int) -> Tensor:
+    """Where in a matrix of d_sae columns the elements of rows of J are: outputs [n], inputs [n, k] give [n k]."""
+    return (outputs[:, None] * d_sae + inputs).view(-1)

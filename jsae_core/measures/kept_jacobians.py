@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-SUMS_AT_ONCE = 2**21  # 16 MiB of sums and 8 MiB of numbers, most of which stay in the cache
+SUMS_AT_ONCE = 2**20  # 8 MiB of sums and 4 MiB of numbers, which stay in the cache
 ROWS_AT_ONCE = 2**15
 
 
@@ -45,8 +45,8 @@ class KeptJacobians:
     """
 
     def __init__(self, d_sae: int, memory_bytes: int, device: torch.device):
-        # one part for what is kept, two for the rows of a block of output latents: as found, and put together
-        self._room = self._block_bytes = memory_bytes // 3
+        # one part for what is kept, three for the rows of a block of output latents: found, put together, in order
+        self._room = self._block_bytes = memory_bytes // 4
         self._device = device
         self._batches: list[_Batch] = []
         self.counts = torch.zeros(d_sae, dtype=torch.int64, device=device)
@@ -79,58 +79,48 @@ class KeptJacobians:
 
     def pair_means(self) -> Iterator[Tensor]:
         """For each pair of latents the sum of |J| over tokens, divided by how often the output latent was active. One
-        number a pair, in no particular order, some at a time; those of 0 are left out.
+        number for each pair that occurred, in no particular order, some at a time.
 
-        The rows of all Jacobians are grouped by output latent first. So a few output latents are summed at a time, in
-        memory that stays in the cache, and only pairs that occurred are looked at: a d_sae x d_sae matrix costs the
-        same however few tokens there are, and takes 34 GB at d_sae 65536.
+        The rows of all Jacobians are grouped by output latent. So a few output latents are summed at a time, in memory
+        that stays in the cache, and only pairs that occurred are looked at: a d_sae x d_sae matrix costs the same
+        however few tokens there are, and takes 34 GB at d_sae 65536.
         """
         d_sae = len(self.counts)
         latents_at_once = max(1, SUMS_AT_ONCE // d_sae)
         dtype = torch.float32 if self._device.type == "mps" else torch.float64  # MPS has no float64
         sums = torch.zeros(latents_at_once * d_sae, dtype=dtype, device=self._device)
         last = torch.empty(len(sums), dtype=torch.int32, device=self._device)
-        for start, stop in self._blocks():
-            magnitude, inputs, outputs = self._rows(start, stop)
-            by_output = outputs.argsort(stable=True)
-            sizes = [int(counts.sum()) for counts in self.counts[start:stop].split(latents_at_once)]
-            for first, group in zip(range(start, stop, latents_at_once), by_output.split(sizes), strict=True):
-                parts = group.split(ROWS_AT_ONCE)
-                for rows in parts:
-                    places = _places(outputs[rows] - first, inputs.index_select(0, rows), d_sae)
-                    sums.scatter_add_(0, places, magnitude.index_select(0, rows).view(-1).to(dtype))
-                for rows in parts:
-                    places = _places(outputs[rows] - first, inputs.index_select(0, rows), d_sae)
-                    # a pair that occurs several times is taken once: where its place was written last
-                    number = torch.arange(len(places), dtype=last.dtype, device=self._device)
-                    places = places[last.scatter_(0, places, number).index_select(0, places) == number]
-                    means = sums.index_select(0, places) / self.counts.index_select(0, first + places // d_sae)
-                    sums.index_fill_(0, places, 0)
-                    yield means[means > 0]
+        for block in _ranges(self.counts.tolist(), max(ROWS_AT_ONCE, self._block_bytes // self._row_bytes()), d_sae):
+            magnitude, inputs, outputs = self._rows(block.start, block.stop)
+            counts = self.counts[block.start : block.stop].tolist()
+            n_done = 0
+            for latents in _ranges(counts, ROWS_AT_ONCE, latents_at_once):
+                rows = slice(n_done, n_done := n_done + sum(counts[latents.start : latents.stop]))
+                terms = magnitude[rows].to(dtype).div_(self.counts[outputs[rows], None])
+                places = ((outputs[rows, None] - (block.start + latents.start)) * d_sae + inputs[rows]).view(-1)
+                sums.scatter_add_(0, places, terms.view(-1))
+                # a pair that occurs several times is taken once: where its place was written last
+                number = torch.arange(len(places), dtype=last.dtype, device=self._device)
+                is_last = last.scatter_(0, places, number).index_select(0, places) == number
+                yield sums.index_select(0, places[is_last])
+                sums.index_fill_(0, places, 0)
 
-    def _blocks(self) -> Iterator[tuple[int, int]]:
-        """Successive ranges of output latents, [start, stop), whose rows fit the memory; single latents if need be."""
+    def _row_bytes(self) -> int:
         rows, _, _, inputs = self._batches[0]
-        row_bytes = self._read(rows, 0, 1).nbytes + self._read(inputs, 0, 1).nbytes + 8 + 8  # and two numbers
-        most = max(ROWS_AT_ONCE, self._block_bytes // row_bytes)
-        start = total = 0
-        for latent, count in enumerate(self.counts.tolist()):
-            if total + count > most and latent > start:
-                yield start, latent
-                start, total = latent, 0
-            total += count
-        yield start, len(self.counts)
+        return self._read(rows, 0, 1).nbytes + self._read(inputs, 0, 1).nbytes + 8 + 8  # output latent, and its order
 
-    def _rows(self, start: int, stop: int) -> list[Tensor]:
-        """The rows of J of the output latents in [start, stop): |J| [n, k_in], input latents [n, k_in], output latent
-        [n]."""
+    def _rows(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows of J of the output latents in [start, stop), in that order: |J| [n, k_in], input latents [n, k_in],
+        output latent [n]."""
         found = []
         for batch in self._batches:
             latents = self._read(batch.latents)
             first, end = torch.searchsorted(latents, latents.new_tensor([start, stop])).tolist()
             inputs = self._read(batch.inputs).index_select(0, self._read(batch.tokens, first, end))
             found.append((self._read(batch.rows, first, end), inputs, latents[first:end].long()))
-        return [torch.cat(tensors) for tensors in zip(*found, strict=True)]
+        magnitude, inputs, outputs = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+        outputs, order = outputs.sort(stable=True)
+        return magnitude.index_select(0, order), inputs.index_select(0, order), outputs
 
     def _written(self, tensor: Tensor) -> _InFile:
         array, offset = tensor.cpu().numpy(), self._file.seek(0, os.SEEK_END)
@@ -153,6 +143,13 @@ class KeptJacobians:
         return torch.from_numpy(np.fromfile(self._file, kept.dtype, math.prod(shape)).reshape(shape)).to(self._device)
 
 
-def _places(outputs: Tensor, inputs: Tensor, d_sae: int) -> Tensor:
-    """Where in a matrix of d_sae columns the elements of rows of J are: outputs [n], inputs [n, k] give [n k]."""
-    return (outputs[:, None] * d_sae + inputs).view(-1)
+def _ranges(counts: Sequence[int], most: int, longest: int) -> Iterator[range]:
+    """Successive ranges of latents, at most `longest` long, whose counts add up to at most `most` or which are one
+    latent."""
+    start = total = 0
+    for latent, count in enumerate(counts):
+        if latent > start and (total + count > most or latent - start == longest):
+            yield range(start, latent)
+            start, total = latent, 0
+        total += count
+    yield range(start, len(counts))

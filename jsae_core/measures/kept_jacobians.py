@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 SUMS_AT_ONCE = 2**20  # 8 MiB of sums and 4 MiB of numbers, which stay in the cache
-ROWS_AT_ONCE = 2**15
+ROWS_AT_ONCE = 2**15  # of k elements: what is made of them takes tens of MiB
 
 
 class _InFile(NamedTuple):

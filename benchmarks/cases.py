@@ -59,7 +59,8 @@ PROMPT_TOKENS = 64
 TRAINING_BATCHES = (1024, 4096)
 COMPARED_BATCH = TRAINING_BATCHES[0]  # the original takes too long at the other
 COEFFICIENTS = (1.0, 0.0)
-TRAINING_STEPS = 3  # the first of which warms up; in so few both schedules are constant
+COMPARED_STEPS = 3
+WARM_UP_STEPS, TIMED_STEPS = 5, 3  # a process has all the memory that a step takes after four
 
 
 class Work(NamedTuple):
@@ -262,8 +263,8 @@ def training(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
     return rows
 
 
-def _training_config(batch: int, shape: Shape, coefficient: float) -> TrainingConfig:
-    return TrainingConfig(shape.d_sae, shape.k, coefficient, steps=TRAINING_STEPS, batch_tokens=batch)
+def _training_config(batch: int, shape: Shape, coefficient: float, steps: int) -> TrainingConfig:
+    return TrainingConfig(shape.d_sae, shape.k, coefficient, steps=steps, batch_tokens=batch)
 
 
 def _step_seconds(x: Tensor, mlp: MLP, shape: Shape, coefficient: float) -> float:
@@ -271,10 +272,11 @@ def _step_seconds(x: Tensor, mlp: MLP, shape: Shape, coefficient: float) -> floa
     it ends with is part of a step. A report's losses wait for the device."""
     keep_freed_memory()
     clock: list[float] = []
-    config = _training_config(len(x), shape, coefficient)
+    config = _training_config(len(x), shape, coefficient, WARM_UP_STEPS + TIMED_STEPS)
     train_pair(x, mlp, config, report=lambda progress: clock.append(time.perf_counter()))
-    if len(clock) != TRAINING_STEPS:
-        raise RuntimeError(f"train_pair reported {len(clock)} times in {TRAINING_STEPS} steps; expected every step")
+    if len(clock) != config.steps:
+        raise RuntimeError(f"train_pair reported {len(clock)} times in {config.steps} steps; expected every step")
+    clock = clock[WARM_UP_STEPS - 1 :]
     return statistics.median(after - before for before, after in zip(clock, clock[1:], strict=False))
 
 
@@ -282,7 +284,7 @@ def _training_agreement(x: Tensor, mlp: MLP, shape: Shape) -> tuple[list[Agreeme
     """Losses of every step from the same weights on the same tokens: those after the first say that the step itself
     agrees. (Weights would say less: at first Adam moves each by the learning rate and the sign of its gradient, which
     rounding decides where it is nearly zero.)"""
-    config = _training_config(len(x), shape, COEFFICIENTS[0])
+    config = _training_config(len(x), shape, COEFFICIENTS[0], COMPARED_STEPS)
     ours: list[list[float]] = []
     train_pair(x, mlp, config, report=lambda p: ours.append([p.input_loss, p.output_loss, p.jacobian_loss]))
     generator = torch.Generator().manual_seed(config.seed)

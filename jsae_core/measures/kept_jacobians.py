@@ -40,6 +40,10 @@ class _Batch(NamedTuple):
 class KeptJacobians:
     """|J| of batches of tokens with the latents it is between: in memory while they fit, then in a temporary file.
 
+    Args:
+        memory_bytes: budget for what is kept in memory and for what `pair_means` takes together; a single output
+            latent's rows may exceed it.
+
     Attributes:
         counts: int64 [d_sae], the tokens in which each output latent was active.
     """

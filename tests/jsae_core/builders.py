@@ -120,6 +120,18 @@ def random_inputs(n: int, d_model: int = D_MODEL, dtype: torch.dtype = torch.flo
     return torch.randn(n, d_model, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+def count_encoded(monkeypatch, module) -> list[int]:
+    """How many inputs a measure's module encodes in full, call by call."""
+    rows, encode = [], module.top_latents
+
+    def counting(sae, x):
+        rows.append(len(x))
+        return encode(sae, x)
+
+    monkeypatch.setattr(module, "top_latents", counting)
+    return rows
+
+
 def mlp_tensors(mlp: MLP) -> dict[str, Tensor]:
     names = ("W_in", "b_in", "W_out", "b_out") + (("W_gate", "b_gate") if mlp.gated else ())
     return {f"mlp.{name}": getattr(mlp, name) for name in names}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jsae_core import SAEPair, run_sandwich, sae_pair
 from jsae_core.measures import ablation, ablation_samples, ablation_summary
-from tests.jsae_core.builders import D_MODEL, D_SAE, K, changed, random_inputs, random_pair
+from tests.jsae_core.builders import D_MODEL, D_SAE, K, changed, count_encoded, random_inputs, random_pair
 
 N_TOKENS = 12
 COLUMNS = [
@@ -117,18 +117,6 @@ def test_every_row_is_what_one_intervention_at_a_time_gives_in_plain_floats(x, a
     )
     pandas.testing.assert_frame_equal(frame[list(expected)], expected, rtol=1e-10, atol=1e-10)
     assert (frame["change"].abs() > 0.01).any() and (frame["ablated_activation"] == 0).any()
-
-
-def count_encoded(monkeypatch, module) -> list[int]:
-    """How many inputs the output SAE encodes in full, call by call."""
-    rows, encode = [], module.top_latents
-
-    def counting(sae, x):
-        rows.append(len(x))
-        return encode(sae, x)
-
-    monkeypatch.setattr(module, "top_latents", counting)
-    return rows
 
 
 @pytest.fixture(scope="module", params=[(False, False), (True, True)], ids=["plain", "gated, minus b_dec"])

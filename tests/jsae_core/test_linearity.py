@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jsae_core import SAEPair, run_sandwich, sae_pair
 from jsae_core.measures import ablation_samples, classify_curves, function_curves, function_shapes, linearity
-from tests.jsae_core.builders import D_MODEL, D_SAE, K, changed, random_inputs, random_pair
+from tests.jsae_core.builders import D_MODEL, D_SAE, K, changed, count_encoded, random_inputs, random_pair
 
 N_TOKENS, POINTS = 12, 100
 COLUMNS = [
@@ -93,13 +93,7 @@ def test_curves_among_many_latents_are_those_of_a_slow_loop_however_far_they_lea
 
 
 def test_smooth_curves_need_few_encodes(monkeypatch):
-    encoded, encode = [], linearity.top_latents
-
-    def counting(sae, x):
-        encoded.append(len(x))
-        return encode(sae, x)
-
-    monkeypatch.setattr(linearity, "top_latents", counting)
+    encoded = count_encoded(monkeypatch, linearity)
     pair = random_pair(d_model=64, d_mlp=64, d_sae=2048)
     pair = changed(pair, _W_dec=0.02 * pair.tensors()["_W_dec"])
     inputs, output_ranks, input_ranks = every_rank(random_inputs(4, 64))

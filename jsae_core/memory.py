@@ -6,9 +6,9 @@ Not here: how much memory a measure takes.
 from __future__ import annotations
 
 import ctypes
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 if TYPE_CHECKING:
     import torch
@@ -28,14 +28,12 @@ def keep_freed_memory() -> None:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """What can still be allocated on a device; None where nothing says so (CPUs of other systems than Linux, MPS)."""
+    """What can still be allocated on a device; None where nothing says so (MPS)."""
+    if device.type == "cpu":
+        return psutil.virtual_memory().available
     if device.type == "cuda":
         import torch
 
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    meminfo = Path("/proc/meminfo")
-    if device.type != "cpu" or not meminfo.exists():
-        return None
-    available = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE)
-    return available and 1024 * int(available[1])
+    return None

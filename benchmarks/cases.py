@@ -41,6 +41,7 @@ from jsae_core.jacobian import Sandwich
 from jsae_core.measures import ablation_samples, function_shapes, jacobian_histogram, pair_quality
 from jsae_core.memory import keep_freed_memory
 from jsae_core.mlp import MLP
+from jsae_core.sae_pair import top_latents
 from jsae_core.training import _initial_weights
 
 Row = dict[str, Any]
@@ -60,7 +61,7 @@ TRAINING_BATCHES = (1024, 4096)
 COMPARED_BATCH = TRAINING_BATCHES[0]  # the original takes too long at the other
 COEFFICIENTS = (1.0, 0.0)
 COMPARED_STEPS = 3
-WARM_UP_STEPS, TIMED_STEPS = 5, 3  # a process has all the memory that a step takes after four
+WARM_UP_STEPS, TIMED_STEPS = 7, 5  # a process has all the memory that a step takes after about seven
 
 
 class Work(NamedTuple):
@@ -250,7 +251,7 @@ def training(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
             shape,
             "step",
             {"ours": seconds[batch, coefficient]} | ({"original": seconds["original"]} if compared else {}),
-            cost.training_step(shape, batch, with_jacobian=coefficient > 0),
+            cost.training_step(shape, batch, _active_latents(inputs[batch], mlp, shape) if coefficient else None),
             rates,
             memory[batch, coefficient],
             agreement if compared and coefficient else [],
@@ -261,6 +262,15 @@ def training(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
             row["over_traditional"] = ratios(seconds[batch, coefficient], seconds[batch, 0.0])._asdict()
         rows.append(row)
     return rows
+
+
+def _active_latents(x: Tensor, mlp: MLP, shape: Shape) -> tuple[int, int]:
+    """How many input and output latents are active in a batch, at weights like those that training begins with."""
+    pair = random_pair(shape, x.device, mlp)
+    return tuple(
+        len(top_latents(sae, inputs)[1].unique())
+        for sae, inputs in ((pair.input_sae, x), (pair.output_sae, mlp.respond(x).output))
+    )
 
 
 def _training_config(batch: int, shape: Shape, coefficient: float, steps: int) -> TrainingConfig:

@@ -107,13 +107,15 @@ def _prediction(shape: Shape) -> Cost:
     return Cost(2 * shape.d_model * shape.vocabulary, FLOAT * 2 * shape.vocabulary)
 
 
-def training_step(shape: Shape, batch: int, with_jacobian: bool) -> Cost:
+def training_step(shape: Shape, batch: int, active: tuple[int, int] | None) -> Cost:
     """A step of `batch` tokens: per token the MLP and both SAEs forward and backward; per step Adam, which reads
-    parameter, gradient and two moments, writes all but the gradient, and has that set to zero."""
+    parameter, gradient and two moments, writes all but the gradient, and has that set to zero.
+
+    `active`: how many input and output latents are active in the batch; None: a step without the Jacobian."""
     d, s = shape.d_model, shape.d_sae
     adam = Cost(0, FLOAT * 8 * 2 * (2 * d * s + s + d))
     step = batch * (mlp(shape) + 2 * encoder(shape) + 2 * _sparse_decoder(shape)) + adam
-    return step + _jacobian_loss(shape, batch) if with_jacobian else step
+    return step if active is None else step + _jacobian_loss(shape, batch, *active)
 
 
 def _sparse_decoder(shape: Shape) -> Cost:
@@ -122,13 +124,13 @@ def _sparse_decoder(shape: Shape) -> Cost:
     return Cost(8 * shape.d_model * shape.k, FLOAT * 6 * shape.d_model * shape.k)
 
 
-def _jacobian_loss(shape: Shape, batch: int) -> Cost:
-    """A step. Of both tables the rows that the batch touches: their products [rows, d] by [d, m], forward and backward;
-    the rows are written, their gradients zeroed and read. A token: J forward and its two gradients; rows gathered, and
+def _jacobian_loss(shape: Shape, batch: int, active_inputs: int, active_outputs: int) -> Cost:
+    """A step. Of both tables the active latents' rows: their products [rows, d] by [d, m], forward and backward; the
+    rows are written, their gradients zeroed and read. A token: J forward and its two gradients; rows gathered, and
     gradient rows read and written."""
     d, m, b, k = shape.d_model, shape.d_mlp, shape.branches, shape.k
-    rows = min(shape.d_sae, batch * k)
-    tables = Cost(2 * 2 * rows * d * m * (b + 1), FLOAT * 3 * rows * m * (b + 1))
+    rows = b * active_inputs + active_outputs  # of m elements
+    tables = Cost(2 * 2 * rows * d * m, FLOAT * 3 * rows * m)
     token = Cost(3 * 2 * k**2 * m, FLOAT * (3 * k * (b + 1) * m + 2 * b * m))
     return tables + batch * token
 

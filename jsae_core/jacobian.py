@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jsae_core.sae_pair import SAEPair, Tables, inputs_at_once, top_latents
+from jsae_core.mlp import MLP
+from jsae_core.sae_pair import SAEPair, Tables, build_tables, inputs_at_once, top_latents
 
 GATHER_BYTES = 2**22  # of each of the two buffers that gathered rows are kept in: both stay in the cache
 
@@ -82,42 +83,62 @@ def gather_jacobian(tables: Tables, input_latents: Tensor, output_latents: Tenso
 
 
 def mean_abs_jacobian(
-    tables: Tables, input_latents: Tensor, output_latents: Tensor, slopes: Sequence[Tensor]
+    W_dec_in: Tensor,
+    W_enc_out: Tensor,
+    mlp: MLP,
+    input_latents: Tensor,
+    output_latents: Tensor,
+    slopes: Sequence[Tensor],
 ) -> Tensor:
-    """mean(|J|) over tokens and both latents, with a gradient into the tables: the Jacobian term of the training loss.
+    """mean(|J|) over tokens and both latents, with a gradient: the Jacobian term of the training loss.
 
-    The slopes are constants (Farnik et al., 2025). Arguments as for `gather_jacobian`.
+    The MLP's weights and the slopes are constants (Farnik et al., 2025).
+
+    Args:
+        W_dec_in, W_enc_out: [d_sae, d_model] and [d_model, d_sae].
+        input_latents, output_latents: [n, k].
+        slopes: of the MLP's branches at the n tokens, each [n, d_mlp].
     """
-    return _MeanAbsJacobian.apply(tables.inputs, tables.outputs, input_latents, output_latents, *slopes)
+    return _MeanAbsJacobian.apply(W_dec_in, W_enc_out, mlp, input_latents, output_latents, slopes)
 
 
 class _MeanAbsJacobian(torch.autograd.Function):
     """The gradient of mean(|J|) with respect to J is sign(J) / size, known as soon as J is. So each chunk of tokens
-    gives its share of the tables' gradients while its rows are still in cache, and no gathered row outlives it."""
+    gives its share of the tables' gradients while its rows are still in cache, and no gathered row outlives it. Only
+    the rows of active latents are built, and their gradients become the weights' at once, which are smaller."""
 
     @staticmethod
-    def forward(ctx, input_table, output_table, input_latents, output_latents, *slopes):
-        tables = Tables(input_table, output_table)
-        d_inputs, d_outputs = torch.zeros_like(input_table), torch.zeros_like(output_table)
-        size = input_latents.numel() * output_latents.shape[1]
-        total = output_table.new_zeros(())
-        for part, E, D in _gathered(tables, input_latents, output_latents, slopes):
+    def forward(ctx, W_dec_in, W_enc_out, mlp, input_latents, output_latents, slopes):
+        (inputs, input_rows), (outputs, output_rows) = (
+            latents.unique(return_inverse=True) for latents in (input_latents, output_latents)
+        )
+        tables = build_tables(W_dec_in[inputs], W_enc_out[:, outputs], mlp)
+        d_inputs, d_outputs = torch.zeros_like(tables.inputs), torch.zeros_like(tables.outputs)
+        size = input_rows.numel() * output_rows.shape[1]
+        total = W_dec_in.new_zeros(())
+        for part, E, D in _gathered(tables, input_rows, output_rows, slopes):
             jacobian = torch.bmm(E, D.transpose(1, 2))
             total += jacobian.abs().sum()
             sign = jacobian.sign_().div_(size)
-            d_outputs.index_add_(0, output_latents[part].reshape(-1), torch.bmm(sign, D).flatten(0, 1))
+            d_outputs.index_add_(0, output_rows[part].reshape(-1), torch.bmm(sign, D).flatten(0, 1))
             d_scaled = torch.bmm(sign.transpose(1, 2), E)
             for b, slope in enumerate(slopes):
                 branch = slice(b * slope.shape[1], (b + 1) * slope.shape[1])
                 d_rows = (d_scaled * slope[part, None]).flatten(0, 1)
-                d_inputs[:, branch].index_add_(0, input_latents[part].reshape(-1), d_rows)
-        ctx.save_for_backward(d_inputs, d_outputs)
-        ctx.others = 2 + len(slopes)
+                d_inputs[:, branch].index_add_(0, input_rows[part].reshape(-1), d_rows)
+        d_W_dec_rows = d_inputs @ torch.cat(mlp.branches, dim=1).T
+        ctx.save_for_backward(inputs, outputs, d_W_dec_rows, d_outputs @ mlp.W_out)
+        ctx.d_sae = len(W_dec_in)
         return total / size
 
     @staticmethod
     def backward(ctx, d_mean):
-        return *(d_mean * gradient for gradient in ctx.saved_tensors), *[None] * ctx.others
+        inputs, outputs, d_W_dec_rows, d_W_enc_rows = ctx.saved_tensors
+        d_W_dec_in, d_W_enc_out = (
+            rows.new_zeros(ctx.d_sae, rows.shape[1]).index_copy_(0, latents, d_mean * rows)
+            for latents, rows in ((inputs, d_W_dec_rows), (outputs, d_W_enc_rows))
+        )
+        return d_W_dec_in, d_W_enc_out.T, None, None, None, None
 
 
 def _gathered(

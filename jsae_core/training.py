@@ -16,7 +16,7 @@ from torch import Tensor
 from jsae_core.jacobian import mean_abs_jacobian
 from jsae_core.mlp import MLP
 from jsae_core.recipe import TrainingConfig
-from jsae_core.sae_pair import PairConfig, SAEPair, build_tables, decode
+from jsae_core.sae_pair import PairConfig, SAEPair, decode
 
 SAE_PARTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
@@ -145,8 +145,8 @@ def _losses(
         losses[side] = (target - reconstruction).square().mean()
     if not with_jacobian:
         return losses | {"jacobian": x.new_zeros(())}
-    tables = build_tables(weights["input"]["W_dec"], weights["output"]["W_enc"], mlp)
-    jacobian = mean_abs_jacobian(tables, latents["input"], latents["output"], response.slopes)
+    W_dec_in, W_enc_out = weights["input"]["W_dec"], weights["output"]["W_enc"]
+    jacobian = mean_abs_jacobian(W_dec_in, W_enc_out, mlp, latents["input"], latents["output"], response.slopes)
     return losses | {"jacobian": jacobian}
 
 

@@ -4,7 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jsae_core import SAEPair, jacobian, run_sandwich
-from jsae_core.sae_pair import build_tables
 from tests.jsae_core.builders import (
     D_MODEL,
     D_SAE,
@@ -263,9 +262,8 @@ def test_a_pair_moved_to_float64_computes_in_float64(convert):
 def test_the_training_term_is_the_mean_of_the_batched_jacobian_s_magnitude(activation, gated):
     pair, x = random_pair(activation, gated), random_inputs(5)
     sandwich = run_sandwich(pair, x)
-    mean = jacobian.mean_abs_jacobian(
-        pair.tables(), sandwich.input_latents, sandwich.output_latents, pair.mlp.respond(x).slopes
-    )
+    latents, slopes = (sandwich.input_latents, sandwich.output_latents), pair.mlp.respond(x).slopes
+    mean = jacobian.mean_abs_jacobian(pair.input_sae.W_dec, pair.output_sae.W_enc, pair.mlp, *latents, slopes)
     torch.testing.assert_close(mean, sandwich.jacobian.abs().mean(), rtol=0, atol=1e-12)
 
 
@@ -275,13 +273,27 @@ def test_the_training_term_s_gradient_is_that_of_finite_differences(gated, rows_
     monkeypatch.setattr(jacobian, "GATHER_BYTES", rows_at_once)
     pair, x = random_pair("gelu", gated, d_model=4, d_mlp=5, d_sae=6, k=2), random_inputs(3, 4)
     sandwich, slopes = run_sandwich(pair, x), pair.mlp.respond(x).slopes
+    latents = (sandwich.input_latents, sandwich.output_latents)
 
     def of_weights(W_dec_in: Tensor, W_enc_out: Tensor) -> Tensor:
-        tables = build_tables(W_dec_in, W_enc_out, pair.mlp)
-        return jacobian.mean_abs_jacobian(tables, sandwich.input_latents, sandwich.output_latents, slopes)
+        return jacobian.mean_abs_jacobian(W_dec_in, W_enc_out, pair.mlp, *latents, slopes)
 
     weights = (pair.input_sae.W_dec.clone(), pair.output_sae.W_enc.clone())
     assert torch.autograd.gradcheck(of_weights, tuple(weight.requires_grad_() for weight in weights))
+
+
+@plain_and_gated
+def test_the_training_term_builds_and_moves_the_rows_of_active_latents_alone(gated, monkeypatch):
+    pair, x = random_pair("silu", gated), random_inputs(1)
+    sandwich, slopes, built = run_sandwich(pair, x), pair.mlp.respond(x).slopes, []
+    build = jacobian.build_tables
+    monkeypatch.setattr(jacobian, "build_tables", lambda *weights: built.append(build(*weights)) or built[-1])
+    W_dec_in, W_enc_out = (w.clone().requires_grad_() for w in (pair.input_sae.W_dec, pair.output_sae.W_enc))
+    latents = (sandwich.input_latents, sandwich.output_latents)
+    jacobian.mean_abs_jacobian(W_dec_in, W_enc_out, pair.mlp, *latents, slopes).backward()
+    assert [(len(tables.inputs), len(tables.outputs)) for tables in built] == [(K, K)]
+    for gradient, active in zip((W_dec_in.grad, W_enc_out.grad.T), latents, strict=True):
+        assert gradient.any(dim=1).nonzero().flatten().tolist() == sorted(active.flatten().tolist())
 
 
 def test_tables_have_one_row_a_latent():

@@ -246,17 +246,21 @@ def training(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
     rows = []
     for batch, coefficient in settings:
         compared = batch == COMPARED_BATCH
+        active, note = None, "the original computes the Jacobian at lambda 0 too" if compared else ""
+        if coefficient:
+            active = _active_latents(inputs[batch], mlp, shape)
+            note = f"{sum(active):,} of {2 * shape.d_sae:,} latents are active"
         row = _row(
             "training",
             shape,
             "step",
             {"ours": seconds[batch, coefficient]} | ({"original": seconds["original"]} if compared else {}),
-            cost.training_step(shape, batch, _active_latents(inputs[batch], mlp, shape) if coefficient else None),
+            cost.training_step(shape, batch, active),
             rates,
             memory[batch, coefficient],
             agreement if compared and coefficient else [],
             setting=f"batch {batch}, lambda {coefficient:g}",
-            note="" if coefficient or not compared else "the original computes the Jacobian at lambda 0 too",
+            note=note,
         )
         if coefficient:
             row["over_traditional"] = ratios(seconds[batch, coefficient], seconds[batch, 0.0])._asdict()

@@ -37,8 +37,11 @@ class Compute(dg.ConfigurableResource):
     )
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     batch_tokens: int = Field(default=4096, ge=1, description="tokens the model and the pair are given at once")
-    memory_gib: float = Field(
-        default=0.5, gt=0, description="for the Jacobians of a histogram; those that do not fit go to a temporary file"
+    memory_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="for the Jacobians of a histogram; those that do not fit go to a temporary file. Unset: 0.5 on a "
+        "CPU, up to 8 on CUDA",
     )
     _kept: dict[Hashable, Any] = PrivateAttr(default_factory=dict)
 

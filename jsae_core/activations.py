@@ -36,7 +36,9 @@ class MLPInputs:
     def __iter__(self) -> Iterator[Tensor]:
         for batch in packed(self.documents, self.batch_tokens):
             mlp_input, _ = self.language_model.mlp_activations(batch.tokens, self.layer)
-            yield mlp_input[batch.measured.to(mlp_input.device)]
+            # as places, not as a mask: to see how many there are, the processor would wait for the device
+            places = batch.measured.flatten().nonzero()[:, 0].to(mlp_input.device)
+            yield mlp_input.flatten(0, 1).index_select(0, places)
 
     @property
     def n_tokens(self) -> int:

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jsae_core.memory import piece_factor
 from jsae_core.mlp import MLP
 from jsae_core.sae_pair import SAEPair, Tables, build_tables, inputs_at_once, top_latents
 
-GATHER_BYTES = 2**22  # of each of the two buffers that gathered rows are kept in: both stay in the cache
+GATHER_BYTES = 2**22  # of each of the two buffers that gathered rows are kept in: both stay in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _gathered(
     n, k_in = input_latents.shape
     k_out, d_mlp = output_latents.shape[1], tables.outputs.shape[1]
     row_bytes = tables.outputs.element_size() * max(k_in * tables.inputs.shape[1], k_out * d_mlp)
-    chunk = max(1, min(n, GATHER_BYTES // row_bytes))
+    chunk = max(1, min(n, piece_factor(tables.outputs.device) * GATHER_BYTES // row_bytes))
     input_rows = tables.inputs.new_empty(chunk * k_in, tables.inputs.shape[1])
     output_rows = tables.outputs.new_empty(chunk * k_out, d_mlp)
     for start in range(0, n, chunk):

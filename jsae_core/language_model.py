@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from jsae_core.memory import fitting
 from jsae_core.mlp import MLP
 from jsae_core.tensor_files import read_tensors
 from jsae_core.transformer_lens_weights import weights_from_transformer_lens
@@ -253,6 +254,7 @@ def load_language_model(
     Raises:
         FileNotFoundError: a directory was named that does not hold a model, or there is no file of weights.
         ValueError: the model cannot be reached or read, the dtype is none, or the weights are not this model's.
+        MemoryError: the device has no room for it.
         RuntimeError, AssertionError: torch's own, where this machine lacks the device.
     """
     from transformer_lens.model_bridge import TransformerBridge
@@ -284,7 +286,7 @@ def load_language_model(
             weights_from_transformer_lens(weights, hf_model)
         except ValueError as error:
             raise ValueError(f"{randomised_weights}: {error}") from error
-    with _loading(name, looks_local):
+    with _loading(name, looks_local), fitting(f"the language model {name}", device):
         bridge = TransformerBridge.boot_transformers(
             name, device=str(device), dtype=torch_dtype, hf_model=hf_model and hf_model.to(device)
         )
@@ -297,6 +299,8 @@ def _loading(name: str, looks_local: bool) -> Iterator[None]:
     """Makes any error of loading a model one that says which, and what to look at."""
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:  # transformers, huggingface_hub, httpx and safetensors each raise their own
         where = "local directory" if looks_local else "model on the Hugging Face hub"
         hint = (

@@ -1,11 +1,13 @@
-"""The memory of a device: how much there is, and what becomes of what was freed.
+"""The memory of a device: how much there is, how large the pieces of work may be, what becomes of what was freed.
 
 Not here: how much memory a measure takes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import psutil
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as glibc's malloc.h names them
 KEPT_BLOCK_BYTES = 2**29
+MOST_TIMES = 16
+BYTES_EACH_TIME = 4 * 10**9
 
 
 def keep_freed_memory() -> None:
@@ -37,3 +41,33 @@ def available_bytes(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return None
+
+
+def piece_factor(device: torch.device) -> int:
+    """How many times as large as on a CPU the pieces are that work is split into: more the more memory a CUDA device
+    has, up to 16. On a CPU they stay in the cache; there, starting a piece's kernels must not take longer than they do.
+    """
+    if device.type != "cuda":
+        return 1
+    import torch
+
+    total = torch.cuda.get_device_properties(device).total_memory
+    return max(1, min(MOST_TIMES, total // BYTES_EACH_TIME))
+
+
+@contextlib.contextmanager
+def fitting(what: str, device: torch.device | str) -> Iterator[None]:
+    """Says what it was that did not fit a device, and what to do.
+
+    Raises:
+        MemoryError: in the place of the OutOfMemoryError that says neither.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"{what} does not fit {device} beside what is there already; compute on another device (JSAE_DEVICE in "
+            f"the asset graph), with fewer digits (JSAE_DTYPE=bfloat16), or with nothing else on it ({error})"
+        ) from error

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from sae_lens import TopKSAE, TopKSAEConfig
 from torch import Tensor, nn
 
-from jsae_core.memory import available_bytes
+from jsae_core.memory import available_bytes, fitting, piece_factor
 from jsae_core.mlp import MLP, activation_function
 from jsae_core.tensor_files import read_tensors, write_tensors
 
@@ -246,6 +246,7 @@ class SAEPair(nn.Module):
             FileNotFoundError: the directory or one of its files is missing.
             ValueError: a file is truncated, a tensor missing, of the wrong shape or not finite, or the configuration
                 makes no sense. The message names the file.
+            MemoryError: the device has no room for the pair.
         """
         path = Path(path)
         weights_path = path / WEIGHTS_FILE if path.is_dir() else path
@@ -269,9 +270,11 @@ class SAEPair(nn.Module):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{config_path}: {error}") from error
         try:
-            return cls.from_tensors(tensors, config, language_model).to(device)
+            pair = cls.from_tensors(tensors, config, language_model)
         except ValueError as error:
             raise ValueError(f"{weights_path}: {error}") from error
+        with fitting(f"the pair {path}", device):
+            return pair.to(device)
 
     @classmethod
     def from_tensors(
@@ -357,7 +360,8 @@ def pre_activations(sae: TopKSAE, x: Tensor, memory: Tensor | None = None) -> Te
 
 def inputs_at_once(sae: TopKSAE) -> int:
     """How many inputs to encode at once: their pre-activations, d_sae each, are the largest thing then."""
-    return max(1, PRE_ACTIVATION_BYTES // (sae.cfg.d_sae * sae.W_enc.element_size()))
+    at_once = piece_factor(sae.W_enc.device) * PRE_ACTIVATION_BYTES
+    return max(1, at_once // (sae.cfg.d_sae * sae.W_enc.element_size()))
 
 
 def decode(W_dec: Tensor, b_dec: Tensor, activations: Tensor, latents: Tensor) -> Tensor:

@@ -130,7 +130,8 @@ def _jacobian_histogram(
     from jsae_core.measures.histogram import NORMS
 
     stream = mlp_inputs(cell, pair, tokens, compute)
-    histograms = jacobian_histograms(pair, stream, memory_bytes=round(compute.memory_gib * 2**30))
+    budget = None if compute.memory_gib is None else round(compute.memory_gib * 2**30)
+    histograms = jacobian_histograms(pair, stream, memory_bytes=budget)
     plain = histograms[None]
     tensors = _as_tensors(settings(pair)) | plain
     for norm in NORMS:

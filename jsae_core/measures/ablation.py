@@ -16,6 +16,7 @@ from torch import Tensor
 from jsae_core.jacobian import check_input, gather_jacobian
 from jsae_core.measures.samples import Ranks, Samples, draw_samples, joined, table
 from jsae_core.measures.top_k import among_top_k
+from jsae_core.memory import piece_factor
 from jsae_core.sae_pair import SAEPair, inputs_at_once, top_latents, top_pre_activations
 
 ABSOLUTE_TOLERANCE = 0.1  # the published criterion: |J + change| below it
@@ -181,7 +182,7 @@ def _among_rivals(
     place = torch.arange(len(of_token), device=of_token.device)
     place = place - torch.searchsorted(of_token, of_token)  # of an intervention among those of its token
     order = of_sample.argsort()
-    tokens = max(1, GATHER_BYTES // (rivals[0].shape[1] * encoder_rows[0].nbytes))
+    tokens = max(1, piece_factor(mlp_output.device) * GATHER_BYTES // (rivals[0].shape[1] * encoder_rows[0].nbytes))
     for start in range(0, len(mlp_output), tokens):
         first, last = torch.searchsorted(of_token, torch.tensor([start, start + tokens], device=of_token.device))
         moved = sae.process_sae_in(pair.mlp(ablated[first:last]))

@@ -13,16 +13,17 @@ from torch import Tensor
 
 from jsae_core.jacobian import run_sandwich
 from jsae_core.measures.kept_jacobians import KeptJacobians
+from jsae_core.memory import piece_factor
 from jsae_core.sae_pair import SAEPair
 
 BIN_WIDTH = 0.001
 PLAIN_BINS, NORMED_BINS = 1100, 1500  # [0, 1.1] and [0, 1.5]
 NORMS = ("l2t", "l4t", "linft")
-MEMORY_BYTES = 2**29
+MEMORY_BYTES = 2**29  # on a CPU
 
 
 def jacobian_histogram(
-    pair: SAEPair, stream: Iterable[Tensor], norm: str | None = None, memory_bytes: int = MEMORY_BYTES
+    pair: SAEPair, stream: Iterable[Tensor], norm: str | None = None, memory_bytes: int | None = None
 ) -> dict[str, Tensor]:
     """Histogram of |J| over the k x k elements of every token, and of mean |J| over all pairs of latents.
 
@@ -32,7 +33,7 @@ def jacobian_histogram(
             "linft" maximum. None: plain J.
         memory_bytes: budget for the Jacobians, which are kept until all are known (4 k^2 + 12 k bytes a token in
             float32). Those that do not fit go to a temporary file (TMPDIR says where), and mean |J| is taken in blocks
-            of output latents.
+            of output latents. None: 512 MiB on a CPU, up to 8 GiB on a CUDA device that has the room.
 
     Returns:
         `hist` int64 [1100] over [0, 1.1], or [1500] over [0, 1.5] if normed; `overflow` int64: elements above that.
@@ -52,13 +53,14 @@ def jacobian_histograms(
     pair: SAEPair,
     stream: Iterable[Tensor],
     norms: Sequence[str | None] = (None, *NORMS),
-    memory_bytes: int = MEMORY_BYTES,
+    memory_bytes: int | None = None,
 ) -> dict[str | None, dict[str, Tensor]]:
     """`jacobian_histogram` for several norms at once: they share the Jacobians and the sums of |J|."""
     unknown = [norm for norm in norms if norm is not None and norm not in NORMS]
     if unknown:
         raise ValueError(f"unknown norm {unknown[0]!r}; expected None or one of {', '.join(NORMS)}")
     d_sae, device = pair.config.d_sae, pair.device
+    memory_bytes = piece_factor(device) * MEMORY_BYTES if memory_bytes is None else memory_bytes
     wanted = [norm for norm in norms if norm is not None]
 
     counts = _Bins(PLAIN_BINS, device)

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SUMS_AT_ONCE = 2**20  # 8 MiB of sums and 4 MiB of numbers, which stay in the cache
+from jsae_core.memory import piece_factor
+
+SUMS_AT_ONCE = 2**20  # 8 MiB of sums and 4 MiB of numbers, which stay in a CPU's cache
 ROWS_AT_ONCE = 2**15  # of k elements: what is made of them takes tens of MiB
 
 
@@ -90,15 +92,16 @@ class KeptJacobians:
         however few tokens there are, and takes 34 GB at d_sae 65536.
         """
         d_sae = len(self.counts)
-        latents_at_once = max(1, SUMS_AT_ONCE // d_sae)
+        factor = piece_factor(self._device)
+        latents_at_once, rows_at_once = max(1, factor * SUMS_AT_ONCE // d_sae), factor * ROWS_AT_ONCE
         dtype = torch.float32 if self._device.type == "mps" else torch.float64  # MPS has no float64
         sums = torch.zeros(latents_at_once * d_sae, dtype=dtype, device=self._device)
         last = torch.empty(len(sums), dtype=torch.int32, device=self._device)
-        for block in _ranges(self.counts.tolist(), max(ROWS_AT_ONCE, self._block_bytes // self._row_bytes()), d_sae):
+        for block in _ranges(self.counts.tolist(), max(rows_at_once, self._block_bytes // self._row_bytes()), d_sae):
             magnitude, inputs, outputs = self._rows(block.start, block.stop)
             counts = self.counts[block.start : block.stop].tolist()
             n_done = 0
-            for latents in _ranges(counts, ROWS_AT_ONCE, latents_at_once):
+            for latents in _ranges(counts, rows_at_once, latents_at_once):
                 rows = slice(n_done, n_done := n_done + sum(counts[latents.start : latents.stop]))
                 terms = magnitude[rows].to(dtype).div_(self.counts[outputs[rows], None])
                 places = ((outputs[rows, None] - (block.start + latents.start)) * d_sae + inputs[rows]).view(-1)

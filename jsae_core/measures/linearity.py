@@ -16,6 +16,7 @@ from torch import Tensor
 from jsae_core.jacobian import Sandwich, run_sandwich
 from jsae_core.measures.samples import Samples, draw_samples, joined, table
 from jsae_core.measures.top_k import among_top_k
+from jsae_core.memory import piece_factor
 from jsae_core.sae_pair import SAEPair, inputs_at_once, pre_activations, top_latents
 
 POINTS = 100
@@ -25,7 +26,7 @@ SHAPES = ("linear", "jumprelu", "other")
 CURVES = ["input_values", "output_values"]
 NODES = 4  # points of a curve at which all latents are encoded
 RIVALS = 4  # times k: the latents of a node that may be in the TopK on the way to the next
-HIDDEN_BYTES = 2**23  # of hidden layers along curves at once: they stay in the cache
+HIDDEN_BYTES = 2**23  # of hidden layers along curves at once: they stay in a CPU's cache
 KEPT_OF_EACH_SHAPE = 30  # curves, whatever else is kept: rare shapes are worth a look
 
 
@@ -131,7 +132,7 @@ def _swept(
     values = E.new_empty(len(of_sample), POINTS)
     places, left = [], []
     order = of_sample.argsort()
-    at_once = max(1, HIDDEN_BYTES // (POINTS * node_hidden[0, 0].nbytes))
+    at_once = max(1, piece_factor(E.device) * HIDDEN_BYTES // (POINTS * node_hidden[0, 0].nbytes))
     for which in torch.arange(len(node_hidden), device=E.device).split(at_once):
         sample = order[torch.isin(of_sample[order], which)]
         own, latent = of_sample[sample] - which[0], output_latent[sample]

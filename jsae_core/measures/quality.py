@@ -18,6 +18,7 @@ from jsae_core.language_model import CleanPass, LanguageModel
 from jsae_core.measures.histogram import token_norms
 from jsae_core.measures.moments import NamedMoments
 from jsae_core.measures.reconstruction import ReconstructionSums, reconstruct
+from jsae_core.memory import piece_factor
 from jsae_core.sae_pair import SAEPair, decode
 
 THRESHOLDS = (0.005, 0.01, 0.015, 0.02)
@@ -127,7 +128,7 @@ def _losses(
     predicts = torch.zeros_like(measured)
     predicts[:, :-1] = measured[:, :-1] & measured[:, 1:]
     successor, predicts = tokens.roll(-1, dims=1)[measured], predicts[measured]
-    at_once = max(1, LOGIT_BYTES // (language_model.n_vocabulary * 4))
+    at_once = max(1, piece_factor(clean.device) * LOGIT_BYTES // (language_model.n_vocabulary * 4))
     losses: dict[str, list[Tensor]] = {f"ce_{name}": [] for name in ("clean", *spliced)}
     divergences: dict[str, list[Tensor]] = {f"kl_{name}": [] for name in spliced}
     for part in torch.arange(len(clean), device=clean.device).split(at_once):

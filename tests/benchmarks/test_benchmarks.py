@@ -10,11 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks import __main__ as command_line
-from benchmarks import cases, cost, growth, machine, original, parts, report, timing
+from benchmarks import cases, cost, growth, machine, original, parts, precision, report, timing
 from benchmarks.agreement import Disagreement, agree
 from benchmarks.results import Results, read_all
 from benchmarks.shapes import SHAPES, random_inputs, random_pair
 from jsae_core import run_sandwich
+from jsae_core.jacobian import Sandwich
+from tests.accelerator import Accelerator
 from tests.jsae_core.builders import random_inputs as inputs
 from tests.jsae_core.builders import random_pair as small_pair
 
@@ -69,6 +71,13 @@ def test_every_part_runs_and_agrees_with_the_original(part):
 @pytest.mark.parametrize("part", [part for part in parts.PARTS if part != "growth"])
 def test_it_agrees_for_a_gated_mlp_too(part):
     assert any(row["agreement"] for row in parts.PARTS[part](GATED, CPU, RATES))
+
+
+@pytest.mark.parametrize("part", parts.PARTS)
+def test_every_part_runs_on_an_accelerator_too(part):
+    with Accelerator() as accelerator:
+        rows = parts.PARTS[part](PLAIN, accelerator.device, RATES)
+    assert [row["setting"] for row in rows] == [row["setting"] for row in rows_of(part)]
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -141,6 +150,24 @@ def test_the_counted_operations_of_a_sandwich_are_those_of_its_matrix_products(s
     with Counter() as counter:
         run_sandwich(pair, x)
     assert counter.flops == len(x) * cost.sandwich(shape).flops
+
+
+def test_precisions_are_compared_between_the_latents_that_both_have():
+    exact = run_sandwich(small_pair(), inputs(5))
+    reversed_ranks = Sandwich(
+        exact.jacobian.flip(1, 2),
+        exact.input_latents.flip(1),
+        exact.output_latents.flip(1),
+        None,
+        None,
+        None,
+    )
+    assert precision.difference(exact, reversed_ranks) == (0.0, 0.0, 0.0)
+
+    coarser = replace(exact, jacobian=1.01 * exact.jacobian, input_latents=exact.input_latents.clone())
+    coarser.input_latents[:, 0] = -1  # one of four
+    inputs_other, outputs_other, error = precision.difference(exact, coarser)
+    assert (inputs_other, outputs_other) == (0.25, 0.0) and error == pytest.approx(0.01)
 
 
 def test_results_replace_the_rows_of_their_part_and_shape_alone(tmp_path):

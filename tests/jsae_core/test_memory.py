@@ -1,11 +1,12 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from jsae_core.memory import available_bytes
+from jsae_core.memory import available_bytes, piece_factor
 
 PROGRAM = """
 import ctypes
@@ -40,3 +41,11 @@ def test_what_is_available_holds_a_tensor_that_fits_and_is_less_than_the_machine
 
 def test_a_device_that_says_nothing_of_its_memory_has_none_that_is_known():
     assert available_bytes(torch.device("mps")) is None
+
+
+@pytest.mark.parametrize(("gigabytes", "factor"), [(3, 1), (8, 2), (24, 6), (80, 16), (141, 16)])
+def test_pieces_of_work_are_the_larger_the_more_memory_a_cuda_device_has(gigabytes, factor, monkeypatch):
+    properties = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert piece_factor(torch.device("cuda", 0)) == factor
+    assert piece_factor(torch.device("cpu")) == 1

@@ -2,8 +2,10 @@
 
     python -m benchmarks [PART ...] [--shape NAME ...] [--device cpu|cuda] [--output DIR]
     python -m benchmarks report
+    python -m benchmarks.operators | precision | startup
 
 Here: the parts that are measured (`cases`, `growth`), the shapes they are measured at, the procedure they are compared
-with (`original`), the work that cannot be avoided (`cost`), the clock and the machine. Nothing of it is imported by
+with (`original`), the work that cannot be avoided (`cost`), the clock and the machine; and what stands for itself:
+where a training step's time goes, what fewer digits do, how long people wait at the start. Nothing of it is imported by
 `jsae_core`, and nothing the tests say depends on a time.
 """

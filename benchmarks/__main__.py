@@ -21,9 +21,7 @@ from benchmarks.shapes import DEFAULT_SHAPES, SHAPES
 
 REPORT = "report"
 # left out unless their shape is named
-LEFT_OUT = {("training", "pythia-410m"): "a step of the original takes minutes on a CPU"} | {
-    ("growth", shape): "one shape shows it" for shape in DEFAULT_SHAPES if shape != "pythia-70m"
-}
+LEFT_OUT = {("growth", shape): "one shape shows it" for shape in DEFAULT_SHAPES if shape != "pythia-70m"}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@ checks that they agree, times them in turn, and compares with the limit.
 A part is a function of (shape, device, rates) and gives rows of plain values, which `report.py` shows. Not here: the
 procedures (`original.py`), the limit (`cost.py`), how cost grows (`growth.py`).
 
-How much work a round does is chosen so that all parts at all shapes take about 50 minutes on two cores.
+How much work a round does is chosen so that all parts at all shapes take about an hour on two cores.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ COMPARED_BATCH = TRAINING_BATCHES[0]  # the original takes too long at the other
 COEFFICIENTS = (1.0, 0.0)
 COMPARED_STEPS = 3
 WARM_UP_STEPS, TIMED_STEPS = 7, 5  # a process has all the memory that a step takes after about seven
+FEWER_STEPS = 3, 2  # of the shape that gets less work, whose steps take seconds
 
 
 class Work(NamedTuple):
@@ -286,11 +287,12 @@ def _step_seconds(x: Tensor, mlp: MLP, shape: Shape, coefficient: float) -> floa
     it ends with is part of a step. A report's losses wait for the device."""
     keep_freed_memory()
     clock: list[float] = []
-    config = _training_config(len(x), shape, coefficient, WARM_UP_STEPS + TIMED_STEPS)
+    warm_up, timed = FEWER_STEPS if shape.name == SMALL else (WARM_UP_STEPS, TIMED_STEPS)
+    config = _training_config(len(x), shape, coefficient, warm_up + timed)
     train_pair(x, mlp, config, report=lambda progress: clock.append(time.perf_counter()))
     if len(clock) != config.steps:
         raise RuntimeError(f"train_pair reported {len(clock)} times in {config.steps} steps; expected every step")
-    clock = clock[WARM_UP_STEPS - 1 :]
+    clock = clock[warm_up - 1 :]
     return statistics.median(after - before for before, after in zip(clock, clock[1:], strict=False))
 
 

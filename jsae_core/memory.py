@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as glibc's malloc.h names them
 KEPT_BLOCK_BYTES = 2**29
-MOST_TIMES = 16
-BYTES_EACH_TIME = 4 * 10**9
+MOST_TIMES, BYTES_EACH_TIME = 16, 4 * 10**9  # a CUDA device's piece_factor, and the memory it has for each
 
 
 def keep_freed_memory() -> None:

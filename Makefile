@@ -1,5 +1,5 @@
 # make demo: materialise the default catalog.  make test: run the tests.  make ui: the Dagster UI.
-# make bench: measure speed (about an hour on two cores), and draw what docs/speed.md shows. It wants the machine to itself.
+# make bench: measure speed (about 50 minutes on two cores), and draw what docs/speed.md shows. It wants the machine to itself.
 # All of them prepare .venv first, where it is missing or older than the pinned versions.
 
 PYTHON ?= python3

@@ -4,7 +4,7 @@ checks that they agree, times them in turn, and compares with the limit.
 A part is a function of (shape, device, rates) and gives rows of plain values, which `report.py` shows. Not here: the
 procedures (`original.py`), the limit (`cost.py`), how cost grows (`growth.py`).
 
-How much work a round does is chosen so that all parts at all shapes take about an hour on two cores.
+How much work a round does is chosen so that all parts at all shapes take about 50 minutes on two cores.
 """
 
 from __future__ import annotations

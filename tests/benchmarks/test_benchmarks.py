@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks import __main__ as command_line
-from benchmarks import cases, cost, growth, machine, original, parts, precision, report, timing
+from benchmarks import cases, cost, growth, machine, operators, original, parts, precision, report, timing
 from benchmarks.agreement import Disagreement, agree
 from benchmarks.results import Results, read_all
 from benchmarks.shapes import SHAPES, random_inputs, random_pair
@@ -168,6 +168,23 @@ def test_precisions_are_compared_between_the_latents_that_both_have():
     coarser.input_latents[:, 0] = -1  # one of four
     inputs_other, outputs_other, error = precision.difference(exact, coarser)
     assert (inputs_other, outputs_other) == (0.25, 0.0) and error == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("profile", "title"),
+    [
+        (lambda: operators.profile_training(PLAIN, 16), "a step of tiny, batch 16, lambda 1"),
+        (lambda: operators.profile_histogram(PLAIN), "histogram of 32 tokens, tiny"),
+        (lambda: operators.profile_quality(PLAIN), "quality over 128 tokens, tiny"),
+    ],
+)
+def test_a_profile_names_the_operators_that_compute(profile, title, monkeypatch, capsys):
+    for name, value in (("WARM_UP_STEPS", 1), ("REPEATS", 1), ("HISTOGRAM_TOKENS", 32)):
+        monkeypatch.setattr(operators, name, value)
+    profile()
+    (shown,) = [block for block in capsys.readouterr().out.split("\n\n") if block.startswith(title)]
+    calls = {line.split()[0]: int(line.split()[-1]) for line in shown.splitlines()[2:]}
+    assert calls["aten::addmm"] > 0
 
 
 def test_results_replace_the_rows_of_their_part_and_shape_alone(tmp_path):

@@ -6,6 +6,6 @@
 
 Here: the parts that are measured (`cases`, `growth`), the shapes they are measured at, the procedure they are compared
 with (`original`), the work that cannot be avoided (`cost`), the clock and the machine; and what stands for itself:
-where a training step's time goes, what fewer digits do, how long people wait at the start. Nothing of it is imported by
+where the time goes by operator, what fewer digits do, how long people wait at the start. Nothing of it is imported by
 `jsae_core`, and nothing the tests say depends on a time.
 """

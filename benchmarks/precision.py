@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-import jsae_core
+from benchmarks.shapes import SHAPES
 from benchmarks.startup import HOME
 from jsae_assets.text_table import as_text
 from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich
@@ -24,7 +24,6 @@ from jsae_core.jacobian import Sandwich
 from jsae_core.text import split_documents
 
 MODEL, LAYER, VARIANTS = "stdlib-1m", 1, ("traditional", "jsae")
-MODEL_DIRECTORY = Path(jsae_core.__file__).parent / "embedded_model"
 STORED = HOME / "storage"
 EXACT, COARSER = torch.float64, (torch.float32, torch.bfloat16)
 THRESHOLD = 0.01
@@ -46,13 +45,14 @@ class Difference(NamedTuple):
 
 def sandwiches(path: Path, documents: list[Tensor], dtype: torch.dtype) -> Sandwich:
     """Of all tokens, everything but the latents in float64."""
-    language_model = load_language_model(MODEL_DIRECTORY, dtype=dtype)
+    language_model = load_language_model(SHAPES["embedded"].directory, dtype=dtype)
     stream = MLPInputs(language_model, documents, LAYER)
     whole = run_sandwich(SAEPair.load(path).to(dtype), torch.cat(list(stream)))
     return Sandwich(*(tensor.double() if tensor.is_floating_point() else tensor for tensor in vars(whole).values()))
 
 
 def difference(exact: Sandwich, coarser: Sandwich) -> Difference:
+    """Of two sandwiches of the same n tokens, latents matched by their numbers: their ranks may differ."""
     inputs, shared_inputs = _places(exact.input_latents, coarser.input_latents)
     outputs, shared_outputs = _places(exact.output_latents, coarser.output_latents)
     token = torch.arange(len(inputs))[:, None, None]

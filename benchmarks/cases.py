@@ -41,7 +41,7 @@ from jsae_core.jacobian import Sandwich
 from jsae_core.measures import ablation_samples, function_shapes, jacobian_histogram, pair_quality
 from jsae_core.memory import keep_freed_memory
 from jsae_core.mlp import MLP
-from jsae_core.sae_pair import top_latents
+from jsae_core.sae import active_latents
 from jsae_core.training import _initial_weights
 
 Row = dict[str, Any]
@@ -273,7 +273,7 @@ def _active_latents(x: Tensor, mlp: MLP, shape: Shape) -> tuple[int, int]:
     """How many input and output latents are active in a batch, at weights like those that training begins with."""
     pair = random_pair(shape, x.device, mlp)
     return tuple(
-        len(top_latents(sae, inputs)[1].unique())
+        len(active_latents(sae, inputs)[1].unique())
         for sae, inputs in ((pair.input_sae, x), (pair.output_sae, mlp.respond(x).output))
     )
 

@@ -18,7 +18,8 @@ from torch import Tensor
 import jsae_core
 from jsae_core.language_model import LanguageModel, load_language_model
 from jsae_core.mlp import MLP
-from jsae_core.sae_pair import PairConfig, SAEPair
+from jsae_core.pair_format import PairConfig
+from jsae_core.sae_pair import SAEPair
 
 BOS = "<|endoftext|>"
 DOCUMENT_TOKENS = 480  # about the mean of C4's validation documents

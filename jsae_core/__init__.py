@@ -7,7 +7,7 @@ from jsae_core.lazy import lazy_names
 
 _HOMES = {
     "SAEPair": "sae_pair",
-    "PairConfig": "sae_pair",
+    "PairConfig": "pair_format",
     "run_sandwich": "jacobian",
     "Sandwich": "jacobian",
     "load_language_model": "language_model",

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     import requests
     import wandb
 
-    from jsae_core.sae_pair import PairConfig, SAEPair
+    from jsae_core.pair_format import PairConfig
+    from jsae_core.sae_pair import SAEPair
 
-LANGUAGE_MODEL_FILE = "randomized_llm_weights.safetensors"
 ARTIFACT_PATH = re.compile(r"(?P<entity>[^/:\s]+)/[^/:\s]+/[^/:\s]+:[^/:\s]+")
 CHUNK = 1 << 16  # what is lost of a cut download is less than this
 LONGEST_WAIT = 300.0  # seconds that a server may ask to wait for
@@ -172,6 +172,8 @@ def publish_pair(
         FileNotFoundError: there is no file of weights.
         WandbError: wandb does not answer, refuses the key, or does not take the artifact.
     """
+    from jsae_core.pair_format import LANGUAGE_MODEL_FILE
+
     entity, _, project = project_path.partition("/")
     if not all(re.fullmatch(r"[^/:\s]+", part) for part in (entity, project)):
         raise ValueError(f"{project_path!r} is no wandb project; expected entity/project")

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from jsae_core.memory import piece_factor
 from jsae_core.mlp import MLP
-from jsae_core.sae_pair import SAEPair, Tables, build_tables, inputs_at_once, top_latents
+from jsae_core.sae import active_latents, inputs_at_once
+from jsae_core.sae_pair import SAEPair
+from jsae_core.tables import Tables, build_tables
 
 GATHER_BYTES = 2**22  # of each of the two buffers that gathered rows are kept in: both stay in a CPU's cache
 
@@ -69,8 +71,8 @@ def run_sandwich(pair: SAEPair, mlp_input: Tensor) -> Sandwich:
 def _sandwich(pair: SAEPair, x: Tensor) -> tuple[Tensor, ...]:
     """What a Sandwich holds, for x [n, d_model]."""
     response = pair.mlp.respond(x)
-    input_activations, input_latents = top_latents(pair.input_sae, x)
-    output_activations, output_latents = top_latents(pair.output_sae, response.output)
+    input_activations, input_latents = active_latents(pair.input_sae, x)
+    output_activations, output_latents = active_latents(pair.output_sae, response.output)
     jacobian = gather_jacobian(*pair.table_rows(input_latents, output_latents), response.slopes)
     return jacobian, input_latents, output_latents, input_activations, output_activations, response.output
 

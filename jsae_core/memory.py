@@ -67,6 +67,6 @@ def fitting(what: str, device: torch.device | str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise MemoryError(
-            f"{what} does not fit {device} beside what is there already; compute on another device (JSAE_DEVICE in "
-            f"the asset graph), with fewer digits (JSAE_DTYPE=bfloat16), or with nothing else on it ({error})"
+            f"{what} does not fit {device} beside what is there already; compute on another device, with fewer digits "
+            f"(bfloat16), or with nothing else on it ({error})"
         ) from error

@@ -16,9 +16,9 @@ from torch import Tensor
 from jsae_core.jacobian import mean_abs_jacobian
 from jsae_core.mlp import MLP
 from jsae_core.recipe import TrainingConfig
-from jsae_core.sae_pair import PairConfig, SAEPair, decode
-
-SAE_PARTS = ("W_enc", "b_enc", "W_dec", "b_dec")
+from jsae_core.pair_format import PairConfig, tensor_name
+from jsae_core.sae import SAE_WEIGHTS, decode
+from jsae_core.sae_pair import SAEPair
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def train_pair(
     weights = {
         side: _initial_weights(mlp.W_in.shape[0], config.d_sae, generator, mlp.W_in) for side in ("input", "output")
     }
-    parameters = [weights[side][part] for side in weights for part in SAE_PARTS]
+    parameters = [weights[side][part] for side in weights for part in SAE_WEIGHTS]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
     batches = shuffled_batches(mlp_inputs, config.batch_tokens, config.buffer_tokens, generator)
     every = max(1, config.steps // 20)
@@ -93,9 +93,7 @@ def train_pair(
             if report is not None:
                 report(TrainingProgress(step + 1, config.steps, *(value.item() for value in losses.values())))
     tensors = {
-        f"_{part}{suffix}": weights[side][part].detach()
-        for side, suffix in (("input", ""), ("output", "_out"))
-        for part in SAE_PARTS
+        tensor_name(side, name): weights[side][name].detach() for side in weights for name in SAE_WEIGHTS
     } | {f"mlp.{name}": tensor for name, tensor in mlp.named_buffers(recurse=False)}
     pair_config = PairConfig(
         model_name=model_name,

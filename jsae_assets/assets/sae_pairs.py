@@ -87,7 +87,7 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
 
 def _from_directory(cell: Cell, directory: Path, compute: Compute) -> "SAEPair":
     from jsae_core import SAEPair
-    from jsae_core.artifacts import LANGUAGE_MODEL_FILE
+    from jsae_core.pair_format import LANGUAGE_MODEL_FILE
 
     weights = directory / LANGUAGE_MODEL_FILE
     if weights.is_file():

@@ -17,7 +17,8 @@ from jsae_core.jacobian import check_input, gather_jacobian
 from jsae_core.measures.samples import Ranks, Samples, draw_samples, joined, table
 from jsae_core.measures.top_k import among_top_k
 from jsae_core.memory import piece_factor
-from jsae_core.sae_pair import SAEPair, inputs_at_once, top_latents, top_pre_activations
+from jsae_core.sae import active_latents, inputs_at_once, largest_pre_activations
+from jsae_core.sae_pair import SAEPair
 
 ABSOLUTE_TOLERANCE = 0.1  # the published criterion: |J + change| below it
 RELATIVE_TOLERANCE = 0.1  # |J + change| below this share of |J|
@@ -114,8 +115,8 @@ def _ablate(pair: SAEPair, x: Tensor, samples: Samples) -> pd.DataFrame:
     closely = len(interventions) >= SHARED * len(x) and WORTHWHILE * RIVALS * k <= pair.config.d_sae
 
     response = pair.mlp.respond(x)
-    input_activations, input_latents = top_latents(pair.input_sae, x)
-    rivals = top_pre_activations(pair.output_sae, response.output, RIVALS * k if closely else k)
+    input_activations, input_latents = active_latents(pair.input_sae, x)
+    rivals = largest_pre_activations(pair.output_sae, response.output, RIVALS * k if closely else k)
     before, output_latents = rivals[0][:, :k].relu(), rivals[1][:, :k]
     jacobian = gather_jacobian(pair.tables(), input_latents, output_latents, response.slopes)
     ablated = x[of_token] - pair.input_sae.W_dec[input_latents[of_token, interventions % k]]
@@ -150,7 +151,7 @@ def _ablate(pair: SAEPair, x: Tensor, samples: Samples) -> pd.DataFrame:
 
 def _encoded(pair: SAEPair, x: Tensor) -> tuple[Tensor, Tensor]:
     """Activations and output latents at MLP inputs [n, d_model], some at a time: two [n, k]."""
-    parts = [top_latents(pair.output_sae, pair.mlp(part)) for part in x.split(inputs_at_once(pair.output_sae))]
+    parts = [active_latents(pair.output_sae, pair.mlp(part)) for part in x.split(inputs_at_once(pair.output_sae))]
     return torch.cat([activations for activations, _ in parts]), torch.cat([latents for _, latents in parts])
 
 

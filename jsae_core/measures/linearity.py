@@ -17,7 +17,8 @@ from jsae_core.jacobian import Sandwich, run_sandwich
 from jsae_core.measures.samples import Samples, draw_samples, joined, table
 from jsae_core.measures.top_k import among_top_k
 from jsae_core.memory import piece_factor
-from jsae_core.sae_pair import SAEPair, inputs_at_once, pre_activations, top_latents
+from jsae_core.sae import active_latents, inputs_at_once, pre_activations
+from jsae_core.sae_pair import SAEPair
 
 POINTS = 100
 LEAST_RANGE = 5.0  # curves reach at least this activation of the input latent
@@ -157,7 +158,7 @@ def _swept(
         places.append((sample[of_left], point))
         left.append(swept[of_left, point])
     sample, point = (torch.cat(parts) for parts in zip(*places, strict=True))
-    activations, latents = top_latents(sae, pair.mlp.project(torch.cat(left)))
+    activations, latents = active_latents(sae, pair.mlp.project(torch.cat(left)))
     values[sample, point] = (activations * (latents == output_latent[sample, None])).sum(dim=1)
     return values
 

@@ -19,7 +19,8 @@ from jsae_core.measures.histogram import token_norms
 from jsae_core.measures.moments import NamedMoments
 from jsae_core.measures.reconstruction import ReconstructionSums, reconstruct
 from jsae_core.memory import piece_factor
-from jsae_core.sae_pair import SAEPair, decode
+from jsae_core.sae import decode
+from jsae_core.sae_pair import SAEPair
 
 THRESHOLDS = (0.005, 0.01, 0.015, 0.02)
 LOGIT_BYTES = 64 * 2**20  # of one prediction at once

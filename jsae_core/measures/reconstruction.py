@@ -10,7 +10,8 @@ from sae_lens import TopKSAE
 from torch import Tensor
 
 from jsae_core.measures.moments import Moments, NamedMoments
-from jsae_core.sae_pair import SAEPair, decode, top_latents
+from jsae_core.sae import active_latents, decode
+from jsae_core.sae_pair import SAEPair
 
 
 @torch.no_grad()
@@ -36,7 +37,7 @@ def reconstruction_quality(pair: SAEPair, stream: Iterable[Tensor]) -> dict[str,
 
 def reconstruct(sae: TopKSAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x [n, d_in] -> its activations and latents, two [n, k], and the reconstruction [n, d_in]."""
-    activations, latents = top_latents(sae, x)
+    activations, latents = active_latents(sae, x)
     return activations, latents, decode(sae.W_dec, sae.b_dec, activations, latents)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from jsae_assets.catalog import load_catalog
 from jsae_core import MLPInputs, SAEPair, load_language_model
 from jsae_core.measures import jacobian_histogram, share_above
-from jsae_core.sae_pair import PairConfig
+from jsae_core.pair_format import PairConfig
 from jsae_core.text import split_documents
 from tests.jsae_assets.conftest import ANYTHING_GOES, Graph, failures, materialised, metadata, write_catalog
 from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, write_artifact

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from jsae_assets.io_managers import tensor_text
 from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich
 from jsae_core.measures import jacobian_histogram
-from jsae_core.sae_pair import PairConfig
+from jsae_core.pair_format import PairConfig
 from jsae_core.text import split_documents
 from tests.jsae_assets.conftest import (
     ANYTHING_GOES,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from jsae_core import MLPInputs, SAEPair, load_language_model
 from jsae_core.measures import ablation_samples, ablation_summary, function_curves, function_shapes, pair_quality
-from jsae_core.sae_pair import PairConfig
+from jsae_core.pair_format import PairConfig
 from jsae_core.text import split_documents
 from tests.jsae_assets.conftest import ANYTHING_GOES, failures, materialised, metadata
 from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, save_language_model, write_artifact

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from jsae_assets.automation import alias_sensor
 from jsae_assets.partitions import cell_key
 from jsae_core import SAEPair, load_language_model
-from jsae_core.sae_pair import PairConfig
+from jsae_core.pair_format import PairConfig
 from tests.jsae_assets.conftest import ANYTHING_GOES, CELL_FIGURES, PER_VARIANT, failures, materialised, metadata
 from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, write_artifact
 

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from jsae_core.mlp import MLP
-from jsae_core.sae_pair import PairConfig, SAEPair
+from jsae_core.pair_format import PairConfig
+from jsae_core.sae_pair import SAEPair
 
 D_MODEL, D_MLP, D_SAE, K = 8, 12, 20, 4
 BOS = "<|endoftext|>"
@@ -122,13 +123,13 @@ def random_inputs(n: int, d_model: int = D_MODEL, dtype: torch.dtype = torch.flo
 
 def count_encoded(monkeypatch, module) -> list[int]:
     """How many inputs a measure's module encodes in full, call by call."""
-    rows, encode = [], module.top_latents
+    rows, encode = [], module.active_latents
 
     def counting(sae, x):
         rows.append(len(x))
         return encode(sae, x)
 
-    monkeypatch.setattr(module, "top_latents", counting)
+    monkeypatch.setattr(module, "active_latents", counting)
     return rows
 
 

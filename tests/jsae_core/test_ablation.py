@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jsae_core import SAEPair, run_sandwich, sae_pair
+from jsae_core import SAEPair, run_sandwich, sae
 from jsae_core.measures import ablation, ablation_samples, ablation_summary
 from tests.jsae_core.builders import D_MODEL, D_SAE, K, changed, count_encoded, random_inputs, random_pair
 
@@ -215,7 +215,7 @@ def test_the_diagonal_is_the_diagonal_of_all_rows(pair, x):
 @pytest.mark.parametrize("ranks", ["random", "all"])
 def test_rows_do_not_depend_on_how_many_are_computed_at_once(pair, x, ranks, batch_bytes, monkeypatch):
     at_once = ablation_samples(pair, [x], 60, ranks)
-    monkeypatch.setattr(sae_pair, "PRE_ACTIVATION_BYTES", batch_bytes)
+    monkeypatch.setattr(sae, "PRE_ACTIVATION_BYTES", batch_bytes)
     pandas.testing.assert_frame_equal(ablation_samples(pair, [x], 60, ranks), at_once, rtol=1e-10, atol=1e-10)
 
 

@@ -122,7 +122,7 @@ def test_a_pair_that_does_not_fit_the_accelerator_is_named_with_what_to_do(tmp_p
     random_pair().save(tmp_path)
     with Accelerator(room=100) as accelerator, pytest.raises(MemoryError) as error:
         SAEPair.load(tmp_path, accelerator.device)
-    assert f"the pair {tmp_path} does not fit xpu:0" in str(error.value) and "JSAE_DEVICE" in str(error.value)
+    assert f"the pair {tmp_path} does not fit xpu:0" in str(error.value) and "another device" in str(error.value)
 
 
 def test_a_language_model_that_does_not_fit_the_accelerator_is_named_with_what_to_do(tmp_path):
@@ -130,7 +130,7 @@ def test_a_language_model_that_does_not_fit_the_accelerator_is_named_with_what_t
     with Accelerator(room=100) as accelerator, pytest.raises(MemoryError) as error:
         load_language_model(directory, accelerator.device)
     assert f"the language model {directory} does not fit xpu:0" in str(error.value)
-    assert "JSAE_DTYPE" in str(error.value)
+    assert "bfloat16" in str(error.value)
 
 
 def test_the_pretended_accelerator_refuses_what_a_real_one_refuses():

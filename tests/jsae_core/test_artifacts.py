@@ -23,7 +23,8 @@ from jsae_core.artifacts import (
     find_wandb_artifact,
     publish_pair,
 )
-from jsae_core.sae_pair import PairConfig, SAEPair
+from jsae_core.pair_format import PairConfig
+from jsae_core.sae_pair import SAEPair
 from jsae_core.wandb_client import WandbError
 from tests import wandb_server
 from tests.jsae_core.builders import contents, random_pair

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jsae_core import SAEPair, run_sandwich, sae_pair
+from jsae_core import SAEPair, run_sandwich, sae
 from jsae_core.measures import ablation_samples, classify_curves, function_curves, function_shapes, linearity
 from tests.jsae_core.builders import D_MODEL, D_SAE, K, changed, count_encoded, random_inputs, random_pair
 
@@ -146,7 +146,7 @@ def test_a_curve_one_below_what_occurred_agrees_with_the_ablation(pair, x):
 def test_a_curve_does_not_depend_on_those_beside_it_nor_on_how_many_are_computed_at_once(pair, x, rows, batch_bytes):
     inputs, output_ranks, input_ranks = every_rank(x)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sae_pair, "PRE_ACTIVATION_BYTES", batch_bytes)
+        patch.setattr(sae, "PRE_ACTIVATION_BYTES", batch_bytes)
         some = function_curves(pair, inputs[rows], output_ranks[rows], input_ranks[rows])
     for ours, all_of_them in zip(some, function_curves(pair, inputs, output_ranks, input_ranks), strict=True):
         torch.testing.assert_close(ours, all_of_them[rows], rtol=1e-9, atol=1e-9)
@@ -326,7 +326,7 @@ def to_be_kept(frame: pandas.DataFrame, n_curves: int) -> set[int]:
 def test_the_curves_kept_are_those_drawn_first_and_the_first_thirty_of_each_shape(
     uneven_pair, x, n_curves, batch_bytes, monkeypatch
 ):
-    monkeypatch.setattr(sae_pair, "PRE_ACTIVATION_BYTES", batch_bytes)
+    monkeypatch.setattr(sae, "PRE_ACTIVATION_BYTES", batch_bytes)
     n_samples = N_TOKENS * K * K - 2
     frame = function_shapes(uneven_pair, [x], n_samples, seed=1, n_curves=n_curves)
     counts = frame["shape"].value_counts()
@@ -340,7 +340,7 @@ def test_the_curves_kept_are_those_drawn_first_and_the_first_thirty_of_each_shap
 
 @pytest.mark.parametrize("batch_bytes", [8 * D_SAE * 7, 2**26])
 def test_a_kept_curve_is_the_function_curve_of_its_row(uneven_pair, x, batch_bytes, monkeypatch):
-    monkeypatch.setattr(sae_pair, "PRE_ACTIVATION_BYTES", batch_bytes)
+    monkeypatch.setattr(sae, "PRE_ACTIVATION_BYTES", batch_bytes)
     frame = function_shapes(uneven_pair, [x], 150, seed=2, n_curves=40)
     frame = frame[frame["drawn"].isin(drawn_with_curves(frame))]
     assert 60 < len(frame) < 150
@@ -384,7 +384,7 @@ def test_an_identity_mlp_has_linear_and_jumprelu_functions_only(x):
 @pytest.mark.parametrize("batch_bytes", [1, 8 * D_SAE * 700])
 def test_the_table_does_not_depend_on_how_many_curves_are_computed_at_once(pair, x, batch_bytes, monkeypatch):
     at_once = function_shapes(pair, [x], 40)
-    monkeypatch.setattr(sae_pair, "PRE_ACTIVATION_BYTES", batch_bytes)
+    monkeypatch.setattr(sae, "PRE_ACTIVATION_BYTES", batch_bytes)
     pandas.testing.assert_frame_equal(function_shapes(pair, [x], 40), at_once, rtol=1e-10, atol=1e-10)
 
 

@@ -6,8 +6,9 @@ import torch
 from sae_lens import TopKSAE
 from safetensors.torch import load_file, save_file
 
-from jsae_core import SAEPair, load_language_model, run_sandwich, sae_pair
-from jsae_core.sae_pair import PairConfig, decode, top_latents
+from jsae_core import SAEPair, load_language_model, run_sandwich, tables
+from jsae_core.pair_format import PairConfig
+from jsae_core.sae import active_latents, decode
 from tests.jsae_core.builders import (
     D_MLP,
     D_MODEL,
@@ -183,7 +184,7 @@ def test_each_half_encodes_and_decodes_as_saelens_does(apply_b_dec_to_input):
     pair, x = random_pair(apply_b_dec_to_input=apply_b_dec_to_input), random_inputs(9)
     for sae in (pair.input_sae, pair.output_sae):
         assert isinstance(sae, TopKSAE) and sae.cfg.k == K
-        activations, latents = top_latents(sae, x)
+        activations, latents = active_latents(sae, x)
         dense = torch.zeros(9, D_SAE, dtype=x.dtype).scatter(1, latents, activations)
         torch.testing.assert_close(dense, sae.encode(x), rtol=0, atol=1e-12)
         ours = decode(sae.W_dec, sae.b_dec, activations, latents)
@@ -395,13 +396,13 @@ def test_a_gated_mlp_without_biases_is_read_with_zeros(tmp_path):
 
 def counted_builds(monkeypatch) -> list[int]:
     """Rows of the tables that are built, call by call."""
-    rows, build = [], sae_pair.build_tables
+    rows, build = [], tables.build_tables
 
     def counting(W_dec_in, W_enc_out, mlp):
         rows.append(len(W_dec_in))
         return build(W_dec_in, W_enc_out, mlp)
 
-    monkeypatch.setattr(sae_pair, "build_tables", counting)
+    monkeypatch.setattr(tables, "build_tables", counting)
     return rows
 
 
@@ -436,9 +437,9 @@ def test_changed_weights_change_the_rows_of_a_prompt():
 
 def test_tables_that_the_device_has_no_room_for_are_refused_with_both_sizes(monkeypatch):
     pair = random_pair()
-    monkeypatch.setattr(SAEPair, "tables_bytes", 3_200_000_000)
-    monkeypatch.setattr(sae_pair, "available_bytes", lambda device: 1_500_000_000)
+    monkeypatch.setattr(tables, "tables_bytes", lambda d_sae, mlp: 3_200_000_000)
+    monkeypatch.setattr(tables, "available_bytes", lambda device: 1_500_000_000)
     with pytest.raises(MemoryError, match=r"take 3\.2 GB, but cpu has 1\.5 GB left"):
         pair.tables()
-    monkeypatch.setattr(sae_pair, "available_bytes", lambda device: None)
+    monkeypatch.setattr(tables, "available_bytes", lambda device: None)
     assert pair.tables().inputs.shape == (D_SAE, D_MLP)

@@ -1,0 +1,281 @@
+"""The published format of a pair: its configuration, its files, and whether it belongs to a language model.
+
+Here: `PairConfig` and cfg.json, the names of files and tensors, reading and writing them, the checks on what is read.
+Not here: what a pair does (`sae_pair.py`), where an artifact comes from (`artifacts.py`).
+
+The artifact is a directory with `sae_weights.safetensors` and `cfg.json`. One file with the same tensors and the
+configuration in its safetensors header (key "cfg") is read as well: that is how the asset graph stores a pair.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jsae_core.mlp import MLP, activation_function
+from jsae_core.sae import SAE_WEIGHTS, sae_shapes
+from jsae_core.tensor_files import read_tensors, write_tensors
+
+WEIGHTS_FILE, CONFIG_FILE = "sae_weights.safetensors", "cfg.json"
+LANGUAGE_MODEL_FILE = "randomized_llm_weights.safetensors"  # beside them where the language model was randomised
+INPUT_CONVENTION = "the MLP's true input: normalisation with its gain and bias, weights unprocessed"
+SIDES = {"input": "", "output": "_out"}  # what the names of each SAE's tensors end in
+MLP_WEIGHTS = ("W_in", "b_in", "W_out", "b_out", "W_gate", "b_gate")
+RENAMED_KEYS = {
+    "hook_point": "hook_name",
+    "hook_point_layer": "hook_layer",
+    "hook_point_head_index": "hook_head_index",
+    "activation_fn": "activation_fn_str",
+    "use_jacobian_loss": "is_pair",
+}
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """What a pair is and how it was trained. `extra` keeps every other key of its cfg.json, unread."""
+
+    model_name: str
+    layer: int
+    d_in: int
+    d_sae: int
+    k: int
+    jacobian_coefficient: float = 0.0
+    dtype: str = "float32"
+    apply_b_dec_to_input: bool = True
+    prepend_bos: bool = True
+    context_size: int | None = None
+    randomize_llm_weights: bool = False
+    mlp_activation: str | None = None
+    input_convention: str = INPUT_CONVENTION
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @classmethod
+    def from_published(cls, published: Mapping[str, Any]) -> PairConfig:
+        """Read a cfg.json, old key names and absent defaults included.
+
+        Raises:
+            ValueError: a key is missing or has a value that no pair can have.
+        """
+        values = {RENAMED_KEYS.get(key, key): value for key, value in published.items()}
+        kwargs = values.pop("activation_fn_kwargs", None) or {}
+        if "k" not in kwargs:
+            raise ValueError("activation_fn_kwargs.k is missing; it is the k of TopK")
+        missing = [key for key in ("model_name", "hook_layer", "d_in", "d_sae") if key not in values]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} missing")
+        normalisation = values.pop("normalize_activations", "none")
+        if normalisation != "none":
+            raise ValueError(f"normalize_activations is {normalisation!r}; only 'none' is supported")
+        known = {
+            "layer": values.pop("hook_layer"),
+            "k": kwargs["k"],
+            "dtype": str(values.pop("dtype", "float32")).removeprefix("torch."),
+        }
+        for key in cls.__dataclass_fields__.keys() - known.keys() - {"extra"}:
+            if key in values:
+                known[key] = values.pop(key)
+        config = cls(**known, extra=values)
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        for name, least in (("layer", 0), ("d_in", 1), ("d_sae", 1), ("k", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}")
+        if self.k > self.d_sae:
+            raise ValueError(f"k is {self.k}, larger than d_sae, {self.d_sae}")
+        coefficient = self.jacobian_coefficient
+        if not isinstance(coefficient, (int, float)) or not 0 <= coefficient < math.inf:
+            raise ValueError(f"jacobian_coefficient is {coefficient!r}, expected a number of at least 0")
+        dtype = getattr(torch, self.dtype, None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"dtype is {self.dtype!r}, expected float32, bfloat16 or the like")
+        if self.mlp_activation is not None:
+            activation_function(self.mlp_activation)
+
+    def to_published(self) -> dict[str, Any]:
+        """The cfg.json of this pair, in the newer of the published key names."""
+        return {
+            "hook_name": f"blocks.{self.layer}.ln2.hook_normalized",
+            "hook_head_index": None,
+            "architecture": "standard",
+            "is_pair": True,
+            "activation_fn_str": "topk",
+            **self.extra,
+            "model_name": self.model_name,
+            "hook_layer": self.layer,
+            "d_in": self.d_in,
+            "d_sae": self.d_sae,
+            "activation_fn_kwargs": {"k": self.k},
+            "jacobian_coefficient": self.jacobian_coefficient,
+            "dtype": self.dtype,
+            "apply_b_dec_to_input": self.apply_b_dec_to_input,
+            "normalize_activations": "none",
+            "prepend_bos": self.prepend_bos,
+            "context_size": self.context_size,
+            "randomize_llm_weights": self.randomize_llm_weights,
+            "mlp_activation": self.mlp_activation,
+            "input_convention": self.input_convention,
+        }
+
+
+def tensor_name(side: str, weight: str) -> str:
+    """The published name of an SAE's weight, such as `_W_enc_out`; `side` is "input" or "output"."""
+    return f"_{weight}{SIDES[side]}"
+
+
+def read_artifact(path: str | Path) -> tuple[dict[str, Tensor], PairConfig, Path]:
+    """The tensors and the configuration of a published artifact directory or of a stored pair's one file, and the file
+    that the tensors are in.
+
+    Raises:
+        FileNotFoundError: the directory or one of its files is missing.
+        ValueError: a file is truncated, or the configuration makes no sense. The message names the file.
+    """
+    path = Path(path)
+    weights_path = path / WEIGHTS_FILE if path.is_dir() else path
+    if not weights_path.is_file():
+        raise FileNotFoundError(
+            f"{weights_path} is missing; expected an artifact directory with {WEIGHTS_FILE} and {CONFIG_FILE}, "
+            "or the one .safetensors file of a stored pair"
+        )
+    tensors, header = read_tensors(weights_path)
+    if path.is_dir():
+        config_path = path / CONFIG_FILE
+        if not config_path.is_file():
+            raise FileNotFoundError(f"{config_path} is missing; it holds the pair's configuration")
+        written = config_path.read_bytes()
+    elif "cfg" in header:
+        config_path, written = path, header["cfg"]
+    else:
+        raise ValueError(f"{path}: its header has no 'cfg', so it is no stored pair; pass the artifact directory")
+    try:
+        config = PairConfig.from_published(_json_object(written))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{config_path}: {error}") from error
+    return tensors, config, weights_path
+
+
+def write_artifact(tensors: Mapping[str, Tensor], config: PairConfig, directory: str | Path) -> None:
+    """Write the artifact directory. Both files are written beside their places first, then moved there."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    staged = {name: directory / f".{name}.{os.getpid()}.part" for name in (WEIGHTS_FILE, CONFIG_FILE)}
+    try:
+        write_tensors(tensors, staged[WEIGHTS_FILE])
+        staged[CONFIG_FILE].write_text(json.dumps(config.to_published(), indent=2), encoding="utf-8")
+        for name, part in staged.items():
+            part.replace(directory / name)
+    finally:
+        for part in staged.values():
+            part.unlink(missing_ok=True)
+
+
+def check_tensors(tensors: Mapping[str, Tensor], config: PairConfig) -> None:
+    """Raises ValueError: a tensor of the SAEs is missing or of another shape than the configuration says, or any tensor
+    holds NaN or infinite values."""
+    expected = {
+        tensor_name(side, name): shape
+        for side in SIDES
+        for name, shape in sae_shapes(config.d_in, config.d_sae).items()
+    }
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        raise ValueError(f"tensors missing: {', '.join(missing)}; there are {', '.join(sorted(tensors))}")
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, expected {shape} by its config")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds {int((~torch.isfinite(tensor)).sum())} NaN or infinite values")
+
+
+def sae_weights(tensors: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:
+    """The weights of one SAE by their own names; `side` is "input" or "output"."""
+    return {name: tensors[tensor_name(side, name)] for name in SAE_WEIGHTS}
+
+
+def mlp_of(
+    tensors: Mapping[str, Tensor], config: PairConfig, of_model: MLP | None = None, model_name: str = ""
+) -> MLP:
+    """The MLP between the SAEs: the artifact's own, or the language model's where the artifact has none.
+
+    Args:
+        of_model, model_name: the language model's MLP at the pair's layer, in the pair's dtype, and the model's name.
+
+    Raises:
+        ValueError: neither holds an MLP or names its activation, tensors are missing or of another shape, or the
+            artifact's MLP is not the language model's.
+    """
+    stored = {name: tensors[f"mlp.{name}"] for name in MLP_WEIGHTS if f"mlp.{name}" in tensors}
+    if of_model is not None and of_model.W_in.shape[0] != config.d_in:
+        raise ValueError(
+            f"the pair's d_in is {config.d_in}, but {model_name} has d_model {of_model.W_in.shape[0]}: "
+            f"they do not belong together (the pair was trained on {config.model_name})"
+        )
+    if not stored:
+        if of_model is None:
+            raise ValueError(
+                "holds no MLP (mlp.W_in and the rest), and no language model was given to take it from; pass "
+                f"language_model=load_language_model({config.model_name!r})"
+            )
+        return of_model
+    # gated models mostly have no biases; a plain one without them has lost them
+    gated = "W_gate" in stored or "b_gate" in stored
+    required = ("W_in", "W_gate", "W_out") if gated else ("W_in", "b_in", "W_out", "b_out")
+    missing = [f"mlp.{name}" for name in required if name not in stored]
+    if missing:
+        raise ValueError(f"tensors missing: {', '.join(missing)}, while other mlp.* tensors are there")
+    if stored["W_in"].ndim != 2 or stored["W_in"].shape[0] != config.d_in:
+        raise ValueError(f"mlp.W_in has shape {tuple(stored['W_in'].shape)}, expected ({config.d_in}, d_mlp)")
+    if of_model is not None:
+        _check_same_mlp(stored, of_model, model_name)
+        if config.mlp_activation not in (None, of_model.activation):
+            raise ValueError(
+                f"the pair's MLP activation is {config.mlp_activation!r}, but {model_name}'s is "
+                f"{of_model.activation!r}: they do not belong together"
+            )
+        return MLP(activation=of_model.activation, **stored)
+    if config.mlp_activation is None:
+        raise ValueError(
+            "the artifact names no MLP activation, and no language model was given to take it from; pass "
+            f"language_model=load_language_model({config.model_name!r})"
+        )
+    return MLP(activation=config.mlp_activation, **stored)
+
+
+def _check_same_mlp(stored: Mapping[str, Tensor], of_model: MLP, model_name: str) -> None:
+    weights = dict(of_model.named_buffers(recurse=False))  # a bias that the artifact leaves out counts as zeros
+    for name in (name for name in MLP_WEIGHTS if name in weights or name in stored):
+        theirs = weights.get(name)
+        ours = stored.get(name, None if theirs is None else torch.zeros_like(theirs))
+        same_shape = theirs is not None and theirs.shape == ours.shape
+        # 1% of the largest weight: far above the rounding of bfloat16, far below another model's weights
+        if not same_shape or (ours - theirs).abs().max() > 0.01 * theirs.abs().max().clamp(min=1e-3):
+            raise ValueError(
+                f"mlp.{name} differs from {model_name}'s own: this pair and this language model do not belong "
+                "together (another model, layer or revision, or weights that were folded or randomised)"
+            )
+
+
+def _json_object(written: str | bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(written)
+    except ValueError as error:
+        raise ValueError(f"the configuration is no JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"the configuration is a JSON {type(values).__name__}, expected an object of settings")
+    return values

@@ -1,12 +1,12 @@
 """A stream of MLP inputs: documents in, batches of activations out.
 
-Here: packing documents into padded batches and dropping BOS and padding again. Not here: tokens (`text.py`), the
+Here: packing documents into padded batches, dropping BOS and padding again, and which document a token is from. Not here: tokens (`text.py`), the
 model (`language_model.py`), anything that is measured on a stream (`measures/`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,9 +41,26 @@ class MLPInputs:
             yield mlp_input.flatten(0, 1).index_select(0, places)
 
     @property
+    def document_lengths(self) -> list[int]:
+        """How many rows a full read gives of each document."""
+        return [len(document) - 1 for document in self.documents]
+
+    @property
     def n_tokens(self) -> int:
         """How many rows a full read gives."""
-        return sum(len(document) - 1 for document in self.documents)
+        return sum(self.document_lengths)
+
+
+def with_documents(stream: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each item of a stream [n_tokens, d_model] with the number of the document that each token is from, [n_tokens]
+    int64 on the CPU. A stream has them if it has `document_lengths`; in any other each token counts as a document."""
+    lengths = getattr(stream, "document_lengths", None)
+    start = 0
+    documents = None if lengths is None else torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    for item in stream:
+        end = start + len(item)
+        yield item, torch.arange(start, end) if documents is None else documents[start:end]
+        start = end
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Means over tokens, ratios of such means, and their standard errors, from running sums: memory does not grow with the
-number of tokens. Tokens are taken as independent.
+number of tokens.
+
+Tokens of one document are not independent, so standard errors are those of documents drawn at random, each with all its
+tokens (the sandwich estimator for clusters: Liang and Zeger, 1986). Where no document is named, each token counts as one.
 
 Not here: what is averaged.
 """
@@ -14,50 +17,90 @@ from torch import Tensor
 
 
 class Moments:
-    """First and second moments of several quantities that each token has."""
+    """Means of several quantities that each token has, and how these means vary from document to document."""
 
-    def __init__(self):
-        self.n = 0
+    def __init__(self) -> None:
+        self.n_tokens = 0
         self._origin: Tensor | float = 0.0  # where the first tokens are: far from zero, squares hide a small spread
+        self._n_documents = 0
+        # over documents: sums and products of each document's sums, the last of which is its number of tokens
         self._sum: Tensor | float = 0.0
         self._products: Tensor | float = 0.0
+        self._unfinished: tuple[int, Tensor] | None = None  # the document that the next tokens may belong to as well
 
-    def add(self, values: Tensor) -> None:
-        """`values` [n_tokens, n_quantities]."""
+    def add(self, values: Tensor, documents: Tensor | None = None) -> None:
+        """Take in some tokens.
+
+        Args:
+            values: [n_tokens, n_quantities].
+            documents: [n_tokens] int64 on the CPU, the number of the document that each token is from. The tokens of a
+                document follow each other, over as many calls as need be. None: each token is one.
+        """
+        if not len(values):
+            return
         values = values.double()
-        if not self.n:
+        if not self.n_tokens:
             self._origin = values.mean(dim=0)
-        values = values - self._origin
-        self.n += len(values)
-        self._sum += values.sum(dim=0)
-        self._products += values.T @ values
+        rows = torch.cat([values - self._origin, values.new_ones(len(values), 1)], dim=1)
+        self.n_tokens += len(values)
+        if documents is None:
+            self._finish(rows)
+            return
+        numbers, row_of_token = documents.unique_consecutive(return_inverse=True)
+        sums = rows.new_zeros(len(numbers), rows.shape[1]).index_add_(0, row_of_token.to(rows.device), rows)
+        if self._unfinished is not None and self._unfinished[0] == int(numbers[0]):
+            sums[0] += self._unfinished[1]
+        elif self._unfinished is not None:
+            self._finish(self._unfinished[1][None])
+        self._finish(sums[:-1])
+        self._unfinished = (int(numbers[-1]), sums[-1])
+
+    def _finish(self, rows: Tensor) -> None:
+        self._n_documents, self._sum, self._products = self._with(rows)
+
+    def _with(self, rows: Tensor) -> tuple[int, Tensor | float, Tensor | float]:
+        return self._n_documents + len(rows), self._sum + rows.sum(dim=0), self._products + rows.T @ rows
+
+    def _totals(self) -> tuple[int, Tensor, Tensor]:
+        """Number of documents, sums and products over all of them."""
+        if not self.n_tokens:
+            raise ValueError("there is no token to take a mean over")
+        if self._unfinished is None:
+            return self._n_documents, self._sum, self._products
+        return self._with(self._unfinished[1][None])
 
     @property
     def mean(self) -> Tensor:
-        """[n_quantities] float64. Raises ValueError if there was no token."""
-        if not self.n:
-            raise ValueError("there is no token to take a mean over")
-        return (self._origin + self._sum / self.n).cpu()
+        """[n_quantities] float64, over tokens. Raises ValueError if there was no token."""
+        _, sums, _ = self._totals()
+        return (self._origin + sums[:-1] / self.n_tokens).cpu()
 
     def standard_error(self, weights: Tensor) -> float:
-        """Of the mean of `quantities @ weights`; weights [n_quantities] float64. 0 for a single token."""
-        weights = weights.to(self._products)
-        second = weights @ self._products @ weights / self.n
-        variance = (second - (self._sum @ weights / self.n).square()).item()
-        return math.sqrt(max(0.0, variance) / max(1, self.n - 1))
+        """Of the mean of `quantities @ weights`; weights [n_quantities] float64. 0 for a single document.
+
+        With s_d the sum of document d, n_d its number of tokens, N that of all and D documents:
+        sqrt(D / (D - 1) sum_d (s_d - mean n_d)^2) / N.
+        """
+        n_documents, sums, products = self._totals()
+        if n_documents < 2:
+            return 0.0
+        weights = weights.to(sums)
+        residual = torch.cat([weights, -(sums[:-1] @ weights)[None] / self.n_tokens])
+        squares = (residual @ products @ residual).item()
+        return math.sqrt(max(0.0, squares) * n_documents / (n_documents - 1)) / self.n_tokens
 
 
 class NamedMoments:
     """`Moments` of quantities that are told apart by name."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._names: list[str] = []
         self._moments = Moments()
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """A quantity a name, each [n_tokens]; the same names each time."""
+    def add(self, values: Mapping[str, Tensor], documents: Tensor | None = None) -> None:
+        """A quantity a name, each [n_tokens]; the same names each time. `documents` as for `Moments.add`."""
         self._names = list(values)
-        self._moments.add(torch.stack([tensor.double() for tensor in values.values()], dim=1))
+        self._moments.add(torch.stack([tensor.double() for tensor in values.values()], dim=1), documents)
 
     def means(self) -> dict[str, float]:
         """The mean of each quantity, and its standard error under its name with `_se`."""
@@ -69,12 +112,14 @@ class NamedMoments:
     def ratio(self, above: Mapping[str, float], below: Mapping[str, float]) -> tuple[float, float]:
         """Ratio of two weighted sums of means, and its standard error to first order (the delta method): that of the
         mean of `above - ratio * below`, over `below`. Both 0 where the denominator is."""
-        above, below = self._weights(above), self._weights(below)
-        numerator, denominator = ((self._moments.mean @ weights).item() for weights in (above, below))
+        numerator_weights, denominator_weights = self._weights(above), self._weights(below)
+        mean = self._moments.mean
+        numerator, denominator = (mean @ numerator_weights).item(), (mean @ denominator_weights).item()
         if not denominator:
             return 0.0, 0.0
         ratio = numerator / denominator
-        return ratio, self._moments.standard_error(above - ratio * below) / abs(denominator)
+        residual = numerator_weights - ratio * denominator_weights
+        return ratio, self._moments.standard_error(residual) / abs(denominator)
 
     def _weights(self, weights: Mapping[str, float]) -> Tensor:
         return torch.tensor([weights.get(name, 0.0) for name in self._names], dtype=torch.float64)

@@ -1,6 +1,6 @@
 """What a pair costs: what the language model loses when reconstructions are spliced in, and what the pair gives for it.
 
-Here: `pair_quality`, everything about a pair in one row, means over tokens with standard errors. Not here: histograms
+Here: `pair_quality`, everything about a pair in one row, means over tokens with standard errors over documents. Not here: histograms
 (`histogram.py`), how well each SAE reconstructs (`reconstruction.py`, which is called).
 """
 
@@ -62,7 +62,13 @@ def pair_quality(
     mlp = language_model.mlp(layer)
     cross_entropy, divergence, jacobian = NamedMoments(), NamedMoments(), NamedMoments()
     reconstruction = ReconstructionSums(pair)
+    n_documents = 0
     for batch in packed(documents, batch_tokens):
+        # of tokens, and of those whose successor is known
+        document, document_of_prediction = (
+            n_documents + where.nonzero()[:, 0] for where in (batch.measured, _predicting(batch.measured))
+        )
+        n_documents += len(batch.tokens)
         tokens, measured = batch.tokens.to(language_model.device), batch.measured.to(language_model.device)
         clean = language_model.clean_pass(tokens, layer)
         present = measured.clone()
@@ -77,13 +83,13 @@ def pair_quality(
                 f"the pair's MLP does not give what {language_model.name}'s gives at layer {layer}: they do not belong "
                 "together (another model, layer or revision, or weights that were folded or randomised)"
             )
-        jacobian.add(_jacobian_measures(sandwich.jacobian[kept].abs().double()))
+        jacobian.add(_jacobian_measures(sandwich.jacobian[kept].abs().double()), document)
         of_input = (sandwich.input_activations, sandwich.input_latents)
         of_output = (sandwich.output_activations, sandwich.output_latents)
         x_hat = decode(pair.input_sae.W_dec, pair.input_sae.b_dec, *of_input)
         y_hat = decode(pair.output_sae.W_dec, pair.output_sae.b_dec, *of_output)
-        reconstruction.add("input", x[kept], *(values[kept] for values in (*of_input, x_hat)))
-        reconstruction.add("output", y[kept], *(values[kept] for values in (*of_output, y_hat)))
+        reconstruction.add("input", x[kept], *(values[kept] for values in (*of_input, x_hat)), document)
+        reconstruction.add("output", y[kept], *(values[kept] for values in (*of_output, y_hat)), document)
         of_x_hat = mlp(x_hat)
         replacements = {
             "input": of_x_hat,
@@ -94,8 +100,8 @@ def pair_quality(
         }
         spliced = {name: _spliced(clean, present, value)[measured] for name, value in replacements.items()}
         losses, divergences = _losses(language_model, tokens, measured, clean.blocks_output[measured], spliced)
-        cross_entropy.add(losses)
-        divergence.add(divergences)
+        cross_entropy.add(losses, document_of_prediction)
+        divergence.add(divergences, document)
     results = (
         cross_entropy.means()
         | divergence.means()
@@ -107,6 +113,13 @@ def pair_quality(
     if broken:
         raise ValueError(f"NaN or infinite: {', '.join(broken)}; does {language_model.name} give finite logits?")
     return results
+
+
+def _predicting(measured: Tensor) -> Tensor:
+    """Which measured positions predict a measured one, [row, position] bool like `measured`."""
+    predicts = torch.zeros_like(measured)
+    predicts[:, :-1] = measured[:, :-1] & measured[:, 1:]
+    return predicts
 
 
 def _spliced(clean: CleanPass, present: Tensor, replacement: Tensor) -> Tensor:
@@ -126,9 +139,7 @@ def _losses(
     Args:
         tokens, measured: [row, position]; clean, spliced: what leaves the last block there, [n_measured, d_model] each.
     """
-    predicts = torch.zeros_like(measured)
-    predicts[:, :-1] = measured[:, :-1] & measured[:, 1:]
-    successor, predicts = tokens.roll(-1, dims=1)[measured], predicts[measured]
+    successor, predicts = tokens.roll(-1, dims=1)[measured], _predicting(measured)[measured]
     at_once = max(1, piece_factor(clean.device) * LOGIT_BYTES // (language_model.n_vocabulary * 4))
     losses: dict[str, list[Tensor]] = {f"ce_{name}": [] for name in ("clean", *spliced)}
     divergences: dict[str, list[Tensor]] = {f"kl_{name}": [] for name in spliced}

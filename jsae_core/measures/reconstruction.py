@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from sae_lens import TopKSAE
 from torch import Tensor
 
+from jsae_core.activations import with_documents
 from jsae_core.measures.moments import Moments, NamedMoments
 from jsae_core.sae import active_latents, decode
 from jsae_core.sae_pair import SAEPair
@@ -21,17 +22,18 @@ def reconstruction_quality(pair: SAEPair, stream: Iterable[Tensor]) -> dict[str,
     `explained_variance_{side}`: 1 - sum |x - x_hat|^2 / sum |x - mean(x)|^2, or 0 where x does not vary;
     `mse_{side}`: mean squared error over tokens and features; `cosine_{side}`: mean cosine of x and x_hat;
     `l0_{side}`: mean number of latents above zero; `dead_{side}`: share of latents that were never above zero;
-    and `n_tokens`. The output SAE is fed the MLP's true output. All but `dead` have their standard error over tokens
-    under the same name with `_se`; that of the explained variance is to first order (the delta method).
+    and `n_tokens`. The output SAE is fed the MLP's true output. All but `dead` have their standard error over documents
+    (over tokens, where the stream names none) under the same name with `_se`; that of the explained variance is to
+    first order (the delta method).
 
     Raises:
         ValueError: the stream is empty.
     """
     sums = ReconstructionSums(pair)
-    for mlp_input in stream:
+    for mlp_input, documents in with_documents(stream):
         mlp_output = pair.mlp(mlp_input)
-        sums.add("input", mlp_input, *reconstruct(pair.input_sae, mlp_input))
-        sums.add("output", mlp_output, *reconstruct(pair.output_sae, mlp_output))
+        sums.add("input", mlp_input, *reconstruct(pair.input_sae, mlp_input), documents)
+        sums.add("output", mlp_output, *reconstruct(pair.output_sae, mlp_output), documents)
     return sums.results()
 
 
@@ -47,9 +49,11 @@ class ReconstructionSums:
     def __init__(self, pair: SAEPair):
         self._sides = {"input": _Side(pair.input_sae), "output": _Side(pair.output_sae)}
 
-    def add(self, side: str, x: Tensor, activations: Tensor, latents: Tensor, x_hat: Tensor) -> None:
-        """x and its reconstruction [n, d_in]; activations and latents [n, k]."""
-        self._sides[side].add(x, activations, latents, x_hat)
+    def add(
+        self, side: str, x: Tensor, activations: Tensor, latents: Tensor, x_hat: Tensor, documents: Tensor
+    ) -> None:
+        """x and its reconstruction [n, d_in]; activations and latents [n, k]; the document of each token [n]."""
+        self._sides[side].add(x, activations, latents, x_hat, documents)
 
     def results(self) -> dict[str, float]:
         """As `reconstruction_quality` says. Raises ValueError if there was no token."""
@@ -72,7 +76,7 @@ class _Side:
         self.errors_and_inputs = Moments()  # |x - x_hat|^2, |x|^2, x
         self.alive = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.W_enc.device)
 
-    def add(self, x: Tensor, activations: Tensor, latents: Tensor, x_hat: Tensor) -> None:
+    def add(self, x: Tensor, activations: Tensor, latents: Tensor, x_hat: Tensor, documents: Tensor) -> None:
         wide = x.double()
         error = (wide - x_hat).square().sum(dim=1)
         self.n_tokens += len(x)
@@ -81,9 +85,11 @@ class _Side:
                 "mse": error / self.sae.cfg.d_in,
                 "cosine": F.cosine_similarity(x, x_hat, dim=-1),
                 "l0": (activations > 0).sum(dim=1),
-            }
+            },
+            documents,
         )
-        self.errors_and_inputs.add(torch.cat([error[:, None], wide.square().sum(dim=1)[:, None], wide], dim=1))
+        squares = wide.square().sum(dim=1)
+        self.errors_and_inputs.add(torch.cat([error[:, None], squares[:, None], wide], dim=1), documents)
         self.alive[latents[activations > 0]] = True
 
     def result(self) -> dict[str, float]:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jsae_core import MLPInputs, load_language_model
-from jsae_core.activations import packed
+from jsae_core.activations import packed, with_documents
 from tests.jsae_core.builders import save_language_model
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=12)
@@ -82,3 +82,16 @@ def test_a_stream_can_be_read_again_and_gives_the_same(language_model):
 def test_a_stream_knows_how_many_rows_it_gives(language_model, lengths):
     stream = MLPInputs(language_model, documents_of(lengths), 0)
     assert stream.n_tokens == sum(map(len, stream))
+
+
+@given(lengths=LENGTHS, batch_tokens=st.integers(1, 60))
+def test_each_row_of_a_stream_is_told_with_its_document(language_model, lengths, batch_tokens):
+    stream = MLPInputs(language_model, documents_of(lengths), 0, batch_tokens)
+    numbers = [number for item, documents in with_documents(stream) for number in documents.tolist()]
+    assert numbers == [number for number, length in enumerate(lengths) for _ in range(length - 1)]
+    assert all(len(item) == len(documents) for item, documents in with_documents(stream))
+
+
+def test_in_a_stream_without_documents_each_token_is_one():
+    stream = [torch.zeros(3, 2), torch.zeros(0, 2), torch.zeros(2, 2)]
+    assert [documents.tolist() for _, documents in with_documents(stream)] == [[0, 1, 2], [], [3, 4]]

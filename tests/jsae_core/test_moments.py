@@ -48,7 +48,7 @@ def standard_error(values: numpy.ndarray) -> float:
 def test_means_and_standard_errors_of_weighted_sums_are_numpy_s_however_the_tokens_are_cut(n, seed, weighted, cuts):
     values = tokens(n, seed)
     moments = moments_of(*numpy.split(values, sorted(min(cut, n) for cut in cuts)))
-    assert moments.n == n
+    assert moments.n_tokens == n
     numpy.testing.assert_allclose(moments.mean, values.mean(axis=0), rtol=1e-12)
     expected = standard_error(values @ numpy.array(weighted))
     assert moments.standard_error(weights(*weighted)) == pytest.approx(expected, rel=1e-9, abs=1e-12)
@@ -156,6 +156,71 @@ def test_sums_are_as_precise_as_float64_whatever_is_added(dtype):
     exact = values.double().numpy()[:, 0]
     assert moments.mean.dtype == torch.float64 and moments.mean.item() == pytest.approx(exact.mean(), rel=1e-12)
     assert moments.standard_error(weights(1)) == pytest.approx(standard_error(exact), rel=1e-9)
+
+
+def documents_of(sizes: list[int]) -> torch.Tensor:
+    return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+
+
+def correlated_documents(n_documents: int, random: numpy.random.Generator) -> tuple[numpy.ndarray, list[int]]:
+    """Two quantities, alike within a document, of documents of 1 to 40 tokens."""
+    sizes = random.integers(1, 41, n_documents).tolist()
+    of_documents = random.normal(size=(n_documents, 2)).repeat(sizes, axis=0)
+    own = random.normal(size=(sum(sizes), 2))
+    return of_documents @ [[0.7, 0.2], [0.1, 0.5]] + 0.5 * own + [2.0, 5.0], sizes
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    seed=st.integers(0, 10**6),
+    cuts=st.lists(st.integers(0, 108), max_size=6),
+)
+def test_a_document_counts_once_however_its_tokens_are_cut(sizes, seed, cuts):
+    values, documents = tokens(sum(sizes), seed), documents_of(sizes)
+    moments, places = Moments(), sorted(min(cut, len(values)) for cut in cuts)
+    for start, end in zip([0, *places], [*places, len(values)], strict=True):
+        moments.add(torch.from_numpy(values[start:end]), documents[start:end])
+    numpy.testing.assert_allclose(moments.mean, values.mean(axis=0), rtol=1e-12)
+    column = values @ numpy.array([1.0, -2.0, 0.0, 0.5])
+    sums = [part.sum() for part in numpy.split(column - column.mean(), numpy.cumsum(sizes)[:-1])]
+    n = len(sizes)
+    expected = math.sqrt(n / max(1, n - 1) * numpy.square(sums).sum()) / len(values) if n > 1 else 0
+    assert moments.standard_error(weights(1, -2, 0, 0.5)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_documents_of_one_token_are_tokens():
+    values = tokens(50)
+    moments = Moments()
+    moments.add(torch.from_numpy(values), torch.arange(50))
+    for axis in torch.eye(4, dtype=torch.float64):
+        assert moments.standard_error(axis) == pytest.approx(moments_of(values).standard_error(axis), rel=1e-12)
+
+
+def test_the_standard_error_of_a_mean_and_of_a_ratio_is_that_of_a_bootstrap_over_documents():
+    random = numpy.random.default_rng(3)
+    values, sizes = correlated_documents(300, random)
+    moments = NamedMoments()
+    moments.add({"a": torch.from_numpy(values[:, 0]), "b": torch.from_numpy(values[:, 1])}, documents_of(sizes))
+    sums = numpy.stack([part.sum(axis=0) for part in numpy.split(values, numpy.cumsum(sizes)[:-1])])
+    drawn = random.integers(len(sizes), size=(4000, len(sizes)))
+    a, b = sums[drawn].sum(axis=1).T
+    n_tokens = numpy.array(sizes)[drawn].sum(axis=1)
+    # 4000 resamplings know a deviation to 1%
+    assert moments.means()["a_se"] == pytest.approx((a / n_tokens).std(), rel=0.05)
+    assert moments.ratio({"a": 1.0}, {"b": 1.0})[1] == pytest.approx((a / b).std(), rel=0.05)
+    # as tokens they would seem to be known far better
+    assert moments.means()["a_se"] > 2 * standard_error(values[:, 0])
+
+
+def test_intervals_of_two_standard_errors_hold_the_truth_in_95_of_100_samples_of_correlated_documents():
+    random, covered = numpy.random.default_rng(4), 0
+    for _ in range(1000):
+        values, sizes = correlated_documents(60, random)
+        moments = NamedMoments()
+        moments.add({"a": torch.from_numpy(values[:, 0])}, documents_of(sizes))
+        means = moments.means()
+        covered += abs(means["a"] - 2.0) < 1.96 * means["a_se"]
+    assert 930 <= covered <= 970
 
 
 def test_batches_without_tokens_change_nothing_first_or_last():

@@ -71,16 +71,23 @@ def magnitude(pair, language_model, documents):
     return run_sandwich(pair, torch.cat(list(MLPInputs(language_model, documents, LAYER)))).jacobian.abs().numpy()
 
 
+TOKENS_OF_DOCUMENTS = [length - 1 for length in LENGTHS if length > 1]  # BOS left out
+PREDICTIONS_OF_DOCUMENTS = [length - 2 for length in LENGTHS if length > 2]
+
+
 def standard_error(values) -> float:
-    return numpy.std(values, ddof=1) / math.sqrt(len(values))
+    """Of a mean over all tokens, or over all predictions, for documents drawn at random."""
+    sizes = TOKENS_OF_DOCUMENTS if len(values) == sum(TOKENS_OF_DOCUMENTS) else PREDICTIONS_OF_DOCUMENTS
+    documents = numpy.split(numpy.asarray(values) - numpy.mean(values), numpy.cumsum(sizes)[:-1])
+    sums = numpy.array([document.sum() for document in documents])
+    return math.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(values)
 
 
 def score_of(zeroed: numpy.ndarray, spliced: numpy.ndarray, clean: numpy.ndarray) -> tuple[float, float]:
-    """A score and its standard error, from its gradient and the covariance of what its tokens have."""
+    """A score and its standard error, that of its linear approximation."""
     z, s, c = zeroed.mean(), spliced.mean(), clean.mean()
     gradient = numpy.array([(s - c) / (z - c) ** 2, -1 / (z - c), (z - s) / (z - c) ** 2])
-    variance = gradient @ numpy.cov([zeroed, spliced, clean]) @ gradient
-    return (z - s) / (z - c), math.sqrt(variance / len(zeroed))
+    return (z - s) / (z - c), standard_error(gradient @ [zeroed, spliced, clean])
 
 
 def hooked_log_probabilities(model, mlp, document: Tensor, mlp_input=None, mlp_output=None) -> numpy.ndarray:
@@ -217,11 +224,10 @@ def test_nothing_depends_on_the_batch_size(quality, pair, language_model, docume
 def test_documents_weigh_by_their_tokens_and_their_order_does_not_matter(quality, pair, language_model, documents):
     assert pair_quality(pair, language_model, documents[::-1]) == pytest.approx(quality, rel=1e-5, abs=1e-7)
     twice = pair_quality(pair, language_model, documents * 2)
-    predictions = sum(max(0, length - 2) for length in LENGTHS)
     for name in quality.keys() - {"n_tokens"}:
         smaller = 1.0
         if name.endswith("_se"):
-            n = predictions if name.startswith("ce_") else sum(LENGTHS) - len(LENGTHS)
+            n = len(PREDICTIONS_OF_DOCUMENTS if name.startswith("ce_") else TOKENS_OF_DOCUMENTS)
             smaller = math.sqrt((n - 1) / (2 * n - 1))
         assert twice[name] == pytest.approx(smaller * quality[name], rel=1e-5, abs=1e-7), name
 
@@ -298,8 +304,9 @@ def test_a_pair_that_reconstructs_perfectly_scores_one(language_model, documents
         assert quality[f"kl_{side}"] == pytest.approx(0, abs=1e-9)
         assert quality[f"ce_score_{side}"] == pytest.approx(1, abs=1e-9)
         assert quality[f"kl_score_{side}"] == pytest.approx(1, abs=1e-9)
-        assert quality[f"ce_score_{side}_se"] == pytest.approx(0, abs=1e-7)
-        assert quality[f"kl_score_{side}_se"] == pytest.approx(0, abs=1e-7)
+        # the square root of float64's rounding
+        assert quality[f"ce_score_{side}_se"] == pytest.approx(0, abs=1e-6)
+        assert quality[f"kl_score_{side}_se"] == pytest.approx(0, abs=1e-6)
 
 
 def test_a_jacobian_of_zero_has_zeros_for_measures(language_model, documents):
@@ -314,13 +321,15 @@ def test_one_token_repeated_gives_finite_results(pair, language_model):
     assert all(map(math.isfinite, quality.values()))
 
 
-def test_a_single_measured_token_has_no_standard_error(pair, language_model):
-    quality = pair_quality(pair, language_model, [torch.tensor([0, 5, 6])])
-    assert all(map(math.isfinite, quality.values()))
-    assert quality["n_tokens"] == 2
-    # one prediction, two Jacobians
-    assert quality["ce_clean_se"] == 0 < quality["norm_l2t_se"]
-    assert all(quality[f"ce_score_{side}_se"] == 0 < quality[f"kl_score_{side}_se"] for side in (*SIDES, "pair"))
+def test_a_single_document_has_no_standard_error_and_a_single_prediction_none_either(pair, language_model):
+    documents = [torch.tensor([0, 5, 6]), torch.tensor([0, 7])]
+    alone = pair_quality(pair, language_model, documents[:1])
+    assert all(map(math.isfinite, alone.values())) and alone["n_tokens"] == 2
+    assert all(value == 0 for name, value in alone.items() if name.endswith("_se"))
+    both = pair_quality(pair, language_model, documents)
+    # one prediction, Jacobians in two documents
+    assert both["ce_clean_se"] == 0 < both["norm_l2t_se"]
+    assert all(both[f"ce_score_{side}_se"] == 0 < both[f"kl_score_{side}_se"] for side in (*SIDES, "pair"))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ _HOMES = {
     "classify_curves": "linearity",
     "function_shapes": "linearity",
     "pair_quality": "quality",
+    "latent_accounting": "accounting",
+    "latent_accountings": "accounting",
 }
 __all__ = list(_HOMES)
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -97,6 +97,10 @@ class NamedMoments:
         self._names: list[str] = []
         self._moments = Moments()
 
+    @property
+    def n_tokens(self) -> int:
+        return self._moments.n_tokens
+
     def add(self, values: Mapping[str, Tensor], documents: Tensor | None = None) -> None:
         """A quantity a name, each [n_tokens]; the same names each time. `documents` as for `Moments.add`."""
         self._names = list(values)

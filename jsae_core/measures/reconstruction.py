@@ -49,9 +49,7 @@ class ReconstructionSums:
     def __init__(self, pair: SAEPair):
         self._sides = {"input": _Side(pair.input_sae), "output": _Side(pair.output_sae)}
 
-    def add(
-        self, side: str, x: Tensor, activations: Tensor, latents: Tensor, x_hat: Tensor, documents: Tensor
-    ) -> None:
+    def add(self, side: str, x: Tensor, activations: Tensor, latents: Tensor, x_hat: Tensor, documents: Tensor) -> None:
         """x and its reconstruction [n, d_in]; activations and latents [n, k]; the document of each token [n]."""
         self._sides[side].add(x, activations, latents, x_hat, documents)
 

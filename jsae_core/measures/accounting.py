@@ -1,0 +1,269 @@
+"""Do output latents get what they are from few input latents, or does the pair bypass them?
+
+Here: how much of the output latents' pre-activations the input latents account for, and how many of them it takes (the
+edge curve). Not here: the Jacobian (`jacobian.py`), what a single intervention does (`ablation.py`).
+
+A small or sparse Jacobian is no proof of sparse computation: what an output latent computes may pass through the biases
+and through the error of the input SAE instead. Write the MLP's input as x = b_dec + sum_i s_i d_i + e, with the
+activations s_i and the decoder rows d_i of the k active input latents and the SAE's error e. Keeping only the latents
+in a set S gives x_S = x - sum_{i not in S} s_i d_i; the error stays. p_o(x) is the pre-activation of output latent o at
+MLP(x), for the k outputs that are in the TopK at x, and a_oi = J_oi s_i is what latent i contributes to first order.
+
+x_S enters each branch of the MLP as z_S = z_empty + sum_{i in S} s_i D_i, D being rows of the Jacobian's input table, and
+p_o is affine in the hidden layer with the row E_o of the output table. So all outputs of a token, each with its own S,
+cost one batched product as large as the Jacobian's, the activation, and a row of E each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from jsae_core.activations import with_documents
+from jsae_core.jacobian import run_sandwich
+from jsae_core.measures.moments import NamedMoments
+from jsae_core.memory import piece_factor
+from jsae_core.sae import decode, pre_activations
+from jsae_core.sae_pair import SAEPair
+
+ORDERS = ("attribution", "random", "ablation")
+KEPT = (0, 1, 2, 4, 8, 16)
+MOST = 0.9  # the share of the attributions that n90 asks for
+HIDDEN_BYTES = 2**23  # of hidden layers at once, one for each output of a token: they stay in a CPU's cache
+SHARES_OF_P = {"accounted_share": "accounted", "completeness": "attributed"}
+MEANS = ("p", "p_without_latents", "p_reconstruction", "p_bias", "n90", "participation_ratio")
+
+
+class Accounting(NamedTuple):
+    """`overall`: numbers over all tokens, by name. `by_latent`: the same of each output latent that was active."""
+
+    overall: dict[str, float]
+    by_latent: pd.DataFrame
+
+
+def latent_accounting(
+    pair: SAEPair,
+    stream: Iterable[Tensor],
+    kept: Sequence[int] = KEPT,
+    order: str = "attribution",
+    seed: int = 0,
+) -> dict[str, float]:
+    """How much of the output latents' pre-activations the input latents account for, and how many of them it takes.
+
+    Args:
+        stream: MLP inputs, each [n_tokens, d_model]. Read once.
+        kept: how many input latents of a token each output latent keeps, in the order's first places; of more than k
+            all are kept.
+        order: of a token's input latents, for each of its output latents: "attribution" (|J_oi s_i|, descending),
+            "ablation" (how much p_o changes if latent i alone is taken away, exactly, descending), "random".
+        seed: of the random order, which depends on the token's place in the stream alone.
+
+    Returns:
+        Means over tokens and the k output latents that are in the TopK: `p` (pre-activation at x), `p_without_latents`
+        (at x less all input latents), `p_reconstruction` (at the input SAE's reconstruction), `p_bias` (at its b_dec),
+        `n90` (the least number of input latents whose |J_oi s_i| add up to 90% of their sum), `participation_ratio`
+        ((sum |a|)^2 / sum a^2). Ratios of sums over tokens and outputs: `accounted_share`
+        sum (p(x) - p(x_empty)) / sum p(x); `completeness` sum_oi a_oi / sum p(x); for each n in `kept`, `r2_{n}` =
+        1 - sum (p(x_S) - p(x))^2 / sum (p(x_empty) - p(x))^2, with S the first n in the order. A ratio to nothing is 0.
+        All with their standard error over documents under the same name with `_se`; `n_tokens`.
+
+    Raises:
+        ValueError: the stream is empty or not finite, the order is unknown, or a number to keep is negative.
+    """
+    overall = latent_accountings(pair, stream, kept, [order], seed).overall
+    return {name.replace(f"_{order}_", "_", 1): value for name, value in overall.items()}
+
+
+@torch.no_grad()
+def latent_accountings(
+    pair: SAEPair,
+    stream: Iterable[Tensor],
+    kept: Sequence[int] = KEPT,
+    orders: Sequence[str] = ("attribution", "random"),
+    seed: int = 0,
+) -> Accounting:
+    """`latent_accounting` for several orders at once, overall and for each output latent. R^2 is named
+    `r2_{order}_{n}`; the table has `output_latent`, `n_tokens` (in which it was active) and no standard errors."""
+    unknown = [order for order in orders if order not in ORDERS]
+    if unknown:
+        raise ValueError(f"unknown order {unknown[0]!r}; expected one of {', '.join(ORDERS)}")
+    if any(n < 0 for n in kept):
+        raise ValueError(f"the numbers of latents to keep are {list(kept)}; expected none below 0")
+    # what an output latent's pre-activation is where the hidden layer is zero
+    constants = pre_activations(pair.output_sae, pair.mlp.b_out[None])[0]
+    k, hidden = pair.config.k, pair.mlp.W_in[0]
+    at_once = max(1, piece_factor(pair.device) * HIDDEN_BYTES // (k * hidden.nbytes))
+    generator = torch.Generator().manual_seed(seed)
+    sums = _Sums(pair)
+    for x, documents in with_documents(stream):
+        sandwich = run_sandwich(pair, x)
+        for start in range(0, len(x), at_once):
+            part = slice(start, start + at_once)
+            tokens = _Tokens(
+                pair,
+                x[part],
+                sandwich.input_activations[part],
+                sandwich.input_latents[part],
+                sandwich.output_latents[part],
+                constants,
+            )
+            attribution = sandwich.jacobian[part] * tokens.activations[:, None]
+            values = _levels(tokens, pair.input_sae.b_dec) | _concentration(attribution)
+            for order in orders:
+                values |= _errors(tokens, attribution, values["p"], order, kept, generator)
+            sums.add(tokens.output_latents, values, documents[part])
+    return Accounting(sums.overall(), sums.by_latent())
+
+
+class _Tokens:
+    """Some tokens, and the pre-activations of their output latents where only some input latents are kept.
+
+    Attributes, for n tokens:
+        activations [n, k_in]; output_latents [n, k_out]; x, reconstruction, x_without_latents [n, d_model].
+    """
+
+    def __init__(
+        self,
+        pair: SAEPair,
+        x: Tensor,
+        activations: Tensor,
+        input_latents: Tensor,
+        output_latents: Tensor,
+        constants: Tensor,
+    ):
+        self.x, self.activations, self.output_latents = x, activations, output_latents
+        sae, self._mlp = pair.input_sae, pair.mlp
+        self.reconstruction = decode(sae.W_dec, sae.b_dec, activations, input_latents)
+        self.x_without_latents = x - (self.reconstruction - sae.b_dec)
+        tables, branches = pair.tables(), len(pair.mlp.branches)
+        self._without_latents = self._mlp.branch_values(self.x_without_latents)
+        self._directions = tables.inputs[input_latents].unflatten(2, (branches, -1)).unbind(dim=2)  # D of each branch
+        self._readers = tables.outputs[output_latents]  # E
+        self._constants = constants[output_latents]
+
+    def at(self, x: Tensor) -> Tensor:
+        """p [n, k_out] at other MLP inputs [n, d_model], or at one for all tokens [1, d_model]."""
+        hidden = self._mlp.hidden(self._mlp.branch_values(x)).expand(len(self.x), -1)
+        return torch.bmm(self._readers, hidden[:, :, None])[:, :, 0] + self._constants
+
+    def keeping(self, kept: Tensor) -> Tensor:
+        """p [n, k_out], each output latent with the input latents that `kept` [n, k_out, k_in] marks for it."""
+        hidden = self._hidden(kept * self.activations[:, None])
+        return torch.linalg.vecdot(hidden, self._readers) + self._constants
+
+    def lacking_each(self) -> Tensor:
+        """p [n, k_out, k_in], each input latent taken away alone."""
+        others = 1 - torch.eye(self.activations.shape[1], dtype=self.x.dtype, device=self.x.device)
+        hidden = self._hidden(others * self.activations[:, None])
+        return torch.bmm(self._readers, hidden.transpose(1, 2)) + self._constants[:, :, None]
+
+    def _hidden(self, activations: Tensor) -> Tensor:
+        """Hidden layers [n, m, d_mlp] with the input latents at these activations [n, m, k_in]."""
+        return self._mlp.hidden(
+            [
+                torch.baddbmm(value[:, None], activations, directions)
+                for value, directions in zip(self._without_latents, self._directions, strict=True)
+            ]
+        )
+
+
+def _levels(tokens: _Tokens, b_dec: Tensor) -> dict[str, Tensor]:
+    """Pre-activations with and without what comes from the input latents, [n, k_out] each, and what differs."""
+    p, without = tokens.at(tokens.x), tokens.at(tokens.x_without_latents)
+    return {
+        "p": p,
+        "p_without_latents": without,
+        "p_reconstruction": tokens.at(tokens.reconstruction),
+        "p_bias": tokens.at(b_dec[None]),
+        "accounted": p - without,
+        "unkept": (without - p).square(),
+    }
+
+
+def _concentration(attribution: Tensor) -> dict[str, Tensor]:
+    """On how many input latents an output latent's attributions [n, k_out, k_in] lie; [n, k_out] each."""
+    magnitude = attribution.abs()
+    total, squares = magnitude.sum(dim=2), magnitude.square().sum(dim=2)
+    so_far = magnitude.sort(dim=2, descending=True).values.cumsum(dim=2)
+    return {
+        "attributed": attribution.sum(dim=2),
+        "n90": (so_far < MOST * total[:, :, None]).sum(dim=2) + (total > 0),
+        "participation_ratio": torch.where(squares > 0, total.square() / squares, 0),
+    }
+
+
+def _errors(
+    tokens: _Tokens, attribution: Tensor, p: Tensor, order: str, kept: Sequence[int], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Squared differences from p [n, k_out] where the first n input latents of an order are kept, [n, k_out] each."""
+    if order == "attribution":
+        importance = attribution.abs()
+    elif order == "ablation":
+        importance = (p[:, :, None] - tokens.lacking_each()).abs()
+    else:
+        importance = torch.rand(attribution.shape, generator=generator).to(attribution.device)
+    place = importance.argsort(dim=2, descending=True, stable=True).argsort(dim=2)
+    return {f"error_{order}_{n}": (tokens.keeping(place < n) - p).square() for n in kept}
+
+
+class _Sums:
+    """Sums over tokens, of all output latents together and of each by itself."""
+
+    def __init__(self, pair: SAEPair):
+        self._d_sae = pair.config.d_sae
+        self._moments = NamedMoments()
+        self._of_latents: Tensor | None = None  # [d_sae, quantities and how often the latent was active]
+        self._names: list[str] = []
+
+    def add(self, output_latents: Tensor, values: Mapping[str, Tensor], documents: Tensor) -> None:
+        """`values`: [n, k_out] each, of output latents [n, k_out]; the document of each token [n]."""
+        self._names = list(values)
+        columns = torch.stack([value.double() for value in values.values()], dim=2)
+        self._moments.add(dict(zip(self._names, columns.mean(dim=1).unbind(dim=1), strict=True)), documents)
+        columns = torch.cat([columns, torch.ones_like(columns[:, :, :1])], dim=2).flatten(0, 1)
+        if self._of_latents is None:
+            self._of_latents = columns.new_zeros(self._d_sae, columns.shape[1])
+        self._of_latents.index_add_(0, output_latents.reshape(-1), columns)
+
+    def overall(self) -> dict[str, float]:
+        """As `latent_accountings` says, and with its errors."""
+        if not self._moments.n_tokens:
+            raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
+        means = self._moments.means()
+        results = {name: means[name] for mean in MEANS for name in (mean, f"{mean}_se")}
+        for name, part in SHARES_OF_P.items():
+            results[name], results[f"{name}_se"] = self._moments.ratio({part: 1.0}, {"p": 1.0})
+        for name in self._errors():
+            unexplained, error = self._moments.ratio({name: 1.0}, {"unkept": 1.0})
+            explained = 1 - unexplained if means["unkept"] else 0.0
+            results |= {_r2(name): explained, f"{_r2(name)}_se": error}
+        if not all(map(math.isfinite, results.values())):
+            raise ValueError("what was measured holds NaN or infinite values; are the MLP inputs finite?")
+        return results | {"n_tokens": float(self._moments.n_tokens)}
+
+    def by_latent(self) -> pd.DataFrame:
+        """A row an output latent that was active."""
+        sums = pd.DataFrame(self._of_latents.cpu().numpy(), columns=[*self._names, "n_tokens"])
+        sums = sums[sums["n_tokens"] > 0]
+        columns = {"output_latent": sums.index, "n_tokens": sums["n_tokens"].astype("int64")}
+        columns |= {name: sums[name] / sums["n_tokens"] for name in MEANS}
+        columns |= {name: _ratio(sums[part], sums["p"]) for name, part in SHARES_OF_P.items()}
+        columns |= {_r2(name): _ratio(sums["unkept"] - sums[name], sums["unkept"]) for name in self._errors()}
+        return pd.DataFrame(columns).reset_index(drop=True)
+
+    def _errors(self) -> list[str]:
+        return [name for name in self._names if name.startswith("error_")]
+
+
+def _r2(error: str) -> str:
+    return error.replace("error_", "r2_", 1)
+
+
+def _ratio(above: pd.Series, below: pd.Series) -> pd.Series:
+    """0 where the denominator is."""
+    return (above / below.where(below != 0)).fillna(0.0)

@@ -1,7 +1,7 @@
 """A stream of MLP inputs: documents in, batches of activations out.
 
-Here: packing documents into padded batches, dropping BOS and padding again, and which document a token is from. Not here: tokens (`text.py`), the
-model (`language_model.py`), anything that is measured on a stream (`measures/`).
+Here: packing documents into padded batches, dropping BOS and padding again, and which document a token is from. Not
+here: tokens (`text.py`), the model (`language_model.py`), anything that is measured on a stream (`measures/`).
 """
 
 from __future__ import annotations

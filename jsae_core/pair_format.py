@@ -208,9 +208,7 @@ def sae_weights(tensors: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:
     return {name: tensors[tensor_name(side, name)] for name in SAE_WEIGHTS}
 
 
-def mlp_of(
-    tensors: Mapping[str, Tensor], config: PairConfig, of_model: MLP | None = None, model_name: str = ""
-) -> MLP:
+def mlp_of(tensors: Mapping[str, Tensor], config: PairConfig, of_model: MLP | None = None, model_name: str = "") -> MLP:
     """The MLP between the SAEs: the artifact's own, or the language model's where the artifact has none.
 
     Args:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from jsae_core.jacobian import mean_abs_jacobian
 from jsae_core.mlp import MLP
-from jsae_core.recipe import TrainingConfig
 from jsae_core.pair_format import PairConfig, tensor_name
+from jsae_core.recipe import TrainingConfig
 from jsae_core.sae import SAE_WEIGHTS, decode
 from jsae_core.sae_pair import SAEPair
 
@@ -92,9 +92,9 @@ def train_pair(
                 raise ValueError(f"the loss is {loss.item()} at step {step + 1}; lower the learning rate")
             if report is not None:
                 report(TrainingProgress(step + 1, config.steps, *(value.item() for value in losses.values())))
-    tensors = {
-        tensor_name(side, name): weights[side][name].detach() for side in weights for name in SAE_WEIGHTS
-    } | {f"mlp.{name}": tensor for name, tensor in mlp.named_buffers(recurse=False)}
+    tensors = {tensor_name(side, name): weights[side][name].detach() for side in weights for name in SAE_WEIGHTS} | {
+        f"mlp.{name}": tensor for name, tensor in mlp.named_buffers(recurse=False)
+    }
     pair_config = PairConfig(
         model_name=model_name,
         layer=layer,

@@ -3,15 +3,15 @@
 Here: how much of the output latents' pre-activations the input latents account for, and how many of them it takes (the
 edge curve). Not here: the Jacobian (`jacobian.py`), what a single intervention does (`ablation.py`).
 
-A small or sparse Jacobian is no proof of sparse computation: what an output latent computes may pass through the biases
-and through the error of the input SAE instead. Write the MLP's input as x = b_dec + sum_i s_i d_i + e, with the
+A small or sparse Jacobian is no proof of sparse computation: what an output latent computes may pass through the
+biases and through the error of the input SAE instead. Write the MLP's input as x = b_dec + sum_i s_i d_i + e, with the
 activations s_i and the decoder rows d_i of the k active input latents and the SAE's error e. Keeping only the latents
-in a set S gives x_S = x - sum_{i not in S} s_i d_i; the error stays. p_o(x) is the pre-activation of output latent o at
-MLP(x), for the k outputs that are in the TopK at x, and a_oi = J_oi s_i is what latent i contributes to first order.
+in a set S gives x_S = x - sum_{i not in S} s_i d_i; the error stays. p_o(x) is the pre-activation of output latent o
+at MLP(x), for the k outputs that are in the TopK at x, and a_oi = J_oi s_i is what latent i contributes to first order.
 
-x_S enters each branch of the MLP as z_S = z_empty + sum_{i in S} s_i D_i, D being rows of the Jacobian's input table, and
-p_o is affine in the hidden layer with the row E_o of the output table. So all outputs of a token, each with its own S,
-cost one batched product as large as the Jacobian's, the activation, and a row of E each.
+x_S enters each branch of the MLP as z_S = z_empty + sum_{i in S} s_i D_i, D being rows of the Jacobian's input table,
+and p_o is affine in the hidden layer with the row E_o of the output table. So all outputs of a token, each with its own
+S, cost one batched product as large as the Jacobian's, the activation, and a row of E each.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Means over tokens, ratios of such means, and their standard errors, from running sums: memory does not grow with the
 number of tokens.
 
-Tokens of one document are not independent, so standard errors are those of documents drawn at random, each with all its
-tokens (the sandwich estimator for clusters: Liang and Zeger, 1986). Where no document is named, each token counts as one.
+Tokens of one document are not independent, so standard errors are those of documents drawn at random, each with all
+its tokens (the sandwich estimator for clusters: Liang and Zeger, 1986). Where no document is named, each token counts
+as one.
 
 Not here: what is averaged.
 """

@@ -1,7 +1,7 @@
 """What a pair costs: what the language model loses when reconstructions are spliced in, and what the pair gives for it.
 
-Here: `pair_quality`, everything about a pair in one row, means over tokens with standard errors over documents. Not here: histograms
-(`histogram.py`), how well each SAE reconstructs (`reconstruction.py`, which is called).
+Here: `pair_quality`, everything about a pair in one row, means over tokens with standard errors over documents. Not
+here: histograms (`histogram.py`), how well each SAE reconstructs (`reconstruction.py`, which is called).
 """
 
 from __future__ import annotations

@@ -297,11 +297,14 @@ def test_an_epoch_that_divides_evenly_is_a_permutation_and_the_next_another():
     chunks=st.lists(st.integers(0, 15), min_size=1, max_size=12),
     batch_tokens=st.integers(1, 12),
     buffer_tokens=st.integers(1, 40),
+    rest=st.integers(1, 20),
 )
-def test_a_stream_longer_than_the_buffer_is_served_once_all_but_less_than_a_batch(chunks, batch_tokens, buffer_tokens):
+def test_a_stream_longer_than_the_buffer_is_served_once_all_but_less_than_a_batch(
+    chunks, batch_tokens, buffer_tokens, rest
+):
+    # whatever is read ahead, as much as the buffer and the longest piece hold, there is a rest
+    chunks = [*chunks, buffer_tokens, max(chunks), rest]
     stream = list(numbered(sum(chunks)).split(chunks))
-    if sum(chunks) <= buffer_tokens + max(chunks):
-        return
     batches = list(shuffled_batches(iter(stream), batch_tokens, buffer_tokens, generator()))
     assert all(batch.shape == (batch_tokens, 1) for batch in batches)
     served = [token for batch in batches for token in batch.flatten().tolist()]

@@ -21,6 +21,7 @@ _HOMES = {
     "function_shapes_figure": "function_curves",
     "sweep_tradeoff_figure": "sweep",
     "sweep_grid_figure": "sweep",
+    "edge_curve_figure": "edge_curve",
 }
 __all__ = list(_HOMES)
 __getattr__ = lazy_names(__name__, _HOMES)

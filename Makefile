@@ -1,21 +1,29 @@
 # make demo: materialise the default catalog.  make test: run the tests.  make ui: the Dagster UI.
+# make check: the form of the code, its types and which way its imports run.
 # make bench: measure speed (about 50 minutes on two cores), and draw what docs/speed.md shows. It wants the machine to itself.
-# All of them prepare .venv first, where it is missing or older than the pinned versions.
+# make lock: pin the packages that pyproject.toml asks for anew, with the hashes of their files (tools/lock.py).
+# All of them prepare .venv first, where it is missing or older than the pinned packages.
 
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+LOCKS := requirements.lock requirements-torch.lock requirements-torch-cpu.lock
+PIP_INSTALL := $(VENV)/bin/pip install --disable-pip-version-check --no-deps --no-build-isolation
 export DAGSTER_HOME := $(CURDIR)/dagster_home
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test ui bench
+.PHONY: setup demo test check ui bench lock
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+# Torch comes first, and with it setuptools, which builds what comes without a wheel.
+$(READY): pyproject.toml $(LOCKS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo 'PyTorch: a CPU build if pip is set up to find one (its absence is no error), else the build of the package index'
+	$(PIP_INSTALL) --require-hashes --requirement requirements-torch-cpu.lock || $(PIP_INSTALL) --require-hashes --requirement requirements-torch.lock
+	$(PIP_INSTALL) --require-hashes --requirement requirements.lock
+	$(PIP_INSTALL) --editable .
 	touch $(READY)
 
 demo: $(READY)
@@ -31,3 +39,6 @@ ui: $(READY)
 bench: $(READY)
 	$(VENV)/bin/python -m benchmarks
 	$(VENV)/bin/python -m benchmarks report
+
+lock: $(READY)
+	$(VENV)/bin/python tools/lock.py

@@ -1,20 +1,12 @@
 """The science of Jacobian sparse autoencoders, in plain PyTorch. Knows no Dagster; use it alone from a notebook.
 
-Names are loaded when first used, so that `import jsae_core` does not import torch (about ten seconds on two cores).
+The public names stand in `__init__.pyi`, and each is loaded when first used, so that `import jsae_core` does not import
+torch (about ten seconds on two cores).
 """
 
-from jsae_core.lazy import lazy_names
+from importlib.metadata import version
 
-_HOMES = {
-    "SAEPair": "sae_pair",
-    "PairConfig": "pair_format",
-    "run_sandwich": "jacobian",
-    "Sandwich": "jacobian",
-    "load_language_model": "language_model",
-    "LanguageModel": "language_model",
-    "MLPInputs": "activations",
-    "train_pair": "training",
-    "TrainingConfig": "recipe",
-}
-__all__ = list(_HOMES)
-__getattr__ = lazy_names(__name__, _HOMES)
+import lazy_loader
+
+__version__ = version("jsae")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

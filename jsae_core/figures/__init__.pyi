@@ -1,0 +1,15 @@
+# The public names, each with its home (see jsae_core/__init__.pyi).
+
+from .ablation import ablation_figure as ablation_figure
+from .edge_curve import edge_curve_figure as edge_curve_figure
+from .examples import jacobian_examples_figure as jacobian_examples_figure
+from .examples import permute_rows_and_columns as permute_rows_and_columns
+from .function_curves import function_curves_figure as function_curves_figure
+from .function_curves import function_shapes_figure as function_shapes_figure
+from .histogram import jacobian_histogram_figure as jacobian_histogram_figure
+from .quality import quality_by_layer_figure as quality_by_layer_figure
+from .sparsity import jacobian_sparsity_figure as jacobian_sparsity_figure
+from .style import Variant as Variant
+from .sweep import sweep_grid_figure as sweep_grid_figure
+from .sweep import sweep_tradeoff_figure as sweep_tradeoff_figure
+from .thresholds import jacobian_thresholds_figure as jacobian_thresholds_figure

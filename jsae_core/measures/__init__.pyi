@@ -1,0 +1,14 @@
+# The public names, each with its home (see jsae_core/__init__.pyi).
+
+from .ablation import ablation_samples as ablation_samples
+from .ablation import ablation_summary as ablation_summary
+from .accounting import latent_accounting as latent_accounting
+from .accounting import latent_accountings as latent_accountings
+from .histogram import jacobian_histogram as jacobian_histogram
+from .histogram import jacobian_histograms as jacobian_histograms
+from .histogram import share_above as share_above
+from .linearity import classify_curves as classify_curves
+from .linearity import function_curves as function_curves
+from .linearity import function_shapes as function_shapes
+from .quality import pair_quality as pair_quality
+from .reconstruction import reconstruction_quality as reconstruction_quality

@@ -27,7 +27,7 @@ $(READY): pyproject.toml $(LOCKS)
 	touch $(READY)
 
 demo: $(READY)
-	$(VENV)/bin/python -m jsae_assets.demo
+	$(VENV)/bin/jsae demo
 
 # by files, side by side: what most tests wait for is not the processor, and torch has nothing to share out in them
 test: $(READY)
@@ -39,7 +39,7 @@ check: $(READY)
 	$(VENV)/bin/lint-imports --no-logo
 
 ui: $(READY)
-	$(VENV)/bin/dagster dev --workspace workspace.yaml
+	$(VENV)/bin/jsae ui
 
 bench: $(READY)
 	$(VENV)/bin/python -m benchmarks

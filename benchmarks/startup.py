@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / "dagster_home"
-ASSET, PARTITION, BEGINS = ["jsae", "jacobian_examples"], "1|stdlib-1m", "jacobian examples, jsae"
+ASSET, PARTITION, BEGINS = ["jsae", "jacobian_examples"], "stdlib-1m:1", "jacobian examples, jsae"
 STORED = HOME / "storage" / "jsae" / "sae_pair" / "1" / "stdlib-1m.safetensors"
 TRIES = 5
 PATIENCE = 120  # seconds
@@ -95,10 +95,7 @@ def wait_for(what: str, condition: Callable[[], object]) -> object:
 
 def run_seconds(ask: Callable[..., dict]) -> tuple[float, float]:
     """One run of the small partition: from its launch until its code begins, and until it has ended."""
-    tags = [{"key": "dagster/partition", "value": PARTITION}] + [
-        {"key": f"dagster/partition/{name}", "value": key}
-        for name, key in zip(("layer", "model"), PARTITION.split("|"), strict=True)
-    ]
+    tags = [{"key": "dagster/partition", "value": PARTITION}]
     selector = {
         "repositoryLocationName": "jsae",
         "repositoryName": "__repository__",

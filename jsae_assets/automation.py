@@ -1,49 +1,62 @@
 """Jobs, schedules and sensors."""
 
+import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 
 from jsae_assets.catalog import Catalog
-from jsae_assets.freshness import latest_metadata
-from jsae_assets.partitions import cell_key, cells, layers, models, partition_keys, sweeps
+from jsae_assets.entries import news
+from jsae_assets.freshness import Freshness, latest_metadata
+from jsae_assets.partitions import cell_key
+from jsae_assets.plan import (
+    CELL_JOB,
+    LAYERS_JOB,
+    SWEEP_JOB,
+    TOKENS_JOB,
+    Partitioned,
+    PlannedRun,
+    jobs_of,
+    partitions_of,
+    planned_runs,
+)
 from jsae_assets.resources import wandb_folder
 
-TOKENS_JOB, CELL_JOB, LAYERS_JOB = "tokenise_text", "measure_cell", "compare_layers"
-SWEEP_JOB = "sync_sweep"
+DESCRIPTIONS = {
+    TOKENS_JOB: "Tokenise a model's text.",
+    CELL_JOB: "Every pair, measure and figure of one model at one layer",
+    LAYERS_JOB: "The figures of a model that compare its layers, as far as those are measured.",
+    SWEEP_JOB: "Fetch or train a sweep's runs that are new, and draw its figures.",
+}
+UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 
 
-def jobs(catalog: Catalog) -> list:
-    """What is made of a model before its layers, of one layer, and of a model once its layers are measured."""
-    tokens = dg.AssetSelection.assets("tokens")
-    of_sweeps = dg.AssetSelection.assets("sweep_runs").downstream() if catalog.sweeps else dg.AssetSelection.assets()
-    over_layers = dg.AssetSelection.assets(
-        *(["figures", key, "quality_by_layer"] for key, entry in catalog.variants.items() if entry.compared_with)
-    )
-    made = [
-        dg.define_asset_job(TOKENS_JOB, tokens, description="Tokenise a model's text."),
-        dg.define_asset_job(
-            CELL_JOB,
-            dg.AssetSelection.all() - tokens - over_layers - of_sweeps,
-            description="Every pair, measure and figure of one model at one layer.",
-        ),
+def jobs(partitioned: Partitioned) -> list:
+    """What is made of a model before its layers, of one layer, of a model once its layers are measured, of a sweep."""
+    return [
+        dg.define_asset_job(name, dg.AssetSelection.assets(*keys), description=_description(name, keys))
+        for name, keys in jobs_of(partitioned).items()
     ]
-    if compares_layers(catalog):
-        made.append(
-            dg.define_asset_job(
-                LAYERS_JOB,
-                over_layers,
-                description="The figures of a model that compare its layers, as far as those are measured.",
-            )
-        )
-    if catalog.sweeps:
-        made.append(
-            dg.define_asset_job(
-                SWEEP_JOB, of_sweeps, description="Fetch or train a sweep's runs that are new, and draw its figures."
-            )
-        )
-    return made
+
+
+def _description(name: str, keys: Sequence[dg.AssetKey]) -> str | None:
+    description = DESCRIPTIONS.get(re.sub(r"_\d+$", "", name))
+    if not name.startswith(CELL_JOB):
+        return description
+    # where variants hold different cells, each job makes its share
+    return f"{description}, of those that exist at these cells: {', '.join(sorted(_variants(keys)))}."
+
+
+def _variants(keys: Sequence[dg.AssetKey]) -> set[str]:
+    return {"/".join(key.path[:-1]) for key in keys}
 
 
 def schedules(catalog: Catalog) -> list[dg.ScheduleDefinition]:
@@ -66,41 +79,77 @@ def schedules(catalog: Catalog) -> list[dg.ScheduleDefinition]:
     return [sync_sweeps]
 
 
-def compares_layers(catalog: Catalog) -> bool:
-    """Whether any figure does, so that there is a job for them."""
-    return any(entry.compared_with for entry in catalog.variants.values())
-
-
-def partition_sensor(catalog: Catalog) -> dg.SensorDefinition:
-    """Registers the catalog's keys, so that new entries show up after the code location is reloaded."""
+def entries_sensor(catalog: Catalog) -> dg.SensorDefinition:
+    """Tells the instance what changed in the catalog, once the code location is loaded again."""
 
     @dg.sensor(
-        name="catalog_partitions",
-        description="Adds the catalog's models, layers and sweeps to the partitions. Starts no run.",
+        name="catalog_entries",
+        description="Tells Dagster which entries of the catalog are new or have changed, so that it knows what is out "
+        "of date. Starts no run.",
         default_status=dg.DefaultSensorStatus.RUNNING,
-        minimum_interval_seconds=60,
+        minimum_interval_seconds=30,
     )
-    def catalog_partitions(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        keys = partition_keys(catalog)
-        missing = {
-            definition.name: [
-                key for key in keys[definition.name] if not context.instance.has_dynamic_partition(definition.name, key)
-            ]
-            for definition in (models, layers, sweeps)
-        }
-        requests = [
-            definition.build_add_request(missing[definition.name])
-            for definition in (models, layers, sweeps)
-            if missing[definition.name]
-        ]
-        if not requests:
-            return dg.SkipReason("every model, layer and sweep of the catalog is registered")
-        return dg.SensorResult(dynamic_partitions_requests=requests)
+    def catalog_entries(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        events = list(news(catalog, context.instance))
+        if not events:
+            return dg.SkipReason("no entry of the catalog is new or has changed")
+        return dg.SensorResult(asset_events=events)
 
-    return catalog_partitions
+    return catalog_entries
 
 
-def alias_sensor(catalog: Catalog) -> list[dg.SensorDefinition]:
+def automatic_sensor(catalog: Catalog, asset_jobs: Sequence, resources: Mapping[str, Any]) -> dg.SensorDefinition:
+    """The switch for automation: what is missing or out of date is made."""
+
+    @dg.sensor(
+        name="keep_up_to_date",
+        jobs=asset_jobs,
+        description="Makes what is missing or out of date, as `jsae run` would: tokens first, each once. What failed "
+        "is asked for again once something that it is made from has changed.",
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        minimum_interval_seconds=30,
+    )
+    def keep_up_to_date(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest]:
+        freshness = Freshness(catalog, context.repository_def.asset_graph, resources, context.instance)
+        for run in planned_runs(freshness):
+            if run.assets and _can_begin(run, freshness) and not _is_under_way(run.partition, context.instance):
+                yield dg.RunRequest(
+                    run_key=_run_key(run, freshness),
+                    job_name=run.job,
+                    partition_key=run.partition,
+                    asset_selection=list(run.assets),
+                )
+
+    return keep_up_to_date
+
+
+def _can_begin(run: PlannedRun, freshness: Freshness) -> bool:
+    """Whether all that the run reads and does not make itself is up to date."""
+    return not any(
+        parent in freshness.out_of_date and not (parent.partition == run.partition and parent.asset in run.assets)
+        for place in run.places
+        for parent in freshness.parents(place)
+    )
+
+
+def _is_under_way(partition: str, instance: dg.DagsterInstance) -> bool:
+    return bool(
+        instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED, tags={"dagster/partition": partition}), limit=1)
+    )
+
+
+def _run_key(run: PlannedRun, freshness: Freshness) -> str:
+    """The same for as long as nothing has changed, so that a run that failed is not asked for again and again."""
+    state = [run.job, run.partition]
+    for place in run.places:
+        record = freshness.latest(place)
+        versions = sorted(f"{key} {version}" for key, version in freshness.versions_read(place).items())
+        code_version = freshness.graph.get(place.asset).code_version
+        state += [str(place), str(record and record.storage_id), str(code_version), *versions]
+    return hashlib.sha256("\n".join(state).encode()).hexdigest()
+
+
+def alias_sensor(catalog: Catalog, asset_jobs: Sequence) -> list[dg.SensorDefinition]:
     """Pairs that are named by an alias (`:latest`) are made again, with all that is measured on them, once it moves."""
     named = [pair for pair in catalog.pairs if pair.wandb and not re.fullmatch(r"v\d+", pair.wandb.partition(":")[2])]
     if not named:
@@ -108,7 +157,7 @@ def alias_sensor(catalog: Catalog) -> list[dg.SensorDefinition]:
 
     @dg.sensor(
         name="moved_aliases",
-        job_name=CELL_JOB,
+        jobs=[job for job in asset_jobs if job.name.startswith(CELL_JOB)],
         description="Looks whether a pair's wandb alias names another version than the one that was fetched.",
         default_status=dg.DefaultSensorStatus.STOPPED,
         minimum_interval_seconds=3600,
@@ -118,12 +167,17 @@ def alias_sensor(catalog: Catalog) -> list[dg.SensorDefinition]:
 
         graph = context.repository_def.asset_graph
         for pair in named:
-            affected = dg.AssetSelection.assets([pair.variant, "sae_pair"]).downstream().resolve(graph)
+            key = dg.AssetKey([pair.variant, "sae_pair"])
             # the other variants' pairs stay; what compares layers is of another partitioning
-            selection = [key for key in affected if graph.get(key).partitions_def == cells]
+            selection = [
+                affected
+                for affected in dg.AssetSelection.assets(key).downstream().resolve(graph)
+                if graph.get(affected).partitions_def == graph.get(key).partitions_def
+            ]
+            job = next(name for name, keys in jobs_of(partitions_of(graph)).items() if key in keys)
             for layer in pair.layers:
                 partition = cell_key(pair.model, layer)
-                fetched = latest_metadata(context.instance, dg.AssetKey([pair.variant, "sae_pair"]), partition)
+                fetched = latest_metadata(context.instance, key, partition)
                 if fetched is None:
                     continue  # never asked for
                 found = find_wandb_artifact(pair.at(layer), wandb_folder(context.instance))
@@ -131,6 +185,7 @@ def alias_sensor(catalog: Catalog) -> list[dg.SensorDefinition]:
                     context.log.info(f"{pair.at(layer)} is {found.version} now")
                     yield dg.RunRequest(
                         run_key=f"{pair.variant} {partition} {found.digest}",
+                        job_name=job,
                         partition_key=partition,
                         asset_selection=selection,
                     )

@@ -22,7 +22,7 @@ from jsae_core.recipe import TrainingConfig
 CATALOGS = Path(__file__).parent / "catalogs"
 DEFAULT_CATALOG = CATALOGS / "default.yaml"
 CATALOG_VARIABLE = "JSAE_CATALOG"
-RESERVED = ("figures", "sweep_runs", "tokens")
+RESERVED = ("catalog", "figures", "sweep_runs", "tokens")
 
 
 class CatalogError(ValueError):
@@ -323,6 +323,30 @@ class Catalog(Section):
             held = [self.pair(variant, model, layer) for variant in sorted(variants)]
             entries += [f"{layer} {pair.model_dump_json(exclude={'layers'})}" for pair in held if pair]
         return _hash(entries)
+
+    def entries(self) -> dict[str, str]:
+        """The digest of everything in the catalog that something is made from, by a name that says where it stands:
+        `pairs/jsae/my-model:3`, `pairs/jsae/my-model` (all its layers), `models/my-model/tokens`, `variants/jsae`,
+        `sweeps/mine`."""
+        settings = {
+            f"models/{key}/{asset}": self.digest(key, asset)
+            for key in self.models
+            for asset in dict.fromkeys(SETTING_OF.values())
+        }
+        styles = {f"variants/{key}": _hash([variant.model_dump_json()]) for key, variant in self.variants.items()}
+        pairs = {
+            f"pairs/{pair.variant}/{pair.model}:{layer}": self.digest(pair.model, "sae_pair", pair)
+            for pair in self.pairs
+            for layer in pair.layers
+        }
+        of_all_layers = {
+            f"pairs/{variant}/{model}": _hash([pairs[f"pairs/{variant}/{model}:{layer}"] for layer in layers])
+            for variant in self.variants
+            for model in self.models
+            if (layers := self.layers(model, variant))
+        }
+        sweeps = {f"sweeps/{key}": self.sweep_digest(key) for key in self.sweeps}
+        return settings | styles | pairs | of_all_layers | sweeps
 
     def layers(self, model: str, variant: str | None = None) -> list[int]:
         """The layers of a model at which the catalog holds a pair (of this variant)."""

@@ -2,9 +2,10 @@
 
 import dagster as dg
 
-from jsae_assets.assets.cell import TOKENS, find_cell, load_pair, mlp_inputs
+from jsae_assets.assets.cell import cell_at, load_pair, mlp_inputs
+from jsae_assets.assets.text import TOKENS
 from jsae_assets.catalog import Catalog
-from jsae_assets.io_managers import StoredTensors
+from jsae_assets.io_managers import StoredTensors, StoringIOManager
 from jsae_assets.partitions import cells
 from jsae_assets.resources import POOL, Compute
 
@@ -20,21 +21,23 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         name="faithful",
         asset=[variant, "sae_pair"],
-        additional_ins={"tokens": TOKENS},
-        partitions_def=cells,
+        partitions_def=cells(catalog, [variant]),
         blocking=True,
         pool=POOL,
         description="On held-out tokens both SAEs explain the variance they should; weights are finite; shapes agree "
         "with the model.",
     )
     def faithful(
-        context: dg.AssetCheckExecutionContext, compute: Compute, sae_pair: StoredTensors, tokens: StoredTensors
+        context: dg.AssetCheckExecutionContext,
+        compute: Compute,
+        tensors: dg.ResourceParam[StoringIOManager],
+        sae_pair: StoredTensors,
     ) -> dg.AssetCheckResult:
         from jsae_core.measures import reconstruction_quality
 
-        cell = find_cell(context, catalog, variant)
-        if cell is None:
-            raise ValueError(f"there is no {variant} pair at {context.partition_key} to check")
+        cell = cell_at(catalog, variant, context.partition_key)
+        # read like this since a check has no partition mapping: as an input they would be those of this cell's name
+        tokens = StoredTensors(tensors.path_of(TOKENS, cell.model_key), f"tokens for {cell.model_key}")
         try:
             pair = load_pair(sae_pair, compute)  # refuses weights that are not finite
         except ValueError as error:

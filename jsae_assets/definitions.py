@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -16,37 +16,78 @@ from jsae_assets.assets.sweeps import sweep_assets
 from jsae_assets.assets.text import tokens_asset
 from jsae_assets.catalog import Catalog, load_catalog
 from jsae_assets.checks import faithful_check
+from jsae_assets.entries import catalog_spec
 from jsae_assets.io_managers import FigureStore, ParquetStore, SafetensorsStore
 from jsae_assets.publishing import publish_job
 from jsae_assets.resources import Compute
 
 
 def build_definitions(
-    catalog: Catalog, resource_overrides: Mapping[str, Any] | None = None, **others: Any
+    catalog: Catalog,
+    *,
+    executor: dg.ExecutorDefinition = dg.in_process_executor,
+    assets: Sequence[dg.AssetsDefinition] = (),
+    asset_checks: Sequence[dg.AssetChecksDefinition] = (),
+    jobs: Sequence[Any] = (),
+    sensors: Sequence[dg.SensorDefinition] = (),
+    resources: Mapping[str, Any] | None = None,
+    loggers: Mapping[str, dg.LoggerDefinition] | None = None,
 ) -> dg.Definitions:
-    """Everything the catalog makes: assets, checks, jobs, sensors, resources.
+    """Everything the catalog makes: assets, checks, jobs, schedules, sensors, resources.
 
     Args:
-        resource_overrides: by key ("compute", "tensors", "tables", "figures").
-        others: further arguments of `dagster.Definitions` ("loggers").
+        executor: by default one process a run, so that torch and the model are loaded once, not once a step.
+        assets, asset_checks, jobs, sensors: each takes the place of the one with its key or name, or is added.
+        resources: the same, by key ("compute", "tensors", "tables", "figures").
+        loggers: as `dagster.Definitions` takes them.
     """
-    return dg.Definitions(
-        assets=[
+    # a variant without a pair, or a comparison without a cell that both hold, has no partition that could be made
+    variants = [variant for variant in catalog.variants if any(pair.variant == variant for pair in catalog.pairs)]
+    all_assets = _replaced(
+        [
             tokens_asset(catalog),
-            *(sae_pair_asset(catalog, variant) for variant in catalog.variants),
-            *(asset for variant in catalog.variants for asset in measure_assets(catalog, variant)),
+            *(sae_pair_asset(catalog, variant) for variant in variants),
+            *(asset for variant in variants for asset in measure_assets(catalog, variant)),
             *figure_assets(catalog),
             *(sweep_assets(catalog) if catalog.sweeps else []),
         ],
-        asset_checks=[faithful_check(catalog, variant) for variant in catalog.variants],
-        jobs=[*automation.jobs(catalog), publish_job(catalog)],
-        schedules=automation.schedules(catalog),
-        sensors=[automation.partition_sensor(catalog), *automation.alias_sensor(catalog)],
-        # one process a run: torch and the model are loaded once, not once a step
-        executor=dg.in_process_executor,
-        resources=default_resources() | dict(resource_overrides or {}),
-        **others,
+        assets,
+        lambda asset: asset.key,
     )
+    all_jobs = _replaced(
+        automation.jobs({key: asset.partitions_def for asset in all_assets for key in asset.keys}),
+        jobs,
+        lambda job: job.name,
+    )
+    all_resources = default_resources() | dict(resources or {})
+    return dg.Definitions(
+        assets=[catalog_spec(catalog), *all_assets],
+        asset_checks=_replaced(
+            [faithful_check(catalog, variant) for variant in variants],
+            asset_checks,
+            lambda checks: frozenset(checks.check_keys),
+        ),
+        jobs=[*all_jobs, *([publish_job(catalog)] if catalog.pairs else [])],
+        schedules=automation.schedules(catalog),
+        sensors=_replaced(
+            [
+                automation.entries_sensor(catalog),
+                automation.automatic_sensor(catalog, all_jobs, all_resources),
+                *automation.alias_sensor(catalog, all_jobs),
+            ],
+            sensors,
+            lambda sensor: sensor.name,
+        ),
+        executor=executor,
+        resources=all_resources,
+        loggers=loggers,
+    )
+
+
+def _replaced(made: Sequence, others: Sequence, named) -> list:
+    """What was made, in its order, but for those that others take the place of; and the others that are new."""
+    by_name = {named(one): one for one in made} | {named(one): one for one in others}
+    return list(by_name.values())
 
 
 def default_resources() -> dict[str, Any]:

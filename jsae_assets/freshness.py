@@ -1,89 +1,155 @@
-"""Which assets of a partition are missing or outdated, so that a second run computes nothing again.
+"""What is missing or out of date: the one answer behind `jsae run`, `make demo` and the automation.
 
-Here: asking the instance. Not here: running anything (`demo.py`).
+It is Dagster's own notion, read from what Dagster records: an asset is out of date once its code version, or the data
+version of anything it was made from, the catalog's entries included, is another than the one it was made with. Two
+things are added that Dagster does not know: files that are gone, and that whatever is downstream of something out of
+date is out of date, too. Here: asking the instance. Not here: running anything (`plan.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import dagster as dg
-from dagster._core.event_api import PartitionKeyFilter
+
+from jsae_assets.catalog import Catalog
+from jsae_assets.entries import CATALOG, DATA_VERSION
+from jsae_assets.io_managers import Store
+
+# Dagster records no data version of so many partitions of one asset that another reads (`test_dagster_itself.py`).
+MOST_COMPARED = 100
+EVALUATED = dg.DagsterEventType.ASSET_CHECK_EVALUATION
 
 
-def outdated_assets(
-    definitions: dg.Definitions,
-    instance: dg.DagsterInstance,
-    job: str,
-    partition: str,
-    upstream: Mapping[dg.PartitionsDefinition, Sequence[str]],
-    digests: Mapping[dg.AssetKey, str],
-) -> list[dg.AssetKey]:
-    """The assets of a job that a partition lacks or must make again, upstream first.
+@dataclass(frozen=True)
+class Place:
+    """An asset at a partition, or (None) one that has none."""
 
-    An asset is outdated if it was never materialised, its file is gone, its code version or its catalog entries
-    (`digests`, by asset key) have changed, its blocking check did not pass, or something upstream is outdated or newer.
+    asset: dg.AssetKey
+    partition: str | None
 
-    Args:
-        upstream: which partitions of each kind the partition is made from.
-        digests: those of the job's assets that the catalog holds at this partition.
-    """
-    graph = definitions.resolve_asset_graph()
-    selected = definitions.resolve_job_def(job).asset_layer.selected_asset_keys
-    outdated: list[dg.AssetKey] = []
-    for key in graph.toposorted_asset_keys:
-        if key not in selected or key not in digests:
-            continue
-        node = graph.get(key)
-        record = _latest_materialization(instance, key, partition)
-        parents = (
-            _latest_materialization(instance, parent, parent_partition)
-            for parent in node.parent_keys
-            for parent_partition in upstream[graph.get(parent).partitions_def]
-        )
-        if (
-            record is None
-            or not _is_current(record.asset_materialization, node.code_version, digests[key])
-            or not _checks_passed(instance, graph, key, partition)
-            or any(parent.storage_id > record.storage_id for parent in parents if parent is not None)
-            or any(parent in outdated for parent in node.parent_keys)
-        ):
-            outdated.append(key)
-    return outdated
+    def __str__(self) -> str:
+        return f"{self.asset.to_user_string()} {self.partition or ''}".rstrip()
+
+
+def partition_keys(definition: dg.PartitionsDefinition | None) -> list[str | None]:
+    return [None] if definition is None else list(definition.get_partition_keys())
+
+
+@dataclass
+class Freshness:
+    """What an instance holds of a catalog's graph, as it was when first asked."""
+
+    catalog: Catalog
+    graph: Any  # as `Definitions.resolve_asset_graph` gives it; Dagster exports no name for its type
+    resources: Mapping[str, Any]
+    instance: dg.DagsterInstance
+    _records: dict[Place, object] = field(default_factory=dict)
+
+    @cached_property
+    def out_of_date(self) -> dict[Place, str]:
+        """Everything that is missing or out of date and why, upstream first."""
+        found: dict[Place, str] = {}
+        for key in self.graph.toposorted_asset_keys:
+            if key not in self.graph.materializable_asset_keys:
+                continue
+            definition = self.graph.get(key).partitions_def
+            made = self.instance.get_materialized_partitions(key) if definition else {None}
+            for partition in partition_keys(definition):
+                place = Place(key, partition)
+                reason = "is missing" if partition not in made else self._reason(place, found)
+                if reason:
+                    found[place] = reason
+        return found
+
+    def parents(self, place: Place) -> list[Place]:
+        """What is read to make an asset at a partition."""
+        found = self.graph.get_parents_partitions(place.asset, place.partition).parent_partitions
+        return sorted((Place(parent.asset_key, parent.partition_key) for parent in found), key=str)
+
+    def latest(self, place: Place):
+        """The record of the latest materialisation, or None."""
+        if place not in self._records:
+            wanted = dg.AssetRecordsFilter(
+                asset_key=place.asset, asset_partitions=place.partition and [place.partition]
+            )
+            self._records[place] = next(iter(self.instance.fetch_materializations(wanted, limit=1).records), None)
+        return self._records[place]
+
+    def versions_read(self, place: Place) -> dict[dg.AssetKey, str]:
+        """The data version, in each asset that is read to make this one, of the partitions that are read."""
+        read: dict[dg.AssetKey, list[str]] = {}
+        for parent in self.parents(place):  # in the order of the partitions, as Dagster joins them
+            read.setdefault(parent.asset, []).append(self._version(parent))
+        return {
+            key: _joined(versions) if self.graph.get(key).partitions_def else versions[0]
+            for key, versions in read.items()
+            if len(versions) < MOST_COMPARED
+        }
+
+    def _version(self, place: Place) -> str:
+        if place.asset == CATALOG:
+            return self._entries[place.partition]
+        record = self.latest(place)
+        return record.asset_materialization.tags[DATA_VERSION] if record else ""
+
+    @cached_property
+    def _entries(self) -> Mapping[str, str]:
+        return self.catalog.entries()
+
+    def _exists(self, place: Place) -> bool:
+        """Whether the file is there; of what is not kept in a store of ours nothing is known."""
+        store = self.resources.get(self.graph.get(place.asset).assets_def.get_io_manager_key_for_asset_key(place.asset))
+        if not isinstance(store, Store):
+            return True
+        return store.manager_of(self.instance).path_of(place.asset, place.partition).exists()
+
+    def _reason(self, place: Place, found: Mapping[Place, str]) -> str | None:
+        upstream = next((parent for parent in self.parents(place) if parent in found), None)
+        if upstream:
+            return f"is downstream of {upstream}"
+        if self.latest(place) is None:
+            return "is missing"
+        if not self._exists(place):
+            return "was made, but its file is gone"
+        tags, node = self.latest(place).asset_materialization.tags, self.graph.get(place.asset)
+        if tags.get("dagster/code_version") != node.code_version:
+            return f"was made by code version {tags.get('dagster/code_version')}, not {node.code_version}"
+        for key, version in self.versions_read(place).items():
+            if tags.get(f"dagster/input_data_version/{key.to_user_string()}") != version:
+                what = "its entries in the catalog have" if key == CATALOG else f"{key.to_user_string()} has"
+                return f"was made before {what} changed"
+        for check in node.check_keys:
+            evaluation = latest_check(self.instance, check, place.partition)
+            if evaluation is None or not evaluation.passed:
+                return f"has not passed its check {check.name}"
+        return None
+
+
+def _joined(versions: Iterable[str]) -> str:
+    return hashlib.sha256("".join(versions).encode()).hexdigest()
 
 
 def latest_metadata(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> dict | None:
     """What the latest materialisation of a partition said of itself, as plain values; None if there is none."""
-    record = _latest_materialization(instance, key, partition)
+    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition])
+    record = next(iter(instance.fetch_materializations(wanted, limit=1).records), None)
     return record and {name: value.value for name, value in record.asset_materialization.metadata.items()}
 
 
 def latest_check(instance: dg.DagsterInstance, key: dg.AssetCheckKey, partition: str) -> dg.AssetCheckEvaluation | None:
     """The latest finished evaluation of a check at a partition."""
-    history = instance.event_log_storage.get_asset_check_execution_history(
-        key, limit=10, partition_filter=PartitionKeyFilter(key=partition)
-    )
-    events = (record.event.dagster_event for record in history if record.event is not None)
-    finished = dg.DagsterEventType.ASSET_CHECK_EVALUATION
-    return next((event.event_specific_data for event in events if event.event_type == finished), None)
-
-
-def _latest_materialization(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str):
-    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition])
-    return next(iter(instance.fetch_materializations(wanted, limit=1).records), None)
-
-
-def _is_current(materialization: dg.AssetMaterialization, code_version: str | None, digest: str) -> bool:
-    metadata = {name: value.value for name, value in materialization.metadata.items()}
-    path = metadata.get("path")
-    return (
-        (materialization.tags or {}).get("dagster/code_version") == code_version
-        and metadata.get("catalog_entry") == digest
-        and (path is None or "://" in str(path) or Path(path).exists())
-    )
-
-
-def _checks_passed(instance: dg.DagsterInstance, graph, key: dg.AssetKey, partition: str) -> bool:
-    checks = (latest_check(instance, check, partition) for check in graph.get(key).check_keys)
-    return all(check is not None and check.passed for check in checks)
+    cursor = None
+    while True:
+        page = instance.event_log_storage.get_asset_check_execution_history(key, limit=100, cursor=cursor)
+        for record in page:
+            event = record.event and record.event.dagster_event
+            if record.partition == partition and event and event.event_type == EVALUATED:
+                return event.event_specific_data
+        if not page:
+            return None
+        cursor = page[-1].id

@@ -3,7 +3,8 @@
 Here: refusing wrong types, writing beside the place and moving there when complete, provenance inside the file, lazy
 reading. Not here: what the values mean.
 
-All paths are <base>/<asset key>/<layer>/<model>.<extension>.
+All paths are <base>/<asset key>/<layer>/<model>.<extension>, or <base>/<asset key>/<partition>.<extension> for what is
+not of a layer.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import dagster as dg
 from upath import UPath
+
+from jsae_assets.partitions import stored_below
 
 if TYPE_CHECKING:
     import pandas
@@ -116,6 +119,14 @@ class StoringIOManager(dg.UPathIOManager):
     def base_path(self) -> UPath:
         """The folder that all stored paths are below."""
         return self._base_path
+
+    def get_path_for_partition(self, context: dg.InputContext | dg.OutputContext, path: UPath, partition: str) -> UPath:
+        return path / stored_below(partition)
+
+    def path_of(self, key: dg.AssetKey, partition: str | None) -> UPath:
+        """Where an asset, at a partition if it has any, is stored, whether it is there or not."""
+        place = [*key.path, stored_below(partition)] if partition else key.path
+        return self.base_path / ("/".join(place) + self.extension)
 
     @abstractmethod
     def is_accepted(self, obj: Any) -> bool: ...
@@ -261,7 +272,10 @@ class Store(dg.ConfigurableIOManagerFactory):
     base_path: str | None = None
 
     def create_io_manager(self, context: dg.InitResourceContext) -> StoringIOManager:
-        return self.manager(UPath(self.base_path or context.instance.storage_directory()))
+        return self.manager_of(context.instance)
+
+    def manager_of(self, instance: dg.DagsterInstance) -> StoringIOManager:
+        return self.manager(UPath(self.base_path or instance.storage_directory()))
 
 
 class SafetensorsStore(Store):

@@ -10,7 +10,7 @@ import dagster as dg
 from jsae_assets.assets.cell import LANGUAGE_MODEL_WEIGHTS
 from jsae_assets.catalog import Catalog
 from jsae_assets.io_managers import StoredTensors, StoringIOManager
-from jsae_assets.partitions import cells
+from jsae_assets.partitions import cells, stored_below
 from jsae_assets.resources import wandb_folder
 
 
@@ -34,8 +34,8 @@ def publish_job(catalog: Catalog) -> dg.JobDefinition:
             raise ValueError(
                 f"variant is {config.variant!r}, which is not in the catalog; there are: {', '.join(catalog.variants)}"
             )
-        keys = context.partition_key.keys_by_dimension
-        path = tensors.base_path / config.variant / "sae_pair" / keys["layer"] / f"{keys['model']}.safetensors"
+        folder = tensors.base_path / config.variant / "sae_pair"
+        path = folder / f"{stored_below(context.partition_key)}.safetensors"
         stored = StoredTensors(path, f"{config.variant}/sae_pair for {context.partition_key}")
         pair = SAEPair.load(stored.path)
         weights = pair.config.extra.get(LANGUAGE_MODEL_WEIGHTS)
@@ -63,7 +63,7 @@ def publish_job(catalog: Catalog) -> dg.JobDefinition:
 
     @dg.job(
         name="publish_pair",
-        partitions_def=cells,
+        partitions_def=cells(catalog, []),
         description="Upload a stored pair to wandb, or keep the run here for `wandb sync` (offline).",
     )
     def publish_pair_job():

@@ -6,14 +6,15 @@ Not here: any asset.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from jsae_assets.catalog import Catalog, Model, Pair
-from jsae_assets.partitions import cells, of_same_model
+from jsae_assets.catalog import SETTING_OF, Catalog, Model, Pair
+from jsae_assets.entries import confirm, depends_on
+from jsae_assets.partitions import cells, of_same_model, split_cell
 from jsae_assets.resources import POOL
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ OWNERS = ["team:interpretability"]
 THRESHOLDS = (0.005, 0.01, 0.015, 0.02)
 SETTINGS = {"d_sae": "d_sae", "k": "k", "jacobian_coefficient": "λ"}  # of a pair, and what figures call them
 LANGUAGE_MODEL_WEIGHTS = "language_model_weights"  # in a stored pair's configuration: the file, if it brought one
-TOKENS = dg.AssetIn("tokens", partition_mapping=of_same_model)
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,22 @@ class Cell:
         return compute.language_model(self.model.source, None if weights else self.randomise_seed, weights)
 
 
-def find_cell(context: dg.AssetExecutionContext, catalog: Catalog, variant: str) -> Cell | None:
-    """The partition's cell, or None, with a message that says what the catalog holds.
+def cell_at(catalog: Catalog, variant: str, partition: str) -> Cell:
+    """A cell of a variant. There is one at each of the variant's partitions."""
+    model, layer = split_cell(partition)
+    pair = catalog.pair(variant, model, layer)
+    return Cell(model, layer, catalog.models[model], pair, catalog.randomise_seed(variant, model))
 
-    An asset that finds none yields nothing: its step and those after it are skipped, the run succeeds.
-    """
-    keys = context.partition_key.keys_by_dimension
-    model, layer = keys["model"], keys["layer"]
-    entry = catalog.pair(variant, model, int(layer)) if layer.isdecimal() else None
-    if entry is None or model not in catalog.models:
-        held = ", ".join(map(str, catalog.layers(model, variant))) or "none"
-        context.log.warning(
-            f"Skipped: the catalog holds no {variant} pair of {model} at layer {layer}. "
-            f"Layers of {model} with one: {held}"
-        )
-        return None
-    return Cell(model, int(layer), catalog.models[model], entry, catalog.randomise_seed(variant, model))
+
+def find_cell(context: dg.AssetExecutionContext, catalog: Catalog, variant: str) -> Cell:
+    """The cell that an asset is to be made at, once the catalog's entries for it are confirmed."""
+    confirm(context, catalog)
+    return cell_at(catalog, variant, context.partition_key)
+
+
+def tokens_of(catalog: Catalog, variant: str) -> dg.AssetIn:
+    """The tokens of a cell's model, as an input."""
+    return dg.AssetIn("tokens", partition_mapping=of_same_model(catalog, [variant]))
 
 
 def context_size(model: Model, language_model: LanguageModel) -> int:
@@ -112,6 +112,8 @@ class Stopwatch:
 
 
 def cell_asset(
+    catalog: Catalog,
+    variants: Sequence[str],
     prefix: str,
     name: str,
     description: str,
@@ -122,17 +124,28 @@ def cell_asset(
     group: str | None = None,
     pool: str | None = POOL,
 ) -> Callable[..., dg.AssetsDefinition]:
-    """`dagster.asset` with what all (model, layer) assets have in common; its group is its variant unless named."""
+    """`dagster.asset` with what all assets of cells have in common: it exists at the cells that all of `variants` hold,
+    and its group is its variant unless named."""
+    partitions = cells(catalog, variants)
     return dg.asset(
         key=prefix.split("/") + [name],
         description=description,
         code_version=code_version,
         kinds=kinds,
         ins=ins,
+        deps=[depends_on({key: _entries(key, variants, name, group) for key in partitions.get_partition_keys()})],
         io_manager_key=io_manager_key,
         group_name=group or prefix,
         pool=pool,
-        partitions_def=cells,
+        partitions_def=partitions,
         owners=OWNERS,
-        output_required=False,
     )
+
+
+def _entries(cell: str, variants: Sequence[str], asset: str, group: str | None) -> list[str]:
+    """The catalog's entries that an asset is made from at a cell: its pairs, and how they are drawn or the model's
+    setting for this measure."""
+    pairs = [f"pairs/{variant}/{cell}" for variant in variants]
+    if group is not None:
+        return pairs + [f"variants/{variant}" for variant in variants]
+    return pairs + ([f"models/{split_cell(cell)[0]}/{asset}"] if asset in SETTING_OF.values() else [])

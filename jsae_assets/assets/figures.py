@@ -11,8 +11,9 @@ import dagster as dg
 
 from jsae_assets.assets.cell import OWNERS, SETTINGS, THRESHOLDS, Cell, cell_asset, find_cell
 from jsae_assets.catalog import Catalog
+from jsae_assets.entries import confirm, depends_on
 from jsae_assets.io_managers import StoredTable, StoredTensors, tensor_text
-from jsae_assets.partitions import models, of_same_model
+from jsae_assets.partitions import cells, models, of_all_layers
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -30,16 +31,17 @@ GROUP = "figures"
 
 
 def figure_assets(catalog: Catalog) -> list[dg.AssetsDefinition]:
-    """The figures of every variant that is compared with another."""
+    """The figures of every variant that is compared with another, where there is a cell or a model that has them."""
     assets = []
     for variant, entry in catalog.variants.items():
-        if entry.compared_with is None:
-            continue
         compared = [entry.compared_with, variant]
-        assets += _pair_figures(catalog, compared)
+        if entry.compared_with is None or not models(catalog, compared).get_partition_keys():
+            continue
         assets.append(_quality_by_layer(catalog, compared))
+        if cells(catalog, compared).get_partition_keys():
+            assets += _pair_figures(catalog, compared)
         controls = [_control(catalog, key) for key in compared]
-        if all(controls):
+        if all(controls) and cells(catalog, [*compared, *controls]).get_partition_keys():
             assets.append(
                 _cell_figure(
                     catalog,
@@ -120,6 +122,8 @@ def _cell_figure(
     labels = " beside ".join(catalog.variants[variant].label for variant in variants)
 
     @cell_asset(
+        catalog,
+        variants,
         prefix,
         name,
         f"{description}: {labels}.",
@@ -131,10 +135,7 @@ def _cell_figure(
         pool=None,
     )
     def figure(context: dg.AssetExecutionContext, **inputs) -> Iterator[dg.Output]:
-        held = {variant: find_cell(context, catalog, variant) for variant in variants}
-        if not all(held.values()):
-            return
-        cell = held[variants[0]]
+        cell = find_cell(context, catalog, variants[0])
         stored = {
             _style(catalog, variant): {measure: inputs[f"{variant}__{measure}"] for measure in measures}
             for variant in variants
@@ -158,37 +159,47 @@ def _cell_figure(
 def _quality_by_layer(catalog: Catalog, compared: Sequence[str]) -> dg.AssetsDefinition:
     variant = compared[-1]
     labels = " beside ".join(catalog.variants[key].label for key in compared)
+    partitions = models(catalog, compared)
 
     @dg.asset(
         key=["figures", variant, "quality_by_layer"],
-        partitions_def=models,
+        partitions_def=partitions,
         description=f"Reconstruction and model quality at all layers that are measured, with error bars: {labels}.",
         group_name=GROUP,
         kinds={"plotly"},
         owners=OWNERS,
         code_version="1",
         io_manager_key="figures",
-        ins={key: dg.AssetIn([key, "pair_quality"], partition_mapping=of_same_model) for key in compared},
-        output_required=False,
+        ins={
+            key: dg.AssetIn([key, "pair_quality"], partition_mapping=of_all_layers(catalog, key, compared))
+            for key in compared
+        },
+        deps=[
+            depends_on(
+                {
+                    model: [entry for key in compared for entry in (f"variants/{key}", f"pairs/{key}/{model}")]
+                    for model in partitions.get_partition_keys()
+                }
+            )
+        ],
     )
     def quality_by_layer(context: dg.AssetExecutionContext, **inputs) -> Iterator[dg.Output]:
         import pandas as pd
 
         from jsae_core.figures import quality_by_layer_figure
 
+        confirm(context, catalog)
         model = context.partition_key
         frames = {}
         for key in compared:
-            layers = catalog.layers(model, key) if model in catalog.models else []
+            layers = catalog.layers(model, key)
             tables = inputs[key].values() if isinstance(inputs[key], dict) else [inputs[key]]  # one layer: no dict
             rows = [table.frame for table in tables if table.exists()]
-            rows = [row for row in rows if row["layer"].item() in layers]
             missing = sorted(set(layers) - {row["layer"].item() for row in rows})
             if missing:
                 context.log.warning(f"{key}/pair_quality of {model} is not there yet at layers {missing}")
             if not rows:
-                context.log.warning(f"Skipped: no layer of {model} has {key}/pair_quality")
-                return
+                raise FileNotFoundError(f"no layer of {model} has {key}/pair_quality yet; materialise it first")
             frames[_style(catalog, key)] = pd.concat(rows).sort_values("layer")
         settings = [frame.to_dict("records") for frame in frames.values()]
         yield dg.Output(

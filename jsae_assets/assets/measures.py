@@ -13,7 +13,6 @@ import dagster as dg
 
 from jsae_assets.assets.cell import (
     THRESHOLDS,
-    TOKENS,
     Cell,
     Stopwatch,
     cell_asset,
@@ -22,6 +21,7 @@ from jsae_assets.assets.cell import (
     load_pair,
     mlp_inputs,
     settings,
+    tokens_of,
 )
 from jsae_assets.catalog import Catalog
 from jsae_assets.io_managers import StoredTensors, text_tensor
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     Measure = Callable[..., tuple[Any, dict[str, Any]]]
 
 SAME_FOR_ALL = {"count_jac", "n_tokens"}  # whatever the norm: stored once
-READS = {"tokens": TOKENS}
 KEPT_CURVES = 300  # drawn in figures; the rest of the curves is classified only
 
 
@@ -59,7 +58,7 @@ def measure_assets(catalog: Catalog, variant: str) -> list[dg.AssetsDefinition]:
             "The Jacobian of every token of the model's prompt, with the latents it runs between.",
             _jacobian_examples,
             stored_as="tensors",
-            reads={},
+            reads_tokens=False,
         ),
         asset(
             "ablation_samples",
@@ -89,23 +88,24 @@ def _measure_asset(
     description: str,
     measure: "Measure",
     stored_as: str = "tables",
-    reads: Mapping[str, dg.AssetIn] = READS,
+    reads_tokens: bool = True,
 ) -> dg.AssetsDefinition:
     @cell_asset(
+        catalog,
+        [variant],
         variant,
         name,
         description,
         code_version="1",
         kinds={"pytorch", {"tensors": "safetensors", "tables": "parquet"}[stored_as]},
-        ins={"sae_pair": dg.AssetIn([variant, "sae_pair"]), **reads},
+        ins={"sae_pair": dg.AssetIn([variant, "sae_pair"])}
+        | ({"tokens": tokens_of(catalog, variant)} if reads_tokens else {}),
         io_manager_key=stored_as,
     )
     def measured(
         context: dg.AssetExecutionContext, compute: Compute, sae_pair: StoredTensors, **others: StoredTensors
     ) -> Iterator[dg.Output]:
         cell = find_cell(context, catalog, variant)
-        if cell is None:
-            return
         watch = Stopwatch()
         context.log.info(f"{name.replace('_', ' ')}, {variant}, {cell}")
         value, metadata = measure(cell, compute, load_pair(sae_pair, compute), **others)
@@ -113,7 +113,7 @@ def _measure_asset(
             value,
             metadata=metadata
             | {
-                "source": " and ".join([f"{variant}/sae_pair", *(reads or ["the model's prompt"])]),
+                "source": " and ".join([f"{variant}/sae_pair", "tokens" if reads_tokens else "the model's prompt"]),
                 "catalog_entry": catalog.digest(cell.model_key, name, cell.pair),
                 "device": compute.describe(),
                 "seconds": watch.seconds,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
     @cell_asset(
+        catalog,
+        [variant],
         variant,
         "sae_pair",
         f"The {catalog.variants[variant].label} pair: a TopK SAE on the MLP's input, one on its output, and the MLP "
@@ -31,8 +33,6 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
         from jsae_core.tensor_files import content_digest
 
         cell = find_cell(context, catalog, variant)
-        if cell is None:
-            return
         watch = Stopwatch()
         digest = catalog.digest(cell.model_key, "sae_pair", cell.pair)
         context.log.info(f"{variant} pair of {cell} on {compute.describe()}")

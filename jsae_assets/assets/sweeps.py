@@ -17,6 +17,7 @@ from jsae_assets.assets.cell import OWNERS, Stopwatch, context_size
 from jsae_assets.assets.text import documents
 from jsae_assets.assets.training import trained_pair
 from jsae_assets.catalog import Catalog, LocalSweep
+from jsae_assets.entries import confirm, depends_on
 from jsae_assets.io_managers import StoredTable, StoredTensors, StoringIOManager, staged
 from jsae_assets.partitions import sweeps
 from jsae_assets.resources import POOL, Compute, wandb_folder
@@ -47,10 +48,15 @@ def sweep_assets(catalog: Catalog) -> list[dg.AssetsDefinition]:
     ]
 
 
+def _entries(catalog: Catalog) -> dg.AssetDep:
+    return depends_on({key: [f"sweeps/{key}"] for key in catalog.sweeps})
+
+
 def _sweep_runs(catalog: Catalog) -> dg.AssetsDefinition:
     @dg.asset(
         name=ASSET,
-        partitions_def=sweeps,
+        partitions_def=sweeps(catalog),
+        deps=[_entries(catalog)],
         description="A row a training run: configuration and every metric, from a wandb project or trained here.",
         group_name="sweeps",
         kinds={"wandb", "parquet"},
@@ -58,7 +64,6 @@ def _sweep_runs(catalog: Catalog) -> dg.AssetsDefinition:
         code_version="1",
         pool=POOL,
         io_manager_key="tables",
-        output_required=False,
         freshness_policy=FRESH if any(sweep.wandb for sweep in catalog.sweeps.values()) else None,
     )
     def sweep_runs(
@@ -68,12 +73,8 @@ def _sweep_runs(catalog: Catalog) -> dg.AssetsDefinition:
         tensors: dg.ResourceParam[StoringIOManager],
     ) -> Iterator[dg.Output]:
         key = context.partition_key
-        sweep = catalog.sweeps.get(key)
-        if sweep is None:
-            context.log.warning(
-                f"Skipped: the catalog holds no sweep {key}. Its sweeps: {', '.join(catalog.sweeps) or 'none'}"
-            )
-            return
+        confirm(context, catalog)
+        sweep = catalog.sweeps[key]
         watch = Stopwatch()
         if sweep.local:
             folder = tensors.base_path / ASSET / key
@@ -169,7 +170,8 @@ def _sweep_figure(
 ) -> dg.AssetsDefinition:
     @dg.asset(
         key=["figures", ASSET, name],
-        partitions_def=sweeps,
+        partitions_def=sweeps(catalog),
+        deps=[_entries(catalog)],
         description=f"{description}: a dot a finished run.",
         group_name="figures",
         kinds={"plotly"},
@@ -177,13 +179,10 @@ def _sweep_figure(
         code_version="1",
         io_manager_key="figures",
         ins={"runs": dg.AssetIn(ASSET)},
-        output_required=False,
     )
     def figure(context: dg.AssetExecutionContext, runs: StoredTable) -> Iterator[dg.Output]:
         key = context.partition_key
-        if key not in catalog.sweeps:
-            context.log.warning(f"Skipped: the catalog holds no sweep {key}")
-            return
+        confirm(context, catalog)
         yield dg.Output(
             draw(runs.frame, _subtitle(key, runs.frame)),
             metadata={"source": f"{ASSET} of {key}", "catalog_entry": catalog.sweep_digest(key)},

@@ -6,8 +6,11 @@ import dagster as dg
 
 from jsae_assets.assets.cell import OWNERS, Stopwatch, context_size
 from jsae_assets.catalog import Catalog, Text
+from jsae_assets.entries import confirm, depends_on
 from jsae_assets.partitions import models
 from jsae_assets.resources import POOL, Compute
+
+TOKENS = dg.AssetKey("tokens")
 
 
 def documents(text: Text) -> Iterator[str]:
@@ -22,9 +25,12 @@ def documents(text: Text) -> Iterator[str]:
 
 
 def tokens_asset(catalog: Catalog) -> dg.AssetsDefinition:
+    partitions = models(catalog)
+
     @dg.asset(
         name="tokens",
-        partitions_def=models,
+        partitions_def=partitions,
+        deps=[depends_on({key: [f"models/{key}/tokens"] for key in partitions.get_partition_keys()})],
         description="Token ids of the text a model is measured on: documents in order, BOS first, cut to the context.",
         group_name="text",
         kinds={"huggingface", "safetensors"},
@@ -32,18 +38,13 @@ def tokens_asset(catalog: Catalog) -> dg.AssetsDefinition:
         code_version="1",
         pool=POOL,
         io_manager_key="tensors",
-        output_required=False,
     )
     def tokens(context: dg.AssetExecutionContext, compute: Compute) -> Iterator[dg.Output]:
         from jsae_core.tensor_files import content_digest
         from jsae_core.text import join_documents, tokenise
 
-        model = catalog.models.get(context.partition_key)
-        if model is None:
-            context.log.warning(
-                f"Skipped: the catalog holds no model {context.partition_key}. Its models: {', '.join(catalog.models)}"
-            )
-            return
+        confirm(context, catalog)
+        model = catalog.models[context.partition_key]
         watch = Stopwatch()
         language_model = compute.language_model(model.source)
         text = catalog.model_text(context.partition_key)

@@ -12,10 +12,11 @@ import dagster as dg
 import pytest
 import yaml
 
-from jsae_assets.automation import CELL_JOB, LAYERS_JOB, TOKENS_JOB
 from jsae_assets.catalog import Catalog, load_catalog
 from jsae_assets.definitions import build_definitions
-from jsae_assets.partitions import cell_key, register
+from jsae_assets.entries import report
+from jsae_assets.partitions import cell_key
+from jsae_assets.plan import CELL_JOB, LAYERS_JOB, TOKENS_JOB
 from jsae_assets.resources import Compute
 from tests.jsae_core.builders import save_language_model
 from tests.wandb_server import WandbServer
@@ -54,6 +55,27 @@ WORDS = "def return self class for in range print not if else import value key l
 
 
 @dataclass
+class Results:
+    """What the runs of one cell gave, as if they were one."""
+
+    runs: list[dg.ExecuteInProcessResult]
+
+    @property
+    def success(self) -> bool:
+        return all(run.success for run in self.runs)
+
+    @property
+    def all_events(self) -> list[dg.DagsterEvent]:
+        return [event for run in self.runs for event in run.all_events]
+
+    def get_asset_materialization_events(self) -> list[dg.DagsterEvent]:
+        return [event for run in self.runs for event in run.get_asset_materialization_events()]
+
+    def get_asset_check_evaluations(self) -> list[dg.AssetCheckEvaluation]:
+        return [check for run in self.runs for check in run.get_asset_check_evaluations()]
+
+
+@dataclass
 class Graph:
     """A catalog's definitions and an instance to run them in."""
 
@@ -62,8 +84,10 @@ class Graph:
     resources: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        self.definitions = build_definitions(self.catalog, {"compute": Compute(device="cpu")} | self.resources)
-        register(self.catalog, self.instance)
+        self.definitions = build_definitions(
+            self.catalog, resources={"compute": Compute(device="cpu")} | self.resources
+        )
+        report(self.catalog, self.instance)
 
     def with_catalog(self, catalog: Catalog) -> Graph:
         """The same instance after the catalog was edited."""
@@ -73,16 +97,24 @@ class Graph:
         job = self.definitions.resolve_job_def(TOKENS_JOB)
         return job.execute_in_process(instance=self.instance, partition_key=model, raise_on_error=raise_on_error)
 
-    def measure(
-        self, layer: int, *assets: str, model: str = "tiny", raise_on_error: bool = False
-    ) -> dg.ExecuteInProcessResult:
-        """Run one cell: all of it, or the assets named."""
-        return self.definitions.resolve_job_def(CELL_JOB).execute_in_process(
-            instance=self.instance,
-            partition_key=cell_key(model, layer),
-            asset_selection=[dg.AssetKey.from_user_string(asset) for asset in assets] or None,
-            raise_on_error=raise_on_error,
-        )
+    def measure(self, layer: int, *assets: str, model: str = "tiny", raise_on_error: bool = False) -> Results:
+        """Run one cell, job after job: all that exists there, or the assets named."""
+        partition, named = cell_key(model, layer), {dg.AssetKey.from_user_string(asset) for asset in assets}
+        results = []
+        for job in self.definitions.resolve_all_job_defs():
+            if job.name.startswith(CELL_JOB) and partition in job.partitions_def.get_partition_keys():
+                held = job.asset_layer.selected_asset_keys
+                if chosen := held & named if named else held:
+                    results.append(
+                        job.execute_in_process(
+                            instance=self.instance,
+                            partition_key=partition,
+                            asset_selection=list(chosen),
+                            raise_on_error=raise_on_error,
+                        )
+                    )
+        assert results, f"nothing of {assets} exists at {partition}"
+        return Results(results)
 
     def compare_layers(self, model: str = "tiny", raise_on_error: bool = True) -> dg.ExecuteInProcessResult:
         job = self.definitions.resolve_job_def(LAYERS_JOB)
@@ -105,12 +137,13 @@ class Graph:
             if path.is_file() and "compute_logs" not in path.parts
         }
 
-    def messages(self, result: dg.ExecuteInProcessResult) -> str:
+    def messages(self, result: dg.ExecuteInProcessResult | Results) -> str:
         """What the assets of a run logged."""
-        return "\n".join(entry.user_message for entry in self.instance.all_logs(result.run_id))
+        runs = result.runs if isinstance(result, Results) else [result]
+        return "\n".join(entry.user_message for run in runs for entry in self.instance.all_logs(run.run_id))
 
 
-def materialised(result: dg.ExecuteInProcessResult) -> set[str]:
+def materialised(result: dg.ExecuteInProcessResult | Results) -> set[str]:
     return {event.asset_key.to_user_string() for event in result.get_asset_materialization_events()}
 
 
@@ -265,7 +298,7 @@ class Measured:
 
     graph: Graph
     tokens: dg.ExecuteInProcessResult
-    cell: dg.ExecuteInProcessResult  # layer 1, which both variants hold
+    cell: Results  # layer 1, which both variants hold
 
 
 @pytest.fixture(scope="session")

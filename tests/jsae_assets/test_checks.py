@@ -85,7 +85,7 @@ def test_a_pair_that_was_trained_on_the_mlps_true_input_passes_and_is_measured(g
     assert materialised(result) == {CHECKED, "jsae/jacobian_histogram"}
     check = evaluation(result)
     assert check.passed
-    assert check.partition == "1|tiny"
+    assert check.partition == "tiny:1"
     for side in ("input", "output"):
         assert check.metadata[f"explained_variance_{side}"].value > 0.5
 

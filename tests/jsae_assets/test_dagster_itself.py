@@ -1,57 +1,204 @@
 """What Dagster itself does that this project relies on or guards against. If one of these fails after an upgrade, the
 code that it names is to be looked at."""
 
+import hashlib
 import shutil
 
 import dagster as dg
 import pytest
-from dagster._core.event_api import PartitionKeyFilter
 from pydantic import PrivateAttr
 from upath import UPath
 
-models = dg.DynamicPartitionsDefinition(name="m")
-layers = dg.DynamicPartitionsDefinition(name="l")
-cells = dg.MultiPartitionsDefinition({"model": models, "layer": layers})
-CELL = dg.MultiPartitionKey({"model": "a", "layer": "1"})
-OTHER = dg.MultiPartitionKey({"model": "a", "layer": "2"})
+models = dg.StaticPartitionsDefinition(["a"])
+cells = dg.StaticPartitionsDefinition(["a:1", "a:2"])
+CELL, OTHER = cells.get_partition_keys()
+VERSION = "dagster/data_version"
 
 
 @pytest.fixture
 def instance():
     with dg.DagsterInstance.ephemeral() as instance:
-        instance.add_dynamic_partitions("m", ["a"])
-        instance.add_dynamic_partitions("l", ["1", "2"])
         yield instance
 
 
-def test_a_dynamic_key_with_a_bar_is_accepted_and_then_missing_from_the_product(instance):
-    """Why catalog.py refuses such keys."""
-    instance.add_dynamic_partitions("m", ["x|y"])
-    assert instance.has_dynamic_partition("m", "x|y")
-    assert cells.get_partition_keys(dynamic_partitions_store=instance) == ["1|a", "2|a"]
+def test_a_run_holds_assets_of_one_set_of_partitions_alone(instance):
+    """Why there is a job for each set of cells (plan.py)."""
+
+    @dg.asset(partitions_def=cells)
+    def more():
+        return 1
+
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition([CELL]))
+    def fewer():
+        return 1
+
+    job = dg.Definitions([more, fewer]).resolve_implicit_global_asset_job_def()
+    with pytest.raises(Exception, match="no PartitionsDefinition shared"):
+        job.execute_in_process(instance=instance, partition_key=CELL)
 
 
-def test_the_dimensions_are_sorted_by_name_in_keys(instance):
-    """Why files lie under <layer>/<model>."""
-    assert str(CELL) == "1|a"
-    assert [dimension.name for dimension in cells.partitions_defs] == ["layer", "model"]
+def test_a_partition_that_left_the_definition_is_refused_and_its_materialisation_stays(instance):
+    """What a model that leaves the catalog relies on (partitions.py)."""
+
+    def made(keys):
+        @dg.asset(partitions_def=dg.StaticPartitionsDefinition(keys), name="pair")
+        def pair():
+            return 1
+
+        return pair
+
+    dg.materialize([made(["a:1", "a:2"])], instance=instance, partition_key="a:2")
+    with pytest.raises(dg.DagsterUnknownPartitionError):
+        dg.materialize([made(["a:1"])], instance=instance, partition_key="a:2")
+    assert instance.get_materialized_partitions(dg.AssetKey("pair")) == {"a:2"}
 
 
-def test_an_asset_that_need_not_give_anything_and_does_not_skips_what_is_downstream_and_the_run_succeeds(instance):
-    """Why a cell that the catalog does not hold is no error (assets/cell.py)."""
+ENTRIES = dg.StaticPartitionsDefinition(["x", "y"])
+catalog = dg.AssetSpec("catalog", partitions_def=ENTRIES)
 
-    @dg.asset(output_required=False)
-    def nothing():
-        yield from ()
 
-    @dg.asset
-    def downstream(nothing):
-        raise AssertionError("must not run")
+def tell(instance: dg.DagsterInstance, event: type, entry: str, version: str) -> None:
+    instance.report_runless_asset_event(event(asset_key="catalog", partition=entry, tags={VERSION: version}))
 
-    result = dg.materialize([nothing, downstream], instance=instance)
-    assert result.success
-    assert result.get_asset_materialization_events() == []
-    assert {event.step_key for event in result.all_events if event.is_step_skipped} == {"downstream"}
+
+def made_from_entries(instance: dg.DagsterInstance) -> dict[str, str]:
+    """The tags of an asset that is made from both entries."""
+
+    @dg.asset(
+        partitions_def=models,
+        code_version="1",
+        deps=[dg.AssetDep("catalog", partition_mapping=dg.StaticPartitionMapping({"x": "a", "y": "a"}))],
+    )
+    def tokens():
+        return 1
+
+    result = dg.materialize([catalog, tokens], instance=instance, partition_key="a")
+    (event,) = result.get_asset_materialization_events()
+    return event.materialization.tags
+
+
+def test_the_data_version_that_was_read_is_a_hash_of_those_of_the_partitions_in_their_order(instance):
+    """What `Freshness.versions_read` computes."""
+    for entry, version in (("y", "second"), ("x", "first")):
+        tell(instance, dg.AssetMaterialization, entry, version)
+    expected = hashlib.sha256(b"firstsecond").hexdigest()
+    assert made_from_entries(instance)["dagster/input_data_version/catalog"] == expected
+
+
+def test_an_asset_that_is_made_again_from_other_entries_has_another_data_version(instance):
+    for entry in ("x", "y"):
+        tell(instance, dg.AssetMaterialization, entry, "1")
+    before = made_from_entries(instance)[VERSION]
+    assert made_from_entries(instance)[VERSION] == before
+    tell(instance, dg.AssetMaterialization, "y", "2")
+    assert made_from_entries(instance)[VERSION] != before
+
+
+def test_observations_of_an_asset_made_elsewhere_do_not_reach_the_data_version_of_what_reads_it(instance):
+    """Why entries.py tells of each entry as materialised, too; observed alone would do for what the UI shows."""
+    for entry in ("x", "y"):
+        tell(instance, dg.AssetObservation, entry, "1")
+    before = made_from_entries(instance)[VERSION]
+    tell(instance, dg.AssetObservation, "y", "2")
+    assert made_from_entries(instance)[VERSION] == before
+
+
+def test_of_a_hundred_partitions_that_are_read_no_joint_data_version_is_recorded(instance):
+    """Why `Freshness.versions_read` leaves those out."""
+
+    def read(count):
+        many = dg.StaticPartitionsDefinition([f"a:{layer:03d}" for layer in range(count)])
+        for key in many.get_partition_keys():
+            event = dg.AssetMaterialization("pair", partition=key, tags={VERSION: f"version of {key}"})
+            instance.report_runless_asset_event(event)
+        mapping = dg.StaticPartitionMapping({key: "a" for key in many.get_partition_keys()})
+
+        @dg.asset(partitions_def=models, deps=[dg.AssetDep("pair", partition_mapping=mapping)], code_version="1")
+        def compared():
+            return 1
+
+        made = dg.materialize(
+            [dg.AssetSpec("pair", partitions_def=many), compared], instance=instance, partition_key="a"
+        )
+        (event,) = made.get_asset_materialization_events()
+        joined = "".join(f"version of {key}" for key in many.get_partition_keys())
+        recorded = event.materialization.tags["dagster/input_data_version/pair"]
+        return recorded == hashlib.sha256(joined.encode()).hexdigest()
+
+    assert read(99)
+    assert not read(100)
+
+
+def test_a_step_that_asks_to_be_retried_is_recorded_as_made_from_what_is_known_at_its_second_begin(instance):
+    """What `entries.confirm` relies on where the entries are not known yet."""
+
+    @dg.asset(
+        partitions_def=models,
+        deps=[dg.AssetDep("catalog", partition_mapping=dg.StaticPartitionMapping({"x": "a"}))],
+        code_version="1",
+    )
+    def tokens(context):
+        if not context.retry_number:
+            tell(instance, dg.AssetMaterialization, "x", "1")
+            raise dg.RetryRequested(max_retries=1)
+
+    result = dg.materialize([catalog, tokens], instance=instance, partition_key="a")
+    (event,) = result.get_asset_materialization_events()
+    tags = event.materialization.tags
+    assert tags["dagster/input_data_version/catalog"] == hashlib.sha256(b"1").hexdigest()
+    assert tags["dagster/input_event_pointer/catalog"] != "NULL"
+
+
+@pytest.mark.parametrize("failing", ["pair", "histogram", "quality"])
+def test_a_failing_step_ends_the_run_in_process_whatever_was_to_follow(instance, failing):
+    """Where a step may give nothing it does not (dagster-io/dagster #33661), which is why none may here."""
+
+    def step(name, *parents):
+        @dg.asset(name=name, deps=list(parents), partitions_def=cells)
+        def made():
+            if name == failing:
+                raise ValueError(name)
+
+        return made
+
+    assets = [
+        step("pair"),
+        step("histogram", "pair"),
+        step("quality", "pair"),
+        step("sparsity", "histogram", "quality"),
+        step("both", "sparsity", "quality"),
+    ]
+    definitions = dg.Definitions(assets, executor=dg.in_process_executor)
+    result = definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+        instance=instance, partition_key=CELL, raise_on_error=False
+    )
+    assert not result.success
+
+
+def test_a_check_reads_other_assets_at_a_partition_of_the_same_name_alone(instance):
+    """Why the check of a pair takes the tokens of its model from their store (checks.py)."""
+    mapping = dg.StaticPartitionMapping({"a": [CELL, OTHER]})
+
+    @dg.asset(partitions_def=models)
+    def tokens():
+        return 1
+
+    @dg.asset(partitions_def=cells)
+    def pair():
+        return 1
+
+    @dg.asset_check(
+        asset=pair, partitions_def=cells, additional_ins={"tokens": dg.AssetIn("tokens", partition_mapping=mapping)}
+    )
+    def faithful(pair, tokens):
+        return dg.AssetCheckResult(passed=True)
+
+    definitions = dg.Definitions([tokens, pair], asset_checks=[faithful])
+    job = definitions.resolve_implicit_global_asset_job_def()
+    result = job.execute_in_process(
+        instance=instance, partition_key=CELL, asset_selection=[pair.key], raise_on_error=False
+    )
+    assert not result.success
 
 
 def test_a_blocking_check_with_partitions_runs_before_what_is_downstream_and_stops_it_at_that_partition(instance):
@@ -72,16 +219,16 @@ def test_a_blocking_check_with_partitions_runs_before_what_is_downstream_and_sto
 
     for key in (CELL, OTHER):
         dg.materialize([pair, faithful, measure], instance=instance, partition_key=key, raise_on_error=False)
-    assert ran == ["1|a"]
+    assert ran == [CELL]
     history = instance.event_log_storage.get_asset_check_execution_history(
-        dg.AssetCheckKey(dg.AssetKey("pair"), "faithful"), limit=10, partition_filter=PartitionKeyFilter(key="2|a")
+        dg.AssetCheckKey(dg.AssetKey("pair"), "faithful"), limit=10
     )
-    (record,) = history
-    assert record.event.dagster_event.event_specific_data.passed is False
+    passed = {record.partition: record.event.dagster_event.event_specific_data.passed for record in history}
+    assert passed == {CELL: True, OTHER: False}
 
 
 def test_a_job_restricted_to_an_asset_runs_the_assets_checks_too(instance):
-    """What demo.py relies on when it runs part of a job."""
+    """What `jsae run` relies on when it runs part of a job."""
 
     @dg.asset
     def pair():
@@ -106,14 +253,14 @@ def test_a_job_restricted_to_an_asset_runs_the_assets_checks_too(instance):
 
 
 def test_a_cell_reads_the_one_partition_of_its_model(instance):
-    """What `of_same_model` in partitions.py relies on (a beta API)."""
+    """What `of_same_model` in partitions.py relies on."""
     seen = []
 
     @dg.asset(partitions_def=models)
     def tokens(context):
         return f"tokens of {context.partition_key}"
 
-    mapping = dg.MultiToSingleDimensionPartitionMapping(partition_dimension_name="model")
+    mapping = dg.StaticPartitionMapping({"a": [CELL, OTHER]})
 
     @dg.asset(partitions_def=cells, ins={"tokens": dg.AssetIn(partition_mapping=mapping)})
     def measure(tokens):
@@ -165,7 +312,7 @@ def test_a_materialisation_carries_the_code_version_and_the_newest_comes_first(i
 
     for version in ("1", "2"):
         dg.materialize([versioned(version)], instance=instance, partition_key=CELL)
-    wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey("pair"), asset_partitions=[str(CELL)])
+    wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey("pair"), asset_partitions=[CELL])
     records = instance.fetch_materializations(wanted, limit=2).records
     assert [record.asset_materialization.tags["dagster/code_version"] for record in records] == ["2", "1"]
     assert records[0].storage_id > records[1].storage_id
@@ -201,11 +348,10 @@ def test_a_partition_key_with_dots_keeps_them_in_the_file_name(instance, tmp_pat
         def load_from_path(self, context, path):
             raise NotImplementedError
 
-    @dg.asset(partitions_def=models)
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["pythia-1.4b"]))
     def stored():
         return 1
 
-    instance.add_dynamic_partitions("m", ["pythia-1.4b"])
     dg.materialize(
         [stored], instance=instance, partition_key="pythia-1.4b", resources={"io_manager": Listing(UPath(tmp_path))}
     )

@@ -163,7 +163,7 @@ def test_the_share_above_a_threshold_that_is_told_is_counted_from_the_jacobians(
 def test_every_figure_is_made_from_the_same_measures_of_both_variants(measured, name):
     lineage = measured.graph.definitions.resolve_asset_graph()
     parents = lineage.get(dg.AssetKey(["figures", "jsae", name])).parent_keys
-    assert {key.to_user_string() for key in parents} == {
+    assert {key.to_user_string() for key in parents} == {"catalog"} | {
         f"{variant}/{measure}" for variant in ("traditional", "jsae") for measure in READ_BY[name]
     }
 
@@ -198,11 +198,10 @@ def test_layers_that_are_not_measured_yet_are_left_out_and_named(measured):
     assert "traditional/pair_quality of tiny is not there yet at layers [0]" in measured.graph.messages(result)
 
 
-def test_where_no_layer_is_measured_yet_nothing_is_compared_and_the_run_succeeds(entries, graph):
+def test_where_no_layer_is_measured_yet_the_comparison_says_what_to_materialise(entries, graph):
     tiny = graph(entries())
-    result = tiny.compare_layers()
-    assert result.success and materialised(result) == set()
-    assert "no layer of tiny has traditional/pair_quality" in tiny.messages(result)
+    (message,) = failures(tiny.compare_layers(raise_on_error=False)).values()
+    assert "no layer of tiny has traditional/pair_quality yet; materialise it first" in message
     assert tiny.stored() == {}
 
 
@@ -232,54 +231,25 @@ def test_a_cell_that_one_variant_holds_gets_that_variants_share_and_no_figure(en
     result = tiny.measure(0)
     assert result.success
     assert materialised(result) == {f"traditional/{name}" for name in PER_VARIANT}
-    assert "catalog holds no jsae pair of tiny at layer 0. Layers of tiny with one: 1" in tiny.messages(result)
 
 
 # A cell that the catalog does not hold
 
 
-def test_a_cell_that_the_catalog_does_not_hold_is_skipped_and_its_run_succeeds(entries, graph):
-    tiny = graph(entries())
-    tiny.instance.add_dynamic_partitions("layer", ["2"])
-    result = tiny.measure(2)
-    assert result.success
-    assert materialised(result) == set()
-    assert tiny.stored() == {}
-    assert "no traditional pair of tiny at layer 2. Layers of tiny with one: 0, 1" in tiny.messages(result)
-
-
-@pytest.fixture(scope="module")
-def sparse(measured):
-    """The measured graph, with a layer that no pair is at and a model that left the catalog."""
-    measured.graph.instance.add_dynamic_partitions("layer", ["2"])
-    measured.graph.instance.add_dynamic_partitions("model", ["left"])
-    return measured.graph
-
-
 @pytest.mark.parametrize("asset", sorted(PAIRS | MEASURES | FIGURES))
-def test_every_asset_materialised_alone_skips_a_cell_that_the_catalog_does_not_hold(sparse, asset):
-    before = sparse.stored()
-    result = sparse.measure(2, asset)
-    assert result.success
-    assert materialised(result) == set()
-    assert "Skipped: the catalog holds no" in sparse.messages(result)
-    assert "Layers of tiny with one: " in sparse.messages(result)
-    assert sparse.stored() == before
+def test_no_asset_can_be_asked_for_at_a_cell_that_the_catalog_does_not_hold(measured, asset):
+    held = {"tiny:1"} if "jsae" in asset else {"tiny:0", "tiny:1"}
+    spec = measured.graph.definitions.resolve_assets_def(dg.AssetKey.from_user_string(asset)).get_asset_spec()
+    assert set(spec.partitions_def.get_partition_keys()) == held
 
 
-@pytest.mark.parametrize("asset", ["jsae/sae_pair", "jsae/jacobian_histogram", "figures/jsae/jacobian_examples"])
-def test_a_cell_of_a_model_that_left_the_catalog_is_skipped(sparse, asset):
-    result = sparse.measure(1, asset, model="left")
-    assert result.success
-    assert materialised(result) == set()
-    assert "Layers of left with one: none" in sparse.messages(result)
-
-
-def test_the_tokens_of_a_model_that_left_the_catalog_are_skipped(sparse):
-    result = sparse.tokenise("left")
-    assert result.success
-    assert materialised(result) == set()
-    assert "the catalog holds no model left. Its models: tiny" in sparse.messages(result)
+def test_a_run_of_a_cell_that_the_catalog_does_not_hold_is_refused_before_anything_is_made(measured):
+    before = measured.graph.stored()
+    with pytest.raises(dg.DagsterUnknownPartitionError, match="tiny:2"):
+        measured.graph.definitions.resolve_job_def("measure_cell").execute_in_process(
+            instance=measured.graph.instance, partition_key="tiny:2"
+        )
+    assert measured.graph.stored() == before
 
 
 def test_a_measure_whose_pair_was_not_materialised_yet_says_what_to_materialise(entries, graph):
@@ -289,7 +259,7 @@ def test_a_measure_whose_pair_was_not_materialised_yet_says_what_to_materialise(
     result = tiny.measure(1, "jsae/jacobian_histogram")
     assert not result.success
     (message,) = failures(result).values()
-    assert "materialise jsae/sae_pair for 1|tiny first" in message
+    assert "materialise jsae/sae_pair for tiny:1 first" in message
     assert tiny.stored() == before
 
 

@@ -32,7 +32,7 @@ from jsae_assets.io_managers import (
     tensor_text,
     text_tensor,
 )
-from jsae_assets.partitions import cell_key, cells
+from jsae_assets.partitions import cell_key
 from jsae_core import SAEPair, tensor_files
 from tests.jsae_core.builders import random_pair
 
@@ -63,16 +63,18 @@ OTHERS = {
 }
 
 
+def layer_1(model: str) -> dg.StaticPartitionsDefinition:
+    return dg.StaticPartitionsDefinition([cell_key(model, 1)])
+
+
 def store(kind: str, value: object, base: Path | str, model: str = "tiny", source: str = "thin air"):
     """Materialise one asset that gives `value`, at a (model, layer)."""
 
-    @dg.asset(key=["some", kind], partitions_def=cells, io_manager_key=kind, code_version="7")
+    @dg.asset(key=["some", kind], partitions_def=layer_1(model), io_manager_key=kind, code_version="7")
     def stored(context):
         yield dg.Output(value, metadata={"source": source})
 
     with dg.DagsterInstance.ephemeral() as instance:
-        instance.add_dynamic_partitions("model", [model])
-        instance.add_dynamic_partitions("layer", ["1"])
         return dg.materialize(
             [stored],
             instance=instance,
@@ -90,12 +92,10 @@ def read(kind: str, base: Path | str, annotation: object, use: Callable = lambda
         seen.append(use(value))
 
     reader.__annotations__["value"] = annotation
-    reads = dg.asset(ins={"value": dg.AssetIn(["some", kind])}, partitions_def=cells, name="reads")(reader)
+    reads = dg.asset(ins={"value": dg.AssetIn(["some", kind])}, partitions_def=layer_1(model), name="reads")(reader)
     with dg.DagsterInstance.ephemeral() as instance:
-        instance.add_dynamic_partitions("model", [model])
-        instance.add_dynamic_partitions("layer", ["1"])
         dg.materialize(
-            [reads, dg.AssetSpec(["some", kind], partitions_def=cells).with_io_manager_key(kind)],
+            [reads, dg.AssetSpec(["some", kind], partitions_def=layer_1(model)).with_io_manager_key(kind)],
             instance=instance,
             resources={kind: STORES[kind](base_path=str(base))},
             partition_key=cell_key(model, 1),
@@ -234,7 +234,7 @@ def test_nothing_is_opened_before_it_is_used_so_that_a_missing_input_may_be_decl
     stored = read("tensors", tmp_path, StoredTensors)
     assert isinstance(stored, StoredTensors)
     with pytest.raises(
-        FileNotFoundError, match=r"tiny\.safetensors is missing; materialise some/tensors for 1\|tiny first"
+        FileNotFoundError, match=r"tiny\.safetensors is missing; materialise some/tensors for tiny:1 first"
     ):
         stored["a"]
 
@@ -251,7 +251,7 @@ def test_a_name_that_is_not_stored_is_a_key_error(tmp_path):
 def test_a_table_without_an_annotation_is_opened_when_first_read(tmp_path):
     stored = read("tables", tmp_path, Any)
     assert isinstance(stored, StoredTable) and not stored.exists()
-    with pytest.raises(FileNotFoundError, match=r"tiny\.parquet is missing; materialise some/tables for 1\|tiny first"):
+    with pytest.raises(FileNotFoundError, match=r"tiny\.parquet is missing; materialise some/tables for tiny:1 first"):
         _ = stored.frame
     store("tables", TABLE, tmp_path)
     assert stored.exists()
@@ -280,7 +280,7 @@ def test_a_stored_table_reads_the_columns_asked_for_and_no_others(tmp_path):
 
 @pytest.mark.parametrize(("kind", "annotation"), [("tables", pd.DataFrame), ("figures", go.Figure), ("tensors", dict)])
 def test_what_was_never_stored_is_missing_by_name(tmp_path, kind, annotation):
-    with pytest.raises(FileNotFoundError, match=rf"is missing; materialise some/{kind} for 1\|tiny first"):
+    with pytest.raises(FileNotFoundError, match=rf"is missing; materialise some/{kind} for tiny:1 first"):
         read(kind, tmp_path, annotation)
 
 
@@ -420,7 +420,7 @@ def test_the_file_itself_says_what_made_it(tmp_path, picture):
     for kind, said in {"tensors": tensors, "tables": table, "figures": drawn}.items():
         assert said == {
             "asset": f"some/{kind}",
-            "partition": "1|tiny",
+            "partition": "tiny:1",
             "run": runs[kind],
             "code_version": "7",
             "source": f"the {kind} & <more>",

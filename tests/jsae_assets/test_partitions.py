@@ -1,86 +1,76 @@
-"""From a catalog to partitions, and into the instance."""
+"""From a catalog to partitions: what can be asked for is what the catalog holds."""
 
-import dagster as dg
+import pytest
 
 from jsae_assets.catalog import load_catalog
 from jsae_assets.definitions import build_definitions
-from jsae_assets.partitions import cell_key, cells, partition_keys, register
-from tests.jsae_assets.conftest import write_catalog
+from jsae_assets.partitions import cell_key, cells, models, of_all_layers, of_same_model, split_cell, stored_below
+from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, write_catalog
 
 
 def two_models(entries: dict) -> dict:
-    """A second model, whose only pair is at layer 10."""
+    """A second model, whose only pairs are JSAE pairs at layers 10 and 2."""
     entries["models"]["other.1b"] = entries["models"]["tiny"]
     entries["pairs"].append(entries["pairs"][1] | {"model": "other.1b", "layers": [10, 2]})
     return entries
 
 
-def registered(instance: dg.DagsterInstance) -> dict[str, list[str]]:
-    return {name: list(instance.get_dynamic_partitions(name)) for name in ("model", "layer", "sweep")}
+@pytest.fixture
+def catalog(entries, tmp_path):
+    return load_catalog(write_catalog(tmp_path, two_models(entries())))
 
 
-def test_the_keys_are_every_model_and_every_layer_that_any_model_holds_in_numerical_order(entries, tmp_path):
-    catalog = load_catalog(write_catalog(tmp_path, two_models(entries())))
-    assert partition_keys(catalog) == {"model": ["tiny", "other.1b"], "layer": ["0", "1", "2", "10"], "sweep": []}
+def partitions(catalog) -> dict[str, list[str]]:
+    definitions = build_definitions(catalog)
+    return {
+        spec.key.to_user_string(): spec.partitions_def.get_partition_keys()
+        for spec in definitions.resolve_all_asset_specs()
+    }
 
 
-def test_the_keys_follow_from_the_catalog_alone(entries, tmp_path):
-    catalog = load_catalog(write_catalog(tmp_path, two_models(entries())))
-    assert partition_keys(catalog) == partition_keys(catalog.model_copy(deep=True))
+def test_the_partitions_of_every_asset_are_exactly_what_the_catalog_holds_in_the_order_of_models_and_layers(catalog):
+    traditional, jsae = ["tiny:0", "tiny:1"], ["tiny:1", "other.1b:2", "other.1b:10"]
+    made = partitions(catalog)
+    assert made.pop("catalog") == list(catalog.entries())
+    assert made == (
+        {"tokens": ["tiny", "other.1b"], "figures/jsae/quality_by_layer": ["tiny"]}
+        | {f"traditional/{name}": traditional for name in PER_VARIANT}
+        | {f"jsae/{name}": jsae for name in PER_VARIANT}
+        | {f"figures/jsae/{name}": ["tiny:1"] for name in CELL_FIGURES}
+    )
 
 
-def test_a_model_without_pairs_is_a_key_too_so_that_its_tokens_can_be_made(entries, tmp_path):
-    catalog = load_catalog(write_catalog(tmp_path, entries() | {"pairs": []}))
-    assert partition_keys(catalog) == {"model": ["tiny"], "layer": [], "sweep": []}
+def test_a_model_that_left_the_catalog_is_no_longer_offered(entries, tmp_path):
+    made = partitions(load_catalog(write_catalog(tmp_path, entries())))
+    assert not [key for keys in made.values() for key in keys if "other.1b" in key]
 
 
-def test_registering_twice_adds_nothing(entries, tmp_path, instance):
-    catalog = load_catalog(write_catalog(tmp_path, two_models(entries())))
-    register(catalog, instance)
-    once = registered(instance)
-    register(catalog, instance)
-    assert registered(instance) == once == partition_keys(catalog)
+def test_a_model_without_pairs_is_a_partition_of_the_tokens_alone(entries, tmp_path):
+    made = partitions(load_catalog(write_catalog(tmp_path, entries() | {"pairs": []})))
+    assert made.keys() == {"catalog", "tokens"} and made["tokens"] == ["tiny"]
 
 
-def test_registering_keeps_keys_that_left_the_catalog(entries, tmp_path, instance):
-    register(load_catalog(write_catalog(tmp_path, two_models(entries()))), instance)
-    register(load_catalog(write_catalog(tmp_path, entries())), instance)
-    assert "other.1b" in registered(instance)["model"]
+def test_variants_with_equal_cells_have_equal_partitions_so_that_one_run_can_hold_them(controlled_entries, tmp_path):
+    catalog = load_catalog(write_catalog(tmp_path, controlled_entries()))
+    assert cells(catalog, ["jsae"]) == cells(catalog, ["jsae_randomised"]) == cells(catalog, ["jsae", "traditional"])
+    assert cells(catalog, ["traditional"]) != cells(catalog, ["jsae"])
 
 
-def test_every_registered_model_and_layer_is_a_cell(entries, tmp_path, instance):
-    catalog = load_catalog(write_catalog(tmp_path, two_models(entries())))
-    register(catalog, instance)
-    keys = set(cells.get_partition_keys(dynamic_partitions_store=instance))
-    assert len(keys) == 2 * 4
-    assert {cell_key(model, layer) for model in catalog.models for layer in catalog.layers(model)} <= keys
+def test_a_cell_reads_the_tokens_of_its_model_and_a_model_all_its_layers_of_what_it_compares(catalog):
+    assert of_same_model(catalog, ["jsae"]).downstream_partition_keys_by_upstream_partition_key == {
+        "tiny": ["tiny:1"],
+        "other.1b": ["other.1b:2", "other.1b:10"],
+    }
+    compared = ["traditional", "jsae"]
+    assert models(catalog, compared).get_partition_keys() == ["tiny"]
+    assert of_all_layers(catalog, "traditional", compared).downstream_partition_keys_by_upstream_partition_key == {
+        "tiny:0": "tiny",
+        "tiny:1": "tiny",
+    }
 
 
-def evaluate(graph_definitions: dg.Definitions, instance: dg.DagsterInstance):
-    sensor = graph_definitions.get_sensor_def("catalog_partitions")
-    context = dg.build_sensor_context(instance=instance, definitions=graph_definitions)
-    return sensor.evaluate_tick(context)
-
-
-def test_the_sensor_asks_for_what_is_missing_alone_and_starts_no_run(entries, tmp_path, instance):
-    catalog = load_catalog(write_catalog(tmp_path, two_models(entries())))
-    instance.add_dynamic_partitions("model", ["tiny"])
-    instance.add_dynamic_partitions("layer", ["1", "2"])
-    result = evaluate(build_definitions(catalog), instance)
-    asked = {request.partitions_def_name: request.partition_keys for request in result.dynamic_partitions_requests}
-    assert asked == {"model": ["other.1b"], "layer": ["0", "10"]}
-    assert not result.run_requests
-
-
-def test_the_sensor_has_nothing_to_do_where_all_is_registered(entries, tmp_path, instance):
-    catalog = load_catalog(write_catalog(tmp_path, entries()))
-    register(catalog, instance)
-    result = evaluate(build_definitions(catalog), instance)
-    assert not result.dynamic_partitions_requests
-    assert not result.run_requests
-    assert "registered" in result.skip_message
-
-
-def test_the_sensor_runs_without_being_switched_on(entries, tmp_path):
-    definitions = build_definitions(load_catalog(write_catalog(tmp_path, entries())))
-    assert definitions.get_sensor_def("catalog_partitions").default_status == dg.DefaultSensorStatus.RUNNING
+def test_a_cells_key_names_model_and_layer_and_its_file_lies_below_its_layer():
+    assert cell_key("pythia-1.4b", 12) == "pythia-1.4b:12"
+    assert split_cell("pythia-1.4b:12") == ("pythia-1.4b", 12)
+    assert stored_below("pythia-1.4b:12") == "12/pythia-1.4b"
+    assert stored_below("pythia-1.4b") == "pythia-1.4b"

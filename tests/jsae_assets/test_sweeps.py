@@ -6,18 +6,18 @@ import dagster as dg
 import pandas as pd
 import plotly.io
 import pytest
-from dagster._core.definitions.partitions.context import partition_loading_context
 from safetensors.torch import load_file
 
-from jsae_assets.automation import SWEEP_JOB, schedules
+from jsae_assets.automation import schedules
 from jsae_assets.catalog import load_catalog
 from jsae_assets.definitions import build_definitions
+from jsae_assets.plan import SWEEP_JOB
 from jsae_core import SAEPair, load_language_model
 from jsae_core.measures import pair_quality
 from jsae_core.sweeps import RUN_COLUMNS
 from jsae_core.text import first_tokens, split_documents
 from tests.jsae_assets.conftest import Graph, failures, materialised, metadata, write_catalog
-from tests.jsae_assets.test_demo import run
+from tests.jsae_assets.test_command import run
 from tests.jsae_assets.test_graph import values
 from tests.wandb_server import WandbServer
 
@@ -140,14 +140,13 @@ def test_the_tradeoff_shows_every_run_of_a_local_sweep(local):
     assert local.file("figures/sweep_runs/grid", None, "lambdas", "html").exists()
 
 
-def test_a_sweep_that_left_the_catalog_is_skipped(local, local_entries, tmp_path):
+def test_a_sweep_that_left_the_catalog_is_not_offered_and_what_is_stored_of_it_stays(local, local_entries, tmp_path):
     changed = local_entries()
     changed["sweeps"]["others"] = changed["sweeps"].pop("lambdas")
+    before = local.stored()
     without = local.with_catalog(load_catalog(write_catalog(tmp_path, changed)))
-    before = without.stored()
-    result = sync(without, "lambdas")
-    assert result.success and materialised(result) == set()
-    assert "the catalog holds no sweep lambdas. Its sweeps: others" in without.messages(result)
+    job = without.definitions.resolve_job_def(SWEEP_JOB)
+    assert job.partitions_def.get_partition_keys() == ["others"]
     assert without.stored() == before
 
 
@@ -333,8 +332,7 @@ def test_the_schedule_asks_for_every_wandb_sweep_and_no_local_one(local_entries,
         scheduled_execution_time=START,
         repository_def=definitions.get_repository_def(),
     )
-    with partition_loading_context(dynamic_partitions_store=tiny.instance):
-        ticks = schedule.evaluate_tick(context).run_requests
+    ticks = schedule.evaluate_tick(context).run_requests
     assert [request.partition_key for request in ticks] == ["theirs", "more"]
 
 

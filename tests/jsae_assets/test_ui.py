@@ -104,78 +104,53 @@ def server(fresh_home, entries, tmp_path_factory):
                     process.wait(timeout=20)
 
 
-ASSET = """query($key: AssetKeyInput!, $partitions: [String!]) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
-    partitionKeysByDimension { name partitionKeys }
-    assetMaterializations(partitions: $partitions) { partition }
-} } }"""
-LAUNCH = """mutation($params: ExecutionParams!) { launchPipelineExecution(executionParams: $params) {
-    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 BACKFILL = """mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
     __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
-RUN = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 BACKFILL_STATUS = """query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill {
     status } ... on PythonError { message } } }"""
-LOGS = """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { events { ... on MessageEvent { message }
-    } } } }"""
 RUNS = "query($filter: RunsFilter) { runsOrError(filter: $filter) { ... on Runs { results { runId status } } } }"
-LOCATION = {"repositoryLocationName": "jsae", "repositoryName": "__repository__"}
+ASSETS = """{ assetNodes { assetKey { path } isExecutable partitionKeys
+    assetMaterializations { partition } } }"""
+STALE = """query($key: AssetKeyInput!, $partition: String!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
+    staleStatus(partition: $partition) } } }"""
 
 
-def asset(server: Server, *path: str, partitions: list[str] | None = None) -> dict:
-    return server.ask(ASSET, key={"path": path}, partitions=partitions)["assetNodeOrError"]
-
-
-def partition_keys(server: Server) -> dict[str, list[str]]:
-    dimensions = asset(server, "jsae", "sae_pair")["partitionKeysByDimension"]
-    return {dimension["name"]: dimension["partitionKeys"] for dimension in dimensions}
-
-
-def test_partitions_appear_by_themselves_and_a_backfill_over_a_cell_the_catalog_lacks_makes_the_other(server):
-    server.wait_for("the web server", lambda: server.ask("{ version }"))
-    expected = {"model": ["tiny"], "layer": ["0", "1"]}
-    server.wait_for("the registration of the partitions", lambda: partition_keys(server) == expected)
-
-    params = {
-        "selector": LOCATION | {"pipelineName": "tokenise_text"},
-        "runConfigData": {},
-        "executionMetadata": {"tags": [{"key": "dagster/partition", "value": "tiny"}]},
+def places(server: Server) -> dict[str, dict]:
+    """What the UI knows of each asset: the partitions that it offers, and those of its materialisations."""
+    return {
+        "/".join(node["assetKey"]["path"]): {
+            "path": node["assetKey"]["path"],
+            "executable": node["isExecutable"],
+            "offered": node["partitionKeys"],
+            "made": sorted(event["partition"] for event in node["assetMaterializations"]),
+        }
+        for node in server.ask(ASSETS)["assetNodes"]
     }
-    launched = server.ask(LAUNCH, params=params)["launchPipelineExecution"]
-    assert launched["__typename"] == "LaunchRunSuccess", launched
-    run = launched["run"]["runId"]
+
+
+def backfill(server: Server, assets: list[dict]) -> str:
+    """Materialise all partitions of these assets; how it ended."""
+    params = {"assetSelection": [{"path": asset["path"]} for asset in assets], "allPartitions": True}
+    launched = server.ask(BACKFILL, params=params)["launchPartitionBackfill"]
+    assert launched["__typename"] == "LaunchBackfillSuccess", launched
 
     def ended():
-        status = server.ask(RUN, id=run)["runOrError"]["status"]
-        return status if status in ("SUCCESS", "FAILURE", "CANCELED") else None
-
-    assert server.wait_for("the end of the run that makes the tokens", ended) == "SUCCESS", server.output()
-
-    backfill = server.ask(
-        BACKFILL,
-        params={
-            "assetSelection": [{"path": ["jsae", name]} for name in ("sae_pair", "jacobian_histogram")],
-            "partitionNames": ["0|tiny", "1|tiny"],
-        },
-    )["launchPartitionBackfill"]
-    assert backfill["__typename"] == "LaunchBackfillSuccess", backfill
-
-    def finished():
-        status = server.ask(BACKFILL_STATUS, id=backfill["backfillId"])["partitionBackfillOrError"]["status"]
+        status = server.ask(BACKFILL_STATUS, id=launched["backfillId"])["partitionBackfillOrError"]["status"]
         return status if status not in ("REQUESTED", "FAILING", "CANCELING") else None
 
-    server.wait_for("the end of the backfill", finished)
-    for name in ("sae_pair", "jacobian_histogram"):
-        made = asset(server, "jsae", name, partitions=["0|tiny", "1|tiny"])["assetMaterializations"]
-        assert [event["partition"] for event in made] == ["1|tiny"]
-
-    runs = server.ask(RUNS, filter={"tags": [{"key": "dagster/backfill", "value": backfill["backfillId"]}]})
-    results = runs["runsOrError"]["results"]
-    assert [result["status"] for result in results] == ["SUCCESS", "SUCCESS"]
-    logged = [event.get("message", "") for result in results for event in logs(server, result["runId"])]
-    assert any(
-        "the catalog holds no jsae pair of tiny at layer 0. Layers of tiny with one: 1" in text for text in logged
-    )
+    return server.wait_for("the end of the backfill", ended)
 
 
-def logs(server: Server, run: str) -> list[dict]:
-    return server.ask(LOGS, id=run)["logsForRun"]["events"]
+def test_a_backfill_over_everything_makes_each_cell_of_the_catalog_once_and_ends_successful(server):
+    server.wait_for("the web server", lambda: server.ask("{ version }"))
+    entries = places(server)["catalog"]["offered"]
+    server.wait_for("the catalog's entries to be known", lambda: places(server)["catalog"]["made"] == sorted(entries))
+    everything = [asset for asset in places(server).values() if asset["executable"]]
+    assert backfill(server, everything) == "COMPLETED_SUCCESS", server.output()
+    for name, asset in places(server).items():
+        assert asset["made"] == sorted(asset["offered"]), name
+        for partition in asset["offered"] if asset["executable"] else []:
+            stale = server.ask(STALE, key={"path": asset["path"]}, partition=partition)
+            assert stale["assetNodeOrError"]["staleStatus"] == "FRESH", (name, partition)
+    runs = server.ask(RUNS, filter={})["runsOrError"]["results"]
+    assert {run["status"] for run in runs} == {"SUCCESS"}

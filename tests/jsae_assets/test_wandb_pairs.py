@@ -3,11 +3,9 @@
 import dagster as dg
 import pytest
 import torch
-from dagster._core.definitions.partitions.context import partition_loading_context
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from jsae_assets.automation import alias_sensor
 from jsae_assets.partitions import cell_key
 from jsae_core import SAEPair, load_language_model
 from jsae_core.pair_format import PairConfig
@@ -113,16 +111,15 @@ def test_a_moved_alias_is_noticed_once_and_only_for_pairs_that_were_fetched(
 ):
     server.add_artifact("lab", "pairs", NAME, files)
     tiny = remote("latest")
-    (sensor,) = alias_sensor(tiny.catalog)
+    sensor = tiny.definitions.get_sensor_def("moved_aliases")
     assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
 
     def asked_for() -> list[tuple[str, set[str]]]:
         context = dg.build_sensor_context(tiny.instance, repository_def=tiny.definitions.get_repository_def())
-        with partition_loading_context(dynamic_partitions_store=tiny.instance):
-            return [
-                (request.partition_key, {key.to_user_string() for key in request.asset_selection})
-                for request in sensor.evaluate_tick(context).run_requests
-            ]
+        return [
+            (request.partition_key, {key.to_user_string() for key in request.asset_selection})
+            for request in sensor.evaluate_tick(context).run_requests
+        ]
 
     assert asked_for() == []
     tiny.measure(1, "jsae/sae_pair")
@@ -136,7 +133,7 @@ def test_a_moved_alias_is_noticed_once_and_only_for_pairs_that_were_fetched(
 
 
 def test_pairs_named_by_version_need_no_sensor(remote):
-    assert alias_sensor(remote("v3").catalog) == []
+    assert "moved_aliases" not in {sensor.name for sensor in remote("v3").definitions.sensors}
 
 
 def transformer_lens_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -226,7 +223,7 @@ def test_a_pair_trained_here_is_published_offline_and_the_asset_says_where(entri
     ("config", "expected"),
     [
         ({"variant": "nobody"}, "variant is 'nobody', which is not in the catalog; there are: traditional, jsae"),
-        ({"variant": "traditional"}, "materialise traditional/sae_pair for 1|tiny first"),
+        ({"variant": "traditional"}, "materialise traditional/sae_pair for tiny:1 first"),
         ({"variant": "jsae", "project": "lab"}, "'lab' is no wandb project"),
     ],
 )

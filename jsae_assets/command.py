@@ -1,0 +1,269 @@
+"""`jsae`: the command line. Everything it does can be done in the Dagster UI; nothing is computed here.
+
+    jsae run     make what is missing or out of date, all of it or of some models, layers and assets
+    jsae demo    the same for the whole catalog, and say what was measured
+    jsae ui      the Dagster UI with its daemon, on this machine
+
+Here: arguments, progress while it runs, what failed and why, the closing table. Not here: what is to run (`plan.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import dagster as dg
+
+from jsae_assets.assets.cell import THRESHOLDS
+from jsae_assets.catalog import Catalog, CatalogError, load_catalog
+from jsae_assets.definitions import build_definitions
+from jsae_assets.entries import report
+from jsae_assets.freshness import Freshness, Place, latest_metadata
+from jsae_assets.partitions import cell_key
+from jsae_assets.plan import CELL_JOB, PlannedRun, narrowed, planned_runs
+from jsae_assets.text_table import as_text
+
+HOME_VARIABLE = "DAGSTER_HOME"
+PACKAGE = Path(__file__).parent
+CONSOLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
+MADE, FAILED, BAD_ARGUMENTS = 0, 1, 2  # exit statuses
+
+
+@dg.logger({"log_level": str}, description="Only what the assets say, indented below the run they belong to.")
+def plain_console(context: dg.InitLoggerContext) -> logging.Logger:
+    logger = logging.Logger("jsae", context.logger_config["log_level"])
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("      %(message)s"))
+    handler.addFilter(_shorten)
+    logger.addHandler(handler)
+    return logger
+
+
+def _shorten(record: logging.LogRecord) -> logging.LogRecord:
+    """Dagster puts job, run and step before each message; here the run is named above it."""
+    meta = getattr(record, "dagster_meta", None) or {}
+    step = str(meta.get("step_key") or "").replace("__", "/")
+    record.msg, record.args = f"{step}: {meta.get('orig_message', record.getMessage())}", ()
+    return record
+
+
+def freshness_of(catalog: Catalog, definitions: dg.Definitions, instance: dg.DagsterInstance) -> Freshness:
+    return Freshness(catalog, definitions.resolve_asset_graph(), definitions.resources, instance)
+
+
+def run_all(
+    catalog: Catalog,
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    wanted: Callable[[Place], bool] = lambda place: True,
+) -> list[str]:
+    """Make what is wanted and missing or out of date, saying what, how far and how long still.
+
+    What is downstream of a failure is left out, everything else is made.
+
+    Returns:
+        What failed and why, a message each.
+    """
+    report(catalog, instance)
+    started = time.monotonic()
+    planned = planned_runs(freshness_of(catalog, definitions, instance), wanted)
+    computed, seconds = 0, 0.0  # of cells alone: the tokens' time is mostly that of importing torch
+    messages: list[str] = []
+    unmade: set[Place] = set()
+    for number, run in enumerate(planned, start=1):
+        # asked anew: what turned out as it was before needs nothing made downstream
+        freshness = freshness_of(catalog, definitions, instance)
+        assets = [place.asset for place in run.places if place in freshness.out_of_date]
+        prefix = f"[{number}/{len(planned)}] {run.title}"
+        blocked = _blocked(freshness, [Place(key, run.partition) for key in assets], unmade)
+        unmade |= blocked
+        assets = [key for key in assets if Place(key, run.partition) not in blocked]
+        if not assets:
+            print(f"{prefix}: {'left out, since what it is made from failed' if blocked else 'up to date'}", flush=True)
+            continue
+        began = time.monotonic()
+        ahead = len(assets) + sum(len(later.assets) for later in planned[number:])
+        left = f", about {seconds / computed * ahead:.0f} s left" if computed else ""
+        print(f"{prefix}: {len(assets)} to materialise{left}", flush=True)
+        result = definitions.resolve_job_def(run.job).execute_in_process(
+            instance=instance,
+            partition_key=run.partition,
+            asset_selection=assets,
+            run_config=CONSOLE,
+            raise_on_error=False,
+        )
+        if not result.success:
+            made = {event.asset_key for event in result.get_asset_materialization_events()}
+            failed_checks = {check.asset_key for check in result.get_asset_check_evaluations() if not check.passed}
+            unmade |= {Place(key, run.partition) for key in assets if key not in made or key in failed_checks}
+            messages.append(_failure(run, result))
+            print(messages[-1], flush=True)
+        if run.job.startswith(CELL_JOB):
+            computed, seconds = computed + len(assets), seconds + time.monotonic() - began
+    print(f"Done in {time.monotonic() - started:.0f} s." if not messages else "Not everything could be made.")
+    return messages
+
+
+def _blocked(freshness: Freshness, places: Sequence[Place], unmade: set[Place]) -> set[Place]:
+    """Those that are made from something that could not be made."""
+    blocked: set[Place] = set()
+    for place in places:  # upstream first
+        if any(parent in unmade or parent in blocked for parent in freshness.parents(place)):
+            blocked.add(place)
+    return blocked
+
+
+def _failure(run: PlannedRun, result: dg.ExecuteInProcessResult) -> str:
+    """What failed in a run and why: the error that the asset raised, or what its check found."""
+    found = [check for check in result.get_asset_check_evaluations() if not check.passed]
+    lines = [f"{check.asset_key.to_user_string()}, check {check.check_name}: {check.description}" for check in found]
+    for event in result.all_events:
+        error = event.step_failure_data.error if event.is_step_failure else None
+        if error and not (error.cls_name or "").startswith("DagsterAssetCheckFailed"):
+            # the error that the asset raised, which names the file or entry; not what it was raised from in turn
+            lines.append(f"{event.step_key.replace('__', '/')}: {(error.cause or error).message.strip()}")
+    said = "\n".join(f"  {line}" for line in lines)
+    return f"{run.title} failed:\n{said}\n  The run is {result.run_id}; `jsae ui` shows it."
+
+
+def say_plan(freshness: Freshness, wanted: Callable[[Place], bool]) -> None:
+    """What would be made, and why."""
+    runs = [run for run in planned_runs(freshness, wanted) if run.assets]
+    for run in runs:
+        print(f"{run.title}:")
+        for key, reason in run.assets.items():
+            print(f"  {key.to_user_string()} {reason}")
+    print(f"{sum(len(run.assets) for run in runs)} to materialise." if runs else "All is up to date.")
+
+
+def summary(catalog: Catalog, instance: dg.DagsterInstance) -> str:
+    """A line for each pair: what the figures show in full."""
+    columns = {
+        **{f"|J|>{threshold:g}": ("jacobian_histogram", f"share_above_{threshold}") for threshold in THRESHOLDS},
+        "linear": ("function_shapes", "share_linear"),
+        "explained: input": ("pair_quality", "explained_variance_input"),
+        "output": ("pair_quality", "explained_variance_output"),
+        "KL score": ("pair_quality", "kl_score_pair"),
+    }
+    rows = [["model", "layer", "variant", *columns]]
+    for model in catalog.models:
+        for layer in catalog.layers(model):
+            for key, variant in catalog.variants.items():
+                measured = {
+                    measure: latest_metadata(instance, dg.AssetKey([key, measure]), cell_key(model, layer))
+                    for measure, _ in columns.values()
+                }
+                if all(measured.values()):
+                    numbers = [measured[measure][name] for measure, name in columns.values()]
+                    rows.append([model, str(layer), variant.label, *(f"{number:.1%}" for number in numbers)])
+    return as_text(rows)
+
+
+def figure_pages(catalog: Catalog, instance: dg.DagsterInstance) -> list[str]:
+    """The pages of the figures, with what stands in their paths for variant, figure, layer, model and sweep."""
+    patterns = set()
+    for model in catalog.models:
+        for layer in catalog.layers(model):
+            for variant in catalog.variants:
+                key = dg.AssetKey(["figures", variant, "jacobian_histogram"])
+                metadata = latest_metadata(instance, key, cell_key(model, layer))
+                if metadata is not None:
+                    patterns.add(f"{Path(metadata['page']).parents[2]}/<figure>/<layer>/<model>.html")
+    for sweep in catalog.sweeps:
+        metadata = latest_metadata(instance, dg.AssetKey(["figures", "sweep_runs", "tradeoff"]), sweep)
+        if metadata is not None:
+            patterns.add(f"{Path(metadata['page']).parents[1]}/<figure>/<sweep>.html")
+    return sorted(patterns)
+
+
+def home() -> Path:
+    """The instance's folder: the one that DAGSTER_HOME names; else `dagster_home` here, if this is a checkout; else one
+    in the user's own folder. It is made, with the settings that this project needs, where there is none."""
+    named = os.environ.get(HOME_VARIABLE)
+    here = Path("dagster_home")
+    folder = Path(named) if named else here if (here / "dagster.yaml").exists() else Path.home() / ".jsae"
+    folder = folder.expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "dagster.yaml"
+    if not settings.exists():
+        settings.write_bytes((PACKAGE / "instance.yaml").read_bytes())
+    if not named:
+        print(f"{HOME_VARIABLE} is not set: everything is kept in {folder}", flush=True)
+    os.environ[HOME_VARIABLE] = str(folder)
+    return folder
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="jsae", description=__doc__.split("\n")[0].split(": ")[1])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("demo", help="make the whole catalog and say what was measured")
+    run = commands.add_parser(
+        "run",
+        help="make what is missing or out of date",
+        description="Make what is missing or out of date. Options can be repeated; without them all of the catalog is "
+        "made. What is asked for brings with it what it is made from.",
+        epilog="Exit status: 0 if all is made or was up to date, 1 if something failed, 2 for bad arguments.",
+    )
+    run.add_argument("--model", action="append", default=[], help="a model of the catalog")
+    run.add_argument("--layer", action="append", default=[], type=int, help="a layer")
+    run.add_argument("--asset", action="append", default=[], help="an asset: jsae/pair_quality, or pair_quality of all")
+    run.add_argument("--dry-run", action="store_true", help="only say what would be made, and why")
+    ui = commands.add_parser("ui", help="the Dagster UI; further options are those of `dagster dev`")
+    ui.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def unknown(options: argparse.Namespace, catalog: Catalog, definitions: dg.Definitions) -> str | None:
+    """What is wrong with the options of `jsae run`, if anything is."""
+    layers = sorted({layer for model in options.model or catalog.models for layer in catalog.layers(model)})
+    assets = [spec.key.to_user_string() for spec in definitions.resolve_all_asset_specs()]
+    for name, given, held in (
+        ("model", options.model, list(catalog.models)),
+        ("layer", options.layer, layers),
+        ("asset", options.asset, [*assets, *{asset.split("/")[-1] for asset in assets}]),
+    ):
+        for value in given:
+            if value not in held:
+                return f"--{name} {value}: the catalog holds none such; there are: {', '.join(map(str, sorted(held)))}"
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = arguments(argv)
+    os.environ["TQDM_DISABLE"] = "1"  # transformers' bars would cut through the lines below
+    home()
+    if options.command == "ui":
+        workspace = ["--workspace", str(PACKAGE / "workspace.yaml")]
+        return subprocess.call([sys.executable, "-m", "dagster", "dev", *workspace, *options.options])
+    try:
+        catalog = load_catalog()
+    except CatalogError as error:
+        print(error, file=sys.stderr)
+        return BAD_ARGUMENTS
+    definitions = build_definitions(catalog, loggers={"console": plain_console})
+    wanted = narrowed([], [], [], catalog)
+    if options.command == "run":
+        if problem := unknown(options, catalog, definitions):
+            print(problem, file=sys.stderr)
+            return BAD_ARGUMENTS
+        wanted = narrowed(options.model, options.layer, options.asset, catalog)
+    with dg.DagsterInstance.get() as instance:
+        if options.command == "run" and options.dry_run:
+            say_plan(freshness_of(catalog, definitions, instance), wanted)
+            return MADE
+        failures = run_all(catalog, definitions, instance, wanted)
+        if options.command == "demo":
+            print("\n" + summary(catalog, instance))
+            print("\nFigures:", *figure_pages(catalog, instance), sep="\n  ")
+            print("The same in the Dagster UI: jsae ui")
+    return FAILED if failures else MADE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

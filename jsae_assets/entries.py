@@ -1,0 +1,89 @@
+"""The asset `catalog`: the catalog's entries in the graph, each a partition whose data version is its digest.
+
+Every asset depends on exactly the entries that concern it, so Dagster knows what is out of date once an entry was
+edited. Here: the asset, the dependence on it, telling the instance what changed. Not here: what concerns what
+(`Catalog.entries` and the assets), what is out of date (`freshness.py`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+import dagster as dg
+
+from jsae_assets.catalog import Catalog
+
+CATALOG = dg.AssetKey("catalog")
+DATA_VERSION = "dagster/data_version"
+
+
+def catalog_spec(catalog: Catalog) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        CATALOG,
+        partitions_def=dg.StaticPartitionsDefinition(list(catalog.entries())),
+        description="The entries of the catalog. An asset is out of date once an entry that it was made from has "
+        "changed. Nothing is to be materialised here: the sensor catalog_entries and `jsae run` say what changed.",
+        group_name="catalog",
+        kinds={"yaml"},
+        owners=["team:interpretability"],
+    )
+
+
+def depends_on(entries: Mapping[str, Iterable[str]]) -> dg.AssetDep:
+    """The dependence of an asset on entries, given the names of those that concern each of its partitions."""
+    concerned = defaultdict(list)
+    for partition, names in entries.items():
+        for name in names:
+            concerned[name].append(partition)
+    return dg.AssetDep(CATALOG, partition_mapping=dg.StaticPartitionMapping(dict(concerned)))
+
+
+def known_digests(instance: dg.DagsterInstance) -> dict[str, str]:
+    """What the instance was told last of each entry."""
+    tags = instance.event_log_storage.get_latest_tags_by_partition(
+        CATALOG, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION]
+    )
+    return {name: of_entry[DATA_VERSION] for name, of_entry in tags.items()}
+
+
+def news(catalog: Catalog, instance: dg.DagsterInstance) -> Iterator[dg.AssetObservation | dg.AssetMaterialization]:
+    """What the instance must be told: the digest of each entry that is new or has changed.
+
+    Twice, in this order: Dagster asks for observations of an asset that it does not make when it looks for what is
+    out of date, but computes data versions of what is downstream from materialisations (`test_dagster_itself.py`).
+    """
+    known = known_digests(instance)
+    changed = {name: digest for name, digest in catalog.entries().items() if known.get(name) != digest}
+    for event in (dg.AssetObservation, dg.AssetMaterialization):
+        for name, digest in changed.items():
+            yield event(CATALOG, partition=name, tags={DATA_VERSION: digest})
+
+
+def report(catalog: Catalog, instance: dg.DagsterInstance) -> None:
+    """Tell the instance which entries are new or have changed."""
+    for event in news(catalog, instance):
+        instance.report_runless_asset_event(event)
+
+
+def confirm(context: dg.AssetExecutionContext, catalog: Catalog) -> None:
+    """To be called by an asset before it makes anything: what it makes is recorded as made from the entries that the
+    instance knows, so those must be the ones that this process has read.
+
+    Raises:
+        RetryRequested: they were not known yet. Now they are, so the step begins again.
+        Failure: they are known and differ.
+    """
+    mine, known = catalog.entries(), known_digests(context.instance)
+    concerning = context.asset_partition_keys_for_input(CATALOG.path[-1])
+    if any(name not in known for name in concerning):
+        report(catalog, context.instance)
+        raise dg.RetryRequested(max_retries=1)
+    changed = [name for name in concerning if known[name] != mine[name]]
+    if changed:
+        raise dg.Failure(
+            f"The catalog that this run has read is not the one that the instance knows: they differ in "
+            f"{', '.join(changed)}. If it was edited after the run began, run it again; if two catalogs share this "
+            "instance, give each its own DAGSTER_HOME.",
+            allow_retries=False,
+        )

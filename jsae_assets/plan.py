@@ -1,0 +1,150 @@
+"""What is to run: jobs at partitions, each restricted to what is missing or out of date there.
+
+Here: which assets make up a job, in which order jobs run, narrowing the work down. Not here: what is out of date
+(`freshness.py`), running it (`command.py`, the sensor in `automation.py`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from jsae_assets.catalog import Catalog
+from jsae_assets.freshness import Freshness, Place, partition_keys
+from jsae_assets.partitions import SEPARATOR, split_cell
+
+TOKENS_JOB, CELL_JOB, LAYERS_JOB, SWEEP_JOB = "tokenise_text", "measure_cell", "compare_layers", "sync_sweep"
+Partitioned = Mapping[dg.AssetKey, dg.PartitionsDefinition | None]
+
+
+def jobs_of(partitioned: Partitioned) -> dict[str, list[dg.AssetKey]]:
+    """The assets of each job, in an order in which nothing is read before it is made.
+
+    A job's assets have the same partitions: where variants hold different cells there are several jobs for cells,
+    numbered from the one with the most cells. What an asset reads exists at all its cells, so it is in the same job or
+    in one before it.
+    """
+    by_job: dict[str, dict[dg.PartitionsDefinition | None, list[dg.AssetKey]]] = {
+        name: defaultdict(list) for name in (TOKENS_JOB, CELL_JOB, LAYERS_JOB, SWEEP_JOB)
+    }
+    for key, partitions in partitioned.items():
+        name = f"make_{key.path[-1]}" if partitions is None else _job(key)
+        by_job.setdefault(name, defaultdict(list))[partitions].append(key)
+    return {
+        name if number == 1 else f"{name}_{number}": keys
+        for name, by_partitions in by_job.items()
+        for number, keys in enumerate(_most_partitions_first(by_partitions), start=1)
+    }
+
+
+def _job(key: dg.AssetKey) -> str:
+    if key.path == ["tokens"]:
+        return TOKENS_JOB
+    if "sweep_runs" in key.path:
+        return SWEEP_JOB
+    return LAYERS_JOB if key.path[-1] == "quality_by_layer" else CELL_JOB
+
+
+def _most_partitions_first(
+    groups: Mapping[dg.PartitionsDefinition | None, list[dg.AssetKey]],
+) -> list[list[dg.AssetKey]]:
+    return [groups[definition] for definition in sorted(groups, key=lambda one: -len(partition_keys(one)))]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One Dagster run: a job at a partition, and the assets to be made there, each with the reason."""
+
+    job: str
+    partition: str | None
+    assets: Mapping[dg.AssetKey, str]
+
+    @property
+    def places(self) -> list[Place]:
+        return [Place(key, self.partition) for key in self.assets]
+
+    @property
+    def title(self) -> str:
+        if self.job.startswith(CELL_JOB):
+            return "{}, layer {}".format(*split_cell(self.partition))
+        if self.partition is None:
+            return self.job.removeprefix("make_")
+        kinds = {TOKENS_JOB: "{}: tokens", SWEEP_JOB: "sweep {}"}
+        return kinds.get(self.job, "{}: layers compared").format(self.partition)
+
+
+def planned_runs(freshness: Freshness, wanted: Callable[[Place], bool] = lambda place: True) -> list[PlannedRun]:
+    """All runs that there can be of what is wanted, in order: a model's tokens, its cells, what compares its layers,
+    then sweeps and what has no partitions. A run has no assets where all is up to date. What is wanted brings with it
+    what it is made from."""
+    needed = _with_upstream(freshness, [place for place in _places(freshness) if wanted(place)])
+    runs = []
+    for job, keys in jobs_of(partitions_of(freshness.graph)).items():
+        for partition in partition_keys(freshness.graph.get(keys[0]).partitions_def):
+            places = [Place(key, partition) for key in keys]
+            if any(place in needed for place in places):
+                reasons = freshness.out_of_date
+                assets = {place.asset: reasons[place] for place in places if place in needed and place in reasons}
+                runs.append(PlannedRun(job, partition, assets))
+    return sorted(runs, key=lambda run: _order(freshness.catalog, run))
+
+
+def partitions_of(graph: Any) -> Partitioned:
+    """The partitions of each asset that can be made, upstream first."""
+    return {
+        key: graph.get(key).partitions_def
+        for key in graph.toposorted_asset_keys
+        if key in graph.materializable_asset_keys
+    }
+
+
+def _order(catalog: Catalog, run: PlannedRun) -> tuple:
+    models = list(catalog.models)
+    if run.partition is None:
+        return len(models), 1, 0
+    if run.job.startswith(SWEEP_JOB):
+        return len(models), 0, 0
+    if run.job.startswith(CELL_JOB):
+        model, layer = split_cell(run.partition)
+        return models.index(model), 1, layer
+    return models.index(run.partition), 0 if run.job == TOKENS_JOB else 2, 0
+
+
+def _places(freshness: Freshness) -> Iterable[Place]:
+    for key, partitions in partitions_of(freshness.graph).items():
+        for partition in partition_keys(partitions):
+            yield Place(key, partition)
+
+
+def _with_upstream(freshness: Freshness, places: Sequence[Place]) -> set[Place]:
+    found, ahead = set(), list(places)
+    while ahead:
+        place = ahead.pop()
+        if place not in found:
+            found.add(place)
+            ahead += [parent for parent in freshness.parents(place)]
+    return found
+
+
+def narrowed(
+    models: Sequence[str], layers: Sequence[int], assets: Sequence[str], catalog: Catalog
+) -> Callable[[Place], bool]:
+    """Whether a place is among these models, layers and assets, of which an empty sequence stands for all. An asset is
+    named whole (`jsae/pair_quality`) or by its last part, for every variant."""
+
+    def wanted(place: Place) -> bool:
+        name = place.asset.to_user_string()
+        if assets and not {name, place.asset.path[-1]} & set(assets):
+            return False
+        if place.partition and SEPARATOR in place.partition:
+            model, layer = split_cell(place.partition)
+            return (not models or model in models) and (not layers or layer in layers)
+        if place.partition in catalog.models and "sweep_runs" not in place.asset.path:
+            return (not models or place.partition in models) and not layers
+        return not models and not layers
+
+    return wanted

@@ -1,0 +1,323 @@
+"""`jsae run` and `jsae demo`: what is there is not made again, what changed is, and a failure says where and why."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jsae_assets import command
+from jsae_assets.catalog import load_catalog
+from jsae_assets.command import figure_pages, run_all, summary
+from jsae_assets.plan import narrowed, planned_runs
+from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, REPOSITORY, Graph, write_catalog
+
+CELL_0 = {f"traditional/{name} tiny:0" for name in PER_VARIANT}
+FIGURES = {f"figures/jsae/{name} tiny:1" for name in CELL_FIGURES}
+JSAE = {f"jsae/{name} tiny:1" for name in PER_VARIANT}
+TRADITIONAL_1 = {f"traditional/{name} tiny:1" for name in PER_VARIANT}
+BY_LAYER = {"figures/jsae/quality_by_layer tiny"}
+EVERYTHING = {"tokens tiny"} | CELL_0 | TRADITIONAL_1 | JSAE | FIGURES | BY_LAYER
+
+
+def run(graph: Graph, failures: list[str] | None = None) -> set[str]:
+    """Make what is missing or out of date; the asset partitions that were made, each "asset partition". What failed is
+    appended to `failures`, and nothing may fail without them."""
+    before = {record.run_id for record in graph.instance.get_runs()}
+    failed = run_all(graph.catalog, graph.definitions, graph.instance)
+    if failures is None:
+        assert failed == []
+    else:
+        failures += failed
+    return {
+        f"{event.asset_key.to_user_string()} {event.partition}"
+        for record in graph.instance.get_runs()
+        if record.run_id not in before
+        for entry in graph.instance.all_logs(record.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+        for event in [entry.dagster_event]
+    }
+
+
+@pytest.fixture(scope="module")
+def shared(fresh_home, entries, tmp_path_factory):
+    """The tiny graph in an instance that the tests of this file share."""
+    folder = tmp_path_factory.mktemp("demo")
+    shutil.copytree(fresh_home, folder / "home")
+    with dg.DagsterInstance.from_config(str(folder / "home")) as instance:
+        graph = Graph(load_catalog(write_catalog(folder, entries())), instance)
+        assert run(graph) == EVERYTHING
+        yield graph
+
+
+@pytest.fixture
+def finished(shared):
+    """The same after the demo ran: whatever the test before changed is as it was."""
+    run(shared)
+    return shared
+
+
+def edited(graph: Graph, tmp_path: Path, entries: dict) -> Graph:
+    return graph.with_catalog(load_catalog(write_catalog(tmp_path, entries)))
+
+
+def test_a_second_run_computes_nothing_and_says_so(finished, capsys):
+    before = finished.stored()
+    capsys.readouterr()
+    assert run(finished) == set()
+    said = capsys.readouterr().out
+    for line in (
+        "[1/5] tiny: tokens: up to date",
+        "[2/5] tiny, layer 0: up to date",
+        "[3/5] tiny, layer 1: up to date",  # what is at both layers
+        "[4/5] tiny, layer 1: up to date",  # what is at this layer alone
+        "[5/5] tiny: layers compared: up to date",
+    ):
+        assert line in said
+    assert finished.stored() == before
+
+
+def test_a_changed_recipe_makes_that_pair_again_and_what_is_downstream_of_it_alone(finished, entries, tmp_path):
+    changed = entries()
+    changed["pairs"][1]["train"]["config"] = changed["pairs"][1]["train"]["config"] | {"k": 6}
+    after = edited(finished, tmp_path, changed)
+    assert run(after) == JSAE | FIGURES | BY_LAYER
+    assert run(after) == set()
+
+
+def test_a_layer_added_to_an_entry_makes_that_cell_and_what_compares_the_layers(finished, entries, tmp_path):
+    changed = entries()
+    changed["pairs"][0]["layers"] = [0, 1, 2]
+    assert run(edited(finished, tmp_path, changed)) == {name.replace(":0", ":2") for name in CELL_0} | BY_LAYER
+
+
+def without(assets: set[str], *words: str) -> set[str]:
+    return {asset for asset in assets if not any(word in asset for word in words)}
+
+
+def test_more_tokens_measure_everything_again_that_reads_them_and_train_nothing(finished, entries, tmp_path):
+    changed = entries()
+    changed["models"]["tiny"]["tokens"] = 500
+    assert run(edited(finished, tmp_path, changed)) == without(EVERYTHING, "/sae_pair", "/jacobian_examples")
+
+
+def test_another_context_size_makes_all_of_it_again(finished, entries, tmp_path):
+    changed = entries()
+    changed["models"]["tiny"]["context_size"] = 20
+    assert run(edited(finished, tmp_path, changed)) == EVERYTHING
+
+
+def test_another_number_of_samples_makes_that_table_again_and_its_figures(finished, entries, tmp_path):
+    changed = entries()
+    changed["models"]["tiny"]["function_shapes"] = 70
+    assert run(edited(finished, tmp_path, changed)) == {
+        name for name in EVERYTHING if "/function_shapes" in name or "/function_curves" in name
+    }
+
+
+def test_another_colour_draws_the_figures_again_and_measures_nothing(finished, entries, tmp_path):
+    changed = entries()
+    changed["variants"]["jsae"]["colour"] = "#009E73"
+    assert run(edited(finished, tmp_path, changed)) == FIGURES | BY_LAYER
+
+
+@pytest.mark.parametrize(
+    ("asset", "extension", "again"),
+    [
+        ("jsae/sae_pair", "safetensors", JSAE | FIGURES),
+        ("traditional/jacobian_histogram", "safetensors", {"traditional/jacobian_histogram tiny:1"}),
+        ("figures/jsae/jacobian_examples", "json", {"figures/jsae/jacobian_examples tiny:1"}),
+    ],
+)
+def test_a_deleted_file_is_made_again_and_what_is_downstream_in_its_run_and_no_later_run_since_it_is_as_it_was(
+    finished, asset, extension, again
+):
+    finished.file(asset, extension=extension).unlink()
+    assert run(finished) == again
+    assert finished.file(asset, extension=extension).exists()
+
+
+def test_what_was_made_elsewhere_counts_as_made(entries, graph):
+    tiny = graph(entries())
+    tiny.tokenise()
+    tiny.measure(1, raise_on_error=True)
+    assert run(tiny) == CELL_0 | BY_LAYER
+
+
+def test_a_pair_made_again_with_the_same_weights_leaves_what_is_downstream_up_to_date(finished):
+    finished.measure(1, "jsae/sae_pair", raise_on_error=True)
+    assert run(finished) == set()
+
+
+def test_a_pair_made_again_with_other_weights_makes_what_is_downstream_out_of_date(finished, entries, tmp_path):
+    """What a moved alias or a changed directory does."""
+    key, partition = dg.AssetKey(["jsae", "sae_pair"]), "tiny:1"
+    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition])
+    (latest,) = finished.instance.fetch_materializations(wanted, limit=1).records
+    tags = dict(latest.asset_materialization.tags) | {"dagster/data_version": "other weights"}
+    finished.instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=partition, tags=tags))
+    assert run(finished) == JSAE - {"jsae/sae_pair tiny:1"} | FIGURES | BY_LAYER
+
+
+def test_a_pair_that_failed_its_check_says_what_it_explains_and_is_tried_again(entries, graph):
+    strict = entries()
+    strict["pairs"][1]["least_explained_variance"] = {"output": 1.0}
+    tiny = graph(strict)
+    for made in (EVERYTHING - FIGURES - JSAE - BY_LAYER | {"jsae/sae_pair tiny:1"}, {"jsae/sae_pair tiny:1"}):
+        failed = []
+        assert run(tiny, failed) == made
+        (message,) = failed
+        assert message.startswith("tiny, layer 1 failed:\n  jsae/sae_pair, check faithful: ")
+        assert re.search(r"the output SAE explains -?[\d.]+% of the variance, expected at least 100%", message)
+
+
+def test_a_failure_says_the_cell_and_the_cause_and_everything_that_does_not_need_it_is_made(entries, graph, tmp_path):
+    changed = entries()
+    folder = tmp_path / "pairs" / "1"
+    folder.mkdir(parents=True)
+    (folder / "cfg.json").write_text("{}", encoding="utf-8")
+    (folder / "sae_weights.safetensors").write_bytes(b"the beginning")
+    changed["pairs"][1] = {"variant": "jsae", "model": "tiny", "layers": [1], "directory": "pairs/{layer}"}
+    tiny = graph(changed)
+    failed = []
+    assert run(tiny, failed) == {"tokens tiny"} | CELL_0 | TRADITIONAL_1
+    (message,) = failed
+    for words in ("tiny, layer 1 failed", "jsae/sae_pair: ", f"{folder / 'sae_weights.safetensors'}: is no complete"):
+        assert words in message
+    assert run(tiny, failed) == set()  # what was made is not made again
+
+
+# Narrowed down
+
+
+def main(graph: Graph, monkeypatch, tmp_path, *arguments: str) -> int:
+    monkeypatch.setenv("DAGSTER_HOME", graph.instance.root_directory)
+    monkeypatch.setenv("JSAE_CATALOG", str(tmp_path / "catalog.yaml"))
+    monkeypatch.setenv("JSAE_DEVICE", "cpu")
+    return command.main(arguments)
+
+
+def test_a_dry_run_says_what_would_be_made_and_why_and_makes_and_records_nothing(
+    entries, graph, monkeypatch, tmp_path, capsys
+):
+    tiny = graph(entries())
+    assert main(tiny, monkeypatch, tmp_path, "run", "--dry-run") == 0
+    said = capsys.readouterr().out
+    for line in ("tiny, layer 1:", "  tokens is missing", "  jsae/sae_pair is missing", "29 to materialise."):
+        assert line in said
+    assert tiny.instance.get_runs() == [] and tiny.stored() == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--layer", "0"], {"tokens tiny"} | CELL_0),
+        (["--model", "tiny"], EVERYTHING),
+        (["--asset", "tokens"], {"tokens tiny"}),
+        (["--asset", "jsae/jacobian_examples"], {"jsae/sae_pair tiny:1", "jsae/jacobian_examples tiny:1"}),
+        (
+            ["--asset", "sae_pair", "--layer", "1"],
+            {"traditional/sae_pair tiny:1", "jsae/sae_pair tiny:1"},
+        ),
+    ],
+)
+def test_what_is_asked_for_brings_with_it_what_it_is_made_from_and_nothing_else(entries, graph, arguments, expected):
+    tiny = graph(entries())
+    options = command.arguments(["run", *arguments])
+    wanted = narrowed(options.model, options.layer, options.asset, tiny.catalog)
+    planned = planned_runs(command.freshness_of(tiny.catalog, tiny.definitions, tiny.instance), wanted)
+    assert {f"{key.to_user_string()} {run.partition}" for run in planned for key in run.assets} == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "nobody"], "--model nobody: the catalog holds none such; there are: tiny"),
+        (["--layer", "7"], "--layer 7: the catalog holds none such; there are: 0, 1"),
+        (["--asset", "nothing"], "--asset nothing: the catalog holds none such; there are: "),
+    ],
+)
+def test_what_the_catalog_does_not_hold_is_a_bad_argument(
+    entries, graph, monkeypatch, tmp_path, capsys, arguments, said
+):
+    assert main(graph(entries()), monkeypatch, tmp_path, "run", *arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_exit_status_says_whether_anything_failed(entries, graph, monkeypatch, tmp_path):
+    changed = entries()
+    changed["text"]["measured"] = {"files": [str(tmp_path / "nothing.jsonl")]}
+    tiny = graph(changed)
+    assert main(tiny, monkeypatch, tmp_path, "run", "--asset", "tokens") == 1
+    (tmp_path / "nothing.jsonl").write_text('{"text": "some words"}\n', encoding="utf-8")
+    assert main(tiny, monkeypatch, tmp_path, "run", "--asset", "tokens") == 0
+
+
+@pytest.mark.parametrize("checkout", [True, False])
+def test_without_dagster_home_it_says_where_it_keeps_things_and_goes_on(monkeypatch, tmp_path, capsys, checkout):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.chdir(tmp_path)
+    if checkout:
+        (tmp_path / "dagster_home").mkdir()
+        (tmp_path / "dagster_home" / "dagster.yaml").write_text("telemetry: {enabled: false}", encoding="utf-8")
+    folder = tmp_path / "dagster_home" if checkout else tmp_path / "user" / ".jsae"
+    assert command.main(["run", "--dry-run", "--asset", "tokens"]) == 0
+    assert f"everything is kept in {folder}" in capsys.readouterr().out
+    assert (folder / "dagster.yaml").is_file()
+
+
+# What is said in the end
+
+
+def test_the_table_says_what_was_measured_for_each_pair(measured):
+    measured_graph = measured.graph
+    lines = summary(measured_graph.catalog, measured_graph.instance).splitlines()
+    assert lines[0].split()[:3] == ["model", "layer", "variant"]
+    rows = {tuple(line.split()[:3]): line for line in lines[1:]}
+    assert rows.keys() == {("tiny", "1", "Traditional"), ("tiny", "1", "JSAE")}
+    histogram = load_file(measured_graph.file("jsae/jacobian_histogram"))
+    total = histogram["hist"].sum() + histogram["overflow"]
+    edge = torch.searchsorted(histogram["bin_edges"], 0.01 - 1e-9)
+    share = (histogram["hist"][edge:].sum() + histogram["overflow"]) / total
+    assert f"{share.item():.1%}" in rows["tiny", "1", "JSAE"]
+
+
+def test_the_figures_are_where_the_demo_says(measured):
+    (pattern,) = figure_pages(measured.graph.catalog, measured.graph.instance)
+    page = pattern.replace("<figure>", "ablation").replace("<layer>", "1").replace("<model>", "tiny")
+    assert Path(page).is_file()
+
+
+def demo(home: Path, catalog: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "jsae_assets.command", "demo"],
+        cwd=REPOSITORY,
+        env=os.environ | {"DAGSTER_HOME": str(home), "JSAE_CATALOG": str(catalog), "JSAE_DEVICE": "cpu"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def test_the_command_runs_the_catalog_shows_progress_and_prints_table_and_figures(instance, entries, tmp_path):
+    result = demo(Path(instance.root_directory), write_catalog(tmp_path, entries()))
+    assert result.returncode == 0, result.stderr
+    for words in ("[1/5] tiny: tokens", "[3/5] tiny, layer 1", " s left", "|J|>0.01", "Traditional", "JSAE", ".html"):
+        assert words in result.stdout
+
+
+def test_the_command_fails_with_one_clear_message_where_the_catalog_is_bad(instance, entries, tmp_path):
+    bad = entries()
+    bad["models"]["tiny"]["text"] = "nothing"
+    path = write_catalog(tmp_path, bad)
+    result = demo(Path(instance.root_directory), path)
+    assert result.returncode != 0
+    assert str(path) in result.stderr
+    assert "models.tiny.text is 'nothing'" in result.stderr
+    assert "Traceback" not in result.stderr

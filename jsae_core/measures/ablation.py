@@ -1,7 +1,7 @@
 """What an intervention does: take one unit of an input latent away and see how an output latent changes.
 
 Here: the intervention, and a summary of how well the Jacobian predicts it. Not here: which elements are sampled
-(`samples.py`), whole curves of an output latent (`linearity.py`).
+(`samples.py`), what output latents are after it (`nearby.py`), whole curves of an output latent (`linearity.py`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from jsae_core.jacobian import check_input, gather_jacobian
+from jsae_core.jacobian import check_input, run_sandwich
+from jsae_core.measures.nearby import Lines, activations
 from jsae_core.measures.samples import Ranks, Samples, draw_samples, joined, table
-from jsae_core.measures.top_k import among_top_k
-from jsae_core.memory import piece_factor
-from jsae_core.sae import active_latents, inputs_at_once, largest_pre_activations
+from jsae_core.sae import inputs_at_once
 from jsae_core.sae_pair import SAEPair
 
 ABSOLUTE_TOLERANCE = 0.1  # the published criterion: |J + change| below it
@@ -26,9 +25,6 @@ ROUNDING = 1e-12  # equal elements computed in float32 have a variance of up to 
 NOTEWORTHY = 0.01  # most |J| are so small that the absolute criterion passes by itself; those above it decide
 AGREEMENTS = ("line", "cluster", "off")
 SAMPLES_AT_ONCE = 2**17
-RIVALS = 32  # times k: the output latents, TopK included, that are looked at after an intervention
-SHARED, WORTHWHILE = 4, 8  # it pays from so many interventions a token, and with so many times as many latents in all
-GATHER_BYTES = 2**24  # of the rivals' encoder rows at once
 
 
 @torch.no_grad()
@@ -59,7 +55,8 @@ def ablation_samples(
     check_input(pair, x)
     samples = draw_samples(len(x), pair.config.k, n_samples, ranks, seed)
     parts = [_ablate(pair, x, part) for part in _by_tokens(samples, inputs_at_once(pair.input_sae))]
-    return pd.concat(parts, ignore_index=True)
+    frame = table({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    return frame.assign(agreement=_agreement(frame["jacobian"], frame["change"]))
 
 
 def ablation_summary(samples: pd.DataFrame) -> dict[str, float]:
@@ -105,106 +102,38 @@ def _by_tokens(samples: Samples, n_tokens: int) -> list[Samples]:
     return samples.split([int(part.sum()) for part in counts.split(tokens)])
 
 
-def _ablate(pair: SAEPair, x: Tensor, samples: Samples) -> pd.DataFrame:
-    samples = Samples(*(column.to(x.device) for column in samples))
-    tokens, row = samples.token.unique_consecutive(return_inverse=True)
+def _ablate(pair: SAEPair, x: Tensor, samples: Samples) -> dict[str, Tensor]:
+    """The columns of the table that are computed on the pair's device, each [n_samples]."""
+    token, output_rank, input_rank, drawn = (values.to(x.device) for values in samples)
+    tokens, row = token.unique_consecutive(return_inverse=True)
     x, k = x[tokens], pair.config.k
+    sandwich = run_sandwich(pair, x)
     # an intervention that several samples share is done once
-    interventions, of_sample = (row * k + samples.input_rank).unique(return_inverse=True)
-    of_token = interventions // k
-    closely = len(interventions) >= SHARED * len(x) and WORTHWHILE * RIVALS * k <= pair.config.d_sae
-
-    response = pair.mlp.respond(x)
-    input_activations, input_latents = active_latents(pair.input_sae, x)
-    rivals = largest_pre_activations(pair.output_sae, response.output, RIVALS * k if closely else k)
-    before, output_latents = rivals[0][:, :k].relu(), rivals[1][:, :k]
-    jacobian = gather_jacobian(pair.tables(), input_latents, output_latents, response.slopes)
-    ablated = x[of_token] - pair.input_sae.W_dec[input_latents[of_token, interventions % k]]
-    if closely:
-        after, undecided = _among_rivals(
-            pair, response.output, rivals, ablated, of_token, of_sample, samples.output_rank
-        )
-    else:
-        after, undecided = torch.zeros_like(row, dtype=x.dtype), torch.ones_like(row, dtype=torch.bool)
-    encoded, which = of_sample[undecided].unique(return_inverse=True)
-    activations, latents = _encoded(pair, ablated[encoded])
-    wanted = output_latents[row, samples.output_rank][undecided]
-    after[undecided] = (activations[which] * (latents[which] == wanted[:, None])).sum(dim=1)
-
-    occurred = before[row, samples.output_rank]
-    columns = {
-        "token": samples.token,
-        "output_rank": samples.output_rank,
-        "input_rank": samples.input_rank,
-        "drawn": samples.drawn,
-        "output_latent": output_latents[row, samples.output_rank],
-        "input_latent": input_latents[row, samples.input_rank],
-        "jacobian": jacobian[row, samples.output_rank, samples.input_rank],
-        "change": after - occurred,
-        "input_activation": input_activations[row, samples.input_rank],
-        "output_activation": occurred,
+    interventions, of_sample = (row * k + input_rank).unique(return_inverse=True)
+    of_row = interventions // k
+    lines = Lines(
+        pair,
+        pair.mlp.branch_values(x),
+        token=of_row,
+        input_latent=sandwich.input_latents[of_row, interventions % k],
+        steps=-x.new_ones(len(interventions), 1),
+    )
+    output_latent = sandwich.output_latents[row, output_rank]
+    before = sandwich.output_activations[row, output_rank]
+    after = activations(lines, of_sample, output_latent)[:, 0]
+    return {
+        "token": token,
+        "output_rank": output_rank,
+        "input_rank": input_rank,
+        "drawn": drawn,
+        "output_latent": output_latent,
+        "input_latent": sandwich.input_latents[row, input_rank],
+        "jacobian": sandwich.jacobian[row, output_rank, input_rank],
+        "change": after - before,
+        "input_activation": sandwich.input_activations[row, input_rank],
+        "output_activation": before,
         "ablated_activation": after,
     }
-    frame = table(columns)
-    return frame.assign(agreement=_agreement(frame["jacobian"], frame["change"]))
-
-
-def _encoded(pair: SAEPair, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Activations and output latents at MLP inputs [n, d_model], some at a time: two [n, k]."""
-    parts = [active_latents(pair.output_sae, pair.mlp(part)) for part in x.split(inputs_at_once(pair.output_sae))]
-    return torch.cat([activations for activations, _ in parts]), torch.cat([latents for _, latents in parts])
-
-
-def _among_rivals(
-    pair: SAEPair,
-    mlp_output: Tensor,
-    rivals: tuple[Tensor, Tensor],
-    ablated: Tensor,
-    of_token: Tensor,
-    of_sample: Tensor,
-    output_rank: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Activation of each sample's output latent after its intervention, and whether that stays undecided.
-
-    An intervention that moves what the output SAE is fed by D moves a pre-activation by at most |D| times the norm of
-    its encoder row (Cauchy-Schwarz). So latents that were far below the TopK stay below it, and only the token's next
-    ones, its rivals, are encoded: 16 times fewer at d_sae 16384, from rows that are gathered once a token.
-
-    Args:
-        mlp_output: [n_tokens, d_model]; rivals: their largest pre-activations and latents, two [n_tokens, m].
-        ablated: MLP inputs of the interventions, [n, d_model], in the order of their tokens `of_token` [n].
-        of_sample, output_rank: [n_samples], the intervention and the output latent of each sample.
-    """
-    sae, k = pair.output_sae, pair.config.k
-    encoder_rows = sae.W_enc.T.contiguous()
-    reach = encoder_rows.norm(dim=1).max()
-    after = mlp_output.new_zeros(len(of_sample))
-    undecided = torch.zeros_like(of_sample, dtype=torch.bool)
-    place = torch.arange(len(of_token), device=of_token.device)
-    place = place - torch.searchsorted(of_token, of_token)  # of an intervention among those of its token
-    order = of_sample.argsort()
-    tokens = max(1, piece_factor(mlp_output.device) * GATHER_BYTES // (rivals[0].shape[1] * encoder_rows[0].nbytes))
-    for start in range(0, len(mlp_output), tokens):
-        first, last = torch.searchsorted(of_token, torch.tensor([start, start + tokens], device=of_token.device))
-        moved = sae.process_sae_in(pair.mlp(ablated[first:last]))
-        token, column = of_token[first:last] - start, place[first:last]
-        fed = sae.process_sae_in(mlp_output[start : start + tokens])
-        distance = (moved - fed[token]).norm(dim=1)
-        padded = moved.new_zeros(len(fed), int(column.max()) + 1, moved.shape[1])
-        padded[token, column] = moved
-        latents = rivals[1][start : start + tokens]
-        pre_activations = torch.baddbmm(sae.b_enc[latents][:, None], padded, encoder_rows[latents].transpose(1, 2))
-
-        bounds = torch.searchsorted(of_sample[order], torch.stack([first, last]))
-        sample = order[bounds[0] : bounds[1]]
-        which, rank = of_sample[sample] - first, output_rank[sample][:, None]
-        competing = pre_activations[token[which], column[which]]
-        value = competing.gather(1, rank)[:, 0]
-        others = torch.arange(competing.shape[1], device=rank.device) != rank
-        ceiling = rivals[0][start + token, -1][which] + reach * distance[which]
-        inside, undecided[sample] = among_top_k(value, competing, others, 0.0, ceiling, k)
-        after[sample] = torch.where(inside, value, 0).relu()
-    return after, undecided
 
 
 def _agreement(jacobian: pd.Series, change: pd.Series) -> np.ndarray:

@@ -1,12 +1,12 @@
 """What shape the functions have: an output latent as a function of one input latent, the rest of the input held fixed.
 
-Here: curves, their classes, and the classes of a sample. Not here: which elements are sampled (`samples.py`), single
-interventions (`ablation.py`).
+Here: curves, their classes, and the classes of a sample. Not here: which elements are sampled (`samples.py`), what an
+output latent is along a line (`nearby.py`), single interventions (`ablation.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from jsae_core.jacobian import Sandwich, run_sandwich
+from jsae_core.measures.nearby import Lines, activations
 from jsae_core.measures.samples import Samples, draw_samples, joined, table
-from jsae_core.measures.top_k import among_top_k
-from jsae_core.memory import piece_factor
-from jsae_core.sae import active_latents, inputs_at_once, pre_activations
+from jsae_core.sae import inputs_at_once
 from jsae_core.sae_pair import SAEPair
 
 POINTS = 100
@@ -25,9 +24,6 @@ LEAST_RANGE = 5.0  # curves reach at least this activation of the input latent
 TOLERANCE = 0.01  # the published rule: every residual of the line below it
 SHAPES = ("linear", "jumprelu", "other")
 CURVES = ["input_values", "output_values"]
-NODES = 4  # points of a curve at which all latents are encoded
-RIVALS = 4  # times k: the latents of a node that may be in the TopK on the way to the next
-HIDDEN_BYTES = 2**23  # of hidden layers along curves at once: they stay in a CPU's cache
 KEPT_OF_EACH_SHAPE = 30  # curves, whatever else is kept: rare shapes are worth a look
 
 
@@ -63,155 +59,21 @@ def _curves(
 ) -> tuple[Tensor, Tensor]:
     """`function_curves` for rows of x [n_tokens, d_model] with their sandwich; row and ranks [n_samples]."""
     k = pair.config.k
+    # a sweep that several samples share is done once
     sweeps, of_sample = (row * k + input_rank).unique(return_inverse=True)
     of_row, rank = sweeps // k, sweeps % k
-    activation, latent = sandwich.input_activations[of_row, rank], sandwich.input_latents[of_row, rank]
-    top = (activation + 1).clamp(min=LEAST_RANGE)
+    occurred = sandwich.input_activations[of_row, rank]
+    top = (occurred + 1).clamp(min=LEAST_RANGE)
     input_values = torch.linspace(0, 1, POINTS, dtype=x.dtype, device=x.device) * top[:, None]
-    reach = pair.tables().outputs.norm(dim=1).max()
-    branch_values = pair.mlp.branch_values(x)
-    output_values = x.new_empty(len(row), POINTS)
-    at_once = max(1, inputs_at_once(pair.output_sae) // NODES)
-    memory = x.new_empty(min(at_once, len(sweeps)) * NODES, pair.config.d_sae)  # for pre-activations: new costs more
-    for part in torch.arange(len(sweeps), device=x.device).split(at_once):
-        sweep = _Sweep(
-            pair,
-            [values[of_row[part]] for values in branch_values],
-            latent[part],
-            input_values[part] - activation[part, None],
-        )
-        samples = ((of_sample >= part[0]) & (of_sample <= part[-1])).nonzero()[:, 0]
-        output_latent = sandwich.output_latents[row[samples], output_rank[samples]]
-        output_values[samples] = _swept(pair, sweep, reach, memory, of_sample[samples] - part[0], output_latent)
+    lines = Lines(
+        pair,
+        pair.mlp.branch_values(x),
+        token=of_row,
+        input_latent=sandwich.input_latents[of_row, rank],
+        steps=input_values - occurred[:, None],
+    )
+    output_values = activations(lines, of_sample, sandwich.output_latents[row, output_rank])
     return input_values[of_sample], output_values
-
-
-class _Sweep:
-    """Input latents that are moved, each at one MLP input, and the hidden layer on the way.
-
-    An input latent enters each branch of the MLP through its row of the table W_dec_in W_b, so that the moved input
-    need not be multiplied again."""
-
-    def __init__(self, pair: SAEPair, branch_values: Sequence[Tensor], latent: Tensor, steps: Tensor):
-        """branch_values: each [n, d_mlp], at what occurred; latent [n]; steps [n, points], from what occurred."""
-        self.mlp, self.steps, self._values = pair.mlp, steps, branch_values
-        self._directions = pair.tables().inputs[latent].view(len(latent), len(branch_values), -1).unbind(dim=1)
-
-    def hidden(self, which: Tensor | slice, points: Tensor | slice) -> Tensor:
-        """[n_which, n_points, d_mlp]."""
-        steps = self.steps[which][:, points, None]
-        return self.mlp.hidden(
-            [
-                torch.addcmul(value[which, None], steps, direction[which, None])
-                for value, direction in zip(self._values, self._directions, strict=True)
-            ]
-        )
-
-
-def _swept(
-    pair: SAEPair, sweep: _Sweep, reach: Tensor, memory: Tensor, of_sample: Tensor, output_latent: Tensor
-) -> Tensor:
-    """Output latents' activations along their sweeps: `of_sample` (which sweep) and `output_latent` [n] -> [n, points].
-
-    The pre-activation p of an output latent is affine in the hidden layer h, so a point costs one row of the table
-    E = (W_out W_enc_out)^T instead of a whole encode. Whether the latent is in the TopK depends on the others. They
-    are encoded at a few points, the nodes, and h is interpolated between them. Where it is off by a vector of length
-    r, each pre-activation is off by at most r times the norm of its row of E (Cauchy-Schwarz): h is so smooth along a
-    line that this tells, at nearly all points, how many are above p. What stays undecided is encoded in full.
-
-    Args:
-        reach: the largest norm of E's rows.
-        memory: [at least n_sweeps * NODES, d_sae], for pre-activations.
-    """
-    sae, E, k = pair.output_sae, pair.tables().outputs, pair.config.k
-    offset = pre_activations(sae, pair.mlp.b_out[None])[0]
-    nodes = torch.linspace(0, POINTS - 1, NODES, device=E.device).round().long()
-    node_hidden = sweep.hidden(slice(None), nodes)
-    at_nodes = pre_activations(sae, pair.mlp.project(node_hidden).flatten(0, 1), memory)
-    rivals = _Rivals(at_nodes.view(-1, NODES, sae.cfg.d_sae), nodes, min(RIVALS * k, sae.cfg.d_sae))
-
-    values = E.new_empty(len(of_sample), POINTS)
-    places, left = [], []
-    order = of_sample.argsort()
-    at_once = max(1, piece_factor(E.device) * HIDDEN_BYTES // (POINTS * node_hidden[0, 0].nbytes))
-    for which in torch.arange(len(node_hidden), device=E.device).split(at_once):
-        sample = order[torch.isin(of_sample[order], which)]
-        own, latent = of_sample[sample] - which[0], output_latent[sample]
-        hidden = sweep.hidden(which, slice(None))
-        off_line, off_curve = (
-            reach * torch.baddbmm(hidden, weights.expand(len(which), -1, -1), node_hidden[which], alpha=-1).norm(dim=2)
-            for weights in (rivals.line, rivals.curve)
-        )
-        # mostly each sweep has one sample, and its hidden layers need not be copied
-        swept = hidden if len(own) == len(which) else hidden[own]
-        value = torch.bmm(swept, E[latent, :, None])[:, :, 0] + offset[latent, None]
-        inside, undecided = among_top_k(
-            value,
-            rivals.at_points(of_sample[sample]),
-            rivals.counts(of_sample[sample], latent),
-            off_curve[own],
-            rivals.ceiling(of_sample[sample]) + off_line[own],
-            k,
-        )
-        values[sample] = torch.where(inside, value, 0).relu()
-        of_left, point = undecided.nonzero(as_tuple=True)
-        places.append((sample[of_left], point))
-        left.append(swept[of_left, point])
-    sample, point = (torch.cat(parts) for parts in zip(*places, strict=True))
-    activations, latents = active_latents(sae, pair.mlp.project(torch.cat(left)))
-    values[sample, point] = (activations * (latents == output_latent[sample, None])).sum(dim=1)
-    return values
-
-
-class _Rivals:
-    """The output latents that may be in the TopK between two nodes: the largest at either of them, and what is known of
-    them and of the rest."""
-
-    def __init__(self, at_nodes: Tensor, nodes: Tensor, n_rivals: int):
-        """at_nodes: pre-activations [n_sweeps, n_nodes, d_sae]; nodes: [n_nodes], the points they are at."""
-        points = torch.arange(POINTS, device=nodes.device)
-        self._interval = (torch.searchsorted(nodes, points, right=True) - 1).clamp(max=len(nodes) - 2)
-        start, end = nodes[self._interval], nodes[self._interval + 1]
-        # weights of the nodes in each point [points, n_nodes]: straight lines between neighbours, and the polynomial
-        # through all nodes (Lagrange), which is nearer to smooth functions but bounds nothing that is not looked at
-        self.line = at_nodes.new_zeros(POINTS, len(nodes))
-        self.line[points, self._interval] = ((end - points) / (end - start)).to(self.line)
-        self.line[points, self._interval + 1] = ((points - start) / (end - start)).to(self.line)
-        others = [nodes[nodes != node] for node in nodes]
-        factors = [(points[:, None] - other) / (node - other) for node, other in zip(nodes, others, strict=True)]
-        self.curve = torch.stack([factor.prod(dim=1) for factor in factors], dim=1).to(self.line)
-
-        largest, latents = at_nodes.topk(n_rivals, dim=2)
-        self._latents = torch.cat([latents[:, :-1], latents[:, 1:]], dim=2)  # [n_sweeps, intervals, 2 n_rivals]
-        n_intervals = self._latents.shape[1]
-        self._at_nodes = (
-            at_nodes[:, None]
-            .expand(-1, n_intervals, -1, -1)
-            .gather(3, self._latents[:, :, None].expand(-1, -1, len(nodes), -1))
-        )
-        # those of the second node that are among the first's as well count once
-        first, second = self._latents[:, :, :n_rivals], self._latents[:, :, n_rivals:]
-        again = (second[..., None] == first[:, :, None]).any(dim=3)
-        self._twice = torch.cat([torch.zeros_like(again), again], dim=2)
-        everyone = n_rivals == at_nodes.shape[2]
-        least = torch.full_like(largest[:, :, -1], -torch.inf) if everyone else largest[:, :, -1]
-        self._ceiling = torch.maximum(least[:, :-1], least[:, 1:])
-
-    def at_points(self, which: Tensor) -> Tensor:
-        """Interpolated pre-activations for sweeps `which` [n]: [n, points, 2 n_rivals]."""
-        parts = [
-            self.curve[self._interval == interval] @ self._at_nodes[which, interval]
-            for interval in range(self._at_nodes.shape[1])
-        ]
-        return torch.cat(parts, dim=1)
-
-    def counts(self, which: Tensor, latent: Tensor) -> Tensor:
-        """Which of these are others than the sample's own latent [n], and not there twice."""
-        return (~self._twice[which] & (self._latents[which] != latent[:, None, None]))[:, self._interval]
-
-    def ceiling(self, which: Tensor) -> Tensor:
-        """What no other latent exceeds if it moves on straight lines between the nodes: [n, points]."""
-        return self._ceiling[which][:, self._interval]
 
 
 def classify_curves(input_values: Tensor, output_values: Tensor) -> list[str]:

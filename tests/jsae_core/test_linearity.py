@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jsae_core import SAEPair, run_sandwich, sae
-from jsae_core.measures import ablation_samples, classify_curves, function_curves, function_shapes, linearity
+from jsae_core.measures import ablation_samples, classify_curves, function_curves, function_shapes, nearby
 from tests.jsae_core.builders import D_MODEL, D_SAE, K, changed, count_encoded, random_inputs, random_pair
 
 N_TOKENS, POINTS = 12, 100
@@ -93,7 +93,7 @@ def test_curves_among_many_latents_are_those_of_a_slow_loop_however_far_they_lea
 
 
 def test_smooth_curves_need_few_encodes(monkeypatch):
-    encoded = count_encoded(monkeypatch, linearity)
+    encoded = count_encoded(monkeypatch, nearby)
     pair = random_pair(d_model=64, d_mlp=64, d_sae=2048)
     pair = changed(pair, _W_dec=0.02 * pair.tensors()["_W_dec"])
     inputs, output_ranks, input_ranks = every_rank(random_inputs(4, 64))

@@ -1,5 +1,6 @@
 """Jobs, schedules and sensors."""
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ import dagster as dg
 
 from jsae_assets.catalog import Catalog
 from jsae_assets.entries import news
-from jsae_assets.freshness import Freshness, latest_metadata
+from jsae_assets.freshness import Freshness, Place, latest_metadata
 from jsae_assets.partitions import cell_key
 from jsae_assets.plan import (
     CELL_JOB,
@@ -105,13 +106,14 @@ def automatic_sensor(catalog: Catalog, asset_jobs: Sequence, resources: Mapping[
         name="keep_up_to_date",
         jobs=asset_jobs,
         description="Makes what is missing or out of date, as `jsae run` would: tokens first, each once. What failed "
-        "is asked for again once something that it is made from has changed.",
+        "is tried once more at most, and again once something that it is made from has changed.",
         default_status=dg.DefaultSensorStatus.STOPPED,
         minimum_interval_seconds=30,
     )
     def keep_up_to_date(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest]:
         freshness = Freshness(catalog, context.repository_def.asset_graph, resources, context.instance)
-        for run in planned_runs(freshness):
+        for planned in planned_runs(freshness):
+            run = _without_refused(planned, freshness)
             if run.assets and _can_begin(run, freshness) and not _is_under_way(run.partition, context.instance):
                 yield dg.RunRequest(
                     run_key=_run_key(run, freshness),
@@ -121,6 +123,16 @@ def automatic_sensor(catalog: Catalog, asset_jobs: Sequence, resources: Mapping[
                 )
 
     return keep_up_to_date
+
+
+def _without_refused(run: PlannedRun, freshness: Freshness) -> PlannedRun:
+    """The run without what failed its check, which would be the same again, and what is made from that."""
+    left_out: set[Place] = set()
+    for place in run.places:  # upstream first
+        if freshness.is_refused(place) or left_out & set(freshness.parents(place)):
+            left_out.add(place)
+    kept = {key: reason for key, reason in run.assets.items() if Place(key, run.partition) not in left_out}
+    return dataclasses.replace(run, assets=kept)
 
 
 def _can_begin(run: PlannedRun, freshness: Freshness) -> bool:

@@ -214,9 +214,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--layer", action="append", default=[], type=int, help="a layer")
     run.add_argument("--asset", action="append", default=[], help="an asset: jsae/pair_quality, or pair_quality of all")
     run.add_argument("--dry-run", action="store_true", help="only say what would be made, and why")
-    ui = commands.add_parser("ui", help="the Dagster UI; further options are those of `dagster dev`")
-    ui.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    commands.add_parser("ui", help="the Dagster UI and its daemon; further options are those of `dagster dev` (--port)")
+    options, further = parser.parse_known_args(argv)
+    if further and options.command != "ui":
+        parser.error(f"there are no such options: {' '.join(further)}")
+    options.further = further
+    return options
 
 
 def unknown(options: argparse.Namespace, catalog: Catalog, definitions: dg.Definitions) -> str | None:
@@ -240,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     home()
     if options.command == "ui":
         workspace = ["--workspace", str(PACKAGE / "workspace.yaml")]
-        return subprocess.call([sys.executable, "-m", "dagster", "dev", *workspace, *options.options])
+        return subprocess.call([sys.executable, "-m", "dagster", "dev", *workspace, *options.further])
     try:
         catalog = load_catalog()
     except CatalogError as error:

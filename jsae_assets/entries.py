@@ -7,15 +7,16 @@ edited. Here: the asset, the dependence on it, telling the instance what changed
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import dagster as dg
 
 from jsae_assets.catalog import Catalog
 
 CATALOG = dg.AssetKey("catalog")
-DATA_VERSION = "dagster/data_version"
+DATA_VERSION, READ_VERSION = "dagster/data_version", "dagster/input_data_version"
 
 
 def catalog_spec(catalog: Catalog) -> dg.AssetSpec:
@@ -45,6 +46,17 @@ def known_digests(instance: dg.DagsterInstance) -> dict[str, str]:
         CATALOG, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION]
     )
     return {name: of_entry[DATA_VERSION] for name, of_entry in tags.items()}
+
+
+def made_from(instance: dg.DagsterInstance, catalog: Catalog, entries: Sequence[str]) -> dict[str, str]:
+    """The tags that Dagster gives what a step makes from these entries, for what is made within another step."""
+    (latest,) = instance.fetch_materializations(CATALOG, limit=1).records
+    digests = catalog.entries()
+    joined = "".join(digests[entry] for entry in sorted(entries))
+    return {
+        f"{READ_VERSION}/{CATALOG.to_user_string()}": hashlib.sha256(joined.encode()).hexdigest(),
+        f"dagster/input_event_pointer/{CATALOG.to_user_string()}": str(latest.storage_id),
+    }
 
 
 def news(catalog: Catalog, instance: dg.DagsterInstance) -> Iterator[dg.AssetObservation | dg.AssetMaterialization]:

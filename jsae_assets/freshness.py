@@ -17,7 +17,7 @@ from typing import Any
 import dagster as dg
 
 from jsae_assets.catalog import Catalog
-from jsae_assets.entries import CATALOG, DATA_VERSION
+from jsae_assets.entries import CATALOG, DATA_VERSION, READ_VERSION
 from jsae_assets.io_managers import Store
 
 # Dagster records no data version of so many partitions of one asset that another reads (`test_dagster_itself.py`).
@@ -101,6 +101,19 @@ class Freshness:
     def _entries(self) -> Mapping[str, str]:
         return self.catalog.entries()
 
+    def _change(self, place: Place) -> str | None:
+        """What has changed since something was made, apart from what its check found."""
+        if not self._exists(place):
+            return "was made, but its file is gone"
+        tags, code_version = self.latest(place).asset_materialization.tags, self.graph.get(place.asset).code_version
+        if tags.get("dagster/code_version") != code_version:
+            return f"was made by code version {tags.get('dagster/code_version')}, not {code_version}"
+        for key, version in self.versions_read(place).items():
+            if tags.get(f"{READ_VERSION}/{key.to_user_string()}") != version:
+                what = "its entries in the catalog have" if key == CATALOG else f"{key.to_user_string()} has"
+                return f"was made before {what} changed"
+        return None
+
     def _exists(self, place: Place) -> bool:
         """Whether the file is there; of what is not kept in a store of ours nothing is known."""
         store = self.resources.get(self.graph.get(place.asset).assets_def.get_io_manager_key_for_asset_key(place.asset))
@@ -114,20 +127,24 @@ class Freshness:
             return f"is downstream of {upstream}"
         if self.latest(place) is None:
             return "is missing"
-        if not self._exists(place):
-            return "was made, but its file is gone"
-        tags, node = self.latest(place).asset_materialization.tags, self.graph.get(place.asset)
-        if tags.get("dagster/code_version") != node.code_version:
-            return f"was made by code version {tags.get('dagster/code_version')}, not {node.code_version}"
-        for key, version in self.versions_read(place).items():
-            if tags.get(f"dagster/input_data_version/{key.to_user_string()}") != version:
-                what = "its entries in the catalog have" if key == CATALOG else f"{key.to_user_string()} has"
-                return f"was made before {what} changed"
-        for check in node.check_keys:
+        if change := self._change(place):
+            return change
+        for check in self.graph.get(place.asset).check_keys:
             evaluation = latest_check(self.instance, check, place.partition)
             if evaluation is None or not evaluation.passed:
                 return f"has not passed its check {check.name}"
         return None
+
+    def is_refused(self, place: Place) -> bool:
+        """Whether a check failed of what is made from all that it should be made from: made again it would be the
+        same."""
+        checks = self.graph.get(place.asset).check_keys
+        evaluations = [latest_check(self.instance, check, place.partition) for check in checks]
+        return (
+            self.latest(place) is not None
+            and self._change(place) is None
+            and any(found is not None and not found.passed for found in evaluations)
+        )
 
 
 def _joined(versions: Iterable[str]) -> str:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from jsae_assets.assets.cell import LANGUAGE_MODEL_WEIGHTS, Cell, Stopwatch, cell_asset, find_cell
+from jsae_assets.assets.text import make_if_missing
 from jsae_assets.assets.training import trained_pair
 from jsae_assets.catalog import Catalog
+from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.resources import Compute, wandb_folder
 
 if TYPE_CHECKING:
@@ -28,11 +30,14 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
         kinds={"pytorch", "safetensors"},
         ins={},
     )
-    def sae_pair(context: dg.AssetExecutionContext, compute: Compute) -> Iterator[dg.Output]:
+    def sae_pair(
+        context: dg.AssetExecutionContext, compute: Compute, tensors: dg.ResourceParam[StoringIOManager]
+    ) -> Iterator[dg.Output]:
         from jsae_core.artifacts import directory_digest, fetch_wandb_artifact
         from jsae_core.tensor_files import content_digest
 
         cell = find_cell(context, catalog, variant)
+        make_if_missing(context, catalog, cell.model_key, compute, tensors)
         watch = Stopwatch()
         digest = catalog.digest(cell.model_key, "sae_pair", cell.pair)
         context.log.info(f"{variant} pair of {cell} on {compute.describe()}")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from jsae_assets.freshness import Freshness
 from jsae_assets.io_managers import tensor_text
 from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich
 from jsae_core.measures import jacobian_histogram
@@ -231,6 +232,21 @@ def test_a_cell_that_one_variant_holds_gets_that_variants_share_and_no_figure(en
     result = tiny.measure(0)
     assert result.success
     assert materialised(result) == {f"traditional/{name}" for name in PER_VARIANT}
+
+
+def test_a_cell_whose_models_tokens_nobody_made_makes_them_first_and_they_are_up_to_date(entries, graph):
+    tiny = graph(entries())
+    result = tiny.measure(1, "jsae/sae_pair", raise_on_error=True)
+    assert "the tokens of tiny are not there yet: making them first" in tiny.messages(result)
+    assert materialised(result) == {"tokens", "jsae/sae_pair"}
+    freshness = Freshness(
+        tiny.catalog, tiny.definitions.resolve_asset_graph(), tiny.definitions.resources, tiny.instance
+    )
+    assert not {"tokens tiny", "jsae/sae_pair tiny:1"} & {str(place) for place in freshness.out_of_date}
+    before = load_file(tiny.file("tokens", None))
+    tiny.tokenise()
+    after = load_file(tiny.file("tokens", None))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 # A cell that the catalog does not hold

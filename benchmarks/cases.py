@@ -207,7 +207,8 @@ def quality(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
             return pair_quality(pair, lm, documents)
 
         _, memory = peak_memory(lambda: ours(documents[: work.ours]), device)
-        theirs = original.quality(pair, lm, few)
+        hooked = original.hooked_model(lm)
+        theirs = original.quality(pair, hooked, few)
         names = list(theirs)
         values = ours(few)
         difference = relative(torch.tensor([values[name] for name in names]), torch.tensor(list(theirs.values())))
@@ -218,7 +219,7 @@ def quality(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
             {
                 "ours": per_unit(lambda: ours(documents[: work.ours]), work.ours * shape.document_tokens, device),
                 "original": per_unit(
-                    lambda: original.quality(pair, lm, few),
+                    lambda: original.quality(pair, hooked, few),
                     work.original * shape.document_tokens,
                     device,
                     usual_memory,

@@ -11,10 +11,11 @@ used. Gated MLPs, which the original does not have, are treated alike.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from jsae_core.language_model import LanguageModel
 from jsae_core.mlp import MLP
 from jsae_core.recipe import TrainingConfig
 from jsae_core.sae_pair import SAEPair
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 BINS, RANGE = 1100, 1.1
 NAN_SCAN_EVERY = 20  # documents
@@ -186,26 +190,40 @@ def _is_line(x: np.ndarray, y: np.ndarray) -> bool:
     return bool((np.abs(y - columns @ solution) < TOLERANCE).all())
 
 
+def hooked_model(language_model: LanguageModel) -> TransformerBridge:
+    """The same model with TransformerLens's hooks, which the original reads and splices with."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    bridge = TransformerBridge.boot_transformers(
+        language_model.name,
+        device=str(language_model.device),
+        dtype=language_model.dtype,
+        tokenizer=language_model.tokenizer,
+        hf_model=copy.deepcopy(language_model.hugging_face),  # the bridge puts its own parts into it
+    )
+    return bridge.eval().requires_grad_(False)
+
+
 @torch.no_grad()
-def quality(pair: SAEPair, language_model: LanguageModel, documents: Sequence[Tensor]) -> dict[str, float]:
+def quality(pair: SAEPair, bridge: TransformerBridge, documents: Sequence[Tensor]) -> dict[str, float]:
     """Five passes of the whole language model a document, and one sandwich. Names as in `pair_quality`; means over
     tokens, BOS left out."""
     sums: dict[str, float] = {}
     layer = pair.config.layer
     predicted = measured = 0
     for document in documents:
-        tokens = document[None].to(language_model.device)
-        mlp_input, mlp_output = _true_activations(language_model, tokens, layer)
+        tokens = document[None].to(pair.input_sae.W_dec.device)
+        mlp_input, mlp_output = _true_activations(bridge, tokens, layer)
         splices = {
             "input": ("hook_in", decode(pair.input_sae, encode(pair.input_sae, mlp_input)[0])),
             "output": ("hook_out", decode(pair.output_sae, encode(pair.output_sae, mlp_output)[0])),
             "zero_input": ("hook_in", torch.zeros_like(mlp_input)),
             "zero_output": ("hook_out", torch.zeros_like(mlp_output)),
         }
-        clean = language_model.bridge(tokens, return_type="logits").log_softmax(-1)
+        clean = bridge(tokens, return_type="logits").log_softmax(-1)
         values = {"ce_clean": _cross_entropy(clean, tokens)}
         for name, (hook, replacement) in splices.items():
-            spliced = _spliced(language_model, tokens, f"blocks.{layer}.mlp.{hook}", replacement).log_softmax(-1)
+            spliced = _spliced(bridge, tokens, f"blocks.{layer}.mlp.{hook}", replacement).log_softmax(-1)
             values[f"ce_{name}"] = _cross_entropy(spliced, tokens)
             values[f"kl_{name}"] = F.kl_div(spliced, clean, log_target=True, reduction="none").sum(-1)[0, 1:].sum()
         magnitude = sandwich(pair, mlp_input[0, 1:]).jacobian.abs()
@@ -219,15 +237,15 @@ def quality(pair: SAEPair, language_model: LanguageModel, documents: Sequence[Te
     return {name: value / (predicted if name.startswith("ce") else measured) for name, value in sums.items()}
 
 
-def _true_activations(language_model: LanguageModel, tokens: Tensor, layer: int) -> list[Tensor]:
+def _true_activations(bridge: TransformerBridge, tokens: Tensor, layer: int) -> list[Tensor]:
     names = [f"blocks.{layer}.mlp.{hook}" for hook in ("hook_in", "hook_out")]
-    _, cache = language_model.bridge.run_with_cache(tokens, names_filter=names, stop_at_layer=layer + 1)
+    _, cache = bridge.run_with_cache(tokens, names_filter=names, stop_at_layer=layer + 1)
     return [cache[name] for name in names]
 
 
-def _spliced(language_model: LanguageModel, tokens: Tensor, hook: str, replacement: Tensor) -> Tensor:
+def _spliced(bridge: TransformerBridge, tokens: Tensor, hook: str, replacement: Tensor) -> Tensor:
     hooks = [(hook, lambda tensor, hook: replacement)]
-    return language_model.bridge.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks)
+    return bridge.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks)
 
 
 def _cross_entropy(log_probabilities: Tensor, tokens: Tensor) -> Tensor:

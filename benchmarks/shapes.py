@@ -147,8 +147,7 @@ def language_model(shape: Shape, device: torch.device, seed: int = 0) -> Iterato
         return
     with tempfile.TemporaryDirectory() as directory:
         _save_random_model(shape, directory, seed)
-        model = load_language_model(directory, device)
-    yield model
+        yield load_language_model(directory, device)
 
 
 def _save_random_model(shape: Shape, directory: str, seed: int) -> None:
@@ -170,6 +169,6 @@ def _save_random_model(shape: Shape, directory: str, seed: int) -> None:
     )
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-    words = Tokenizer(models.WordLevel({BOS: 0}, BOS))  # documents are drawn as token ids: no word is ever looked up
+    words = Tokenizer(models.WordLevel({BOS: 0, "word": 1}, BOS))  # documents are drawn as token ids, none is looked up
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token=BOS, eos_token=BOS, unk_token=BOS)
     tokenizer.save_pretrained(directory)

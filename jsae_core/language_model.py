@@ -1,8 +1,10 @@
 """A language model and what happens at one of its MLPs.
 
-Here: loading (TransformerLens's bridge, weights unprocessed), its randomised twin, the MLP's input and output at a
-layer, what the model says when they are replaced, the frozen MLP.
-Not here: batching documents (`activations.py`), text and tokens (`text.py`).
+Here: loading, its randomised twin, the MLP's input and output at a layer, what the model says when they are replaced,
+the frozen MLP. All of it is read from Hugging Face's own model while that runs, and what is built here (the frozen MLP,
+a pass that is resumed, the logits of what leaves the last block) is compared with it before it is given out.
+Not here: where the files are (`model_files.py`), how an MLP is found (`decoder_blocks.py`), batching documents
+(`activations.py`), text and tokens (`text.py`).
 """
 
 from __future__ import annotations
@@ -15,16 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from jsae_core.decoder_blocks import BlockMLP, alone, decoder_blocks, find_mlps, hidden_state, hooked
 from jsae_core.memory import fitting
 from jsae_core.mlp import MLP
+from jsae_core.model_files import find_model, read_model, read_tokenizer
 from jsae_core.tensor_files import read_tensors
 from jsae_core.transformer_lens_weights import weights_from_transformer_lens
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROBE = (2, 5)  # rows and positions of the tokens on which a model is compared with itself
+CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "seq_length")
+DEFAULT_CONTEXT = 2048  # of a model whose config names none, since its positions are relative (BLOOM's training length)
 
 
 class LanguageModel:
@@ -32,29 +39,52 @@ class LanguageModel:
 
     Attributes:
         name: the hub name or directory it was loaded from.
-        bridge: TransformerLens's bridge; `bridge.tokenizer` is the Hugging Face tokenizer.
+        revision: the commit of a model from the hub; None for a directory.
+        hugging_face, tokenizer: Hugging Face's own model and tokenizer.
         n_layers, d_model, context_size, n_vocabulary: sizes.
+
+    Raises:
+        ValueError: the model has no blocks that can be found, or its logits are not finite or depend on more than what
+            leaves the last block.
     """
 
-    def __init__(self, name: str, bridge: TransformerBridge):
+    def __init__(
+        self,
+        name: str,
+        hugging_face: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        revision: str | None = None,
+    ):
         self.name = name
-        self.bridge = bridge
-        self.n_layers: int = bridge.cfg.n_layers
-        self.d_model: int = bridge.cfg.d_model
-        self.context_size: int = bridge.cfg.n_ctx
-        self.n_vocabulary: int = bridge.cfg.d_vocab
-
-    @property
-    def tokenizer(self):
-        return self.bridge.tokenizer
+        self.revision = revision
+        self.hugging_face = hugging_face
+        self.tokenizer = tokenizer
+        config = hugging_face.config.get_text_config(decoder=True)
+        self._blocks = decoder_blocks(hugging_face)
+        self.n_layers = len(self._blocks)
+        self.d_model: int = config.hidden_size
+        self.context_size: int = next(
+            (size for name in CONTEXT_NAMES if (size := getattr(config, name, None))), DEFAULT_CONTEXT
+        )
+        self.n_vocabulary: int = hugging_face.get_input_embeddings().weight.shape[0]
+        self._verified: set[int] = set()
+        self._probe = self._probe_tokens()
+        self._mlps, self._block_form, logits = find_mlps(hugging_face, self._blocks, self._probe)
+        if not logits.isfinite().all():
+            raise ValueError(f"{self._who()}: gives logits that are NaN or infinite; are its weights damaged?")
+        self._compare(
+            "what its final norm and unembedding make of what leaves its last block",
+            self.logits(hidden_state(self._block_form).flatten(0, 1)),
+            logits.flatten(0, 1),
+        )
 
     @property
     def device(self) -> torch.device:
-        return next(self.bridge.original_model.parameters()).device
+        return next(self.hugging_face.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.bridge.original_model.parameters()).dtype
+        return next(self.hugging_face.parameters()).dtype
 
     @torch.no_grad()
     def mlp_activations(self, tokens: Tensor, layer: int) -> tuple[Tensor, Tensor]:
@@ -66,29 +96,14 @@ class LanguageModel:
 
         Returns:
             Two [..., position, d_model]: what enters the MLP (after its LayerNorm, gain and bias included) and what
-            leaves it, before anything is added to it.
+            leaves its last linear map, before anything is added to it or normalised.
 
         Raises:
-            ValueError: the model has no such layer, or a token id is outside its vocabulary.
+            ValueError: the model has no such layer, or none with a plain or gated MLP; a token id is outside its
+                vocabulary or a document longer than its context; or what is read here does not agree with the model.
         """
-        from transformer_lens.model_bridge.exceptions import StopAtLayerException
-
-        self._check_layer(layer)
-        rows = self._checked(tokens)
-        caught: dict[str, Tensor] = {}
-        names = [f"blocks.{layer}.mlp.hook_in", f"blocks.{layer}.mlp.hook_out"]
-
-        def keep(tensor: Tensor, hook) -> None:
-            caught[hook.name] = tensor.detach()
-            if len(caught) == len(names):
-                # the bridge's own signal; stop_at_layer alone runs the unembedding too where the layer is the last
-                raise StopAtLayerException(tensor)
-
-        self.bridge.run_with_hooks(
-            rows, return_type=None, stop_at_layer=layer + 1, fwd_hooks=[(name, keep) for name in names]
-        )
-        mlp_input, mlp_output = (caught[name].reshape(*tokens.shape, -1) for name in names)
-        return mlp_input, mlp_output
+        self._verify(layer)
+        return self._activations(self._checked(tokens), layer, tokens.shape)
 
     @torch.no_grad()
     def clean_pass(self, tokens: Tensor, layer: int) -> CleanPass:
@@ -100,70 +115,75 @@ class LanguageModel:
         Raises:
             ValueError: as `mlp_activations` does.
         """
-        self._check_layer(layer)
-        tokens = self._checked(tokens)
-        kept: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Callable:
-            return lambda module, args, output: kept.update({name: _hidden(output)})
-
-        def keep_at(name: str) -> Callable:
-            return lambda tensor, hook: kept.update({name: tensor})
-
-        modules = {"attention": self.bridge.blocks[layer].attn} | (
-            {"entering": self.bridge.blocks[layer - 1]} if layer else {}
-        )
-        handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-        points = [
-            (f"blocks.{layer}.mlp.hook_in", keep_at("input")),
-            (f"blocks.{layer}.mlp.hook_out", keep_at("output")),
-        ]
-        try:
-            leaving = self._blocks_output(tokens, points)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return CleanPass(
-            kept["input"], kept["output"], leaving, tokens, layer, kept.get("entering"), kept["attention"], self
-        )
+        self._verify(layer)
+        return self._clean_pass(self._checked(tokens), layer)
 
     @torch.no_grad()
     def logits(self, blocks_output: Tensor) -> Tensor:
         """What leaves the last block, [n, d_model] -> logits [n, vocabulary]: the final norm and the unembedding, and
         whatever else the model does there."""
-        blocks = self.bridge.blocks
         tokens = torch.zeros(len(blocks_output), 1, dtype=torch.int64, device=self.device)
-        with _giving(dict.fromkeys(blocks, blocks_output[:, None])):
-            return self.bridge(tokens, return_type="logits")[:, 0]
-
-    def _blocks_output(self, tokens: Tensor, hooks: list) -> Tensor:
-        """What leaves the last block, [row, position, d_model]; the unembedding is not run."""
-        from transformer_lens.model_bridge.exceptions import StopAtLayerException
-
-        last: list[Tensor] = []
-
-        def stop(tensor: Tensor, hook) -> None:
-            last.append(tensor)
-            raise StopAtLayerException(tensor)
-
-        hooks = [*hooks, (f"blocks.{self.n_layers - 1}.hook_out", stop)]
-        self.bridge.run_with_hooks(tokens, return_type=None, stop_at_layer=self.n_layers, fwd_hooks=hooks)
-        return last[0]
+        with _giving(dict.fromkeys(self._blocks, alone(self._block_form, blocks_output[:, None]))):
+            return self._run(tokens)[:, 0]
 
     def mlp(self, layer: int) -> MLP:
         """The frozen MLP of a layer, on the model's device and in its dtype. Raises ValueError as above."""
-        self._check_layer(layer)
-        module = self.bridge.blocks[layer].mlp
-        linears = dict(module.named_children())
-        if not {"in", "out"} <= linears.keys():
-            raise ValueError(
-                f"{self.name}, layer {layer}: its MLP is a {type(module).__name__} without the linear maps 'in' and "
-                "'out'; only plain and gated MLPs have a Jacobian here"
-            )
-        W_in, b_in = _row_major(linears["in"])
-        W_out, b_out = _row_major(linears["out"])
-        W_gate, b_gate = _row_major(linears["gate"]) if "gate" in linears else (None, None)
-        return MLP(W_in, W_out, self.bridge.cfg.act_fn, b_in, b_out, W_gate, b_gate)
+        self._verify(layer)
+        return self._mlps[layer].frozen()
+
+    # --- running Hugging Face's model ---
+
+    def _run(self, tokens: Tensor) -> Tensor:
+        return self.hugging_face(tokens, use_cache=False).logits
+
+    def _activations(self, rows: Tensor, layer: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        mlp, kept = self._mlps[layer], {}
+
+        def stop(module, args, output) -> None:
+            kept["output"] = output
+            raise _Stop
+
+        hooks = (mlp.into[0].register_forward_pre_hook(_keep_input(kept)), mlp.down.register_forward_hook(stop))
+        with hooked(hooks), contextlib.suppress(_Stop):
+            self._run(rows)
+        return kept["input"].reshape(*shape, -1), kept["output"].reshape(*shape, -1)
+
+    def _clean_pass(self, rows: Tensor, layer: int) -> CleanPass:
+        mlp, kept, ahead = self._mlps[layer], {}, {}
+
+        def keep_output(module, args, output) -> None:
+            kept["output"] = output.clone()  # Falcon adds in place to what its MLP gave
+
+        def keep_ahead(module, args, output) -> None:
+            ahead[module] = alone(output)
+
+        # the blocks before the layer's are not run again, and all that is needed of them is what the last of them gave
+        parts = [*mlp.before, *self._blocks[max(0, layer - 1) : layer]]
+        hooks = [
+            mlp.into[0].register_forward_pre_hook(_keep_input(kept)),
+            mlp.down.register_forward_hook(keep_output),
+            *(part.register_forward_hook(keep_ahead) for part in parts),
+        ]
+        with hooked(hooks):
+            leaving = self._blocks_output(rows)
+        if layer:
+            ahead |= dict.fromkeys(self._blocks[:layer], ahead[self._blocks[layer - 1]])
+        mlp_input, mlp_output = (kept[name].reshape(*rows.shape, -1) for name in ("input", "output"))
+        return CleanPass(mlp_input, mlp_output, leaving, rows, layer, kept["output"].shape, ahead, self)
+
+    def _blocks_output(self, rows: Tensor) -> Tensor:
+        """What leaves the last block, [row, position, d_model]; the unembedding is not run."""
+        last: list[Tensor] = []
+
+        def stop(module, args, output) -> None:
+            last.append(hidden_state(output))
+            raise _Stop
+
+        with hooked([self._blocks[-1].register_forward_hook(stop)]), contextlib.suppress(_Stop):
+            self._run(rows)
+        return last[0]
+
+    # --- what is refused ---
 
     def _checked(self, tokens: Tensor) -> Tensor:
         """[rows, position] on the model's device."""
@@ -172,11 +192,60 @@ class LanguageModel:
                 f"token ids run from {int(tokens.min())} to {int(tokens.max())}, but {self.name} has a vocabulary of "
                 f"{self.n_vocabulary}; were they made with another model's tokenizer?"
             )
+        if tokens.shape[-1] > self.context_size:
+            raise ValueError(
+                f"{tokens.shape[-1]} tokens in a row were given, but {self.name} has a context of {self.context_size}; "
+                "cut the documents (the context_size of tokenise, or of the model in the catalog)"
+            )
         return tokens.reshape(-1, tokens.shape[-1]).to(self.device)
 
-    def _check_layer(self, layer: int) -> None:
+    def _verify(self, layer: int) -> None:
+        """At the first use of a layer: what is read from it and built for it, against the model's own forward."""
+        if layer in self._verified:
+            return
         if not 0 <= layer < self.n_layers:
             raise ValueError(f"{self.name} has layers 0 to {self.n_layers - 1}; there is no layer {layer}")
+        mlp = self._mlps[layer]
+        if not isinstance(mlp, BlockMLP):
+            raise ValueError(f"{self._who()}, layer {layer} {mlp}; only plain and gated MLPs have a Jacobian here")
+        x, y = mlp.example
+        read = self._activations(self._probe, layer, self._probe.shape)
+        self._compare("the input of its MLP that is read here", read[0].flatten(0, 1), x, layer)
+        self._compare("the output of its MLP that is read here", read[1].flatten(0, 1), y, layer)
+        self._compare(f"the MLP (activation {mlp.activation}) that is made of its weights", mlp.frozen()(x), y, layer)
+        other = y.roll(1, dims=0).flip(-1)
+
+        def replace(module, args, output: Tensor) -> Tensor:
+            return other.view_as(output).clone()
+
+        with hooked([mlp.down.register_forward_hook(replace)]):
+            expected = self._blocks_output(self._probe)
+        resumed = self._clean_pass(self._probe, layer).resumed(other.view(*self._probe.shape, -1))
+        self._compare("what leaves its last block if another output of the MLP is put in", resumed, expected, layer)
+        self._verified.add(layer)
+
+    def _compare(self, what: str, ours: Tensor, theirs: Tensor, layer: int | None = None) -> None:
+        wide = torch.promote_types(self.dtype, torch.float32)
+        ours, theirs = ours.to(wide), theirs.to(wide)
+        off = float((ours - theirs).norm() / theirs.norm().clamp(min=torch.finfo(theirs.dtype).tiny))
+        if not off <= self._tolerance():
+            at = "" if layer is None else f", layer {layer}"
+            raise ValueError(
+                f"{self._who()}{at}: {what} differs from what Hugging Face's own model gives, by {off:.2g} of its "
+                "norm; this architecture cannot be measured here"
+            )
+
+    def _tolerance(self) -> float:
+        """Relative. Rounding differs by a few units in the last place where pieces have other shapes."""
+        return min(0.05, 1000 * torch.finfo(self.dtype).eps)
+
+    def _who(self) -> str:
+        return f"{self.name} ({type(self.hugging_face).__name__})"
+
+    def _probe_tokens(self) -> Tensor:
+        rows, positions = PROBE[0], min(PROBE[1], self.context_size)
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(self.n_vocabulary, (rows, positions), generator=generator).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -193,45 +262,44 @@ class CleanPass:
     blocks_output: Tensor
     _tokens: Tensor
     _layer: int
-    _entering: Tensor | None  # what enters the layer's block; None: the embedding, which is made again
-    _attention: Tensor
+    _output_shape: torch.Size  # that the model's own MLP gives: OPT has all positions of all rows in one dimension
+    _ahead: Mapping[nn.Module, object]  # what the parts gave that come before the MLP
     _language_model: LanguageModel
 
     @torch.no_grad()
     def resumed(self, mlp_output: Tensor) -> Tensor:
         """What leaves the last block, [row, position, d_model], if `mlp_output` (same shape) leaves that MLP. Nothing
         before it is computed again: the model runs, but its earlier parts give what they gave."""
-        blocks = self._language_model.bridge.blocks
-        layer = blocks[self._layer]
-        given = dict.fromkeys(list(blocks)[: self._layer], self._entering)
-        given |= {layer.attn: (self._attention, None), layer.mlp: mlp_output}
+        mlp = self._language_model._mlps[self._layer]
+        given = dict(self._ahead)
+        # what the activation makes of it goes into the last map, which does not look at it
+        given |= {part: mlp_output.new_zeros(1, 1, width) for part, width in zip(mlp.into, mlp.widths, strict=True)}
+        given[mlp.down] = mlp_output.reshape(self._output_shape).clone()  # Falcon adds in place to it
         with _giving(given):
-            return self._language_model._blocks_output(self._tokens, [])
+            return self._language_model._blocks_output(self._tokens)
 
 
-def _hidden(output: Tensor | tuple) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+class _Stop(Exception):
+    """Ends a pass when all that was asked for is there."""
+
+
+def _keep_input(kept: dict[str, Tensor]) -> Callable:
+    def hook(module, args) -> None:
+        kept["input"] = args[0]
+
+    return hook
 
 
 @contextlib.contextmanager
-def _giving(outputs: Mapping[torch.nn.Module, object]) -> Iterator[None]:
+def _giving(outputs: Mapping[nn.Module, object]) -> Iterator[None]:
     """Modules that give a fixed output and compute nothing."""
-    for module, output in outputs.items():  # not by setattr, which the bridge's modules pass on to what they wrap
-        vars(module)["forward"] = lambda *args, output=output, **kwargs: output
+    for module, output in outputs.items():
+        module.forward = lambda *args, output=output, **kwargs: output
     try:
         yield
     finally:
         for module in outputs:
-            del vars(module)["forward"]
-
-
-def _row_major(linear) -> tuple[Tensor, Tensor | None]:
-    """Weight [in, out] and bias: Hugging Face's Linear keeps [out, in], GPT-2's Conv1D keeps [in, out]."""
-    module = linear.original_component
-    weight = module.weight.detach()
-    return weight.clone() if type(module).__name__ == "Conv1D" else weight.T.clone(), (
-        None if module.bias is None else module.bias.detach().clone()
-    )
+            del module.forward
 
 
 def load_language_model(
@@ -240,87 +308,56 @@ def load_language_model(
     dtype: str | torch.dtype = "float32",
     randomise_seed: int | None = None,
     randomised_weights: str | Path | None = None,
+    revision: str | None = None,
 ) -> LanguageModel:
     """Load a model from the Hugging Face hub or a local directory in its format, tokenizer included.
 
     Args:
+        name_or_directory: a `Path` is a directory, and so is text that starts with `.`, `/` or `~` or names a folder
+            that holds a config.json; other text is a name on the hub.
         randomise_seed: redraw every weight matrix and embedding from N(0, 0.8 / sqrt(d_model)), which is the standard
             deviation, with this seed; biases and normalisation stay as they were trained (Farnik et al., 2025: the
             control that shows what training the language model has to do with sparse Jacobians). The same seed gives
             the same weights on every device.
         randomised_weights: a safetensors file with weights that were randomised before, in TransformerLens's names, as
             published artifacts bring them; instead of a seed.
+        revision: a branch, tag or commit of a hub model. With one, text is a name on the hub even if there is such a
+            folder.
 
     Raises:
         FileNotFoundError: a directory was named that does not hold a model, or there is no file of weights.
-        ValueError: the model cannot be reached or read, the dtype is none, or the weights are not this model's.
+        ValueError: the model cannot be reached or read; its weights or its tokenizer are not complete; the dtype is
+            none; the randomised weights are not this model's; or it does not compute what is read from it here.
         MemoryError: the device has no room for it.
         RuntimeError, AssertionError: torch's own, where this machine lacks the device.
     """
-    from transformer_lens.model_bridge import TransformerBridge
-
-    name = str(name_or_directory)
-    looks_local = isinstance(name_or_directory, Path) or name.startswith((".", "/", "~")) or Path(name).is_dir()
-    if looks_local and not (Path(name) / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{name}: holds no config.json; expected a model in Hugging Face format (config.json, model.safetensors, "
-            "tokenizer.json)"
-        )
     torch_dtype = getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(f"dtype is {dtype!r}, expected float32, bfloat16 or the like")
     if randomise_seed is not None and randomised_weights is not None:
         raise ValueError(f"a randomise_seed ({randomise_seed}) and randomised_weights were given; expected at most one")
-    randomised = randomise_seed is not None or randomised_weights is not None
+    torch.empty(0, device=device)  # a missing device is told before anything is read
+    files = find_model(name_or_directory, revision)
     weights = None if randomised_weights is None else _read_weights(randomised_weights)
-    torch.empty(0, device=device)  # so that a missing device is not taken for a missing model below
-    # the bridge keeps some weights twice (fused and split): they are changed where Hugging Face keeps them once
-    hf_model = None
-    if randomised:
-        with _loading(name, looks_local):
-            hf_model = _hugging_face(name, torch_dtype)
+    model = read_model(files, torch_dtype)
+    tokenizer = read_tokenizer(files, model.get_input_embeddings().weight.shape[0])
     if randomise_seed is not None:
-        _randomise(hf_model, randomise_seed)
+        _randomise(model, randomise_seed)
     if weights is not None:
         try:
-            weights_from_transformer_lens(weights, hf_model)
+            weights_from_transformer_lens(weights, model)
         except ValueError as error:
             raise ValueError(f"{randomised_weights}: {error}") from error
-    with _loading(name, looks_local), fitting(f"the language model {name}", device):
-        bridge = TransformerBridge.boot_transformers(
-            name, device=str(device), dtype=torch_dtype, hf_model=hf_model and hf_model.to(device)
-        )
-    bridge.eval().requires_grad_(False)
-    return LanguageModel(f"{name} (weights randomised)" if randomised else name, bridge)
-
-
-@contextlib.contextmanager
-def _loading(name: str, looks_local: bool) -> Iterator[None]:
-    """Makes any error of loading a model one that says which, and what to look at."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:  # transformers, huggingface_hub, httpx and safetensors each raise their own
-        where = "local directory" if looks_local else "model on the Hugging Face hub"
-        hint = (
-            "are config.json, model.safetensors and tokenizer.json complete?"
-            if looks_local
-            else "check the name and the network, or download it and name its directory"
-        )
-        raise ValueError(f"{name} ({where}) could not be loaded: {type(error).__name__}: {error}\n{hint}") from error
-
-
-def _hugging_face(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager")
+    randomised = randomise_seed is not None or randomised_weights is not None
+    name = f"{files.name} (weights randomised)" if randomised else files.name
+    with fitting(f"the language model {files.name}", device):
+        return LanguageModel(name, model.to(device), tokenizer, files.revision)
 
 
 @torch.no_grad()
 def _randomise(model: PreTrainedModel, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    deviation = 0.8 / math.sqrt(model.config.hidden_size)
+    deviation = 0.8 / math.sqrt(model.config.get_text_config(decoder=True).hidden_size)
     for parameter in model.parameters():
         if parameter.dim() > 1:  # biases and normalisation have one dimension
             parameter.copy_(deviation * torch.randn(parameter.shape, generator=generator))

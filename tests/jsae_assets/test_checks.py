@@ -38,7 +38,7 @@ def true_inputs(measured, lm):
 
 
 def norm_parameters(lm):
-    norm = lm.bridge.original_model.gpt_neox.layers[LAYER].post_attention_layernorm
+    norm = lm.hugging_face.gpt_neox.layers[LAYER].post_attention_layernorm
     return norm.weight.detach(), norm.bias.detach()
 
 

@@ -175,7 +175,7 @@ def test_a_bfloat16_model_is_measured_with_float32_s_digits(directory, documents
     assert quality["norm_l2t"] == pytest.approx(magnitude.square().mean(dim=(1, 2)).sqrt().mean().item(), rel=1e-9)
     losses = []
     for document in documents:
-        log_p = language_model.bridge(document[None], return_type="logits")[0].double().log_softmax(-1)
+        log_p = language_model.hugging_face(document[None]).logits[0].double().log_softmax(-1)
         losses += [-log_p[position, document[position + 1]].item() for position in range(1, len(document) - 1)]
     # the logits themselves are rounded, and padding may move their last digits; log p is not rounded once more
     assert quality["ce_clean"] == pytest.approx(numpy.mean(losses), abs=0.002)
@@ -366,14 +366,14 @@ def test_a_pair_of_another_dtype_than_the_model_s_is_refused_with_both(pair, dir
 
 def test_a_model_whose_logits_are_not_finite_is_refused(pair, directory, documents):
     broken = load_language_model(directory, dtype="float64")
-    broken.bridge.original_model.get_output_embeddings().weight.data[0, 0] = math.nan
+    broken.hugging_face.get_output_embeddings().weight.data[0, 0] = math.nan
     with pytest.raises(ValueError, match="NaN or infinite: ce_clean.*finite logits"):
         pair_quality(pair, broken, documents)
 
 
 def test_measuring_leaves_the_model_and_the_pair_as_they_were(pair, language_model, documents):
-    logits = language_model.bridge(documents[1][None], return_type="logits")
+    logits = language_model.hugging_face(documents[1][None]).logits
     tensors = {name: tensor.clone() for name, tensor in pair.tensors().items()}
     pair_quality(pair, language_model, documents)
-    assert torch.equal(language_model.bridge(documents[1][None], return_type="logits"), logits)
+    assert torch.equal(language_model.hugging_face(documents[1][None]).logits, logits)
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in pair.tensors().items())

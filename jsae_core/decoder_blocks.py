@@ -1,0 +1,273 @@
+"""The blocks of a Hugging Face decoder and the MLP of each, found by what flows through them, not by their names.
+
+Here: which module is a block, which of its linear maps are its MLP's, what its activation is called, and which of its
+parts are finished when the MLP begins. An MLP is one only if its linear maps and its activation, put together, give
+what was seen to flow.
+Not here: loading (`model_files.py`), reading and replacing activations (`language_model.py`), the frozen MLP
+(`mlp.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from jsae_core.mlp import MLP, activation_function
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ACTIVATION_RANGE = torch.linspace(-20, 20, 8001, dtype=torch.float64)  # wide enough for clipped activations
+SAME_ACTIVATION = 1e-6  # gelu and its tanh approximation differ by 5e-4, two ways to write the latter by 1e-8
+
+
+@dataclass(frozen=True)
+class BlockMLP:
+    """The MLP of one block, with views of its weights as [out, in]; None where it has no bias or no gate.
+
+    Attributes:
+        into, widths: the linear maps that are given the MLP's input - one, or two where the MLP is gated and its
+            weights are not kept as one - and how many numbers each gives.
+        down: the linear map whose output is the MLP's, before anything is added to it or normalised.
+        activation: the name that Hugging Face has for the activation.
+        before: the parts of the block that hold weight matrices and are finished when the MLP begins: attention.
+        example: what entered and what left it, [n, d_model] each, in the pass in which it was found.
+    """
+
+    into: tuple[nn.Module, ...]
+    widths: tuple[int, ...]
+    down: nn.Module
+    activation: str
+    before: tuple[nn.Module, ...]
+    example: tuple[Tensor, Tensor]
+    W_in: Tensor
+    b_in: Tensor | None
+    W_gate: Tensor | None
+    b_gate: Tensor | None
+
+    def frozen(self) -> MLP:
+        """A copy of it. Raises ValueError where its activation cannot be used."""
+        W_out, b_out = _weight_and_bias(self.down)
+        W_in, W_out, W_gate = (None if W is None else _row_major(W) for W in (self.W_in, W_out, self.W_gate))
+        b_in, b_out, b_gate = (None if b is None else b.clone() for b in (self.b_in, b_out, self.b_gate))
+        return MLP(W_in, W_out, self.activation, b_in, b_out, W_gate, b_gate)
+
+
+@torch.no_grad()
+def find_mlps(
+    model: PreTrainedModel, blocks: Sequence[nn.Module], tokens: Tensor
+) -> tuple[list[BlockMLP | str], Tensor | Sequence, Tensor]:
+    """Run the model once, and find the MLP of each block in what its parts were given and gave.
+
+    Args:
+        tokens: [row, position], a few.
+
+    Returns:
+        For each block its MLP, or what it is instead; what the last block gave, in its own form; and the logits,
+        [row, position, vocabulary].
+    """
+    last: list = []
+    traces: list[list[_Call]] = [[] for _ in blocks]
+
+    def keep(trace: list[_Call], module: nn.Module) -> RemovableHandle:
+        def hook(module, args, kwargs, output):
+            given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+            gave = hidden_state(output)
+            if given is not None and isinstance(gave, Tensor):
+                trace.append(_Call(module, given.clone(), gave.clone()))  # Falcon adds in place to what its MLP gave
+
+        return module.register_forward_hook(hook, with_kwargs=True)
+
+    def keep_last(module, args, output) -> None:
+        last.append(alone(output))
+
+    handles = [keep(trace, module) for block, trace in zip(blocks, traces, strict=True) for module in block.modules()]
+    with hooked([*handles, blocks[-1].register_forward_hook(keep_last)]):
+        logits = model(tokens, use_cache=False).logits
+    names = _ActivationNames(model)
+    found = [_find_mlp(block, trace, names) for block, trace in zip(blocks, traces, strict=True)]
+    return found, last[0], logits
+
+
+def decoder_blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder's blocks, in order. Raises ValueError where none are found."""
+    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    for module in model.get_decoder().modules():  # outer modules come first
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers and all(map(_holds_matrices, module)):
+            return list(module)
+    raise ValueError(f"{type(model).__name__} has no list of its {n_layers} blocks")
+
+
+def hidden_state(output: Tensor | Sequence) -> Tensor:
+    """What a part gives to the next. Some parts give a sequence of it and of what else they know."""
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def alone(output: Tensor | Sequence, hidden: Tensor | None = None) -> Tensor | Sequence:
+    """A part's output in its own form without what else it knows (attention weights), or another one in that form."""
+    hidden = hidden_state(output) if hidden is None else hidden
+    return type(output)([hidden, *(None for _ in output[1:])]) if isinstance(output, (tuple, list)) else hidden
+
+
+@contextlib.contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are removed at the end."""
+    handles = list(handles)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """A call of a module that has ended; of several tensors the first."""
+
+    module: nn.Module
+    given: Tensor
+    gave: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Branch:
+    """A linear map of the MLP's input, as wide as its hidden layer."""
+
+    W: Tensor  # [d_mlp, d_model]
+    b: Tensor | None
+    value: Tensor  # [..., d_mlp]
+
+
+def _find_mlp(block: nn.Module, trace: Sequence[_Call], names: _ActivationNames) -> BlockMLP | str:
+    if _holds_experts(block):
+        return "is a mixture of experts"
+    found = [mlp for holder in block.modules() if (mlp := _mlp_in(holder, block, trace, names)) is not None]
+    if not found:
+        return (
+            "has no MLP of one or two linear maps, an activation that Hugging Face has a name for and a linear map back"
+        )
+    if len(found) > 1:
+        return f"has {len(found)} MLPs"
+    return found[0]
+
+
+def _mlp_in(holder: nn.Module, block: nn.Module, trace: Sequence[_Call], names: _ActivationNames) -> BlockMLP | None:
+    """The MLP that consists of direct children of a module."""
+    children = list(holder.children())
+    linear = [child for child in children if _is_linear(child)]
+    calls = [call for call in trace if call.module in linear]
+    if len(linear) not in (2, 3) or len(calls) != len(linear):
+        return None
+    *into, down = calls
+    x, width = into[0].given, down.given.shape[-1]
+    if not all(_same(call.given, x) for call in into):
+        return None
+    branches = [branch for call in into for branch in _branches(call, width)]
+    for call in trace:
+        gates = [branch for branch in branches if call.module in children and _same(branch.value, call.given)]
+        if len(gates) != 1 or len(branches) > 2:
+            continue
+        others = [branch for branch in branches if branch is not gates[0]]
+        hidden = call.gave * others[0].value if others else call.gave
+        name = names[call.module]
+        if name is not None and torch.allclose(hidden, down.given, rtol=1e-2):
+            plain, gate = (others[0], gates[0]) if others else (gates[0], None)
+            return BlockMLP(
+                into=tuple(call.module for call in into),
+                widths=tuple(call.gave.shape[-1] for call in into),
+                down=down.module,
+                activation=name,
+                before=tuple(_finished(block, trace, trace.index(into[0]))),
+                example=(x.flatten(0, -2), down.gave.flatten(0, -2)),
+                W_in=plain.W,
+                b_in=plain.b,
+                W_gate=gate and gate.W,
+                b_gate=gate and gate.b,
+            )
+    return None
+
+
+def _branches(call: _Call, width: int) -> list[_Branch]:
+    """The branches that a linear map computes: one, or two where gate and input matrix are kept as one (Phi-3)."""
+    W, b = _weight_and_bias(call.module)
+    pieces = len(W) // width
+    biases = [None] * pieces if b is None else b.chunk(pieces)
+    return [_Branch(*parts) for parts in zip(W.chunk(pieces), biases, call.gave.chunk(pieces, dim=-1), strict=True)]
+
+
+def _finished(block: nn.Module, trace: Sequence[_Call], start: int) -> Iterator[nn.Module]:
+    """The block's parts with weight matrices that ran once, and ended before a place in the trace."""
+    for part in block.children():
+        ended = [place for place, call in enumerate(trace) if call.module is part]
+        if _holds_matrices(part) and len(ended) == 1 and ended[0] < start:
+            yield part
+
+
+class _ActivationNames:
+    """What Hugging Face calls an activation module: of the names of the function that it computes, the one that the
+    model's config has, else the first. None where it has no name."""
+
+    def __init__(self, model: PreTrainedModel):
+        from transformers.activations import ACT2FN
+
+        config = model.config.get_text_config(decoder=True).to_dict()
+        in_config = [value for value in config.values() if isinstance(value, str) and value in ACT2FN]
+        self._candidates = [*in_config, *ACT2FN]
+        self._known: dict[str, str | None] = {}
+
+    def __getitem__(self, module: nn.Module) -> str | None:
+        key = repr(module)
+        if key not in self._known:
+            self._known[key] = next((name for name in self._candidates if _computes(module, name)), None)
+        return self._known[key]
+
+
+def _computes(module: nn.Module, activation: str) -> bool:
+    try:
+        named = activation_function(activation)
+    except ValueError:  # one with learned parameters
+        return False
+    if list(module.parameters()):
+        return False
+    return (named(ACTIVATION_RANGE) - module(ACTIVATION_RANGE)).abs().max().item() < SAME_ACTIVATION
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _weight_and_bias(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """[out, in] and [out]: a Linear keeps its weight so, GPT-2's Conv1D keeps [in, out]."""
+    weight = linear.weight.detach()
+    return weight if isinstance(linear, nn.Linear) else weight.T, (
+        None if linear.bias is None else linear.bias.detach()
+    )
+
+
+def _row_major(weight: Tensor) -> Tensor:
+    """A copy [in, out] of a weight [out, in]."""
+    return weight.T.clone(memory_format=torch.contiguous_format)
+
+
+def _holds_matrices(module: nn.Module) -> bool:
+    return any(parameter.ndim > 1 for parameter in module.parameters())
+
+
+def _holds_experts(block: nn.Module) -> bool:
+    """Whether it has MLPs in a list, or in a module that says by its name that it stacks their weights."""
+    return any(
+        _holds_matrices(module) if isinstance(module, nn.ModuleList) else "Experts" in type(module).__name__
+        for module in block.modules()
+    )

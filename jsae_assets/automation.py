@@ -23,7 +23,7 @@ from jsae_assets.plan import (
     partitions_of,
     planned_runs,
 )
-from jsae_assets.resources import wandb_folder
+from jsae_assets.resources import downloads_folder
 
 DESCRIPTIONS = {
     TOKENS_JOB: "Tokenise a model's text.",
@@ -162,21 +162,20 @@ def _run_key(run: PlannedRun, freshness: Freshness) -> str:
 
 
 def alias_sensor(catalog: Catalog, asset_jobs: Sequence) -> list[dg.SensorDefinition]:
-    """Pairs that are named by an alias (`:latest`) are made again, with all that is measured on them, once it moves."""
-    named = [pair for pair in catalog.pairs if pair.wandb and not re.fullmatch(r"v\d+", pair.wandb.partition(":")[2])]
+    """Pairs that are named by an alias (`:latest`) or a branch are made again, with all that is measured on them, once
+    it moves."""
+    named = [pair for pair in catalog.pairs if pair.moves]
     if not named:
         return []
 
     @dg.sensor(
         name="moved_aliases",
         jobs=[job for job in asset_jobs if job.name.startswith(CELL_JOB)],
-        description="Looks whether a pair's wandb alias names another version than the one that was fetched.",
+        description="Looks whether a pair's alias or branch names another version than the one that was fetched.",
         default_status=dg.DefaultSensorStatus.STOPPED,
         minimum_interval_seconds=3600,
     )
     def moved_aliases(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest]:
-        from jsae_core.artifacts import find_wandb_artifact
-
         graph = context.repository_def.asset_graph
         for pair in named:
             key = dg.AssetKey([pair.variant, "sae_pair"])
@@ -192,9 +191,9 @@ def alias_sensor(catalog: Catalog, asset_jobs: Sequence) -> list[dg.SensorDefini
                 fetched = latest_metadata(context.instance, key, partition)
                 if fetched is None:
                     continue  # never asked for
-                found = find_wandb_artifact(pair.at(layer), wandb_folder(context.instance))
+                found = pair.find(layer, downloads_folder(context.instance))
                 if found.digest != fetched["source_digest"]:
-                    context.log.info(f"{pair.at(layer)} is {found.version} now")
+                    context.log.info(f"{pair.variant} of {pair.model} at layer {layer} is {found.path} now")
                     yield dg.RunRequest(
                         run_key=f"{pair.variant} {partition} {found.digest}",
                         job_name=job,

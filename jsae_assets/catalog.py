@@ -1,7 +1,8 @@
 """The catalog: which models, texts, variants and pairs exist, as one validated YAML file.
 
-Here: its sections, their rules and what can be asked of them. Not here: Dagster (`partitions.py` makes partitions of
-it) or torch (loading the definitions must stay fast).
+Here: its sections, their rules and what can be asked of them. Not here: what sections are made of (`sections.py`), where
+pairs come from (`sources.py`), Dagster (`partitions.py` makes partitions of it) or torch (loading the definitions must
+stay fast).
 """
 
 from __future__ import annotations
@@ -9,79 +10,38 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
-from jsae_core.recipe import TrainingConfig
+from jsae_assets.sections import FOLDER, Directory, Files, Key, Name, Section, Seed, VariantKey, exactly_one
+from jsae_assets.sources import KINDS, AnyPair, Pair, Recipe
+from jsae_core import embedded_model
+from jsae_core.wandb_client import PROJECT_PATH
 
 CATALOGS = Path(__file__).parent / "catalogs"
 DEFAULT_CATALOG = CATALOGS / "default.yaml"
 CATALOG_VARIABLE = "JSAE_CATALOG"
-RESERVED = ("catalog", "figures", "sweep_runs", "tokens")
 
 
 class CatalogError(ValueError):
     """The catalog cannot be read, is malformed or contradicts itself. The message names file and entry."""
 
 
-def _partition_key(key: str) -> str:
-    # Dagster accepts a|b and then silently loses it, commas break backfills, the rest would leave its folder
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", key) or ".." in key:
-        raise ValueError(
-            f"{key!r} cannot be a name: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, "
-            "without '..'"
-        )
-    return key
-
-
-def _asset_prefix(key: str) -> str:
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or key in RESERVED:
-        raise ValueError(
-            f"{key!r} cannot name a variant: expected small letters, digits and '_' (it prefixes assets), and none of "
-            f"{', '.join(RESERVED)}, which are other assets"
-        )
-    return key
-
-
-def _artifact_path(path: str) -> str:
-    if not re.fullmatch(r"[^/\s]+/[^/\s]+/[^/:\s]+:[^/:\s]+", path):
-        raise ValueError(f"{path!r} is no wandb artifact; expected entity/project/name:alias, such as e/p/pair:v0")
-    return path
-
-
 def _project_path(path: str) -> str:
-    if not re.fullmatch(r"[^/\s]+/[^/\s]+", path):
+    if not PROJECT_PATH.fullmatch(path):
         raise ValueError(f"{path!r} is no wandb project; expected entity/project")
     return path
-
-
-Artifact = Annotated[str, AfterValidator(_artifact_path)]
-Project = Annotated[str, AfterValidator(_project_path)]
-Key = Annotated[str, AfterValidator(_partition_key)]
-VariantKey = Annotated[str, AfterValidator(_asset_prefix)]
-Name = Annotated[str, Field(min_length=1)]  # of a directory, a file, or something on a hub
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _exactly_one(entry: Section, names: tuple[str, ...]) -> None:
-    given = [name for name in names if getattr(entry, name) is not None]
-    if len(given) != 1:
-        raise ValueError(f"expected exactly one of {', '.join(names)}; given: {', '.join(given) or 'none'}")
 
 
 class Text(Section):
     """Where documents come from: Python's standard library, local files or a Hugging Face dataset."""
 
     standard_library: Literal["train", "held_out"] | None = None
-    files: list[Name] | None = Field(default=None, min_length=1)
+    files: list[Files] | None = Field(default=None, min_length=1)
     dataset: Name | None = None
     config: str | None = None
     split: str = "validation"
@@ -89,7 +49,7 @@ class Text(Section):
 
     @model_validator(mode="after")
     def _one_source(self):
-        _exactly_one(self, ("standard_library", "files", "dataset"))
+        exactly_one(self, ("standard_library", "files", "dataset"))
         return self
 
 
@@ -97,8 +57,8 @@ C4 = Text(dataset="allenai/c4", config="en", split="validation")
 
 
 class Model(Section):
-    """A language model: a directory in Hugging Face format or a name on the hub, its randomised twin, and how much is
-    measured on which text.
+    """A language model: a directory in Hugging Face format, a name on the hub or the one that ships with this package,
+    its randomised twin, and how much is measured on which text.
 
     `tokens` is how many tokens every measure sees, BOS left out, but for the quality of a pair, which takes six passes
     through the model and sees the first `quality_tokens` of them. `ablation_samples` and `function_shapes` are how many
@@ -106,9 +66,10 @@ class Model(Section):
     of the twin with randomised weights, on which the variants that are a `control_of` another are trained and measured.
     """
 
-    directory: Name | None = None
+    directory: Directory | None = None
     hub: Name | None = None
-    randomise_seed: int = Field(default=0, ge=0)
+    embedded: Literal["stdlib-1m"] | None = None
+    randomise_seed: Seed = 0
     text: str | None = None
     tokens: int = Field(default=100_000, ge=1)
     context_size: int | None = Field(default=None, ge=2)
@@ -119,7 +80,8 @@ class Model(Section):
 
     @property
     def source(self) -> str:
-        return self.directory or self.hub
+        """What `jsae_core.load_language_model` takes."""
+        return str(embedded_model.FOLDER) if self.embedded else self.hub or str(self.directory)
 
     def published_name(self, key: str) -> str:
         """The name under which results of this model are published: the hub's, without its organisation."""
@@ -127,9 +89,9 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _one_source(self):
-        _exactly_one(self, ("directory", "hub"))
-        if self.directory and self.text is None:
-            raise ValueError("text is missing; a model from a directory names an entry of the text section")
+        exactly_one(self, ("directory", "hub", "embedded"))
+        if self.hub is None and self.text is None:
+            raise ValueError("text is missing; only a model from the hub may leave it out")
         return self
 
 
@@ -158,47 +120,6 @@ class Variant(Section):
     control_of: str | None = None
 
 
-class Recipe(Section):
-    """Train a pair here: `tokens` tokens of a text, and a `jsae_core.TrainingConfig`."""
-
-    text: str
-    tokens: int = Field(ge=1)
-    config: TrainingConfig
-
-
-class ExplainedVariance(Section):
-    """The least share of variance that each SAE must explain on held-out tokens, or the pair is refused."""
-
-    input: float = Field(default=0.5, le=1)
-    output: float = Field(default=0.5, le=1)
-
-
-class Pair(Section):
-    """The pairs of one variant at some layers of one model, from one source. `{layer}` stands for the layer."""
-
-    variant: str
-    model: str
-    layers: list[Annotated[int, Field(ge=0, strict=True)]] = Field(min_length=1)
-    directory: Name | None = None
-    train: Recipe | None = None
-    wandb: Artifact | None = None
-    least_explained_variance: ExplainedVariance = ExplainedVariance()
-
-    @model_validator(mode="after")
-    def _one_source(self):
-        _exactly_one(self, ("directory", "train", "wandb"))
-        for name in ("directory", "wandb"):
-            template = getattr(self, name)
-            if template and len(self.layers) > 1 and "{layer}" not in template:
-                raise ValueError(f"{name} holds no '{{layer}}', so {len(self.layers)} layers would share one pair")
-        return self
-
-    def at(self, layer: int) -> str | None:
-        """The directory or wandb path of one layer."""
-        template = self.directory or self.wandb
-        return template and template.replace("{layer}", str(layer))
-
-
 class LocalSweep(Section):
     """Pairs trained here at one layer of a model, by a recipe that is the same for all but its coefficient."""
 
@@ -222,12 +143,12 @@ class LocalSweep(Section):
 class Sweep(Section):
     """A table of training runs: those of a wandb project (entity/project), or trained here."""
 
-    wandb: Project | None = None
+    wandb: Annotated[str, AfterValidator(_project_path)] | None = None
     local: LocalSweep | None = None
 
     @model_validator(mode="after")
     def _one_source(self):
-        _exactly_one(self, ("wandb", "local"))
+        exactly_one(self, ("wandb", "local"))
         return self
 
 
@@ -235,7 +156,7 @@ class Catalog(Section):
     models: dict[Key, Model] = Field(min_length=1)
     text: dict[Key, Text] = {}
     variants: dict[VariantKey, Variant] = Field(min_length=1)
-    pairs: list[Pair] = []
+    pairs: list[AnyPair] = []
     sweeps: dict[Key, Sweep] = {}
 
     @model_validator(mode="after")
@@ -262,8 +183,7 @@ class Catalog(Section):
         for number, pair in enumerate(self.pairs):
             known(f"pairs[{number}].variant", pair.variant, self.variants)
             known(f"pairs[{number}].model", pair.model, self.models)
-            if pair.train:
-                known(f"pairs[{number}].train.text", pair.train.text, self.text)
+            known(f"pairs[{number}].{pair.kind}.text", pair.text, self.text)
             for layer in pair.layers:
                 first = held.setdefault((pair.variant, pair.model, layer), number)
                 if first != number or pair.layers.count(layer) > 1:
@@ -286,19 +206,19 @@ class Catalog(Section):
         others = {setting for setting, concerned in SETTING_OF.items() if concerned != asset}
         if pair is None or self.randomise_seed(pair.variant, model) is None:
             others.add("randomise_seed")
-        entries = [self.models[model].model_dump_json(exclude=others)]
+        entries = [self.models[model].canonical(others)]
         if asset == SETTING_OF["text"]:
-            entries.append(self.model_text(model).model_dump_json())
+            entries.append(self.model_text(model).canonical())
         if pair is not None:
-            entries.append(pair.model_dump_json(exclude={"layers"}))
-            if pair.train:
-                entries.append(self.text[pair.train.text].model_dump_json())
+            entries.append(pair.canonical({"layers"}))
+            if pair.text:
+                entries.append(self.text[pair.text].canonical())
         return _hash(entries)
 
     def sweep_digest(self, key: str) -> str:
         """As `digest`, of a sweep's table."""
         sweep = self.sweeps[key]
-        entries = [sweep.model_dump_json()]
+        entries = [sweep.canonical()]
         if sweep.local:
             entries.append(self.run_digest(sweep.local, sweep.local.coefficients[0]))
         return _hash(entries)
@@ -308,20 +228,20 @@ class Catalog(Section):
         others = {setting for setting, concerned in SETTING_OF.items() if concerned not in ("tokens", "pair_quality")}
         return _hash(
             [
-                self.models[sweep.model].model_dump_json(exclude=others | {"randomise_seed"}),
-                self.model_text(sweep.model).model_dump_json(),
+                self.models[sweep.model].canonical(others | {"randomise_seed"}),
+                self.model_text(sweep.model).canonical(),
                 str(sweep.layer),
-                sweep.recipe(coefficient).model_dump_json(),
-                self.text[sweep.train.text].model_dump_json(),
+                sweep.recipe(coefficient).canonical(),
+                self.text[sweep.train.text].canonical(),
             ]
         )
 
     def figure_digest(self, model: str, layers: Sequence[int], variants: Sequence[str]) -> str:
         """As `digest`, of a figure: it changes with its variants' pairs at these layers and with how they are drawn."""
-        entries = [self.variants[variant].model_dump_json() for variant in sorted(variants)]
+        entries = [self.variants[variant].canonical() for variant in sorted(variants)]
         for layer in layers:
             held = [self.pair(variant, model, layer) for variant in sorted(variants)]
-            entries += [f"{layer} {pair.model_dump_json(exclude={'layers'})}" for pair in held if pair]
+            entries += [f"{layer} {pair.canonical({'layers'})}" for pair in held if pair]
         return _hash(entries)
 
     def entries(self) -> dict[str, str]:
@@ -333,7 +253,7 @@ class Catalog(Section):
             for key in self.models
             for asset in dict.fromkeys(SETTING_OF.values())
         }
-        styles = {f"variants/{key}": _hash([variant.model_dump_json()]) for key, variant in self.variants.items()}
+        styles = {f"variants/{key}": _hash([variant.canonical()]) for key, variant in self.variants.items()}
         pairs = {
             f"pairs/{pair.variant}/{pair.model}:{layer}": self.digest(pair.model, "sae_pair", pair)
             for pair in self.pairs
@@ -378,7 +298,7 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
         CatalogError: there is no such file, or it is malformed or contradictory.
     """
     named = path or os.environ.get(CATALOG_VARIABLE)
-    path = Path(named) if named else DEFAULT_CATALOG
+    path = Path(named).expanduser() if named else DEFAULT_CATALOG
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -395,40 +315,25 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
     if not isinstance(entries, dict):
         raise CatalogError(f"{path}: expected sections models, text, variants, pairs and sweeps")
     try:
-        catalog = TypeAdapter(Catalog).validate_python(entries)
+        return TypeAdapter(Catalog).validate_python(entries, context={FOLDER: path.resolve().parent})
     except ValidationError as error:
         raise CatalogError("\n".join(f"{path}: {problem}" for problem in _problems(error))) from error
-    return _resolved(catalog, path.resolve().parent)
+
+
+# what pydantic adds to an entry's place: that a key is meant, and which kind of source was recognised
+OMITTED = ("[key]", *(f"[{kind}]" for kind in KINDS))
 
 
 def _problems(error: ValidationError) -> list[str]:
     problems = []
     for item in error.errors(include_url=False):
-        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"] if part != "[key]")
+        parts = [part for part in item["loc"] if part not in OMITTED]
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             message = "there is no such setting"
         problems.append(f"{place.lstrip('.')}: {message}" if place else message)
     return problems
-
-
-def _resolved(catalog: Catalog, folder: Path) -> Catalog:
-    def absolute(name: str | None) -> str | None:
-        return name and str((folder / Path(name).expanduser()).resolve())
-
-    return catalog.model_copy(
-        update={
-            "models": {
-                key: model.model_copy(update={"directory": absolute(model.directory)})
-                for key, model in catalog.models.items()
-            },
-            "text": {
-                key: text.model_copy(update={"files": text.files and [absolute(name) for name in text.files]})
-                for key, text in catalog.text.items()
-            },
-            "pairs": [pair.model_copy(update={"directory": absolute(pair.directory)}) for pair in catalog.pairs],
-        }
-    )
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

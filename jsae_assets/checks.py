@@ -35,7 +35,7 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
     ) -> dg.AssetCheckResult:
         from jsae_core.measures import reconstruction_quality
 
-        cell = cell_at(catalog, variant, context.partition_key)
+        cell = cell_at(context, catalog, variant)
         # read like this since a check has no partition mapping: as an input they would be those of this cell's name
         tokens = StoredTensors(tensors.path_of(TOKENS, cell.model_key), f"tokens for {cell.model_key}")
         try:

@@ -3,15 +3,16 @@
 Here: which pair, and what is said of it afterwards. Not here: talking to wandb (`jsae_core.artifacts`).
 """
 
-from pathlib import Path
+import dataclasses
 
 import dagster as dg
 
-from jsae_assets.assets.cell import LANGUAGE_MODEL_WEIGHTS
+from jsae_assets.assets.cell import cell_at
 from jsae_assets.catalog import Catalog
 from jsae_assets.io_managers import StoredTensors, StoringIOManager
 from jsae_assets.partitions import cells, stored_below
 from jsae_assets.resources import wandb_folder
+from jsae_assets.sources import LANGUAGE_MODEL_WEIGHTS
 
 
 class Publication(dg.Config):
@@ -38,8 +39,10 @@ def publish_job(catalog: Catalog) -> dg.JobDefinition:
         path = folder / f"{stored_below(context.partition_key)}.safetensors"
         stored = StoredTensors(path, f"{config.variant}/sae_pair for {context.partition_key}")
         pair = SAEPair.load(stored.path)
-        weights = pair.config.extra.get(LANGUAGE_MODEL_WEIGHTS)
-        if pair.config.randomize_llm_weights and weights is None:
+        extra = dict(pair.config.extra)
+        record = extra.pop(LANGUAGE_MODEL_WEIGHTS, None)  # how this installation finds them concerns nobody else
+        pair.config = dataclasses.replace(pair.config, extra=extra)
+        if pair.config.randomize_llm_weights and record is None:
             raise ValueError(
                 f"the {config.variant} pair of {context.partition_key} is on a language model that was randomised "
                 "here, from a seed; publishing such a model's weights with the pair is not built yet"
@@ -50,7 +53,7 @@ def publish_job(catalog: Catalog) -> dg.JobDefinition:
             artifact_name(pair.config),
             wandb_folder(context.instance),
             config.offline,
-            Path(weights) if weights else None,
+            cell_at(context, catalog, config.variant).language_model_weights(record) if record else None,
         )
         said = {"artifact": published.artifact, "run": published.run_id}
         if published.url:

@@ -24,9 +24,14 @@ T = TypeVar("T")
 POOL = "gpu"  # the assets that compute share it; dagster.yaml limits it to one at a time
 
 
+def downloads_folder(instance: dg.DagsterInstance) -> Path:
+    """Where what is fetched from elsewhere is kept on this machine, in a folder for each service."""
+    return Path(instance.storage_directory()).parent
+
+
 def wandb_folder(instance: dg.DagsterInstance) -> Path:
     """Where wandb's client and what is fetched from there keep their files on this machine."""
-    return Path(instance.storage_directory()).parent / "wandb"
+    return downloads_folder(instance) / "wandb"
 
 
 class Compute(dg.ConfigurableResource):

@@ -23,7 +23,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from jsae_core.wandb_client import WandbError, connect, explained, forget_service, keep_files_in, unbroken
+from jsae_core.wandb_client import (
+    ARTIFACT_PATH,
+    PROJECT_PATH,
+    WandbError,
+    connect,
+    explained,
+    forget_service,
+    keep_files_in,
+    unbroken,
+)
 
 if TYPE_CHECKING:
     import requests
@@ -32,7 +41,6 @@ if TYPE_CHECKING:
     from jsae_core.pair_format import PairConfig
     from jsae_core.sae_pair import SAEPair
 
-ARTIFACT_PATH = re.compile(r"(?P<entity>[^/:\s]+)/[^/:\s]+/[^/:\s]+:[^/:\s]+")
 CHUNK = 1 << 16  # what is lost of a cut download is less than this
 LONGEST_WAIT = 300.0  # seconds that a server may ask to wait for
 
@@ -51,9 +59,14 @@ def directory_digest(directory: str | Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(root.iterdir()):
         if path.is_file() and not path.name.startswith("."):
-            with path.open("rb") as file:
-                digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            digest.update(f"{path.name}\0{file_digest(path)}\n".encode())
     return digest.hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file's contents, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -174,9 +187,10 @@ def publish_pair(
     """
     from jsae_core.pair_format import LANGUAGE_MODEL_FILE
 
-    entity, _, project = project_path.partition("/")
-    if not all(re.fullmatch(r"[^/:\s]+", part) for part in (entity, project)):
+    match = PROJECT_PATH.fullmatch(project_path)
+    if not match:
         raise ValueError(f"{project_path!r} is no wandb project; expected entity/project")
+    entity, project = match["entity"], match["project"]
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
         raise ValueError(f"{name!r} is no artifact name; expected 1 to 128 letters, digits and characters of '_.-'")
     if language_model_weights is not None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+LARGEST_SEED = 2**63 - 1  # what torch's and numpy's generators both take
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -16,7 +18,8 @@ class TrainingConfig:
     Attributes:
         jacobian_coefficient: lambda; 0 trains the traditional twin and computes no Jacobian.
         batch_tokens: tokens a step.
-        learning_rate_warm_up, learning_rate_decay, jacobian_warm_up: shares of all steps.
+        learning_rate_warm_up, learning_rate_decay, jacobian_warm_up: shares of all steps, between 0 and 1.
+        gradient_clip: the largest norm of a gradient; above 0, infinity clips none.
         buffer_tokens: activations held for shuffling; a stream that fits is read once and gone through in epochs.
     """
 
@@ -44,6 +47,16 @@ class TrainingConfig:
                 f"jacobian_coefficient is {self.jacobian_coefficient} and learning_rate {self.learning_rate}, expected "
                 "finite numbers, at least 0 and above 0"
             )
+        for name in ("learning_rate_warm_up", "learning_rate_decay", "jacobian_warm_up"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, expected a share of all steps, between 0 and 1 (not a number "
+                    "of steps)"
+                )
+        if not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip is {self.gradient_clip}, expected a norm above 0")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed is {self.seed}, expected a whole number from 0 to 2**63 - 1")
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, constant, linear decay to 0 over the last steps. `step` counts from 0."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +23,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from jsae_core.wandb_client import WandbError, connect, unbroken
+from jsae_core.wandb_client import PROJECT_PATH, WandbError, connect, unbroken
 
 if TYPE_CHECKING:
     import wandb
@@ -239,7 +238,7 @@ def sync_runs(path: str, known: pd.DataFrame | None, folder: str | Path, *, full
         ValueError: the path is no path, or `known` no table of runs.
         WandbError: wandb did not give the runs, or gave malformed ones. There is no table then: keep the known one.
     """
-    if not re.fullmatch(r"[^/\s]+/[^/\s]+", path):
+    if not PROJECT_PATH.fullmatch(path):
         raise ValueError(f"{path!r} is no wandb project; expected entity/project")
     before = {} if known is None else {run.run_id: run for run in runs_of(known)}
     api = connect(path.split("/")[0], folder)

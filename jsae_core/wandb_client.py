@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+# what wandb itself takes as names: a project's may hold spaces
+_ENTITY, _PROJECT = r"[^/\\#?%:\s]+", r"[^/\\#?%:\s]+(?: +[^/\\#?%:\s]+)*"
+PROJECT_PATH = re.compile(rf"(?P<entity>{_ENTITY})/(?P<project>{_PROJECT})")
+ARTIFACT_PATH = re.compile(rf"{PROJECT_PATH.pattern}/[^/:\s]+:[^/:\s]+")
+
 FOLDERS = {"WANDB_DIR": "runs", "WANDB_CACHE_DIR": "cache", "WANDB_DATA_DIR": "data", "WANDB_ARTIFACT_DIR": "artifacts"}
 PATIENCE = {  # what the environment may set, the client's name for it, and what holds if it does not
     "WANDB_HTTP_TIMEOUT": ("x_graphql_timeout_seconds", 20.0),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -15,7 +16,8 @@ import dagster as dg
 from jsae_assets.catalog import SETTING_OF, Catalog, Model, Pair
 from jsae_assets.entries import confirm, depends_on
 from jsae_assets.partitions import cells, of_same_model, split_cell
-from jsae_assets.resources import POOL
+from jsae_assets.resources import POOL, downloads_folder
+from jsae_assets.sources import LANGUAGE_MODEL_WEIGHTS
 
 if TYPE_CHECKING:
     from jsae_assets.io_managers import StoredTensors
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 OWNERS = ["team:interpretability"]
 THRESHOLDS = (0.005, 0.01, 0.015, 0.02)
 SETTINGS = {"d_sae": "d_sae", "k": "k", "jacobian_coefficient": "λ"}  # of a pair, and what figures call them
-LANGUAGE_MODEL_WEIGHTS = "language_model_weights"  # in a stored pair's configuration: the file, if it brought one
 
 
 @dataclass(frozen=True)
@@ -37,27 +38,42 @@ class Cell:
     model: Model
     pair: Pair
     randomise_seed: int | None  # of the language model's weights, if they are
+    downloads: Path  # where what is fetched is kept
 
     def __str__(self) -> str:
         return f"{self.model_key}, layer {self.layer}"
 
     def language_model(self, compute: Compute, pair: SAEPair | None = None) -> LanguageModel:
         """The model that the variant's pairs are on; with the randomised weights that a pair brought, if it did."""
-        weights = pair and pair.config.extra.get(LANGUAGE_MODEL_WEIGHTS)
-        return compute.language_model(self.model.source, None if weights else self.randomise_seed, weights)
+        record = pair and pair.config.extra.get(LANGUAGE_MODEL_WEIGHTS)
+        if not record:
+            return compute.language_model(self.model.source, self.randomise_seed)
+        weights = compute.kept(
+            (LANGUAGE_MODEL_WEIGHTS, *record.values()),
+            lambda: self.language_model_weights(record),
+        )
+        return compute.language_model(self.model.source, randomised_weights=str(weights))
+
+    def language_model_weights(self, record: Mapping[str, str]) -> Path:
+        """The file of weights that a stored pair's artifact brought, by what the pair's configuration records of it."""
+        return self.pair.language_model_weights(self.layer, self.downloads, record)
 
 
-def cell_at(catalog: Catalog, variant: str, partition: str) -> Cell:
+def cell_at(
+    context: dg.OpExecutionContext | dg.AssetExecutionContext | dg.AssetCheckExecutionContext,
+    catalog: Catalog,
+    variant: str,
+) -> Cell:
     """A cell of a variant. There is one at each of the variant's partitions."""
-    model, layer = split_cell(partition)
-    pair = catalog.pair(variant, model, layer)
-    return Cell(model, layer, catalog.models[model], pair, catalog.randomise_seed(variant, model))
+    model, layer = split_cell(context.partition_key)
+    pair, seed = catalog.pair(variant, model, layer), catalog.randomise_seed(variant, model)
+    return Cell(model, layer, catalog.models[model], pair, seed, downloads_folder(context.instance))
 
 
 def find_cell(context: dg.AssetExecutionContext, catalog: Catalog, variant: str) -> Cell:
     """The cell that an asset is to be made at, once the catalog's entries for it are confirmed."""
     confirm(context, catalog)
-    return cell_at(catalog, variant, context.partition_key)
+    return cell_at(context, catalog, variant)
 
 
 def tokens_of(catalog: Catalog, variant: str) -> dg.AssetIn:

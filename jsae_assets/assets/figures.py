@@ -170,8 +170,9 @@ def _quality_by_layer(catalog: Catalog, compared: Sequence[str]) -> dg.AssetsDef
         owners=OWNERS,
         code_version="1",
         io_manager_key="figures",
+        # a variant may have a name that Dagster keeps from arguments (input, meta, lambda)
         ins={
-            key: dg.AssetIn([key, "pair_quality"], partition_mapping=of_all_layers(catalog, key, compared))
+            f"{key}__pair_quality": dg.AssetIn([key, "pair_quality"], partition_mapping=of_all_layers(catalog, key, compared))
             for key in compared
         },
         deps=[
@@ -193,7 +194,8 @@ def _quality_by_layer(catalog: Catalog, compared: Sequence[str]) -> dg.AssetsDef
         frames = {}
         for key in compared:
             layers = catalog.layers(model, key)
-            tables = inputs[key].values() if isinstance(inputs[key], dict) else [inputs[key]]  # one layer: no dict
+            tables = inputs[f"{key}__pair_quality"]
+            tables = tables.values() if isinstance(tables, dict) else [tables]  # one layer: no dict
             rows = [table.frame for table in tables if table.exists()]
             missing = sorted(set(layers) - {row["layer"].item() for row in rows})
             if missing:

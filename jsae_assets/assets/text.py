@@ -27,7 +27,7 @@ def documents(text: Text) -> Iterator[str]:
     if text.standard_library:
         return sources.standard_library(text.standard_library)
     if text.files:
-        return sources.local_files(text.files, text.column)
+        return sources.local_files([str(place) for place in text.files], text.column)
     return sources.hugging_face_dataset(text.dataset, text.config, text.split, text.column)
 
 

@@ -1,16 +1,23 @@
 """What a catalog may say, and what it is told where it may not."""
 
 import copy
+import dataclasses
 import unicodedata
 from pathlib import Path
 
+import dagster as dg
+import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 import jsae_assets
-from jsae_assets.catalog import CATALOG_VARIABLE, CatalogError, load_catalog
+from jsae_assets.catalog import CATALOG_VARIABLE, CatalogError, Model, Text, load_catalog
+from jsae_assets.definitions import build_definitions
+from jsae_assets.sources import ExplainedVariance, PairOnHub
+from jsae_core.recipe import TrainingConfig
 
 CATALOGS = sorted((Path(jsae_assets.__file__).parent / "catalogs").glob("*.yaml"))
 CONFIG = {"d_sae": 8, "k": 4, "jacobian_coefficient": 1.0, "steps": 5}
@@ -62,6 +69,10 @@ def without(place: str) -> dict:
 
 
 def load(tmp_path: Path, entries) -> object:
+    """The catalog in a folder where everything is that GOOD names."""
+    for directory in ("lm", *(f"{name}/{layer}" for name in ("pairs", "other") for layer in range(3))):
+        (tmp_path / directory).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "some.txt").touch()
     path = tmp_path / "some-catalog.yaml"
     path.write_text(entries if isinstance(entries, str) else yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
     return load_catalog(path)
@@ -78,8 +89,8 @@ def test_the_catalog_that_the_refusals_below_are_changed_from_is_good(tmp_path):
     catalog = load(tmp_path, GOOD)
     assert catalog.layers("m") == [0, 2]
     assert catalog.layers("m", "b") == [0]
-    assert catalog.pair("b", "m", 0).at(0) == str(tmp_path / "pairs" / "0")
-    assert catalog.pair("b", "hub", 4).at(4) == "who/what/layer4:v0"
+    assert catalog.pair("b", "m", 0).named(0) == str(tmp_path / "pairs" / "0")
+    assert catalog.pair("b", "hub", 4).named(4) == "who/what/layer4:v0"
     assert catalog.pair("b", "m", 2) is None
 
 
@@ -131,16 +142,21 @@ CONTRADICTORY = {
     "a recipe with no text": ("pairs.0.train.text", "x", "pairs[0].train.text", "there are: t"),
     "a comparison with no variant": ("variants.b.compared_with", "c", "variants.b.compared_with", "there are: a, b"),
     "a comparison with itself": ("variants.b.compared_with", "b", "variants.b.compared_with", "itself"),
-    "two sources of a model": ("models.m.hub", "x/y", "models.m", "exactly one of directory, hub"),
-    "no source of a model": ("models.m", {"text": "t"}, "models.m", "exactly one of directory, hub"),
+    "two sources of a model": ("models.m.hub", "x/y", "models.m", "exactly one of directory, hub, embedded"),
+    "no source of a model": ("models.m", {"text": "t"}, "models.m", "exactly one of directory, hub, embedded"),
     "two sources of a text": ("text.t.dataset", "x", "text.t", "exactly one of standard_library, files, dataset"),
     "no source of a text": ("text.t", {}, "text.t", "exactly one of standard_library, files, dataset"),
-    "two sources of a pair": ("pairs.0.wandb", "a/b/{layer}:v0", "pairs[0]", "exactly one of directory, train, wandb"),
+    "two sources of a pair": (
+        "pairs.0.wandb",
+        "a/b/{layer}:v0",
+        "pairs[0]",
+        "exactly one of directory, train, wandb, hub",
+    ),
     "no source of a pair": (
         "pairs.0",
         {"variant": "a", "model": "m", "layers": [0]},
         "pairs[0]",
-        "exactly one of directory, train, wandb",
+        "exactly one of directory, train, wandb, hub",
     ),
     "layers that share a directory": (
         "pairs.1",
@@ -386,8 +402,8 @@ def test_a_folder_is_no_catalog(tmp_path):
 
 
 def test_the_environment_names_another_catalog(tmp_path, monkeypatch):
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(GOOD), encoding="utf-8")
+    load(tmp_path, GOOD)
+    path = (tmp_path / "some-catalog.yaml").rename(tmp_path / "mine.yaml")
     monkeypatch.setenv(CATALOG_VARIABLE, str(path))
     assert set(load_catalog().models) == {"m", "hub"}
 
@@ -412,10 +428,11 @@ def test_relative_paths_start_at_the_catalogs_folder_whatever_the_working_direct
     (tmp_path / "catalogs").mkdir()
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
+    (tmp_path / "lm").mkdir()
     catalog = load(tmp_path / "catalogs", with_change("models.m.directory", "../lm"))
     assert catalog.models["m"].source == str(tmp_path / "lm")
-    assert catalog.text["t"].files == [str(tmp_path / "catalogs" / "*.txt")]
-    assert catalog.pair("b", "m", 0).at(0) == str(tmp_path / "catalogs" / "pairs" / "0")
+    assert [str(place) for place in catalog.text["t"].files] == [str(tmp_path / "catalogs" / "*.txt")]
+    assert catalog.pair("b", "m", 0).named(0) == str(tmp_path / "catalogs" / "pairs" / "0")
 
 
 def test_absolute_paths_and_hub_names_stay_as_they_are(tmp_path):
@@ -424,10 +441,146 @@ def test_absolute_paths_and_hub_names_stay_as_they_are(tmp_path):
     assert catalog.models["hub"].source == "EleutherAI/pythia-70m-deduped"
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "entry"),
+    [
+        ("models.m.directory", "gone", "models.m.directory"),
+        ("models.m.directory", "some.txt", "models.m.directory"),
+        ("text.t.files", ["some.txt", "gone.txt"], "text.t.files[1]"),
+        ("text.t.files", ["*.jsonl"], "text.t.files[0]"),
+        ("pairs.1.directory", "gone/{layer}", "pairs[1]: directory of layer 0"),
+        ("pairs.1.layers", [0, 7], "pairs[1]: directory of layer 7"),
+    ],
+)
+def test_what_is_not_there_is_an_error_of_the_catalog_with_its_entry_and_place(tmp_path, place, value, entry):
+    message = refusal(tmp_path, with_change(place, value))
+    assert entry in message
+    assert any(words in message for words in ("does not exist", "is no directory", "matches no file"))
+    assert str(tmp_path) in message.split(entry)[1]
+
+
+def test_a_tilde_is_the_home_of_whoever_runs_this(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    (home / "models" / "lm").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    catalog = load(tmp_path, with_change("models.m.directory", "~/models/lm"))
+    assert catalog.models["m"].source == str(home / "models" / "lm")
+    (tmp_path / "some-catalog.yaml").rename(home / "mine.yaml")
+    load(home, with_change("models.m.directory", "models/lm"))
+    assert load_catalog("~/some-catalog.yaml").models["m"].source == str(home / "models" / "lm")
+    assert "no_such_user" in refusal(tmp_path, with_change("models.m.directory", "~no_such_user/lm"))
+
+
+def test_a_copy_of_the_default_catalog_works_in_any_folder(tmp_path):
+    (default,) = [path for path in CATALOGS if path.name == "default.yaml"]
+    copy_of_it = load(tmp_path, default.read_text(encoding="utf-8"))
+    assert copy_of_it == load_catalog(default)
+    assert digests(copy_of_it) == digests(load_catalog(default))
+    assert (Path(copy_of_it.models["stdlib-1m"].source) / "config.json").is_file()
+
+
+def test_a_model_that_ships_with_the_package_has_a_name_and_needs_a_text(tmp_path):
+    assert "'stdlib-1m'" in refusal(tmp_path, with_change("models.m", {"embedded": "gpt2", "text": "t"}))
+    assert "text is missing" in refusal(tmp_path, with_change("models.m", {"embedded": "stdlib-1m"}))
+
+
+def digests(catalog) -> dict:
+    """Every digest that a catalog gives."""
+    found = {f"sweep {key}": catalog.sweep_digest(key) for key in catalog.sweeps}
+    for model in catalog.models:
+        found[f"{model} tokens"] = catalog.digest(model, "tokens")
+        for pair in catalog.pairs:
+            for layer in pair.layers if pair.model == model else ():
+                for asset in ("sae_pair", "jacobian_histogram", "jacobian_examples", *TABLES):
+                    found[f"{model} {pair.variant} {layer} {asset}"] = catalog.digest(model, asset, pair)
+                found[f"{model} {pair.variant} {layer} figure"] = catalog.figure_digest(model, [layer], [pair.variant])
+    return found
+
+
+def test_digests_stay_when_a_catalog_is_moved_with_what_lies_beside_it(tmp_path):
+    (tmp_path / "here").mkdir()
+    entries = with_change("models.m.directory", "./lm")
+    before = load(tmp_path / "here", entries)
+    (tmp_path / "here").rename(tmp_path / "there")
+    after = load_catalog(tmp_path / "there" / "some-catalog.yaml")
+    assert after.models["m"].source == str(tmp_path / "there" / "lm") != before.models["m"].source
+    assert digests(after) == digests(before)
+
+
+def test_a_place_beside_the_catalog_is_the_same_entry_however_it_is_written(tmp_path):
+    written = ["lm", "./lm", "../" + tmp_path.name + "/lm", str(tmp_path / "lm")]
+    made = [digests(load(tmp_path, with_change("models.m.directory", name))) for name in written]
+    assert all(others == made[0] for others in made[1:])
+    (tmp_path / "other lm").mkdir()
+    assert digests(load(tmp_path, with_change("models.m.directory", "other lm"))) != made[0]
+
+
+DEFAULTS = {
+    # Digests leave out what has its default value. So whoever changes one of these changes, without a word, what
+    # every catalog that leaves it out asks for: raise the code versions of the assets that read it as well.
+    Model: {
+        "directory": None,
+        "hub": None,
+        "embedded": None,
+        "randomise_seed": 0,
+        "text": None,
+        "tokens": 100_000,
+        "context_size": None,
+        "ablation_samples": 20_000,
+        "function_shapes": 5_000,
+        "quality_tokens": 20_000,
+        "prompt": "The quick brown fox jumps over the lazy dog.",
+    },
+    Text: {
+        "standard_library": None,
+        "files": None,
+        "dataset": None,
+        "config": None,
+        "split": "validation",
+        "column": "text",
+    },
+    PairOnHub: {"revision": "main", "subfolder": None},
+    ExplainedVariance: {"input": 0.5, "output": 0.5},
+    TrainingConfig: {
+        "batch_tokens": 4096,
+        "learning_rate": 5e-4,
+        "learning_rate_warm_up": 0.01,
+        "learning_rate_decay": 0.2,
+        "jacobian_warm_up": 0.05,
+        "gradient_clip": 1.0,
+        "seed": 0,
+        "buffer_tokens": 2**19,
+    },
+}
+
+
+@pytest.mark.parametrize("section", DEFAULTS, ids=lambda section: section.__name__)
+def test_no_default_changes_unnoticed(section):
+    if section is TrainingConfig:
+        held = {field.name: field.default for field in dataclasses.fields(section)}
+    else:
+        held = {name: field.default for name, field in section.model_fields.items()}
+    assert {name: held.get(name) for name in DEFAULTS[section]} == DEFAULTS[section]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((f"models.m.{name}", value) for name, value in DEFAULTS[Model].items() if value is not None),
+        *((f"text.t.{name}", value) for name, value in DEFAULTS[Text].items() if value is not None),
+        *((f"pairs.0.train.config.{name}", value) for name, value in DEFAULTS[TrainingConfig].items()),
+        ("pairs.0.least_explained_variance", {"input": 0.5, "output": 0.5}),
+        ("pairs.0.directory", None),
+    ],
+)
+def test_a_setting_that_is_written_out_with_its_default_value_changes_no_digest(tmp_path, place, value):
+    assert digests(load(tmp_path, with_change(place, value))) == digests(load(tmp_path, GOOD))
+
+
 def test_a_hub_model_that_names_no_text_is_measured_on_c4(tmp_path):
     catalog = load(tmp_path, GOOD)
     assert catalog.model_text("hub").dataset == "allenai/c4"
-    assert catalog.model_text("m").files == [str(tmp_path / "*.txt")]
+    assert [str(place) for place in catalog.model_text("m").files] == [str(tmp_path / "*.txt")]
 
 
 @pytest.mark.parametrize(
@@ -532,3 +685,131 @@ def test_a_control_of_a_control_is_refused(tmp_path):
     entries["variants"]["d"] = {"label": "D", "colour": "#000000", "control_of": "c"}
     with pytest.raises(CatalogError, match="variants.d.control_of is 'c', which is itself a control"):
         load(tmp_path, entries)
+
+
+# Bounds and names
+
+SHARES = ("learning_rate_warm_up", "learning_rate_decay", "jacobian_warm_up")
+
+
+@given(name=st.sampled_from(SHARES), share=st.floats(allow_nan=True) | st.integers())
+def test_a_share_of_the_steps_is_between_0_and_1_or_refused_with_its_unit(tmp_path, name, share):
+    entries = with_change(f"pairs.0.train.config.{name}", share)
+    if 0 <= share <= 1:
+        assert getattr(load(tmp_path, entries).pairs[0].train.config, name) == share
+    else:
+        message = refusal(tmp_path, entries)
+        assert f"pairs[0].train.config: {name} is" in message and "share of all steps, between 0 and 1" in message
+
+
+@given(st.floats(allow_nan=True))
+def test_a_gradient_is_clipped_to_a_norm_above_0(tmp_path, norm):
+    entries = with_change("pairs.0.train.config.gradient_clip", norm)
+    if norm > 0:
+        assert load(tmp_path, entries).pairs[0].train.config.gradient_clip == norm
+    else:
+        assert "gradient_clip is" in refusal(tmp_path, entries)
+
+
+@given(st.integers(min_value=-(2**70), max_value=2**70) | st.sampled_from([-1, 0, 2**63 - 1, 2**63, 10**30]))
+def test_a_seed_is_accepted_if_torch_and_numpy_take_it_else_refused(tmp_path, seed):
+    recipe = with_change("pairs.0.train.config.seed", seed)
+    twin = with_change("models.m.randomise_seed", seed)
+    if 0 <= seed < 2**63:
+        torch.Generator().manual_seed(load(tmp_path, recipe).pairs[0].train.config.seed)
+        np.random.default_rng(load(tmp_path, twin).models["m"].randomise_seed)
+    else:
+        assert "seed is" in refusal(tmp_path, recipe)
+        assert "models.m.randomise_seed" in refusal(tmp_path, twin)
+
+
+@pytest.mark.parametrize("section", ["models", "variants", "sweeps"])
+def test_a_key_is_at_most_as_long_as_a_file_may_be_named(tmp_path, section):
+    def keyed(length: int) -> dict:
+        entries = copy.deepcopy(GOOD)
+        value = {"models": {"hub": "x/y"}, "variants": {"label": "X", "colour": "#000000"}, "sweeps": {"wandb": "a/b"}}
+        entries[section]["x" * length] = value[section]
+        return entries
+
+    load(tmp_path, keyed(100))
+    message = refusal(tmp_path, keyed(300))
+    assert f"{section}.xxx" in message and "has 300 characters; a name has at most 100" in message
+
+
+@pytest.mark.parametrize(
+    "variant", ["input", "output", "meta", "lambda", "context", "config", "type", "dict", "class", "none", "compute"]
+)
+def test_a_variant_may_have_a_name_that_dagster_keeps_from_its_own(tmp_path, variant):
+    entries = copy.deepcopy(GOOD)
+    entries["variants"] = {
+        variant: {"label": "A", "colour": "#000000"},
+        "b": {"label": "B", "colour": "#ffffff", "compared_with": variant},
+    }
+    entries["pairs"][0]["variant"] = variant
+    graph = build_definitions(load(tmp_path, entries)).resolve_asset_graph()
+    assert dg.AssetKey([variant, "sae_pair"]) in graph.get(dg.AssetKey([variant, "jacobian_histogram"])).parent_keys
+    assert dg.AssetKey(["figures", "b", "quality_by_layer"]) in graph.get_all_asset_keys()
+
+
+@pytest.mark.parametrize("other", ["tokens", "figures", "sweep_runs", "catalog", "site"])
+def test_a_variant_is_not_named_as_another_asset_is(tmp_path, other):
+    message = refusal(tmp_path, with_change(f"variants.{other}", {"label": "X", "colour": "#000000"}))
+    assert f"variants.{other}" in message and "which are other assets" in message
+
+
+def test_a_wandb_project_may_hold_spaces(tmp_path):
+    entries = with_change("pairs.2.wandb", "my-team/my sparse project/layer{layer}:v0")
+    entries["sweeps"] = {"s": {"wandb": "my-team/my sparse project"}}
+    catalog = load(tmp_path, entries)
+    assert catalog.pairs[2].named(3) == "my-team/my sparse project/layer3:v0"
+    for name in ("lab/ project", "lab/project ", "la b/project", "lab/a#b", "lab/a?b", "lab/a%b", "lab/a:b"):
+        assert "is no wandb project" in refusal(tmp_path, with_change("sweeps.s", {"wandb": name}))
+
+
+# The hub as a source of pairs
+
+
+def on_hub(**settings) -> dict:
+    return with_change("pairs.2", {"variant": "b", "model": "hub", "layers": [3, 4], "hub": "lab/pairs"} | settings)
+
+
+def test_a_pair_on_the_hub_is_named_by_repository_revision_and_folder(tmp_path):
+    catalog = load(tmp_path, on_hub(revision="v1", subfolder="layer{layer}"))
+    assert catalog.pair("b", "hub", 4).named(4) == "lab/pairs v1 layer4"
+    assert load(tmp_path, on_hub(hub="lab/pair-{layer}")).pair("b", "hub", 4).named(4).startswith("lab/pair-4 main")
+
+
+@pytest.mark.parametrize(
+    ("settings", "place", "expected"),
+    [
+        ({}, "pairs[2]", "hub holds no '{layer}', so 2 layers would share one pair"),
+        ({"hub": "pairs"}, "pairs[2].hub", "organisation/name"),
+        ({"subfolder": "../{layer}"}, "pairs[2].subfolder", "folder of the repository"),
+        ({"subfolder": "/{layer}"}, "pairs[2].subfolder", "folder of the repository"),
+        ({"revision": ""}, "pairs[2].revision", "at least 1 character"),
+        ({"wandb": "a/b/{layer}:v0"}, "pairs[2]", "given: wandb, hub"),
+    ],
+)
+def test_a_pair_on_the_hub_that_makes_no_sense_is_refused(tmp_path, settings, place, expected):
+    message = refusal(tmp_path, on_hub(**settings))
+    assert f"{place}: " in message and expected in message
+
+
+def test_the_settings_of_one_kind_of_source_are_none_of_another(tmp_path):
+    assert "pairs[2].revision: there is no such setting" in refusal(tmp_path, with_change("pairs.2.revision", "main"))
+
+
+def test_a_pair_moves_if_it_is_named_by_an_alias_or_a_branch(tmp_path):
+    moves = {
+        "v12": with_change("pairs.2.wandb", "a/b/{layer}:v12"),
+        "latest": with_change("pairs.2.wandb", "a/b/{layer}:latest"),
+        "main": on_hub(subfolder="{layer}"),
+        "a commit": on_hub(subfolder="{layer}", revision="0" * 40),
+    }
+    assert {name: load(tmp_path, entries).pairs[2].moves for name, entries in moves.items()} == {
+        "v12": False,
+        "latest": True,
+        "main": True,
+        "a commit": False,
+    }
+    assert not any(pair.moves for pair in load(tmp_path, GOOD).pairs)

@@ -1,0 +1,146 @@
+"""What every section of a catalog is made of: the base of its entries, names, and places on this machine.
+
+Here: types of single settings, and what they refuse. Not here: the sections (`catalog.py`, `sources.py`).
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationInfo
+from pydantic_core import CoreSchema, core_schema
+
+from jsae_core.recipe import LARGEST_SEED
+
+LONGEST_KEY = 100  # a key becomes a file's name, with an ending, and file systems take 255 bytes
+LONGEST_TEXT = 1000
+FOLDER = "folder"  # in the context of validation: the catalog's own folder, which relative places start at
+OTHER_ASSETS = ("catalog", "figures", "site", "sweep_runs", "tokens")
+
+
+class Section(BaseModel):
+    """An entry of a catalog. What is not declared is refused, and what is there does not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def canonical(self, exclude: set[str] | None = None) -> str:
+        """The entry as digests see it: places as the catalog writes them, and no setting that has its default value,
+        whether it is written out or not. So a digest depends neither on where the catalog lies nor on settings that
+        were not there yet when it was made.
+
+        A default that changes is a changed asset for everyone who left it out: raise the code version of what reads it.
+        """
+        return self.model_dump_json(exclude=exclude, exclude_defaults=True)
+
+
+def exactly_one(entry: Section, names: tuple[str, ...]) -> None:
+    """Raises ValueError unless one of these settings is given, and no two."""
+    given = [name for name in names if getattr(entry, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"expected exactly one of {', '.join(names)}; given: {', '.join(given) or 'none'}")
+
+
+def _partition_key(key: str) -> str:
+    # Dagster accepts a|b and then silently loses it, commas break backfills, the rest would leave its folder
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", key) or ".." in key:
+        raise ValueError(
+            f"{key!r} cannot be a name: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, "
+            "without '..'"
+        )
+    return _short(key)
+
+
+def _asset_prefix(key: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or key in OTHER_ASSETS:
+        raise ValueError(
+            f"{key!r} cannot name a variant: expected small letters, digits and '_' (it prefixes assets), and none of "
+            f"{', '.join(OTHER_ASSETS)}, which are other assets"
+        )
+    return _short(key)
+
+
+def _short(key: str) -> str:
+    if len(key) > LONGEST_KEY:
+        raise ValueError(f"{key[:20]}... has {len(key)} characters; a name has at most {LONGEST_KEY}, as files bear it")
+    return key
+
+
+Key = Annotated[str, AfterValidator(_partition_key)]
+VariantKey = Annotated[str, AfterValidator(_asset_prefix)]
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]  # of something on a hub
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or directory that a catalog names, or a pattern of several.
+
+    Attributes:
+        path: where it is, absolute; it may still hold `{layer}`, or wildcards.
+        written: relative to the catalog's folder if it lies there, else as the catalog writes it. Digests are made of
+            this, so that a catalog and what lies beside it can move.
+    """
+
+    path: Path
+    written: str
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def label(self) -> str:
+        """What may be recorded: it tells nothing of this machine or who uses it."""
+        if Path(self.written).is_absolute() or self.written.startswith("~"):
+            return f".../{self.path.name}"
+        return self.written
+
+    def at(self, layer: int) -> Place:
+        """With `{layer}` filled in."""
+        path, written = (text.replace("{layer}", str(layer)) for text in (str(self.path), self.written))
+        return Place(Path(path), written)
+
+    def directory(self) -> Place:
+        """This place, if it is a directory.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if not self.path.is_dir():
+            what = "is no directory" if self.path.exists() else "does not exist; expected a directory"
+            raise ValueError(f"{self.path} {what}. Relative places start at the catalog's own folder")
+        return self
+
+    def files(self) -> Place:
+        """This place, if there is a file of this name, or one that the pattern matches.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not self.path.is_file() and not any(Path(name).is_file() for name in glob.iglob(str(self), recursive=True)):
+            raise ValueError(f"{self.path} matches no file. Relative places start at the catalog's own folder")
+        return self
+
+    @classmethod
+    def _named(cls, written: str, info: ValidationInfo) -> Place:
+        folder = (info.context or {}).get(FOLDER, Path.cwd())
+        try:
+            path = (folder / Path(written).expanduser()).resolve()
+        except (RuntimeError, ValueError, OSError) as error:  # no such user, a zero byte, a circle of links
+            raise ValueError(f"{written!r} names no place: {error}") from error
+        return cls(path, path.relative_to(folder).as_posix() if path.is_relative_to(folder) else written)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_after_validator_function(
+            cls._named,
+            core_schema.str_schema(min_length=1, max_length=LONGEST_TEXT),
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda place: place.written),
+        )
+
+
+Directory = Annotated[Place, AfterValidator(Place.directory)]
+Files = Annotated[Place, AfterValidator(Place.files)]

@@ -1,0 +1,175 @@
+"""Pairs in the published format on the Hugging Face hub: which one a revision names, and its files, whole and verified.
+
+Here: asking the hub, what is kept of its files, its errors in plain words. Not here: what is inside the files
+(`pair_format.py`), wandb (`artifacts.py`).
+
+`huggingface_hub` finds and downloads; of what has arrived it compares the size alone, so digests are compared here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsae_core.artifacts import FetchedArtifact, FoundArtifact
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+LONGEST_WAIT = 20.0  # seconds for an answer; some of the client's own calls would wait for ever
+QUERIES = re.compile(r"\?[^\s\"'?]*=[^\s\"']*")
+LONGEST_QUOTE = 300
+
+
+class HubError(RuntimeError):
+    """Something asked of the Hugging Face hub did not come. The message says what, why, and what to do."""
+
+
+def find_hub_pair(repository: str, revision: str = "main", subfolder: str = "") -> FoundArtifact:
+    """The pair that a revision names now. Downloads nothing, so that a moved branch is cheap to notice.
+
+    Its `version` is the commit. Its `digest` is sha256 over the names and digests of the pair's own files, so a commit
+    that changes others alone leaves it as it is.
+
+    Args:
+        repository: organisation/name.
+        revision: a branch, a tag, or a commit.
+        subfolder: of the repository, that the pair's files are in; "" for its root.
+
+    Raises:
+        HubError: the hub does not answer or refuses the token, there is no such repository or revision, or a file of
+            the published format is missing there.
+    """
+    return _found(repository, revision, subfolder)[0]
+
+
+def fetch_hub_pair(repository: str, revision: str, subfolder: str, folder: str | Path) -> FetchedArtifact:
+    """The files of a pair, from `folder/<digest>/`, where they are downloaded to unless they are there already.
+
+    Each file is compared with the digest that the hub lists, whether it was downloaded now or before. Until all are
+    right, they are in `folder/<digest>.part/`. Two fetches of the same pair at the same time wait for each other.
+
+    How patient it is follows the environment, in the client's own names: HF_HUB_ETAG_TIMEOUT and
+    HF_HUB_DOWNLOAD_TIMEOUT (10 seconds without an answer).
+
+    Args:
+        repository, revision, subfolder: as for `find_hub_pair`.
+
+    Raises:
+        HubError: as `find_hub_pair` does; also if a file does not come, or arrives with other contents.
+        OSError: the files cannot be stored.
+    """
+    from filelock import FileLock
+
+    found, files = _found(repository, revision, subfolder)
+    directory, staging = (Path(folder).absolute() / f"{found.digest}{suffix}" for suffix in ("", ".part"))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory.with_suffix(".lock")):
+        if directory.exists() and not all(_is_intact(directory / name, file) for name, file in files.items()):
+            shutil.rmtree(directory)
+        if not directory.exists():
+            shutil.rmtree(staging, ignore_errors=True)
+            _download(repository, found, files, staging)
+            (staging / subfolder).rename(directory)
+            shutil.rmtree(staging, ignore_errors=True)
+    return FetchedArtifact(directory, found.path, found.version, found.digest)
+
+
+def _found(repository: str, revision: str, subfolder: str) -> tuple[FoundArtifact, dict[str, RepoSibling]]:
+    """What is there, and the pair's files by their names in its folder. One request."""
+    from huggingface_hub import HfApi
+
+    from jsae_core.pair_format import CONFIG_FILE, LANGUAGE_MODEL_FILE, WEIGHTS_FILE
+
+    place = "/".join(part for part in (f"{repository}@{revision}", subfolder) if part)
+    with _explained(place):
+        info = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=LONGEST_WAIT)
+    listed = {file.rfilename: file for file in info.siblings or ()}
+    prefix = f"{subfolder}/" if subfolder else ""
+    names = (WEIGHTS_FILE, CONFIG_FILE, LANGUAGE_MODEL_FILE)
+    files = {name: listed[prefix + name] for name in names if prefix + name in listed}
+    missing = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if name not in files]
+    if missing:
+        raise HubError(
+            f"{place} holds no {' and no '.join(missing)}; expected a pair in the published format, {WEIGHTS_FILE} and "
+            f"{CONFIG_FILE}. Check the repository's folders, and name the pair's as subfolder"
+        )
+    lines = "".join(f"{name}\0{_listed_digest(files[name])}\n" for name in sorted(files))
+    path = "/".join(part for part in (f"{repository}@{info.sha}", subfolder) if part)
+    digest = hashlib.sha256(lines.encode()).hexdigest()
+    size = sum(file.size for file in files.values())
+    return FoundArtifact(path, info.sha, digest, (revision,), size), files
+
+
+def _download(repository: str, found: FoundArtifact, files: dict[str, RepoSibling], staging: Path) -> None:
+    from huggingface_hub import hf_hub_download
+
+    with _explained(found.path):
+        for file in files.values():
+            hf_hub_download(repository, file.rfilename, revision=found.version, local_dir=staging)
+    shutil.rmtree(staging / ".cache", ignore_errors=True)  # the client's notes
+    for name, file in files.items():
+        if not _is_intact(staging / file.rfilename, file):
+            shutil.rmtree(staging, ignore_errors=True)
+            raise HubError(
+                f"{name} of {found.path} arrived with other contents than the hub lists ({file.size} bytes, digest "
+                f"{_listed_digest(file)}) and was deleted. Run it again; if it goes on, a proxy or mirror alters it"
+            )
+
+
+def _listed_digest(file: RepoSibling) -> str:
+    """Large files are listed with their sha256, others with git's own digest of a file."""
+    return file.lfs.sha256 if file.lfs else file.blob_id
+
+
+def _is_intact(path: Path, file: RepoSibling) -> bool:
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    if file.lfs:
+        with path.open("rb") as contents:
+            return hashlib.file_digest(contents, "sha256").hexdigest() == file.lfs.sha256
+    contents = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(contents) + contents).hexdigest() == file.blob_id
+
+
+@contextmanager
+def _explained(place: str) -> Iterator[None]:
+    """Any error of the client becomes a `HubError`."""
+    try:
+        yield
+    except Exception as error:  # the client raises its own, its HTTP library's, OSError and ValueError alike
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise  # of this machine: no room, no permission
+        # from None, as errors are stored with their causes, and the client's may quote a signed address
+        raise HubError(_in_plain_words(place, error)) from None
+
+
+def _in_plain_words(place: str, error: Exception) -> str:
+    from huggingface_hub import constants, errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        why, advice = "its owner asks for an agreement first", "Accept it on the repository's page, and set HF_TOKEN"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        why = "there is no such repository, or it is private"
+        advice = "Check its name; for a private one set HF_TOKEN, or run `hf auth login`"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        why, advice = "there is no such revision", "Name a branch, a tag or a whole commit of the repository"
+    elif isinstance(error, errors.HFValidationError):
+        why, advice = "the hub knows no such names", "Expected organisation/name, as in the repository's address"
+    elif constants.is_offline_mode():
+        why, advice = "the environment's HF_HUB_OFFLINE forbids to ask", "Unset it, or name a directory instead"
+    elif status in (401, 403):
+        why, advice = f"the hub refuses the token (HTTP {status})", "Set HF_TOKEN, or run `hf auth login` again"
+    elif status is not None:
+        why, advice = f"the hub answers HTTP {status}", "Run it again later; https://status.huggingface.co may tell"
+    else:
+        why, advice = "the hub did not answer, or not to the end", "Check the network, proxies and HF_ENDPOINT"
+    words = " ".join(QUERIES.sub("", f"{type(error).__name__}: {error}").split())
+    words = words if len(words) <= LONGEST_QUOTE else f"{words[:LONGEST_QUOTE]}..."
+    return f"{constants.ENDPOINT} did not give {place}: {why}. {advice}. The client's words: {words}"

@@ -162,7 +162,7 @@ def _in_plain_words(place: str, error: Exception) -> str:
         why, advice = "there is no such revision", "Name a branch, a tag or a whole commit of the repository"
     elif isinstance(error, errors.HFValidationError):
         why, advice = "the hub knows no such names", "Expected organisation/name, as in the repository's address"
-    elif constants.is_offline_mode():
+    elif constants.HF_HUB_OFFLINE:
         why, advice = "the environment's HF_HUB_OFFLINE forbids to ask", "Unset it, or name a directory instead"
     elif status in (401, 403):
         why, advice = f"the hub refuses the token (HTTP {status})", "Set HF_TOKEN, or run `hf auth login` again"

@@ -1,8 +1,8 @@
 """The catalog: which models, texts, variants and pairs exist, as one validated YAML file.
 
-Here: its sections, their rules and what can be asked of them. Not here: what sections are made of (`sections.py`), where
-pairs come from (`sources.py`), Dagster (`partitions.py` makes partitions of it) or torch (loading the definitions must
-stay fast).
+Here: its sections, their rules and what can be asked of them. Not here: what sections are made of (`sections.py`),
+where pairs come from (`sources.py`), Dagster (`partitions.py` makes partitions of it) or torch (loading the definitions
+must stay fast).
 """
 
 from __future__ import annotations

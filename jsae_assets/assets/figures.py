@@ -172,7 +172,9 @@ def _quality_by_layer(catalog: Catalog, compared: Sequence[str]) -> dg.AssetsDef
         io_manager_key="figures",
         # a variant may have a name that Dagster keeps from arguments (input, meta, lambda)
         ins={
-            f"{key}__pair_quality": dg.AssetIn([key, "pair_quality"], partition_mapping=of_all_layers(catalog, key, compared))
+            f"{key}__pair_quality": dg.AssetIn(
+                [key, "pair_quality"], partition_mapping=of_all_layers(catalog, key, compared)
+            )
             for key in compared
         },
         deps=[

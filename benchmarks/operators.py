@@ -13,12 +13,12 @@ import argparse
 from collections.abc import Callable
 
 import torch
+from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile, schedule
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.cases import BATCH_TOKENS, WARM_UP_STEPS
 from benchmarks.shapes import SHAPES, Shape, language_model, random_documents, random_inputs, random_mlp, random_pair
-from jsae_assets.text_table import as_text
 from jsae_core import TrainingConfig, train_pair
 from jsae_core.measures import jacobian_histogram, pair_quality
 from jsae_core.memory import keep_freed_memory
@@ -73,7 +73,8 @@ def profiled(run: Callable[[Callable[[], None]], object]) -> list[tuple[str, flo
 def show(title: str, operators: list[tuple[str, float, int]]) -> None:
     total = sum(milliseconds for _, milliseconds, _ in operators)
     rows = [(name, f"{ms:.0f}", f"{100 * ms / total:.0f}%", str(calls)) for name, ms, calls in operators[:SHOWN]]
-    print(title, as_text([("operator", "ms", "share", "calls"), *rows]), sep="\n", end="\n\n")
+    table = tabulate(rows, ("operator", "ms", "share", "calls"), tablefmt="plain", disable_numparse=True)
+    print(title, table, sep="\n", end="\n\n")
 
 
 def main() -> None:

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
+from tabulate import tabulate
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.shapes import SHAPES
 from benchmarks.startup import HOME
-from jsae_assets.text_table import as_text
 from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich
 from jsae_core.jacobian import Sandwich
 from jsae_core.text import split_documents
@@ -81,7 +81,7 @@ def main() -> None:
             raise SystemExit(f"{path} is missing: run make demo first, which stores trained pairs and their tokens")
     disable_progress_bar()
     documents = split_documents(load_file(tokens))
-    rows = [HEADINGS]
+    rows = []
     for variant, path in paths.items():
         exact = sandwiches(path, documents, EXACT)
         rows.append((variant, _name(EXACT), "", "", "", _share_above(exact)))
@@ -90,7 +90,8 @@ def main() -> None:
             between = difference(exact, coarser)
             shares = (f"{100 * share:.2g}%" for share in (between.inputs, between.outputs))
             rows.append((variant, _name(dtype), *shares, f"{between.error:.1g}", _share_above(coarser)))
-    print(f"{len(exact.input_latents):,} tokens of {MODEL}, layer {LAYER}", as_text(rows), sep="\n")
+    print(f"{len(exact.input_latents):,} tokens of {MODEL}, layer {LAYER}")
+    print(tabulate(rows, HEADINGS, tablefmt="plain", disable_numparse=True))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from tabulate import tabulate
 
 from benchmarks.parts import PARTS
 from benchmarks.results import Results, read_all
@@ -33,9 +34,8 @@ MiB = 2**20
 
 def as_text(results: Results) -> str:
     """The table of one device for the terminal."""
-    from jsae_assets.text_table import as_text as aligned  # here: it brings Dagster, which no measuring process needs
-
-    return "\n".join([aligned([HEADINGS, *_cells(results.rows)]), *_notes(results.rows)])
+    table = tabulate(_cells(results.rows), HEADINGS, tablefmt="plain", disable_numparse=True)
+    return "\n".join([table, *_notes(results.rows)])
 
 
 def as_markdown(results: Results) -> str:

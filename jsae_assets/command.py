@@ -19,15 +19,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import dagster as dg
+from tabulate import tabulate
 
 from jsae_assets.assets.cell import THRESHOLDS
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import report
 from jsae_assets.freshness import Freshness, Place, latest_metadata
-from jsae_assets.partitions import cell_key
+from jsae_assets.partitions import cell_key, cells
 from jsae_assets.plan import CELL_JOB, PlannedRun, narrowed, planned_runs
-from jsae_assets.text_table import as_text
+from jsae_assets.storage import storage
 
 HOME_VARIABLE = "DAGSTER_HOME"
 PACKAGE = Path(__file__).parent
@@ -151,7 +152,7 @@ def summary(catalog: Catalog, instance: dg.DagsterInstance) -> str:
         "output": ("pair_quality", "explained_variance_output"),
         "KL score": ("pair_quality", "kl_score_pair"),
     }
-    rows = [["model", "layer", "variant", *columns]]
+    rows = []
     for model in catalog.models:
         for layer in catalog.layers(model):
             for key, variant in catalog.variants.items():
@@ -162,23 +163,20 @@ def summary(catalog: Catalog, instance: dg.DagsterInstance) -> str:
                 if all(measured.values()):
                     numbers = [measured[measure][name] for measure, name in columns.values()]
                     rows.append([model, str(layer), variant.label, *(f"{number:.1%}" for number in numbers)])
-    return as_text(rows)
+    return tabulate(rows, ["model", "layer", "variant", *columns], tablefmt="plain", disable_numparse=True)
 
 
 def figure_pages(catalog: Catalog, instance: dg.DagsterInstance) -> list[str]:
     """The pages of the figures, with what stands in their paths for variant, figure, layer, model and sweep."""
+    base = storage(os.environ.get("JSAE_STORAGE"), instance)
     patterns = set()
-    for model in catalog.models:
-        for layer in catalog.layers(model):
-            for variant in catalog.variants:
-                key = dg.AssetKey(["figures", variant, "jacobian_histogram"])
-                metadata = latest_metadata(instance, key, cell_key(model, layer))
-                if metadata is not None:
-                    patterns.add(f"{Path(metadata['page']).parents[2]}/<figure>/<layer>/<model>.html")
-    for sweep in catalog.sweeps:
-        metadata = latest_metadata(instance, dg.AssetKey(["figures", "sweep_runs", "tradeoff"]), sweep)
-        if metadata is not None:
-            patterns.add(f"{Path(metadata['page']).parents[1]}/<figure>/<sweep>.html")
+    for variant in catalog.variants:
+        key = dg.AssetKey(["figures", variant, "jacobian_histogram"])
+        if any(latest_metadata(instance, key, cell) for cell in cells(catalog, [variant]).get_partition_keys()):
+            patterns.add(f"{base}/figures/{variant}/<figure>/<layer>/<model>.html")
+    key = dg.AssetKey(["figures", "sweep_runs", "tradeoff"])
+    if any(latest_metadata(instance, key, sweep) for sweep in catalog.sweeps):
+        patterns.add(f"{base}/figures/sweep_runs/<figure>/<sweep>.html")
     return sorted(patterns)
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import dagster as dg
 
 from jsae_assets import automation
-from jsae_assets.assets.figures import figure_assets
+from jsae_assets.assets.figure_assets import figure_assets, sweep_figure_assets
 from jsae_assets.assets.measures import measure_assets
 from jsae_assets.assets.sae_pairs import sae_pair_asset
-from jsae_assets.assets.sweeps import sweep_assets
+from jsae_assets.assets.sweeps import sweep_runs_asset
 from jsae_assets.assets.text import tokens_asset
 from jsae_assets.catalog import Catalog, load_catalog
 from jsae_assets.checks import faithful_check
@@ -49,7 +49,7 @@ def build_definitions(
             *(sae_pair_asset(catalog, variant) for variant in variants),
             *(asset for variant in variants for asset in measure_assets(catalog, variant)),
             *figure_assets(catalog),
-            *(sweep_assets(catalog) if catalog.sweeps else []),
+            *([sweep_runs_asset(catalog), *sweep_figure_assets(catalog)] if catalog.sweeps else []),
         ],
         assets,
         lambda asset: asset.key,
@@ -92,7 +92,7 @@ def _replaced(made: Sequence, others: Sequence, named) -> list:
 
 def default_resources() -> dict[str, Any]:
     """The resources, with what the environment says: JSAE_DEVICE, JSAE_DTYPE, JSAE_BATCH_TOKENS,
-    JSAE_MEMORY_GIB, JSAE_STORAGE."""
+    JSAE_MEMORY_GIB, JSAE_STORAGE, JSAE_STORAGE_URL."""
     named = {
         field: os.environ.get(f"JSAE_{field.upper()}") for field in ("device", "dtype", "batch_tokens", "memory_gib")
     }
@@ -101,7 +101,7 @@ def default_resources() -> dict[str, Any]:
         "compute": Compute(**{field: value for field, value in named.items() if value}),
         "tensors": SafetensorsStore(base_path=base_path),
         "tables": ParquetStore(base_path=base_path),
-        "figures": FigureStore(base_path=base_path),
+        "figures": FigureStore(base_path=base_path, url=os.environ.get("JSAE_STORAGE_URL")),
     }
 
 

@@ -119,7 +119,7 @@ class Freshness:
         store = self.resources.get(self.graph.get(place.asset).assets_def.get_io_manager_key_for_asset_key(place.asset))
         if not isinstance(store, Store):
             return True
-        return store.manager_of(self.instance).path_of(place.asset, place.partition).exists()
+        return store.manager_of(self.instance).stored(place.asset, place.partition).exists()
 
     def _reason(self, place: Place, found: Mapping[Place, str]) -> str | None:
         upstream = next((parent for parent in self.parents(place) if parent in found), None)

@@ -7,11 +7,11 @@ Here: the comparison. Not here: the published numbers (`jsae_core.published`), m
 import sys
 
 import dagster as dg
+from tabulate import tabulate
 
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
 from jsae_assets.freshness import latest_metadata
 from jsae_assets.partitions import cell_key
-from jsae_assets.text_table import as_text
 from jsae_core.published import PublishedResult, all_published_results
 
 HEADER = ("model", "layer", "variant", "λ", "measure", "published", "measured", "difference")
@@ -52,7 +52,7 @@ def main() -> None:
     except CatalogError as error:
         sys.exit(str(error))
     with dg.DagsterInstance.get() as instance:
-        print(as_text([HEADER, *comparison(catalog, instance)]))
+        print(tabulate(comparison(catalog, instance), HEADER, tablefmt="plain", disable_numparse=True))
 
 
 if __name__ == "__main__":

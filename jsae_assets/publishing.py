@@ -9,8 +9,8 @@ import dagster as dg
 
 from jsae_assets.assets.cell import cell_at
 from jsae_assets.catalog import Catalog
-from jsae_assets.io_managers import StoredTensors, StoringIOManager
-from jsae_assets.partitions import cells, stored_below
+from jsae_assets.io_managers import StoringIOManager
+from jsae_assets.partitions import cells
 from jsae_assets.resources import wandb_folder
 from jsae_assets.sources import LANGUAGE_MODEL_WEIGHTS
 
@@ -35,10 +35,8 @@ def publish_job(catalog: Catalog) -> dg.JobDefinition:
             raise ValueError(
                 f"variant is {config.variant!r}, which is not in the catalog; there are: {', '.join(catalog.variants)}"
             )
-        folder = tensors.base_path / config.variant / "sae_pair"
-        path = folder / f"{stored_below(context.partition_key)}.safetensors"
-        stored = StoredTensors(path, f"{config.variant}/sae_pair for {context.partition_key}")
-        pair = SAEPair.load(stored.path)
+        key = dg.AssetKey([config.variant, "sae_pair"])
+        pair = SAEPair.load(tensors.stored(key, context.partition_key).local)
         extra = dict(pair.config.extra)
         record = extra.pop(LANGUAGE_MODEL_WEIGHTS, None)  # how this installation finds them concerns nobody else
         pair.config = dataclasses.replace(pair.config, extra=extra)
@@ -61,7 +59,6 @@ def publish_job(catalog: Catalog) -> dg.JobDefinition:
         if published.directory:
             said["to_upload"] = f"wandb sync {published.directory}"
         context.log.info(f"published as {published.artifact}" + (" (offline)" if config.offline else ""))
-        key = dg.AssetKey([config.variant, "sae_pair"])
         context.log_event(dg.AssetObservation(key, partition=context.partition_key, metadata=said))
 
     @dg.job(

@@ -1,24 +1,27 @@
-"""The compute resource: which device, which precision, how many tokens at once, and the models a run has loaded; and
-the folder for what comes from wandb.
+"""The compute resource: which device, which precision, how many tokens at once, and what a run has loaded or computed
+and will need again; and the folder for what comes from wandb.
 
-Here: choosing the device and loading each model once a run. Not here: what is computed.
+Here: choosing the device; loading each model and each pair, and running a model over its tokens, once a run. Not here:
+what is measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
-from jsae_core.memory import keep_freed_memory
+from jsae_assets.stored import StoredTensors
+from jsae_core.memory import MemoryBudget, keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
-    from jsae_core import LanguageModel
+    from jsae_core import LanguageModel, MLPInputs, SAEPair
 
 T = TypeVar("T")
 POOL = "gpu"  # the assets that compute share it; dagster.yaml limits it to one at a time
@@ -45,10 +48,11 @@ class Compute(dg.ConfigurableResource):
     memory_gib: float | None = Field(
         default=None,
         gt=0,
-        description="for the Jacobians of a histogram; those that do not fit go to a temporary file. Unset: 0.5 on a "
-        "CPU, up to 8 on CUDA",
+        description="for the Jacobians of a histogram, of which those that do not fit go to a temporary file (unset: "
+        "0.5 on a CPU, up to 8 on CUDA), and as much for the MLP's inputs, of which those that do not fit are computed "
+        "again (unset: a quarter of what is free)",
     )
-    _kept: dict[Hashable, Any] = PrivateAttr(default_factory=dict)
+    _cache: dict[str, dict[Hashable, Any]] = PrivateAttr(default_factory=dict)  # by kind
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """What Dagster calls in the process that computes."""
@@ -91,18 +95,20 @@ class Compute(dg.ConfigurableResource):
         name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
         return f"{name}, chosen by auto" if self.device == "auto" else name
 
-    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` gives, made at first use and kept for the rest of the run."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory_gib` in bytes."""
+        return None if self.memory_gib is None else round(self.memory_gib * 2**30)
 
-    def kept_last(self, kind: str, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` gives, kept until another of its kind is asked for."""
-        if self._kept.get(kind, (None, None))[0] != key:
-            self._kept.pop(kind, None)  # frees the old one before the new one is made
-            self._kept[kind] = (key, make())
-        return self._kept[kind][1]
+    def cached(self, kind: str, key: Hashable, make: Callable[[], T], at_most: int | None = None) -> T:
+        """What `make` gives, made once a run for each key. Where only so many of a kind are held at once, the oldest
+        goes before another one is made."""
+        held = self._cache.setdefault(kind, {})
+        if key not in held:
+            while at_most is not None and len(held) >= at_most:
+                del held[next(iter(held))]
+            held[key] = make()
+        return held[key]
 
     def language_model(
         self, source: str, randomise_seed: int | None = None, randomised_weights: str | None = None
@@ -111,4 +117,28 @@ class Compute(dg.ConfigurableResource):
         from jsae_core import load_language_model
 
         named = (source, self.torch_device(), self.dtype, randomise_seed, randomised_weights)
-        return self.kept(("language model", *named), lambda: load_language_model(*named))
+        return self.cached("language model", named, lambda: load_language_model(*named))
+
+    def pair(self, stored: StoredTensors) -> SAEPair:
+        """The pair, where and in the precision in which the language model computes. The last one is held, with the
+        tables of its Jacobian: what is measured on a pair is measured in a row."""
+        from jsae_core import SAEPair
+
+        device, dtype = self.torch_device(), self.torch_dtype()
+        key = (stored.version, device, dtype)
+        return self.cached("pair", key, lambda: SAEPair.load(stored.local, device=device).to(dtype), at_most=1)
+
+    def mlp_inputs(
+        self, language_model: LanguageModel, layer: int, key: Hashable, documents: Callable[[], Sequence[Tensor]]
+    ) -> MLPInputs:
+        """The MLP's inputs over some documents, which `key` names: all that read them in a run share what the model
+        computes once, as far as there is memory."""
+        from jsae_core import MLPInputs
+
+        device = self.torch_device()
+        budget = self.cached("budget", device, lambda: MemoryBudget(device, self.memory_bytes))
+        return self.cached(
+            "MLP inputs",
+            (language_model, layer, key),
+            lambda: MLPInputs(language_model, documents(), layer, self.batch_tokens, budget),
+        )

@@ -1,13 +1,14 @@
 """A stream of MLP inputs: documents in, batches of activations out.
 
-Here: packing documents into padded batches, dropping BOS and padding again, and which document a token is from. Not
-here: tokens (`text.py`), the model (`language_model.py`), anything that is measured on a stream (`measures/`).
+Here: packing documents into padded batches, dropping BOS and padding again, which document a token is from, keeping
+what the model computed. Not here: tokens (`text.py`), the model (`language_model.py`), anything that is measured on a
+stream (`measures/`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,30 +16,46 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from jsae_core.language_model import LanguageModel
+    from jsae_core.memory import MemoryBudget
 
 
 @dataclass(frozen=True)
 class MLPInputs:
     """The MLP's inputs at one layer over some documents; can be read any number of times.
 
-    Iterating gives float tensors [n_tokens, d_model] in document order, BOS and padding left out.
+    Iterating gives float tensors [n_tokens, d_model] in document order, BOS and padding left out. They may be kept for
+    the next reader, so they are not to be written to.
 
     Attributes:
         documents: 1-d token tensors, BOS first.
         batch_tokens: the most tokens, padding counted, that the model is given at once (a longer document goes alone).
+        budget: the memory in which batches are kept once the model has computed them; what finds no room there is
+            computed again by every read. None: nothing is kept.
     """
 
     language_model: LanguageModel
     documents: Sequence[Tensor]
     layer: int
     batch_tokens: int = 8192
+    budget: MemoryBudget | None = None
+    _kept: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)  # by batch
 
     def __iter__(self) -> Iterator[Tensor]:
-        for batch in packed(self.documents, self.batch_tokens):
-            mlp_input, _ = self.language_model.mlp_activations(batch.tokens, self.layer)
-            # as places, not as a mask: to see how many there are, the processor would wait for the device
-            places = batch.measured.flatten().nonzero()[:, 0].to(mlp_input.device)
-            yield mlp_input.flatten(0, 1).index_select(0, places)
+        for number, batch in enumerate(packed(self.documents, self.batch_tokens)):
+            if number in self._kept:
+                yield self._kept[number].to(self.language_model.device)
+                continue
+            computed = self._computed(batch)
+            kept = self.budget and self.budget.kept(computed)
+            if kept is not None:
+                self._kept[number] = kept
+            yield computed
+
+    def _computed(self, batch: Batch) -> Tensor:
+        mlp_input, _ = self.language_model.mlp_activations(batch.tokens, self.layer)
+        # as places, not as a mask: to see how many there are, the processor would wait for the device
+        places = batch.measured.flatten().nonzero()[:, 0].to(mlp_input.device)
+        return mlp_input.flatten(0, 1).index_select(0, places)
 
     @property
     def document_lengths(self) -> list[int]:
@@ -49,6 +66,27 @@ class MLPInputs:
     def n_tokens(self) -> int:
         """How many rows a full read gives."""
         return sum(self.document_lengths)
+
+
+@dataclass(frozen=True)
+class FirstDocuments:
+    """The inputs at the first documents of a stream: as the stream, but no more of it is computed than they need."""
+
+    stream: MLPInputs
+    n_documents: int
+
+    def __iter__(self) -> Iterator[Tensor]:
+        left = sum(self.document_lengths)
+        batches = iter(self.stream)
+        while left > 0:
+            batch = next(batches)[:left]
+            left -= len(batch)
+            yield batch
+
+    @property
+    def document_lengths(self) -> list[int]:
+        """As of the stream."""
+        return self.stream.document_lengths[: self.n_documents]
 
 
 def with_documents(stream: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

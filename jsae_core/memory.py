@@ -54,6 +54,39 @@ def piece_factor(device: torch.device) -> int:
     return max(1, min(MOST_TIMES, total // BYTES_EACH_TIME))
 
 
+class MemoryBudget:
+    """Room for tensors that are kept because they will be needed again: first on the device they are on, then on the
+    host.
+
+    Args:
+        device: where they are computed.
+        most: bytes for each of both. None: a quarter of what is free there when the first one comes.
+    """
+
+    def __init__(self, device: torch.device, most: int | None = None):
+        self._device = device
+        self._most = most
+        self._left: dict[str, int] = {}  # bytes, by kind of device
+
+    def kept(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The tensor where it is kept: as it is, or on the host; None where there is no room. What was given room keeps
+        it for good."""
+        for kind in dict.fromkeys((self._device.type, "cpu")):
+            if kind not in self._left:
+                self._left[kind] = self._room(kind)
+            if tensor.nbytes <= self._left[kind]:
+                self._left[kind] -= tensor.nbytes
+                return tensor if kind == self._device.type else tensor.to(kind)
+        return None
+
+    def _room(self, kind: str) -> int:
+        if self._most is not None:
+            return self._most
+        import torch
+
+        return (available_bytes(self._device if kind == self._device.type else torch.device(kind)) or 0) // 4
+
+
 @contextlib.contextmanager
 def fitting(what: str, device: torch.device | str) -> Iterator[None]:
     """Says what it was that did not fit a device, and what to do.

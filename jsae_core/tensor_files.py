@@ -6,9 +6,12 @@ Not here: what the tensors mean.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,6 +31,27 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors and the header's metadata. Raises ValueError as `open_tensors` does."""
     with open_tensors(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+
+
+def read_header(file: BinaryIO, name: str) -> dict[str, str]:
+    """The header's metadata of a safetensors file that may lie anywhere; its tensors are not read. (The format: a
+    little-endian 64-bit length and as many bytes of JSON, then the tensors.) Raises ValueError naming the file if it
+    has no whole header."""
+    try:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return json.loads(file.read(length)).get("__metadata__", {})
+    except (struct.error, ValueError, OverflowError, AttributeError) as error:
+        raise ValueError(f"{name}: is no complete safetensors file ({error}); fetch or make it again") from error
+
+
+def text_tensor(texts: list[str]) -> Tensor:
+    """Texts as a tensor of UTF-8 bytes, since safetensors holds nothing else."""
+    return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
+
+
+def tensor_text(tensor: Tensor) -> list[str]:
+    """What `text_tensor` packed."""
+    return json.loads(bytes(tensor.tolist()))
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What every (model, layer) asset shares: finding its catalog entry, its inputs, and what it says of itself.
+"""What every (model, layer) asset shares: finding its catalog entry, and what it says of itself.
 
 Not here: any asset.
 """
@@ -20,13 +20,11 @@ from jsae_assets.resources import POOL, downloads_folder
 from jsae_assets.sources import LANGUAGE_MODEL_WEIGHTS
 
 if TYPE_CHECKING:
-    from jsae_assets.io_managers import StoredTensors
     from jsae_assets.resources import Compute
-    from jsae_core import LanguageModel, MLPInputs, SAEPair
+    from jsae_core import LanguageModel, SAEPair
 
 OWNERS = ["team:interpretability"]
 THRESHOLDS = (0.005, 0.01, 0.015, 0.02)
-SETTINGS = {"d_sae": "d_sae", "k": "k", "jacobian_coefficient": "λ"}  # of a pair, and what figures call them
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,8 @@ class Cell:
         record = pair and pair.config.extra.get(LANGUAGE_MODEL_WEIGHTS)
         if not record:
             return compute.language_model(self.model.source, self.randomise_seed)
-        weights = compute.kept(
-            (LANGUAGE_MODEL_WEIGHTS, *record.values()),
-            lambda: self.language_model_weights(record),
+        weights = compute.cached(
+            LANGUAGE_MODEL_WEIGHTS, tuple(record.values()), lambda: self.language_model_weights(record)
         )
         return compute.language_model(self.model.source, randomised_weights=str(weights))
 
@@ -86,36 +83,6 @@ def context_size(model: Model, language_model: LanguageModel) -> int:
     return model.context_size or language_model.context_size
 
 
-def load_pair(stored: StoredTensors, compute: Compute) -> SAEPair:
-    """The pair, where and in the precision in which the language model computes. The last one is kept with the tables
-    of its Jacobian: the assets of a cell follow each other."""
-    from jsae_core import SAEPair
-
-    device, dtype = compute.torch_device(), compute.torch_dtype()
-    status = stored.path.stat()
-    return compute.kept_last(
-        "pair",
-        (str(stored.path), status.st_mtime_ns, status.st_size, device, dtype),
-        lambda: SAEPair.load(stored.path, device=device).to(dtype),
-    )
-
-
-def mlp_inputs(
-    cell: Cell, pair: SAEPair, tokens: StoredTensors, compute: Compute, max_documents: int | None = None
-) -> MLPInputs:
-    """The stream of MLP inputs that every measure of a pair reads: the model's stored tokens at its layer."""
-    from jsae_core import MLPInputs
-    from jsae_core.text import split_documents
-
-    documents = split_documents(tokens)[:max_documents]
-    return MLPInputs(cell.language_model(compute, pair), documents, cell.layer, compute.batch_tokens)
-
-
-def settings(pair: SAEPair) -> dict[str, float]:
-    """What a figure says about a pair, stored beside what was measured on it."""
-    return {name: getattr(pair.config, name) for name in SETTINGS}
-
-
 class Stopwatch:
     """Seconds since it was made, for materialisation metadata."""
 
@@ -139,9 +106,14 @@ def cell_asset(
     io_manager_key: str = "tensors",
     group: str | None = None,
     pool: str | None = POOL,
+    priority: int = 0,
 ) -> Callable[..., dg.AssetsDefinition]:
     """`dagster.asset` with what all assets of cells have in common: it exists at the cells that all of `variants` hold,
-    and its group is its variant unless named."""
+    and its group is its variant unless named.
+
+    Args:
+        priority: of the steps that could begin, that of the highest begins first.
+    """
     partitions = cells(catalog, variants)
     return dg.asset(
         key=prefix.split("/") + [name],
@@ -155,7 +127,19 @@ def cell_asset(
         pool=pool,
         partitions_def=partitions,
         owners=OWNERS,
+        op_tags=step_priority(priority),
     )
+
+
+def step_priority(priority: int) -> dict[str, str]:
+    """The tag by which Dagster's executors know it."""
+    return {"dagster/priority": str(priority)}
+
+
+def turn(catalog: Catalog, variant: str) -> int:
+    """The priority of a variant's steps: it is made, checked and measured before the next one is begun, so that its
+    pair is loaded once a run."""
+    return -list(catalog.variants).index(variant)
 
 
 def _entries(cell: str, variants: Sequence[str], asset: str, group: str | None) -> list[str]:

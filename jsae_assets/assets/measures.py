@@ -1,13 +1,13 @@
-"""What is measured on a pair: `<variant>/jacobian_histogram`, `jacobian_examples`, `ablation_samples`,
-`function_shapes` and `pair_quality`.
+"""What is measured on a pair: a declaration each, of which a factory makes an asset for every variant.
 
-Here: what each asset asks of the core, and what it says of itself. Not here: measuring (`jsae_core.measures`).
+To add a measure, write its function in `jsae_core.measures` and a declaration in MEASURES, at the end; a setting of its
+own is a field of the catalog's models. Not here: measuring (`jsae_core.measures`), figures (`figures.py`).
 """
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
 
@@ -18,103 +18,140 @@ from jsae_assets.assets.cell import (
     cell_asset,
     context_size,
     find_cell,
-    load_pair,
-    mlp_inputs,
-    settings,
     tokens_of,
+    turn,
 )
 from jsae_assets.catalog import Catalog
-from jsae_assets.io_managers import StoredTensors, text_tensor
 from jsae_assets.resources import Compute
+from jsae_assets.stored import StoredTensors
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
     from torch import Tensor
 
-    from jsae_core import SAEPair
-
-    # what the asset stores and what it says of it, from the pair and, by name, the other assets that it reads
-    Measure = Callable[..., tuple[Any, dict[str, Any]]]
+    from jsae_core import LanguageModel, MLPInputs, SAEPair
 
 SAME_FOR_ALL = {"count_jac", "n_tokens"}  # whatever the norm: stored once
 KEPT_CURVES = 300  # drawn in figures; the rest of the curves is classified only
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What a measure is given: a pair, where it belongs, and what it is measured on.
+
+    Attributes:
+        tokens: the stored tokens of the model; None for a measure that reads none.
+    """
+
+    cell: Cell
+    compute: Compute
+    pair: "SAEPair"
+    tokens: StoredTensors | None = None
+
+    @property
+    def language_model(self) -> "LanguageModel":
+        return self.cell.language_model(self.compute, self.pair)
+
+    @property
+    def documents(self) -> "list[Tensor]":
+        """The model's tokens, a 1-d tensor a document, BOS first."""
+        from jsae_core.text import split_documents
+
+        return split_documents(self.tokens)
+
+    @property
+    def mlp_inputs(self) -> "MLPInputs":
+        """The MLP's inputs over all of these documents; what reads them in a run shares what the model computes."""
+        key = self.tokens.version
+        return self.compute.mlp_inputs(self.language_model, self.cell.layer, key, lambda: self.documents)
+
+    @property
+    def prompt(self) -> "Tensor":
+        """The tokens of the model's prompt, BOS first."""
+        from jsae_core.text import tokenise
+
+        language_model, model = self.language_model, self.cell.model
+        (document,) = tokenise([model.prompt], language_model.tokenizer, context_size(model, language_model))
+        return document
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What is said of a result wherever it goes, in its file and in figures: which pair it was measured on."""
+        config = self.pair.config
+        return {
+            "model": self.cell.model_key,
+            "layer": self.cell.layer,
+            "variant": self.cell.pair.variant,
+            "d_sae": config.d_sae,
+            "k": config.k,
+            "jacobian_coefficient": config.jacobian_coefficient,
+        }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a measure gives: what is stored, on how many tokens it was measured, and what the materialisation says."""
+
+    value: Any
+    n_tokens: int
+    said: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One thing that is measured on every pair.
+
+    Attributes:
+        name, description: of its asset.
+        body: measures.
+        code_version: another one asks for this measure again, and for the figures that show it.
+        stored_as: tensors in a safetensors file, or a table in a parquet file.
+        reads_tokens: whether it reads the model's tokens besides the pair.
+        settings: of a model in the catalog, those that concern it; where one is changed it is asked for again.
+    """
+
+    name: str
+    description: str
+    body: Callable[[Subject], Measured]
+    code_version: str
+    stored_as: Literal["tensors", "tables"]
+    reads_tokens: bool = True
+    settings: Sequence[str] = ()
+
+
 def measure_assets(catalog: Catalog, variant: str) -> list[dg.AssetsDefinition]:
     """Everything that is measured on the pairs of a variant."""
-
-    asset = functools.partial(_measure_asset, catalog, variant)
-
-    return [
-        asset(
-            "jacobian_histogram",
-            "How large the Jacobian's elements are: histograms of |J| over all tokens, plain and divided by three "
-            "norms, and of the mean |J| of each pair of latents.",
-            _jacobian_histogram,
-            stored_as="tensors",
-        ),
-        asset(
-            "jacobian_examples",
-            "The Jacobian of every token of the model's prompt, with the latents it runs between.",
-            _jacobian_examples,
-            stored_as="tensors",
-            reads_tokens=False,
-        ),
-        asset(
-            "ablation_samples",
-            "What happens to an output latent when one unit of an input latent is taken away, beside what the "
-            "Jacobian predicts: a row a sample.",
-            _ablation_samples,
-        ),
-        asset(
-            "function_shapes",
-            "Output latents as functions of single input latents: linear, jumprelu or other, a row a sample, and "
-            f"the curves of the {KEPT_CURVES} samples drawn first.",
-            _function_shapes,
-        ),
-        asset(
-            "pair_quality",
-            "What the language model loses when reconstructions are spliced in, how well both SAEs reconstruct, and "
-            "how sparse the Jacobian is: one row, means over tokens with their standard errors.",
-            _pair_quality,
-        ),
-    ]
+    return [_measure_asset(catalog, variant, measure) for measure in MEASURES]
 
 
-def _measure_asset(
-    catalog: Catalog,
-    variant: str,
-    name: str,
-    description: str,
-    measure: "Measure",
-    stored_as: str = "tables",
-    reads_tokens: bool = True,
-) -> dg.AssetsDefinition:
+def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.AssetsDefinition:
     @cell_asset(
         catalog,
         [variant],
         variant,
-        name,
-        description,
-        code_version="1",
-        kinds={"pytorch", {"tensors": "safetensors", "tables": "parquet"}[stored_as]},
+        measure.name,
+        measure.description,
+        code_version=measure.code_version,
+        kinds={"pytorch", {"tensors": "safetensors", "tables": "parquet"}[measure.stored_as]},
         ins={"sae_pair": dg.AssetIn([variant, "sae_pair"])}
-        | ({"tokens": tokens_of(catalog, variant)} if reads_tokens else {}),
-        io_manager_key=stored_as,
+        | ({"tokens": tokens_of(catalog, variant)} if measure.reads_tokens else {}),
+        io_manager_key=measure.stored_as,
+        priority=turn(catalog, variant),
     )
     def measured(
         context: dg.AssetExecutionContext, compute: Compute, sae_pair: StoredTensors, **others: StoredTensors
     ) -> Iterator[dg.Output]:
         cell = find_cell(context, catalog, variant)
         watch = Stopwatch()
-        context.log.info(f"{name.replace('_', ' ')}, {variant}, {cell}")
-        value, metadata = measure(cell, compute, load_pair(sae_pair, compute), **others)
+        context.log.info(f"{measure.name.replace('_', ' ')}, {variant}, {cell}")
+        subject = Subject(cell, compute, compute.pair(sae_pair), **others)
+        result = measure.body(subject)
         yield dg.Output(
-            value,
-            metadata=metadata
-            | {
-                "source": " and ".join([f"{variant}/sae_pair", "tokens" if reads_tokens else "the model's prompt"]),
-                "catalog_entry": catalog.digest(cell.model_key, name, cell.pair),
+            result.value,
+            metadata={
+                **result.said,
+                "settings": {**subject.labels, "n_tokens": result.n_tokens},
+                "source": f"{variant}/sae_pair and " + ("tokens" if measure.reads_tokens else "the model's prompt"),
+                "catalog_entry": catalog.digest(cell.model_key, measure.name, cell.pair),
                 "device": compute.describe(),
                 "seconds": watch.seconds,
             },
@@ -123,37 +160,33 @@ def _measure_asset(
     return measured
 
 
-def _jacobian_histogram(
-    cell: Cell, compute: Compute, pair: "SAEPair", tokens: StoredTensors
-) -> tuple[dict[str, "Tensor"], dict[str, float]]:
+def _jacobian_histogram(subject: Subject) -> Measured:
     from jsae_core.measures import jacobian_histograms, share_above
     from jsae_core.measures.histogram import NORMS
 
-    stream = mlp_inputs(cell, pair, tokens, compute)
-    budget = None if compute.memory_gib is None else round(compute.memory_gib * 2**30)
-    histograms = jacobian_histograms(pair, stream, memory_bytes=budget)
+    stream = subject.mlp_inputs
+    histograms = jacobian_histograms(subject.pair, stream, memory_bytes=subject.compute.memory_bytes)
     plain = histograms[None]
-    tensors = _as_tensors(settings(pair)) | plain
-    for norm in NORMS:
-        tensors |= {f"{norm}.{name}": histograms[norm][name] for name in histograms[norm].keys() - SAME_FOR_ALL}
-    return tensors, {
+    normed = {
+        f"{norm}.{name}": histograms[norm][name] for norm in NORMS for name in histograms[norm].keys() - SAME_FOR_ALL
+    }
+    said = {
         **{f"share_above_{threshold}": share_above(plain, threshold) for threshold in THRESHOLDS},
         "tokens": stream.n_tokens,
         "elements_above_range": int(plain["overflow"]),
     }
+    return Measured(plain | normed, stream.n_tokens, said)
 
 
-def _jacobian_examples(
-    cell: Cell, compute: Compute, pair: "SAEPair"
-) -> tuple[dict[str, "Tensor"], dict[str, float | str]]:
+def _jacobian_examples(subject: Subject) -> Measured:
     from jsae_core import run_sandwich
-    from jsae_core.text import tokenise
+    from jsae_core.tensor_files import text_tensor
 
-    language_model = cell.language_model(compute, pair)
-    (document,) = tokenise([cell.model.prompt], language_model.tokenizer, context_size(cell.model, language_model))
-    mlp_input, _ = language_model.mlp_activations(document, cell.layer)
-    sandwich = run_sandwich(pair, mlp_input[1:])
-    return _as_tensors(settings(pair)) | {
+    language_model, document = subject.language_model, subject.prompt
+    key = tuple(document.tolist())
+    (mlp_input,) = subject.compute.mlp_inputs(language_model, subject.cell.layer, key, lambda: [document])
+    sandwich = run_sandwich(subject.pair, mlp_input)
+    tensors = {
         "jacobian": sandwich.jacobian,
         "input_latents": sandwich.input_latents,
         "output_latents": sandwich.output_latents,
@@ -161,75 +194,108 @@ def _jacobian_examples(
         "output_activations": sandwich.output_activations,
         "token_ids": document[1:],
         "token_text": text_tensor([language_model.tokenizer.decode([token]) for token in document[1:]]),
-    }, {
+    }
+    said = {
         "tokens": len(document) - 1,
-        "prompt": cell.model.prompt,
+        "prompt": subject.cell.model.prompt,
         "share_above_0.01": (sandwich.jacobian.abs() > 0.01).float().mean().item(),
     }
+    return Measured(tensors, len(document) - 1, said)
 
 
-def _ablation_samples(
-    cell: Cell, compute: Compute, pair: "SAEPair", tokens: StoredTensors
-) -> tuple["DataFrame", dict[str, float]]:
+def _ablation_samples(subject: Subject) -> Measured:
     from jsae_core.measures import ablation_samples, ablation_summary
 
-    stream = mlp_inputs(cell, pair, tokens, compute)
-    with _explained(cell, "ablation_samples"):
-        samples = ablation_samples(pair, stream, cell.model.ablation_samples)
-    samples.attrs = settings(pair) | {"n_tokens": stream.n_tokens}
-    return samples, ablation_summary(samples)
+    stream = subject.mlp_inputs
+    with _explained(subject.cell, "ablation_samples"):
+        samples = ablation_samples(subject.pair, stream, subject.cell.model.ablation_samples)
+    return Measured(samples, stream.n_tokens, ablation_summary(samples))
 
 
-def _function_shapes(
-    cell: Cell, compute: Compute, pair: "SAEPair", tokens: StoredTensors
-) -> tuple["DataFrame", dict[str, float]]:
+def _function_shapes(subject: Subject) -> Measured:
     from jsae_core.measures import function_shapes
     from jsae_core.measures.linearity import SHAPES
 
-    stream = mlp_inputs(cell, pair, tokens, compute)
-    with _explained(cell, "function_shapes"):
-        shapes = function_shapes(pair, stream, cell.model.function_shapes, n_curves=KEPT_CURVES)
-    shapes.attrs = settings(pair) | {"n_tokens": stream.n_tokens}
-    return shapes, {
+    stream = subject.mlp_inputs
+    with _explained(subject.cell, "function_shapes"):
+        shapes = function_shapes(subject.pair, stream, subject.cell.model.function_shapes, n_curves=KEPT_CURVES)
+    said = {
         **{f"share_{shape}": float((shapes["shape"] == shape).mean()) for shape in SHAPES},
         "share_flat": float(shapes["flat"].mean()),
         "samples": len(shapes),
     }
+    return Measured(shapes, stream.n_tokens, said)
 
 
-def _pair_quality(
-    cell: Cell, compute: Compute, pair: "SAEPair", tokens: StoredTensors
-) -> tuple["DataFrame", dict[str, float]]:
+def _pair_quality(subject: Subject) -> Measured:
     import pandas as pd
 
     from jsae_core.measures import pair_quality
-    from jsae_core.text import first_tokens, split_documents
+    from jsae_core.text import first_tokens
 
-    documents = first_tokens(split_documents(tokens), cell.model.quality_tokens)
-    quality = pair_quality(pair, cell.language_model(compute, pair), documents, compute.batch_tokens)
-    named = {"model": cell.model_key, "layer": cell.layer, "variant": cell.pair.variant}
-    row = pd.DataFrame([named | settings(pair) | quality])
-    row.attrs = settings(pair) | {"n_tokens": int(quality["n_tokens"])}
-    return row, {name: value for name, value in quality.items() if not name.endswith("_se")}
+    documents = first_tokens(subject.documents, subject.cell.model.quality_tokens)
+    quality = pair_quality(subject.pair, subject.language_model, documents, subject.compute.batch_tokens)
+    row = pd.DataFrame([subject.labels | quality])
+    said = {name: value for name, value in quality.items() if not name.endswith("_se")}
+    return Measured(row, int(quality["n_tokens"]), said)
 
 
 @contextlib.contextmanager
 def _explained(cell: Cell, setting: str) -> Iterator[None]:
     """Says where to change the number of samples if the tokens do not hold as many."""
+    from jsae_core.measures.samples import TooFewElements
+
     try:
         yield
-    except ValueError as error:
-        if "n_samples" not in str(error):
-            raise
+    except TooFewElements as error:
         raise ValueError(
             f"models.{cell.model_key}.{setting} in the catalog is too large for {cell}: {error}"
         ) from error
 
 
-def _as_tensors(numbers: Mapping[str, float]) -> dict[str, "Tensor"]:
-    import torch
-
-    return {
-        name: torch.tensor(number, dtype=torch.int64 if isinstance(number, int) else torch.float64)
-        for name, number in numbers.items()
-    }
+MEASURES = (
+    Measure(
+        "jacobian_histogram",
+        "How large the Jacobian's elements are: histograms of |J| over all tokens, plain and divided by three norms, "
+        "and of the mean |J| of each pair of latents.",
+        _jacobian_histogram,
+        code_version="2",
+        stored_as="tensors",
+    ),
+    Measure(
+        "jacobian_examples",
+        "The Jacobian of every token of the model's prompt, with the latents it runs between.",
+        _jacobian_examples,
+        code_version="2",
+        stored_as="tensors",
+        reads_tokens=False,
+        settings=("prompt",),
+    ),
+    Measure(
+        "ablation_samples",
+        "What happens to an output latent when one unit of an input latent is taken away, beside what the Jacobian "
+        "predicts: a row a sample.",
+        _ablation_samples,
+        code_version="2",
+        stored_as="tables",
+        settings=("ablation_samples",),
+    ),
+    Measure(
+        "function_shapes",
+        "Output latents as functions of single input latents: linear, jumprelu or other, a row a sample, and the "
+        f"curves of the {KEPT_CURVES} samples drawn first.",
+        _function_shapes,
+        code_version="2",
+        stored_as="tables",
+        settings=("function_shapes",),
+    ),
+    Measure(
+        "pair_quality",
+        "What the language model loses when reconstructions are spliced in, how well both SAEs reconstruct, and how "
+        "sparse the Jacobian is: one row, means over tokens with their standard errors.",
+        _pair_quality,
+        code_version="2",
+        stored_as="tables",
+        settings=("quality_tokens",),
+    ),
+)

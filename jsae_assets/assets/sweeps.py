@@ -1,7 +1,7 @@
-"""`sweep_runs`: the table of a sweep's training runs, from a wandb project or trained here; and its figures.
+"""`sweep_runs`: the table of a sweep's training runs, from a wandb project or trained here.
 
 Here: where the runs come from, which are still to be trained, what was stored before. Not here: the table itself and
-syncing it (`jsae_core.sweeps`), drawing (`jsae_core.figures`).
+syncing it (`jsae_core.sweeps`), its figures (`figures.py`).
 """
 
 import hashlib
@@ -11,20 +11,20 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from upath import UPath
 
 from jsae_assets.assets.cell import OWNERS, Stopwatch, context_size
 from jsae_assets.assets.text import documents
 from jsae_assets.assets.training import trained_pair
 from jsae_assets.catalog import Catalog, LocalSweep
 from jsae_assets.entries import confirm, depends_on
-from jsae_assets.io_managers import StoredTable, StoredTensors, StoringIOManager, staged
+from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.partitions import sweeps
 from jsae_assets.resources import POOL, Compute, wandb_folder
+from jsae_assets.storage import staged
+from jsae_assets.stored import StoredTable, StoredTensors
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-    from plotly.graph_objects import Figure
     from torch import Tensor
 
     from jsae_core.sweeps import TrainingRun
@@ -34,29 +34,18 @@ ASSET = "sweep_runs"
 FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(hours=3))
 
 
-def sweep_assets(catalog: Catalog) -> list[dg.AssetsDefinition]:
-    """The table of every sweep, and its figures."""
-    return [
-        _sweep_runs(catalog),
-        _sweep_figure(
-            catalog,
-            "tradeoff",
-            "Cross-entropy score against the share of Jacobian elements above 0.01",
-            _draw_tradeoff,
-        ),
-        _sweep_figure(catalog, "grid", "Many measures of sparsity against many of quality", _draw_grid),
-    ]
-
-
-def _entries(catalog: Catalog) -> dg.AssetDep:
+def sweep_entries(catalog: Catalog) -> dg.AssetDep:
+    """The catalog's entry of each sweep, on which all that is of the sweep depends."""
     return depends_on({key: [f"sweeps/{key}"] for key in catalog.sweeps})
 
 
-def _sweep_runs(catalog: Catalog) -> dg.AssetsDefinition:
+def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
+    """The table of every sweep."""
+
     @dg.asset(
         name=ASSET,
         partitions_def=sweeps(catalog),
-        deps=[_entries(catalog)],
+        deps=[sweep_entries(catalog)],
         description="A row a training run: configuration and every metric, from a wandb project or trained here.",
         group_name="sweeps",
         kinds={"wandb", "parquet"},
@@ -77,10 +66,9 @@ def _sweep_runs(catalog: Catalog) -> dg.AssetsDefinition:
         sweep = catalog.sweeps[key]
         watch = Stopwatch()
         if sweep.local:
-            folder = tensors.base_path / ASSET / key
-            table, metadata = _trained_here(catalog, key, sweep.local, folder, compute, context.log.info)
+            table, metadata = _trained_here(catalog, key, sweep.local, tensors, compute, context.log.info)
         else:
-            stored = StoredTable(tables.base_path / ASSET / f"{key}.parquet", f"{ASSET} for {key}")
+            stored = tables.stored(dg.AssetKey(ASSET), key)
             table, metadata = _synced(sweep.wandb, stored, context)
         yield dg.Output(
             table,
@@ -110,7 +98,12 @@ def _synced(path: str, stored: StoredTable, context: dg.AssetExecutionContext) -
 
 
 def _trained_here(
-    catalog: Catalog, key: str, sweep: LocalSweep, folder: UPath, compute: Compute, say: Callable[[str], None]
+    catalog: Catalog,
+    key: str,
+    sweep: LocalSweep,
+    tensors: StoringIOManager,
+    compute: Compute,
+    say: Callable[[str], None],
 ) -> tuple["DataFrame", dict]:
     """Each run's pair is stored as soon as it is measured, so that a sweep goes on where it was interrupted."""
     from jsae_core.sweeps import runs_table
@@ -118,17 +111,26 @@ def _trained_here(
     runs, trained = [], 0
     for number, coefficient in enumerate(sweep.coefficients, start=1):
         run_id = catalog.run_digest(sweep, coefficient)
-        path = folder / f"{run_id}.safetensors"
-        if not path.exists():
+        stored = tensors.stored(dg.AssetKey([ASSET, key]), run_id)
+        if not stored.exists():
             say(f"run {number} of {len(sweep.coefficients)}: coefficient {coefficient:g}")
-            _train_run(catalog, sweep, coefficient, path, compute, say)
+            _train_run(catalog, sweep, coefficient, stored, compute, say)
             trained += 1
-        runs.append(_stored_run(sweep, coefficient, run_id, path))
-    return runs_table(runs), {"source": f"trained here, {folder}", "trained": trained, "device": compute.describe()}
+        runs.append(_stored_run(sweep, coefficient, run_id, stored))
+    return runs_table(runs), {
+        "source": f"trained here, {ASSET}/{key}",
+        "trained": trained,
+        "device": compute.describe(),
+    }
 
 
 def _train_run(
-    catalog: Catalog, sweep: LocalSweep, coefficient: float, path: UPath, compute: Compute, say: Callable[[str], None]
+    catalog: Catalog,
+    sweep: LocalSweep,
+    coefficient: float,
+    stored: StoredTensors,
+    compute: Compute,
+    say: Callable[[str], None],
 ) -> None:
     from jsae_core.measures import pair_quality
     from jsae_core.tensor_files import write_tensors
@@ -137,11 +139,11 @@ def _train_run(
     text = catalog.text[recipe.text]
     pair = trained_pair(sweep.model, model, sweep.layer, None, recipe, text, compute, say)
     pair = pair.to(compute.torch_dtype())
-    held_out = compute.kept(("held-out documents", sweep.model), lambda: _documents(catalog, sweep.model, compute))
+    held_out = compute.cached("held-out documents", sweep.model, lambda: _documents(catalog, sweep.model, compute))
     quality = pair_quality(pair, compute.language_model(model.source), held_out, compute.batch_tokens)
     run = {"created_at": datetime.now(UTC).isoformat(), "quality": quality}
     header = {"cfg": json.dumps(pair.config.to_published()), "run": json.dumps(run)}
-    with staged(path) as local:
+    with staged(stored.path) as local:
         write_tensors(pair.tensors(), local, header)
 
 
@@ -156,62 +158,9 @@ def _documents(catalog: Catalog, model_key: str, compute: Compute) -> list["Tens
     return tokenise(text, language_model.tokenizer, size, min(model.tokens, model.quality_tokens))
 
 
-def _stored_run(sweep: LocalSweep, coefficient: float, run_id: str, path: UPath) -> "TrainingRun":
+def _stored_run(sweep: LocalSweep, coefficient: float, run_id: str, stored: StoredTensors) -> "TrainingRun":
     from jsae_core.sweeps import local_run
 
-    header = StoredTensors(path, f"{ASSET} of this sweep").header
-    run, config = json.loads(header["run"]), json.loads(header["cfg"])
+    run, config = json.loads(stored.header["run"]), json.loads(stored.header["cfg"])
     name = f"{sweep.model} layer {sweep.layer} λ {coefficient:g}"
-    return local_run(run_id, name, sweep.model, sweep.layer, config, run["quality"], run["created_at"], str(path))
-
-
-def _sweep_figure(
-    catalog: Catalog, name: str, description: str, draw: Callable[["DataFrame", str], "Figure"]
-) -> dg.AssetsDefinition:
-    @dg.asset(
-        key=["figures", ASSET, name],
-        partitions_def=sweeps(catalog),
-        deps=[_entries(catalog)],
-        description=f"{description}: a dot a finished run.",
-        group_name="figures",
-        kinds={"plotly"},
-        owners=OWNERS,
-        code_version="1",
-        io_manager_key="figures",
-        ins={"runs": dg.AssetIn(ASSET)},
-    )
-    def figure(context: dg.AssetExecutionContext, runs: StoredTable) -> Iterator[dg.Output]:
-        key = context.partition_key
-        confirm(context, catalog)
-        yield dg.Output(
-            draw(runs.frame, _subtitle(key, runs.frame)),
-            metadata={"source": f"{ASSET} of {key}", "catalog_entry": catalog.sweep_digest(key)},
-        )
-
-    return figure
-
-
-def _draw_tradeoff(runs: "DataFrame", subtitle: str) -> "Figure":
-    from jsae_core.figures import sweep_tradeoff_figure
-    from jsae_core.published import published_sweep
-
-    places = runs[["model", "layer"]].dropna().drop_duplicates()
-    published = published_sweep(*places.iloc[0]) if len(places) == 1 else None
-    return sweep_tradeoff_figure(runs, subtitle, published if published is not None and len(published) else None)
-
-
-def _draw_grid(runs: "DataFrame", subtitle: str) -> "Figure":
-    from jsae_core.figures import sweep_grid_figure
-
-    return sweep_grid_figure(runs, subtitle)
-
-
-def _subtitle(key: str, runs: "DataFrame") -> str:
-    """The sweep, and what is the same for all its runs."""
-    settings = {"model": "{}", "layer": "layer {:g}", "d_sae": "d_sae {:,g}", "k": "k {:g}", "n_tokens": "{:,g} tokens"}
-    said = [
-        form.format(runs[name].iloc[0])
-        for name, form in settings.items()
-        if name in runs and runs[name].notna().all() and runs[name].nunique() == 1
-    ]
-    return ", ".join([f"sweep {key}", *said])
+    return local_run(run_id, name, sweep.model, sweep.layer, config, run["quality"], run["created_at"], stored.relative)

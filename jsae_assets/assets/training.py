@@ -43,8 +43,8 @@ def trained_pair(
     inputs = functools.partial(_inputs, language_model, layer, recipe, text, size, compute.batch_tokens)
     if recipe.tokens <= recipe.config.buffer_tokens:
         # the training buffer would hold all of them anyway; the other pairs of this layer are trained on the same ones
-        key = ("training inputs", model.source, randomise_seed, layer, text.model_dump_json(), recipe.tokens, size)
-        stream = compute.kept(key, lambda: _joined(inputs()))
+        key = (model.source, randomise_seed, layer, text.model_dump_json(), recipe.tokens, size)
+        stream = compute.cached("training inputs", key, lambda: _joined(inputs()))
     else:
         stream = inputs()
     return train_pair(

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import contextlib
 import io
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import plotly.graph_objects as go
+import psutil
+
+if TYPE_CHECKING:
+    from kaleido import Kaleido
+
+T = TypeVar("T")
+
+PATIENCE = 60.0  # seconds that a browser has to start, and then for each picture
+HOW_TO_GET_PICTURES = (
+    "No picture: it takes a Chrome or Chromium that starts on this machine (Debian: apt-get install chromium; "
+    "elsewhere set BROWSER_PATH to it); then materialise this again. The page and the JSON are complete."
+)
 
 
 def page(figure: go.Figure, plotly_js: str, provenance: Mapping[str, str]) -> str:
@@ -22,26 +39,83 @@ def page(figure: go.Figure, plotly_js: str, provenance: Mapping[str, str]) -> st
 
 
 def png(figure: go.Figure) -> tuple[bytes | None, str]:
-    """The figure as PNG at its own size, or None and how to get pictures where no Chrome or Chromium works.
+    """The figure as PNG at its own size, or None and how to get pictures where no Chrome or Chromium works. A browser
+    that does not answer is given up after a minute, and not asked again by this process.
 
     To be small, it has at most 256 colours: where there are more, which are shades on the edges of letters and lines,
     similar ones become one.
     """
-    import kaleido
-    from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
-
     try:
-        picture = kaleido.calc_fig_sync(figure, opts={"format": "png"})
-    except (ChromeNotFoundError, BrowserFailedError, BrowserClosedError) as error:
-        return None, (
-            "No picture: it takes a Chrome or Chromium that starts on this machine (Debian: apt-get install chromium; "
-            "elsewhere set BROWSER_PATH to it); then materialise this again. The page and the JSON are complete. "
-            f"({type(error).__name__})"
-        )
-    # The first picture has shown that the browser starts; kept open it draws the next ones ten times faster. (A server
-    # without a browser would wait for ever.) Kaleido closes it when the process ends.
-    kaleido.start_sync_server(silence_warnings=True)
+        picture = browser.picture(figure)
+    except BrowserError as error:
+        return None, f"{HOW_TO_GET_PICTURES} ({error})"
     return _with_palette(picture), ""
+
+
+class BrowserError(Exception):
+    """No browser draws pictures. The message says why."""
+
+
+class Browser:
+    """This process's browser: started for the first picture and kept open, since the next ones are then drawn ten times
+    faster. (Kaleido has such a server as well, but it waits for ever for a browser that does not answer.)"""
+
+    def __init__(self):
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._kaleido: Kaleido | None = None
+        self._silent = False
+        self._one_at_a_time = threading.Lock()
+
+    def picture(self, figure: go.Figure) -> bytes:
+        """The figure as PNG. Raises BrowserError."""
+        from kaleido import Kaleido
+        from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
+
+        with self._one_at_a_time:
+            if self._silent:
+                raise BrowserError("the browser did not answer before, and was not asked again")
+            try:
+                if self._kaleido is None:
+                    self._kaleido = Kaleido(timeout=PATIENCE)
+                    self._wait_for(self._kaleido.open())
+                return self._wait_for(self._kaleido.calc_fig(figure, opts={"format": "png"}))
+            except TimeoutError as error:
+                self._silent = True
+                self._kill()
+                raise BrowserError(f"the browser did not answer within {PATIENCE:g} s") from error
+            except (ChromeNotFoundError, BrowserFailedError, BrowserClosedError) as error:
+                self._kill()
+                raise BrowserError(type(error).__name__) from error
+
+    def close(self) -> None:
+        """Another one may be started afterwards."""
+        if self._kaleido is not None:
+            with contextlib.suppress(Exception):  # whatever it is, killing it is what is left to do
+                self._wait_for(self._kaleido.close(), seconds=10)
+        self._kill()
+        self._silent = False
+
+    def _wait_for(self, coroutine: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
+        """What it gives. Raises TimeoutError, or what it raises."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, name="browser", daemon=True).start()
+            atexit.register(self.close)
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return future.result(PATIENCE if seconds is None else seconds)
+
+    def _kill(self) -> None:
+        process = getattr(self._kaleido, "subprocess", None)  # it has none before it was started
+        self._kaleido = None
+        if process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                parent = psutil.Process(process.pid)
+                for one in (*parent.children(recursive=True), parent):
+                    one.kill()
+            process.wait()
+
+
+browser = Browser()
 
 
 def _with_palette(picture: bytes) -> bytes:

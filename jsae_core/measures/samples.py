@@ -20,6 +20,10 @@ Ranks = Literal["random", "diagonal", "all"]
 PERMUTED = 2**22  # elements up to which all are permuted; of more, half can be drawn with repeated ones passed over
 
 
+class TooFewElements(ValueError):
+    """More samples were asked for than there are elements, or none."""
+
+
 class Samples(NamedTuple):
     """Elements of Jacobians, in token order; each [n_samples], int64."""
 
@@ -42,7 +46,8 @@ def draw_samples(n_tokens: int, k: int, n_samples: int | None, ranks: Ranks, see
             token order; "all": every element, in token order. Those two count as drawn in the order of tokens.
 
     Raises:
-        ValueError: there are fewer than `n_samples`, or `ranks` is unknown.
+        TooFewElements: there are fewer than `n_samples`.
+        ValueError: `ranks` is unknown.
     """
     per_token = {"random": k * k, "diagonal": k, "all": k * k}.get(ranks)
     if per_token is None:
@@ -50,7 +55,7 @@ def draw_samples(n_tokens: int, k: int, n_samples: int | None, ranks: Ranks, see
     available = n_tokens * per_token
     n_samples = available if n_samples is None else n_samples
     if not 1 <= n_samples <= available:
-        raise ValueError(
+        raise TooFewElements(
             f"n_samples is {n_samples}, but {n_tokens} tokens with k {k} hold {available} samples of ranks {ranks!r}; "
             "expected a number from 1 to that"
         )

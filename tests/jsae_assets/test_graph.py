@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jsae_assets.freshness import Freshness
-from jsae_assets.io_managers import tensor_text
 from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich
 from jsae_core.measures import jacobian_histogram
 from jsae_core.pair_format import PairConfig
+from jsae_core.tensor_files import tensor_text
 from jsae_core.text import split_documents
 from tests.jsae_assets.conftest import (
     ANYTHING_GOES,

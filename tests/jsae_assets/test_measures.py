@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from upath import UPath
 
+from jsae_assets.stored import StoredTable, StoredTensors
 from jsae_core import MLPInputs, SAEPair, load_language_model
 from jsae_core.measures import ablation_samples, ablation_summary, function_curves, function_shapes, pair_quality
 from jsae_core.pair_format import PairConfig
@@ -24,6 +26,12 @@ each_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 def table(graph, asset: str) -> pd.DataFrame:
     return pd.read_parquet(graph.file(asset, extension="parquet"))
+
+
+def stored_measure(graph, asset: str) -> StoredTable | StoredTensors:
+    kind, extension = (StoredTable, "parquet") if asset.endswith(TABLES) else (StoredTensors, "safetensors")
+    path = graph.file(asset, extension=extension)
+    return kind(UPath(graph.storage), path.relative_to(graph.storage).as_posix(), asset)
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +120,24 @@ def test_the_quality_is_one_row_that_says_of_which_pair_it_is(measured, lm, docu
         assert row[name].item() == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_a_table_carries_the_settings_of_its_pair(measured, name):
-    settings = {"d_sae": 64, "k": 8, "jacobian_coefficient": 1.0, "n_tokens": 300 if name == "pair_quality" else 1000}
-    assert table(measured.graph, f"jsae/{name}").attrs == settings
+@pytest.mark.parametrize("name", [*TABLES, "jacobian_histogram", "jacobian_examples"])
+def test_a_stored_measure_says_in_its_header_what_it_was_measured_on(measured, name):
+    stored = stored_measure(measured.graph, f"jsae/{name}")
+    n_tokens = {"pair_quality": 300, "jacobian_examples": len(measured.graph.catalog.models["tiny"].prompt)}
+    assert stored.settings == {
+        "model": "tiny",
+        "layer": 1,
+        "variant": "jsae",
+        "d_sae": 64,
+        "k": 8,
+        "jacobian_coefficient": 1.0,
+        "n_tokens": n_tokens.get(name, 1000),
+    }
+    assert metadata(measured.cell, f"jsae/{name}")["settings"] == stored.settings
+    if isinstance(stored, StoredTable):
+        assert stored.frame.attrs == {}
+    else:
+        assert not {"d_sae", "k", "jacobian_coefficient"} & stored.keys()
 
 
 @pytest.mark.parametrize("name", TABLES)

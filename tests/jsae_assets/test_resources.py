@@ -172,11 +172,13 @@ def test_a_stored_pair_is_measured_in_the_precision_that_the_resource_names(entr
     assert load_file(precise.file("traditional/jacobian_examples", 0))["jacobian"].dtype == torch.float64
 
 
-def test_the_last_of_a_kind_is_kept_until_another_is_asked_for():
+@pytest.mark.parametrize(("at_most", "expected"), [(None, "abc"), (1, "abcab"), (2, "abcab")])
+def test_what_a_run_makes_is_made_once_unless_it_had_to_make_room(at_most, expected):
     compute, made = Compute(device="cpu"), []
 
     def make(name):
         return lambda: made.append(name) or name
 
-    assert [compute.kept_last("pair", key, make(key)) for key in ("a", "a", "b", "a")] == ["a", "a", "b", "a"]
-    assert made == ["a", "b", "a"]
+    asked = "aabbcab"
+    assert [compute.cached("letter", key, make(key), at_most) for key in asked] == list(asked)
+    assert "".join(made) == expected

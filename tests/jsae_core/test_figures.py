@@ -5,12 +5,14 @@ import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 
 from jsae_core.figures import (
     Variant,
+    export,
     jacobian_examples_figure,
     jacobian_histogram_figure,
     jacobian_thresholds_figure,
@@ -404,8 +406,7 @@ def exported_from(monkeypatch, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
     """What becomes of RGB pixels [height, width, 3] that the browser draws: the picture, and its pixels again."""
     drawn = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).convert("RGBA").save(drawn, "PNG")
-    monkeypatch.setattr("kaleido.calc_fig_sync", lambda figure, opts: drawn.getvalue())
-    monkeypatch.setattr("kaleido.start_sync_server", lambda **settings: None)
+    monkeypatch.setattr("jsae_core.figures.export.browser.picture", lambda figure: drawn.getvalue())
     picture, reason = png(jacobian_thresholds_figure({JSAE: {0.01: 0.5}}, SUBTITLE))
     assert not reason
     return picture, np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
@@ -537,3 +538,26 @@ def test_examples_of_no_token_are_refused():
 def test_an_unknown_normalisation_is_refused():
     with pytest.raises(ValueError, match="unknown normalisation 'l3'"):
         jacobian_examples_figure({JSAE: jacobians(0.1)}, TOKENS, SUBTITLE, "l3", seed=0)
+
+
+@pytest.fixture
+def silent_browser(tmp_path, monkeypatch):
+    """A browser that starts and never answers; whether it still runs."""
+    script, started = tmp_path / "browser", tmp_path / "started"
+    script.write_text(f"#!/bin/sh\necho $$ >> {started}\nexec sleep 1000\n", encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.setenv("BROWSER_PATH", str(script))
+    monkeypatch.setattr(export, "PATIENCE", 0.5)
+    export.browser.close()
+    yield lambda: [psutil.pid_exists(int(number)) for number in started.read_text(encoding="utf-8").split()]
+    export.browser.close()
+
+
+def test_a_browser_that_does_not_answer_is_given_up_ended_and_not_asked_again(silent_browser):
+    figure = jacobian_thresholds_figure({JSAE: {0.01: 0.5}}, SUBTITLE)
+    picture, reason = png(figure)
+    assert picture is None
+    assert "did not answer within 0.5 s" in reason and "BROWSER_PATH" in reason
+    picture, reason = png(figure)
+    assert picture is None and "was not asked again" in reason
+    assert silent_browser() == [False]

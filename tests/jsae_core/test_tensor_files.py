@@ -6,7 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jsae_core.tensor_files import content_digest, open_tensors, read_tensors, write_tensors
+from jsae_core.tensor_files import (
+    content_digest,
+    open_tensors,
+    read_header,
+    read_tensors,
+    tensor_text,
+    text_tensor,
+    write_tensors,
+)
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(7), "c": torch.ones(3, dtype=torch.bfloat16)}
 
@@ -15,9 +23,16 @@ def test_what_is_written_is_read_with_its_header(tmp_path):
     write_tensors(TENSORS, tmp_path / "file", {"key": "value"})
     tensors, header = read_tensors(tmp_path / "file")
     assert header == {"key": "value"} and tensors.keys() == TENSORS.keys()
+    with (tmp_path / "file").open("rb") as file:
+        assert read_header(file, "file") == header
     assert all(
         torch.equal(tensors[name], TENSORS[name]) and tensors[name].dtype == TENSORS[name].dtype for name in TENSORS
     )
+
+
+def test_texts_pass_through_a_tensor():
+    texts = ["def", " f", "\n", "ü", "", '"', "😀"]
+    assert tensor_text(text_tensor(texts)) == texts
 
 
 def test_a_file_may_be_read_by_whom_the_umask_allows(tmp_path):

@@ -1,0 +1,215 @@
+"""`figures/...`: the assets that the declarations of figures become: a variant's results beside those of the variant
+that it is compared with, and the figures of sweeps.
+
+Here: which results each is given, and what its subtitle says of them. Not here: what is drawn of them (`figures.py`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from jsae_assets.assets.cell import OWNERS, Cell, cell_asset, find_cell
+from jsae_assets.assets.figures import CELL_FIGURES, CONTROL_FIGURES, LAYER_FIGURES, SWEEP_FIGURES, Figure, Results
+from jsae_assets.assets.sweeps import ASSET as SWEEP_RUNS
+from jsae_assets.assets.sweeps import sweep_entries
+from jsae_assets.catalog import Catalog
+from jsae_assets.entries import confirm, depends_on
+from jsae_assets.partitions import cells, models, of_all_layers, sweeps
+from jsae_assets.stored import StoredTable
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from jsae_core.figures import Variant
+
+GROUP = "figures"
+SETTINGS = {"d_sae": "d_sae", "k": "k", "jacobian_coefficient": "λ"}  # of a pair, and what a subtitle calls them
+
+
+def figure_assets(catalog: Catalog) -> list[dg.AssetsDefinition]:
+    """The figures of every variant that is compared with another, where there is a cell or a model that has them."""
+    assets = []
+    for variant, entry in catalog.variants.items():
+        compared = [entry.compared_with, variant]
+        if entry.compared_with is None or not models(catalog, compared).get_partition_keys():
+            continue
+        assets += [_layer_figure(catalog, figure, variant, compared) for figure in LAYER_FIGURES]
+        if cells(catalog, compared).get_partition_keys():
+            assets += [_cell_figure(catalog, figure, variant, compared) for figure in CELL_FIGURES]
+        shown = [*compared, *(_control(catalog, key) for key in compared)]
+        if all(shown) and cells(catalog, shown).get_partition_keys():
+            assets += [_cell_figure(catalog, figure, variant, shown) for figure in CONTROL_FIGURES]
+    return assets
+
+
+def sweep_figure_assets(catalog: Catalog) -> list[dg.AssetsDefinition]:
+    """The figures of every sweep."""
+    return [_sweep_figure(catalog, figure) for figure in SWEEP_FIGURES]
+
+
+def _control(catalog: Catalog, variant: str) -> str | None:
+    """The variant that is this one's control, if there is one."""
+    return next((key for key, entry in catalog.variants.items() if entry.control_of == variant), None)
+
+
+def _cell_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequence[str]) -> dg.AssetsDefinition:
+    """`figures/<owner>/...` at one (model, layer), from the results of these variants there."""
+    labels = _labels(catalog, variants)
+
+    @cell_asset(
+        catalog,
+        variants,
+        f"figures/{owner}",
+        figure.name,
+        f"{figure.description}: {labels}.",
+        code_version=figure.code_version,
+        kinds={"plotly"},
+        ins={
+            f"{variant}__{measure}": dg.AssetIn([variant, measure]) for variant in variants for measure in figure.reads
+        },
+        io_manager_key="figures",
+        group=GROUP,
+        pool=None,
+    )
+    def drawn(context: dg.AssetExecutionContext, **inputs) -> Iterator[dg.Output]:
+        cell = find_cell(context, catalog, variants[0])
+        results, settings = {}, []
+        for variant in variants:
+            stored = {measure: inputs[f"{variant}__{measure}"] for measure in figure.reads}
+            settings.append(stored[figure.reads[0]].settings)
+            results[_style(catalog, variant)] = Results(stored, _published(cell, variant, settings[-1]))
+        yield dg.Output(
+            figure.draw(results, _subtitle(str(cell), [[setting] for setting in settings])),
+            metadata={
+                "source": f"{' and '.join(figure.reads)} of {labels}",
+                "catalog_entry": catalog.figure_digest(cell.model_key, [cell.layer], variants),
+            },
+        )
+
+    return drawn
+
+
+def _layer_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequence[str]) -> dg.AssetsDefinition:
+    """`figures/<owner>/...` of one model, from the rows of a measure of these variants at all its layers."""
+    labels, partitions = _labels(catalog, variants), models(catalog, variants)
+    (measure,) = figure.reads
+
+    @dg.asset(
+        key=["figures", owner, figure.name],
+        partitions_def=partitions,
+        description=f"{figure.description}: {labels}.",
+        group_name=GROUP,
+        kinds={"plotly"},
+        owners=OWNERS,
+        code_version=figure.code_version,
+        io_manager_key="figures",
+        ins={
+            # a variant may have a name that Dagster keeps from arguments (input, meta, lambda)
+            f"{key}__{measure}": dg.AssetIn([key, measure], partition_mapping=of_all_layers(catalog, key, variants))
+            for key in variants
+        },
+        deps=[
+            depends_on(
+                {
+                    model: [entry for key in variants for entry in (f"variants/{key}", f"pairs/{key}/{model}")]
+                    for model in partitions.get_partition_keys()
+                }
+            )
+        ],
+    )
+    def drawn(context: dg.AssetExecutionContext, **inputs) -> Iterator[dg.Output]:
+        import pandas as pd
+
+        confirm(context, catalog)
+        model = context.partition_key
+        frames: dict[Variant, DataFrame] = {}
+        for key in variants:
+            layers = catalog.layers(model, key)
+            tables = inputs[f"{key}__{measure}"]
+            tables = tables.values() if isinstance(tables, dict) else [tables]  # one layer: no dict
+            rows = [table.frame for table in tables if table.exists()]
+            missing = sorted(set(layers) - {row["layer"].item() for row in rows})
+            if missing:
+                context.log.warning(f"{key}/{measure} of {model} is not there yet at layers {missing}")
+            if not rows:
+                raise FileNotFoundError(f"no layer of {model} has {key}/{measure} yet; materialise it first")
+            frames[_style(catalog, key)] = pd.concat(rows).sort_values("layer")
+        settings = [frame.to_dict("records") for frame in frames.values()]
+        layers = sorted({row["layer"] for rows in settings for row in rows})
+        yield dg.Output(
+            figure.draw(frames, _subtitle(model, settings)),
+            metadata={
+                "source": f"{measure} of {labels}",
+                "layers": ", ".join(map(str, layers)),
+                "catalog_entry": catalog.figure_digest(model, catalog.layers(model), variants),
+            },
+        )
+
+    return drawn
+
+
+def _sweep_figure(catalog: Catalog, figure: Figure) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=["figures", SWEEP_RUNS, figure.name],
+        partitions_def=sweeps(catalog),
+        deps=[sweep_entries(catalog)],
+        description=f"{figure.description}: a dot a finished run.",
+        group_name=GROUP,
+        kinds={"plotly"},
+        owners=OWNERS,
+        code_version=figure.code_version,
+        io_manager_key="figures",
+        ins={"runs": dg.AssetIn(SWEEP_RUNS)},
+    )
+    def drawn(context: dg.AssetExecutionContext, runs: StoredTable) -> Iterator[dg.Output]:
+        key = context.partition_key
+        confirm(context, catalog)
+        yield dg.Output(
+            figure.draw(runs.frame, _sweep_subtitle(key, runs.frame)),
+            metadata={"source": f"{SWEEP_RUNS} of {key}", "catalog_entry": catalog.sweep_digest(key)},
+        )
+
+    return drawn
+
+
+def _labels(catalog: Catalog, variants: Sequence[str]) -> str:
+    return " beside ".join(catalog.variants[variant].label for variant in variants)
+
+
+def _style(catalog: Catalog, variant: str) -> "Variant":
+    from jsae_core.figures import Variant
+
+    entry = catalog.variants[variant]
+    return Variant(entry.label, entry.colour)
+
+
+def _published(cell: Cell, variant: str, setting: Mapping[str, float]) -> dict[str, float]:
+    from jsae_core.published import published_results
+
+    model = cell.model.published_name(cell.model_key)
+    return published_results(model, cell.layer, variant, setting["jacobian_coefficient"])
+
+
+def _subtitle(where: str, settings: Sequence[Sequence[Mapping[str, float]]]) -> str:
+    """Model, layer, tokens and settings, of every partition of every variant; where the variants differ, theirs in the
+    order they are drawn in."""
+
+    def setting(name: str) -> str:
+        ends = [(min(s[name] for s in partitions), max(s[name] for s in partitions)) for partitions in settings]
+        values = [f"{low:,g}" if low == high else f"{low:,g} to {high:,g}" for low, high in ends]
+        return values[0] if len(set(values)) == 1 else " / ".join(values)
+
+    named = ", ".join(f"{label} {setting(name)}" for name, label in SETTINGS.items())
+    return f"{where}, {int(settings[0][0]['n_tokens']):,} tokens, {named}"
+
+
+def _sweep_subtitle(key: str, runs: "DataFrame") -> str:
+    """The sweep, and what is the same for all its runs."""
+    settings = {"model": "{}", "layer": "layer {:g}", "d_sae": "d_sae {:,g}", "k": "k {:g}", "n_tokens": "{:,g} tokens"}
+    said = [
+        form.format(runs[name].iloc[0])
+        for name, form in settings.items()
+        if name in runs and runs[name].notna().all() and runs[name].nunique() == 1
+    ]
+    return ", ".join([f"sweep {key}", *said])

@@ -242,18 +242,36 @@ def _partition(context: dg.OutputContext) -> str | None:
     return context.partition_key if context.has_partition_key else None
 
 
-def _header(context: dg.OutputContext) -> dict[str, str]:
-    """What stands in the file beside its data, as JSON: what made it, and (as the asset says in its metadata) the
-    settings that it was made with."""
-    said = {name: value.value for name, value in context.output_metadata.items() if name in ("source", SETTINGS)}
+def header(
+    key: dg.AssetKey,
+    partition: str | None,
+    run: str,
+    code_version: str | None,
+    source: str = "",
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
+    """What stands in a file beside its data, each entry JSON: what made it, and the settings that it was made with."""
     made_by = {
-        "asset": context.asset_key.to_user_string(),
-        "partition": _partition(context) or "",
-        "run": context.run_id,
-        "code_version": context.asset_spec.code_version or "",
-        "source": str(said.get("source", "")),
+        "asset": key.to_user_string(),
+        "partition": partition or "",
+        "run": run,
+        "code_version": code_version or "",
+        "source": source,
     }
-    return {PROVENANCE: json.dumps(made_by), SETTINGS: json.dumps(said.get(SETTINGS, {}))}
+    return {PROVENANCE: json.dumps(made_by), SETTINGS: json.dumps(dict(settings or {}))}
+
+
+def _header(context: dg.OutputContext) -> dict[str, str]:
+    """The header of what an asset gave, which says its source and its settings in its metadata."""
+    said = {name: value.value for name, value in context.output_metadata.items() if name in ("source", SETTINGS)}
+    return header(
+        context.asset_key,
+        _partition(context),
+        context.run_id,
+        context.asset_spec.code_version,
+        str(said.get("source", "")),
+        said.get(SETTINGS),
+    )
 
 
 def _inline(picture: bytes, relative: str) -> dg.MetadataValue:

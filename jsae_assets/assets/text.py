@@ -9,7 +9,7 @@ import dagster as dg
 from jsae_assets.assets.cell import OWNERS, Stopwatch, context_size
 from jsae_assets.catalog import Catalog, Text
 from jsae_assets.entries import DATA_VERSION, confirm, depends_on, made_from
-from jsae_assets.io_managers import StoringIOManager, staged
+from jsae_assets.io_managers import StoringIOManager, header
 from jsae_assets.partitions import models
 from jsae_assets.resources import POOL, Compute
 
@@ -66,19 +66,19 @@ def make_if_missing(
     A run of a cell cannot hold the asset itself, whose partitions are others; and with the tokens, the model and the
     text are known to be there before a pair is trained for an hour.
     """
-    path = tensors.path_of(TOKENS, model)
-    if path.exists():
+    stored = tensors.stored(TOKENS, model)
+    if stored.exists():
         return
     context.log.info(f"the tokens of {model} are not there yet: making them first")
     made = tokenised(catalog, model, compute)
-    source = {"asset": "tokens", "partition": model, "run": context.run.run_id, "source": made.metadata["source"]}
-    with staged(path) as local:
-        tensors.write(made.tensors, local, source | {"code_version": CODE_VERSION})
+    tensors.store(
+        made.tensors, stored, header(TOKENS, model, context.run.run_id, CODE_VERSION, made.metadata["source"])
+    )
     context.log_event(
         dg.AssetMaterialization(
             TOKENS,
             partition=model,
-            metadata=made.metadata | {"path": dg.MetadataValue.path(str(path))},
+            metadata=made.metadata | {"path": dg.MetadataValue.path(stored.relative)},
             tags={DATA_VERSION: made.digest, "dagster/code_version": CODE_VERSION}
             | made_from(context.instance, catalog, [_entry(model)]),
         )

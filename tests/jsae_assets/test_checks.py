@@ -160,14 +160,15 @@ def test_it_is_the_stored_pair_that_is_checked_and_damage_to_it_is_named(entries
     """Between storing and checking, something happens to the file."""
 
     class Damaging(SafetensorsIOManager):
-        def dump_to_path(self, context, obj, path):
-            super().dump_to_path(context, obj, path)
+        def store(self, obj, stored, header):
+            said = super().store(obj, stored, header)
             if isinstance(obj, SAEPair):
-                with safe_open(path.path, framework="pt") as file:
+                with safe_open(stored.local, framework="pt") as file:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}
                     config = json.loads(file.metadata()["cfg"])
                 tensors, config = damage(tensors, config)
-                save_file(tensors, path.path, metadata={"cfg": json.dumps(config)})
+                save_file(tensors, stored.local, metadata={"cfg": json.dumps(config)})
+            return said
 
     class DamagingStore(SafetensorsStore):
         def manager(self, base):

@@ -7,7 +7,6 @@ import shutil
 import dagster as dg
 import pytest
 from pydantic import PrivateAttr
-from upath import UPath
 
 models = dg.StaticPartitionsDefinition(["a"])
 cells = dg.StaticPartitionsDefinition(["a:1", "a:2"])
@@ -333,26 +332,3 @@ def test_a_step_of_a_pool_takes_a_slot_of_the_instances_default_limit(fresh_home
         after = instance.event_log_storage.get_concurrency_info("gpu")
     assert seen == [(1, 1)]
     assert after.active_slot_count == 0
-
-
-def test_a_partition_key_with_dots_keeps_them_in_the_file_name(instance, tmp_path):
-    """What models named like pythia-1.4b rely on (io_managers.py)."""
-    paths = []
-
-    class Listing(dg.UPathIOManager):
-        extension = ".x"
-
-        def dump_to_path(self, context, obj, path):
-            paths.append(path.name)
-
-        def load_from_path(self, context, path):
-            raise NotImplementedError
-
-    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["pythia-1.4b"]))
-    def stored():
-        return 1
-
-    dg.materialize(
-        [stored], instance=instance, partition_key="pythia-1.4b", resources={"io_manager": Listing(UPath(tmp_path))}
-    )
-    assert paths == ["pythia-1.4b.x"]

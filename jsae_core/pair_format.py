@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,22 @@ RENAMED_KEYS = {
     "activation_fn": "activation_fn_str",
     "use_jacobian_loss": "is_pair",
 }
+# What a configuration may say of things that can be otherwise elsewhere, but not here. A key that is absent says the
+# first of its values; anything else would be another function than the one that is computed here.
+ONLY_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "activation_fn_str": ("topk",),
+    "architecture": ("standard", "topk"),
+    "normalize_activations": ("none", False, None),
+    "finetuning_scaling_factor": (False, None),
+    "rescale_acts_by_decoder_norm": (False, None),
+    "reshape_activations": ("none", None),
+    "hook_head_index": (None,),
+    "prepend_bos": (True,),
+    "seqpos_slice": (None, [], [None], [None, None]),
+}
+# Arguments that the language model was loaded with and that change no weight and no activation.
+HARMLESS_MODEL_ARGUMENTS = {"dtype", "torch_dtype", "device"}
+MLP_INPUT_SITES = ("ln2.hook_normalized", "mlp.hook_in")
 
 
 @dataclass(frozen=True)
@@ -63,26 +80,22 @@ class PairConfig:
 
     @classmethod
     def from_published(cls, published: Mapping[str, Any]) -> PairConfig:
-        """Read a cfg.json, old key names and absent defaults included.
+        """Read a cfg.json: older and newer key names, the newer layout of SAELens 6 (a top-level `k`, a section
+        `metadata`), and what was meant where a key is absent.
 
         Raises:
-            ValueError: a key is missing or has a value that no pair can have.
+            ValueError: a key is missing, has a value that no pair can have, or asks for something that is not computed
+                here. The message names the key.
         """
-        values = {RENAMED_KEYS.get(key, key): value for key, value in published.items()}
-        kwargs = values.pop("activation_fn_kwargs", None) or {}
-        if "k" not in kwargs:
-            raise ValueError("activation_fn_kwargs.k is missing; it is the k of TopK")
-        missing = [key for key in ("model_name", "hook_layer", "d_in", "d_sae") if key not in values]
+        values = _flat(published)
+        _check_supported(values)
+        values.pop("normalize_activations", None)
+        k = _k(values)
+        layer = _layer(values)
+        missing = [key for key in ("model_name", "d_in", "d_sae") if key not in values]
         if missing:
             raise ValueError(f"{', '.join(missing)} missing")
-        normalisation = values.pop("normalize_activations", "none")
-        if normalisation != "none":
-            raise ValueError(f"normalize_activations is {normalisation!r}; only 'none' is supported")
-        known = {
-            "layer": values.pop("hook_layer"),
-            "k": kwargs["k"],
-            "dtype": str(values.pop("dtype", "float32")).removeprefix("torch."),
-        }
+        known = {"layer": layer, "k": k, "dtype": str(values.pop("dtype", "float32")).removeprefix("torch.")}
         for key in cls.__dataclass_fields__.keys() - known.keys() - {"extra"}:
             if key in values:
                 known[key] = values.pop(key)
@@ -93,16 +106,30 @@ class PairConfig:
     def _check(self) -> None:
         for name, least in (("layer", 0), ("d_in", 1), ("d_sae", 1), ("k", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not _is_whole(value) or value < least:
                 raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}")
+        for name in ("apply_b_dec_to_input", "prepend_bos", "randomize_llm_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected true or false")
+        for name in ("model_name", "input_convention"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a text")
+        if self.context_size is not None and (not _is_whole(self.context_size) or self.context_size < 1):
+            raise ValueError(f"context_size is {self.context_size!r}, expected a whole number of at least 1, or null")
         if self.k > self.d_sae:
             raise ValueError(f"k is {self.k}, larger than d_sae, {self.d_sae}")
         coefficient = self.jacobian_coefficient
-        if not isinstance(coefficient, (int, float)) or not 0 <= coefficient < math.inf:
+        if (
+            isinstance(coefficient, bool)
+            or not isinstance(coefficient, (int, float))
+            or not 0 <= coefficient < math.inf
+        ):
             raise ValueError(f"jacobian_coefficient is {coefficient!r}, expected a number of at least 0")
         dtype = getattr(torch, self.dtype, None)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"dtype is {self.dtype!r}, expected float32, bfloat16 or the like")
+        if self.mlp_activation is not None and not isinstance(self.mlp_activation, str):
+            raise ValueError(f"mlp_activation is {self.mlp_activation!r}, expected a text, or null")
         if self.mlp_activation is not None:
             activation_function(self.mlp_activation)
 
@@ -130,6 +157,66 @@ class PairConfig:
             "mlp_activation": self.mlp_activation,
             "input_convention": self.input_convention,
         }
+
+
+def _flat(published: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings at one level, under their newer names; what stands at the top counts before what is in metadata."""
+    metadata = published.get("metadata") or {}
+    if not isinstance(metadata, Mapping):
+        raise ValueError(f"metadata is {metadata!r}, expected an object of settings")
+    top = {key: value for key, value in published.items() if key != "metadata"}
+    return {RENAMED_KEYS.get(key, key): value for key, value in (dict(metadata) | top).items()}
+
+
+def _check_supported(values: Mapping[str, Any]) -> None:
+    for key, supported in ONLY_SUPPORTED.items():
+        # compared with their types: 0 is not false, and 1 not true
+        if key in values and not any(type(values[key]) is type(s) and values[key] == s for s in supported):
+            expected = " or ".join(json.dumps(value) for value in supported)
+            raise ValueError(f"{key} is {values[key]!r}, which is not supported; expected {expected}")
+    arguments = values.get("model_from_pretrained_kwargs") or {}
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"model_from_pretrained_kwargs is {arguments!r}, expected an object of settings")
+    for name, value in arguments.items():
+        if value and name not in HARMLESS_MODEL_ARGUMENTS:
+            raise ValueError(
+                f"model_from_pretrained_kwargs.{name} is {value!r}, which is not supported: the language model is used "
+                "as it is published, with unprocessed weights"
+            )
+
+
+def _k(values: dict[str, Any]) -> Any:
+    """Takes the k of TopK from where it stands."""
+    kwargs = values.pop("activation_fn_kwargs", None) or {}
+    if not isinstance(kwargs, Mapping):
+        raise ValueError(f"activation_fn_kwargs is {kwargs!r}, expected an object with k")
+    given = {"activation_fn_kwargs.k": kwargs.get("k"), "k": values.pop("k", None)}
+    given = {key: value for key, value in given.items() if value is not None}
+    if not given:
+        raise ValueError("activation_fn_kwargs.k is missing; it is the k of TopK")
+    if len(set(map(repr, given.values()))) > 1:
+        raise ValueError(f"activation_fn_kwargs.k and k differ: {given}")
+    return next(iter(given.values()))
+
+
+def _layer(values: dict[str, Any]) -> Any:
+    """Takes the layer from hook_layer, or from hook_name where that is absent; both must name the MLP's input."""
+    layer, hook_name = values.pop("hook_layer", None), values.get("hook_name")
+    if hook_name is None:
+        if layer is None:
+            raise ValueError("hook_layer missing")
+        return layer
+    site = re.fullmatch(r"blocks\.(\d+)\.(.+)", str(hook_name))
+    if site is None or site[2] not in MLP_INPUT_SITES:
+        expected = " or ".join(f"blocks.<layer>.{name}" for name in MLP_INPUT_SITES)
+        raise ValueError(f"hook_name is {hook_name!r}, which is not supported; expected the MLP's input, {expected}")
+    if layer is not None and layer != int(site[1]):
+        raise ValueError(f"hook_layer is {layer!r}, but hook_name is {hook_name!r}")
+    return int(site[1]) if layer is None else layer
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def tensor_name(side: str, weight: str) -> str:

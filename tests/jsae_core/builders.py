@@ -142,7 +142,7 @@ def published_config(**changes) -> dict:
     """A cfg.json as published: among many others, the keys that matter here."""
     return {
         "model_name": "tiny",
-        "hook_name": "blocks.1.ln2.hook_normalized",
+        "hook_name": f"blocks.{changes.get('hook_layer', 1)}.ln2.hook_normalized",
         "hook_layer": 1,
         "hook_head_index": None,
         "is_pair": True,

@@ -346,21 +346,130 @@ def test_weights_that_are_not_finite_are_refused_with_their_name(artifact, name,
         ({"activation_fn_kwargs": "REMOVED"}, "activation_fn_kwargs.k is missing"),
         ({"d_in": -1}, "d_in is -1"),
         ({"d_sae": "20"}, "d_sae is '20'"),
-        ({"d_sae": "REMOVED", "hook_layer": "REMOVED"}, "hook_layer, d_sae missing"),
+        ({"d_sae": "REMOVED", "model_name": "REMOVED"}, "model_name, d_sae missing"),
+        ({"hook_name": "REMOVED", "hook_layer": "REMOVED"}, "hook_layer missing"),
+        ({"hook_layer": 2}, "hook_layer is 2, but hook_name is 'blocks.1.ln2.hook_normalized'"),
         ({"hook_layer": "three"}, "layer is 'three'"),
         ({"hook_layer": -1}, "layer is -1"),
-        ({"hook_layer": None}, "layer is None"),
+        ({"hook_layer": True}, "layer is True"),
+        ({"hook_name": "REMOVED", "hook_layer": -1}, "layer is -1"),
         ({"dtype": "float31"}, "dtype is 'float31'"),
         ({"dtype": "int64"}, "dtype is 'int64'"),
         ({"normalize_activations": "expected_average_only_in"}, "normalize_activations is 'expected_average_only_in'"),
         ({"jacobian_coefficient": "strong"}, "jacobian_coefficient is 'strong'"),
         ({"mlp_activation": "gelu_newish"}, "unknown MLP activation 'gelu_newish'"),
+        ({"mlp_activation": 3}, "mlp_activation is 3"),
+        ({"jacobian_coefficient": True}, "jacobian_coefficient is True"),
+        ({"apply_b_dec_to_input": None}, "apply_b_dec_to_input is None, expected true or false"),
+        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input is 'false', expected true or false"),
+        ({"randomize_llm_weights": 1}, "randomize_llm_weights is 1, expected true or false"),
+        ({"context_size": "2048"}, "context_size is '2048'"),
+        ({"model_name": None}, "model_name is None"),
+        ({"metadata": [1]}, "metadata is [1]"),
+        ({"activation_fn_kwargs": [4]}, "activation_fn_kwargs is [4]"),
+        ({"k": K + 1}, "activation_fn_kwargs.k and k differ"),
     ],
 )
 def test_a_configuration_that_no_pair_can_have_is_refused_with_its_key(artifact, changes, named):
     rewrite_config(artifact, **changes)
     message = refused(artifact)
     assert str(artifact / CONFIG) in message and named in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor is True"),
+        ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm is True"),
+        (
+            {"activation_fn_str": "tanh-relu"},
+            "activation_fn_str is 'tanh-relu', which is not supported; expected \"topk\"",
+        ),
+        ({"activation_fn_str": "REMOVED", "activation_fn": "relu"}, "activation_fn_str is 'relu'"),
+        ({"architecture": "jumprelu"}, "architecture is 'jumprelu'"),
+        ({"prepend_bos": False}, "prepend_bos is False"),
+        ({"prepend_bos": None}, "prepend_bos is None"),
+        ({"hook_name": "blocks.1.hook_resid_mid"}, "hook_name is 'blocks.1.hook_resid_mid'"),
+        ({"hook_name": "REMOVED", "hook_point": "blocks.1.hook_mlp_out"}, "hook_name is 'blocks.1.hook_mlp_out'"),
+        ({"hook_head_index": 0}, "hook_head_index is 0"),
+        ({"seqpos_slice": [1, None]}, "seqpos_slice is [1, None]"),
+        ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
+        ({"model_from_pretrained_kwargs": {"fold_ln": True}}, "model_from_pretrained_kwargs.fold_ln is True"),
+        ({"metadata": {"prepend_bos": False}, "prepend_bos": "REMOVED"}, "prepend_bos is False"),
+    ],
+)
+def test_what_a_configuration_asks_for_and_is_not_computed_here_is_refused_with_its_key(artifact, changes, named):
+    rewrite_config(artifact, **changes)
+    message = refused(artifact)
+    assert str(artifact / CONFIG) in message and named in message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalize_activations": False},
+        {"normalize_activations": None},
+        {"finetuning_scaling_factor": False},
+        {"seqpos_slice": [None]},
+        {"hook_layer": None},
+        {"context_size": None},
+        {"model_from_pretrained_kwargs": {"center_writing_weights": False, "dtype": "float32"}},
+        {"model_from_pretrained_kwargs": None},
+        {"hook_name": "blocks.1.mlp.hook_in"},
+        {"architecture": "topk", "k": K},
+    ],
+)
+def test_false_and_null_mean_that_nothing_is_asked_for(artifact, changes):
+    expected = SAEPair.load(artifact).input_sae.encode(random_inputs(3, dtype=torch.float32))
+    rewrite_config(artifact, **changes)
+    pair = SAEPair.load(artifact)
+    assert pair.config.layer == 1 and pair.config.k == K
+    assert torch.equal(pair.input_sae.encode(random_inputs(3, dtype=torch.float32)), expected)
+
+
+def test_the_newer_layout_with_k_on_top_and_a_metadata_section_is_read_as_the_older_one(tmp_path, artifact):
+    older = SAEPair.load(artifact)
+    newer = {
+        "architecture": "topk",
+        "d_in": D_MODEL,
+        "d_sae": D_SAE,
+        "k": K,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "rescale_acts_by_decoder_norm": False,
+        "jacobian_coefficient": 1,
+        "mlp_activation": "gelu",
+        "metadata": {
+            "sae_lens_version": "6.54.12",
+            "model_name": "tiny",
+            "hook_name": "blocks.1.mlp.hook_in",
+            "hook_head_index": None,
+            "prepend_bos": True,
+            "seqpos_slice": [None],
+            "context_size": 2048,
+            "model_from_pretrained_kwargs": {},
+        },
+    }
+    pair = SAEPair.load(write_artifact(tmp_path / "newer", published_tensors(), newer))
+    names = (
+        "model_name",
+        "layer",
+        "d_in",
+        "d_sae",
+        "k",
+        "jacobian_coefficient",
+        "context_size",
+        "apply_b_dec_to_input",
+    )
+    assert [getattr(pair.config, name) for name in names] == [getattr(older.config, name) for name in names]
+    x = random_inputs(3, dtype=torch.float32)
+    assert torch.equal(run_sandwich(pair, x).jacobian, run_sandwich(older, x).jacobian)
+    pair.save(tmp_path / "again")
+    again = SAEPair.load(tmp_path / "again")
+    assert [getattr(again.config, name) for name in names] == [getattr(pair.config, name) for name in names]
 
 
 def test_a_configuration_that_contradicts_the_weights_is_refused_with_both_shapes(artifact):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from jsae_core.wandb_client import (
@@ -293,7 +293,11 @@ def _fetch_into(staging: Path, artifact: wandb.Artifact, found: FoundArtifact) -
         target = staging / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         what = f"{file.name} of {found.path}"
-        _download(what, file, target, lambda name=file.name: _listed(artifact, found, [name])[name].url, patience)
+
+        def fresh_url(name: str = file.name) -> str:
+            return _listed(artifact, found, [name])[name].url
+
+        _download(what, file, target, fresh_url, patience)
         if file.digest not in _digests(target):
             target.unlink()
             raise WandbError(
@@ -340,7 +344,7 @@ def _digests(path: Path) -> set[str]:
     """A file's digest by either algorithm that a manifest may be written with, as it writes them."""
     import xxhash
 
-    hashers = [hashlib.md5(), xxhash.xxh128()]
+    hashers: list[Any] = [hashlib.md5(), xxhash.xxh128()]
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             for hasher in hashers:
@@ -368,7 +372,8 @@ class _Patience:
             (settings.x_file_transfer_retry_wait_max_seconds, 30.0),
             (settings.x_file_transfer_timeout_seconds, 60.0),
         )
-        return cls(*(default if value is None else value for value, default in told))
+        values: list[Any] = [default if value is None else value for value, default in told]
+        return cls(*values)
 
 
 @dataclass(frozen=True)

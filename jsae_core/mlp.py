@@ -39,6 +39,13 @@ class MLP(nn.Module):
         ValueError: the activation is unknown, or shapes disagree.
     """
 
+    W_in: Tensor
+    W_out: Tensor
+    b_in: Tensor
+    b_out: Tensor
+    W_gate: Tensor
+    b_gate: Tensor
+
     def __init__(
         self,
         W_in: Tensor,

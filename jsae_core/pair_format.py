@@ -246,7 +246,7 @@ def read_artifact(path: str | Path) -> tuple[dict[str, Tensor], PairConfig, Path
             raise FileNotFoundError(f"{config_path} is missing; it holds the pair's configuration")
         written = config_path.read_bytes()
     elif "cfg" in header:
-        config_path, written = path, header["cfg"]
+        config_path, written = path, header["cfg"].encode()
     else:
         raise ValueError(f"{path}: its header has no 'cfg', so it is no stored pair; pass the artifact directory")
     try:
@@ -347,9 +347,13 @@ def _check_same_mlp(stored: Mapping[str, Tensor], of_model: MLP, model_name: str
     for name in (name for name in MLP_WEIGHTS if name in weights or name in stored):
         theirs = weights.get(name)
         ours = stored.get(name, None if theirs is None else torch.zeros_like(theirs))
-        same_shape = theirs is not None and theirs.shape == ours.shape
-        # 1% of the largest weight: far above the rounding of bfloat16, far below another model's weights
-        if not same_shape or (ours - theirs).abs().max() > 0.01 * theirs.abs().max().clamp(min=1e-3):
+        if (
+            theirs is None
+            or ours is None
+            or theirs.shape != ours.shape
+            # 1% of the largest weight: far above the rounding of bfloat16, far below another model's weights
+            or (ours - theirs).abs().max() > 0.01 * theirs.abs().max().clamp(min=1e-3)
+        ):
             raise ValueError(
                 f"mlp.{name} differs from {model_name}'s own: this pair and this language model do not belong "
                 "together (another model, layer or revision, or weights that were folded or randomised)"

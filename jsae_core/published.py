@@ -7,7 +7,7 @@ theirs. `published_sweep.csv` has a row a run of a sweep, its columns named as t
 from __future__ import annotations
 
 import csv
-from importlib.resources import files
+from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def published_results(model: str, layer: int, variant: str, jacobian_coefficient
 
 
 def all_published_results() -> list[PublishedResult]:
-    with (files("jsae_core") / "published_results.csv").open(encoding="utf-8", newline="") as file:
+    with as_file(files("jsae_core") / "published_results.csv") as path, path.open(encoding="utf-8", newline="") as file:
         return [
             PublishedResult(
                 row["model"],

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -323,7 +324,7 @@ def _pages(api: wandb.Api, path: str, **query: Any) -> Iterator[dict[str, Any]]:
     runs = api.runs(path, **query)
     answer = None
     while True:
-        unbroken(f"the runs of {path}", lambda last=answer: _read_on(runs, last))
+        unbroken(f"the runs of {path}", partial(_read_on, runs, answer))
         if runs.last_response is answer:
             return
         answer = runs.last_response
@@ -504,8 +505,8 @@ def _metrics(summary: dict[str, Any], k: int | None) -> dict[str, float | None]:
         values |= {column: share for column, share in shares.items() if values[column] is None}
         if values["l1_over_l2"] is None:
             values["l1_over_l2"] = _l1_over_l2(summary, k)
-    scores = [values["ce_score_input"], values["ce_score_output"]]
-    values["ce_score"] = None if None in scores else sum(scores) / 2
+    of_input, of_output = values["ce_score_input"], values["ce_score_output"]
+    values["ce_score"] = None if of_input is None or of_output is None else (of_input + of_output) / 2
     return {column: value if value is not None and math.isfinite(value) else None for column, value in values.items()}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class TrainingProgress:
 def train_pair(
     mlp_inputs: Tensor | Iterable[Tensor],
     mlp: MLP,
-    config: TrainingConfig | Mapping[str, float],
+    config: TrainingConfig | Mapping[str, Any],
     model_name: str = "unnamed",
     layer: int = 0,
     context_size: int | None = None,

@@ -17,7 +17,7 @@ import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def connect(entity: str | None, folder: str | Path) -> wandb.Api:
     import wandb
 
     keep_files_in(folder)
-    patience = {setting: _number(name, default) for name, (setting, default) in PATIENCE.items()}
+    patience: dict[str, Any] = {setting: _number(name, default) for name, (setting, default) in PATIENCE.items()}
     overrides = {"entity": entity} if entity else None
     forget_service()
     try:

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from jsae_core.text import standard_library_files
+from jsae_core.text import Split, standard_library_files
 
 BOS = "<|endoftext|>"
 VOCABULARY = 2048
@@ -26,7 +26,7 @@ WARM_UP_STEPS = 200
 WEIGHT_DECAY = 0.05
 
 
-def read(split: str) -> list[str]:
+def read(split: Split) -> list[str]:
     return [path.read_text(encoding="utf-8", errors="replace") for path in standard_library_files(split)]
 
 

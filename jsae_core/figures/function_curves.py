@@ -6,7 +6,7 @@ Here: drawing measured curves. Not here: measuring and classifying them (`measur
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,7 +145,7 @@ def function_shapes_figure(
     figure = go.Figure()
     width = (WIDTH - BARS_LEFT - RIGHT) / (EXAMPLE_COLUMNS * len(SHAPES))
     group, block = EXAMPLE_COLUMNS * width, HEADING + EXAMPLE_ROWS * CHART
-    charts = {variant: [] for variant in curves}
+    charts: dict[Variant, list[_Chart]] = {variant: [] for variant in curves}
     for column, shape in enumerate(SHAPES):
         centre = (column + 0.5) * group
         figure.add_annotation(_note(f"<b>{shape}</b>", centre, 0))
@@ -304,7 +304,7 @@ def _numbers(charts: Sequence[_Chart]) -> go.Scatter:
     )
 
 
-def _joined(paths: Sequence[tuple[Sequence[float], Sequence[float]]]) -> dict[str, list[float | None]]:
+def _joined(paths: Sequence[tuple[Iterable[float], Iterable[float]]]) -> dict[str, list[float | None]]:
     """The coordinates of many paths as those of one, with a gap after each."""
     return {
         name: [value for path in paths for value in (*(round(float(v), 1) for v in path[axis]), None)]

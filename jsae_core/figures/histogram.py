@@ -157,7 +157,7 @@ def density_axis(groups: Sequence[Mapping[Variant, Distribution]]) -> dict:
 
 
 def _visible_bins(distributions: Mapping[Variant, Distribution]) -> int:
-    return max(min(np.searchsorted(d.below, VISIBLE), d.percent.size) for d in distributions.values())
+    return max(min(int(np.searchsorted(d.below, VISIBLE)), d.percent.size) for d in distributions.values())
 
 
 def histogram_line(variant: Variant, distribution: Distribution) -> go.Scatter:

@@ -132,7 +132,7 @@ def _axis(frames: Mapping[Variant, pd.DataFrame], name: str, measure: _Measure) 
     """The ends of a measure's axis."""
     columns = [f"{name}_{side}" for side in measure.sides]
     values = measure.unit * np.concatenate([frame[columns].to_numpy().ravel() for frame in frames.values()])
-    shown = values.clip(*sorted((measure.best, measure.worst)))
+    shown = values.clip(min(measure.best, measure.worst), max(measure.best, measure.worst))
     possible = abs(measure.worst - measure.best)
     reach = max(np.abs(shown - measure.best).max(), NARROWEST * possible)
     farthest = measure.best + reach * (measure.worst - measure.best) / possible

@@ -172,7 +172,7 @@ def _mean_matrix(means: Mapping[Variant, Distribution]) -> _Panel:
 
 def _normed(normed: Mapping[str, Mapping[Variant, Distribution]]) -> list[_Panel]:
     """One for each norm, with one axis for the densities of all."""
-    panels = []
+    panels: list[_Panel] = []
     for name, part in normed.items():
         lines = [histogram_line(*item).update(showlegend=False) for item in part.items()]
         x = {"title_text": f"|J| / {name}", "range": visible_range(part), "nticks": 4}

@@ -311,7 +311,7 @@ def _groups(runs: pd.DataFrame) -> pd.Series:
 
 def _setting(name: str, value: str | float) -> str:
     if name == "model":
-        return value
+        return str(value)
     if name == "randomize_llm_weights":
         return "randomised LM" if value == 1 else "pretrained LM"
     return SETTINGS[name] + ("?" if np.isnan(value) else f"{value:.0f}")
@@ -370,8 +370,8 @@ def _lines(curves: Mapping[str, pd.DataFrame]) -> go.Scatter:
     """All in one trace, with a gap after each."""
     joined = [curve for curve in curves.values() if 1 < len(curve) <= JOINED]
     return go.Scatter(
-        x=np.concatenate([np.append(curve["x"], np.nan) for curve in joined] or [[]]),
-        y=np.concatenate([np.append(curve["y"], np.nan) for curve in joined] or [[]]),
+        x=np.concatenate([np.append(curve["x"], np.nan) for curve in joined] or [np.empty(0)]),
+        y=np.concatenate([np.append(curve["y"], np.nan) for curve in joined] or [np.empty(0)]),
         mode="lines",
         line=JOINING,
         hoverinfo="skip",
@@ -476,13 +476,13 @@ def _write_labels(
     names, named = [], set()
     for knee, ring in zip(knees, rings, strict=True):
         shift = room.first_free(around(ring, RING, len(knee.text)))
-        if shift is not None:
+        if isinstance(shift, tuple):
             named.add((knee.x, knee.y))
             names.append(_name_of_knee(knee, shift))
     for trace, runs in marked:
         labels, labelled = [], set()
-        marks = _pixels(axes, trace.x, trace.y)
-        for x, y, mark, run in zip(trace.x, trace.y, marks, zip(runs["group"], runs[LAMBDA], strict=True), strict=True):
+        at = _pixels(axes, trace.x, trace.y)
+        for x, y, mark, run in zip(trace.x, trace.y, at, zip(runs["group"], runs[LAMBDA], strict=True), strict=True):
             text = f"\xa0{run[1]:.3g}\xa0"
             known = run in labelled or (x, y) in named
             place = None if known else room.first_free(beside(mark, trace.marker.size, len(text)))

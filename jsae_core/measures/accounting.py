@@ -248,6 +248,7 @@ class _Sums:
 
     def by_latent(self) -> pd.DataFrame:
         """A row an output latent that was active."""
+        assert self._of_latents is not None
         sums = pd.DataFrame(self._of_latents.cpu().numpy(), columns=[*self._names, "n_tokens"])
         sums = sums[sums["n_tokens"] > 0]
         columns = {"output_latent": sums.index, "n_tokens": sums["n_tokens"].astype("int64")}

@@ -77,13 +77,13 @@ def jacobian_histograms(
         if not n_tokens:
             raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
 
-        scales = {norm: 1.0 if norm is None else norm_sums[norm] / n_tokens for norm in norms}
+        scales: dict[str | None, float] = {norm: 1.0 if norm is None else norm_sums[norm] / n_tokens for norm in norms}
         if any(scale == 0 for scale in scales.values()):
             raise ValueError("every element of the Jacobian is zero, so it cannot be divided by its norm")
         normed_counts = {norm: _Bins(NORMED_BINS, device) for norm in wanted}
         for magnitude in kept.magnitudes() if wanted else ():
-            for norm in wanted:
-                normed_counts[norm].add(magnitude / scales[norm])
+            for name, bins in normed_counts.items():
+                bins.add(magnitude / scales[name])
 
         mean_counts = {norm: _Bins(PLAIN_BINS if norm is None else NORMED_BINS, device) for norm in norms}
         for means in kept.pair_means():
@@ -92,7 +92,7 @@ def jacobian_histograms(
     for bins in mean_counts.values():
         bins.add_zeros(d_sae**2)
 
-    results = {}
+    results: dict[str | None, dict[str, Tensor]] = {}
     for norm in norms:
         bins = counts if norm is None else normed_counts[norm]
         edges = torch.arange(bins.n + 1, dtype=torch.float64) * BIN_WIDTH

@@ -74,9 +74,9 @@ class KeptJacobians:
         latents, order = outputs.int().view(-1).sort(stable=True)
         self.counts += torch.bincount(latents, minlength=len(self.counts))
         rows = magnitude.flatten(0, 1).index_select(0, order)
-        batch = _Batch(rows, latents, (order // outputs.shape[1]).int(), inputs.int())
-        self._room -= sum(tensor.nbytes for tensor in batch)
-        self._batches.append(batch if self._room >= 0 else _Batch(*map(self._written, batch)))
+        tensors = (rows, latents, (order // outputs.shape[1]).int(), inputs.int())
+        self._room -= sum(tensor.nbytes for tensor in tensors)
+        self._batches.append(_Batch(*tensors) if self._room >= 0 else _Batch(*map(self._written, tensors)))
 
     def magnitudes(self) -> Iterator[Tensor]:
         """Every |J|, [n, k_in] at a time."""

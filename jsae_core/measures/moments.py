@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +26,8 @@ class Moments:
         self._origin: Tensor | float = 0.0  # where the first tokens are: far from zero, squares hide a small spread
         self._n_documents = 0
         # over documents: sums and products of each document's sums, the last of which is its number of tokens
-        self._sum: Tensor | float = 0.0
-        self._products: Tensor | float = 0.0
+        self._sum: Any = 0.0  # a Tensor from the first document on
+        self._products: Any = 0.0
         self._unfinished: tuple[int, Tensor] | None = None  # the document that the next tokens may belong to as well
 
     def add(self, values: Tensor, documents: Tensor | None = None) -> None:
@@ -59,7 +60,7 @@ class Moments:
     def _finish(self, rows: Tensor) -> None:
         self._n_documents, self._sum, self._products = self._with(rows)
 
-    def _with(self, rows: Tensor) -> tuple[int, Tensor | float, Tensor | float]:
+    def _with(self, rows: Tensor) -> tuple[int, Tensor, Tensor]:
         return self._n_documents + len(rows), self._sum + rows.sum(dim=0), self._products + rows.T @ rows
 
     def _totals(self) -> tuple[int, Tensor, Tensor]:
@@ -109,7 +110,7 @@ class NamedMoments:
 
     def means(self) -> dict[str, float]:
         """The mean of each quantity, and its standard error under its name with `_se`."""
-        results = {}
+        results: dict[str, float] = {}
         for name, mean in zip(self._names, self._moments.mean.tolist(), strict=True):
             results |= {name: mean, f"{name}_se": self._moments.standard_error(self._weights({name: 1.0}))}
         return results

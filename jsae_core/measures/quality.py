@@ -88,8 +88,8 @@ def pair_quality(
         of_output = (sandwich.output_activations, sandwich.output_latents)
         x_hat = decode(pair.input_sae.W_dec, pair.input_sae.b_dec, *of_input)
         y_hat = decode(pair.output_sae.W_dec, pair.output_sae.b_dec, *of_output)
-        reconstruction.add("input", x[kept], *(values[kept] for values in (*of_input, x_hat)), document)
-        reconstruction.add("output", y[kept], *(values[kept] for values in (*of_output, y_hat)), document)
+        reconstruction.add("input", x[kept], of_input[0][kept], of_input[1][kept], x_hat[kept], document)
+        reconstruction.add("output", y[kept], of_output[0][kept], of_output[1][kept], y_hat[kept], document)
         of_x_hat = mlp(x_hat)
         replacements = {
             "input": of_x_hat,
@@ -179,7 +179,7 @@ def _jacobian_measures(magnitude: Tensor) -> dict[str, Tensor]:
 
 
 def _scores(cross_entropy: NamedMoments, divergence: NamedMoments) -> dict[str, float]:
-    scores = {}
+    scores: dict[str, float] = {}
     for side, zero in (("input", "zero_input"), ("output", "zero_output"), ("pair", "zero_output")):
         ce_zero, kl_zero = {f"ce_{zero}": 1.0}, {f"kl_{zero}": 1.0}
         ratios = {

@@ -32,7 +32,7 @@ class Samples(NamedTuple):
     input_rank: Tensor
     drawn: Tensor  # place in the order of drawing: those below n are a random sample of n
 
-    def split(self, size: int) -> list[Samples]:
+    def split(self, size: int | list[int]) -> list[Samples]:
         parts = [values.split(size) for values in self]
         return [Samples(*columns) for columns in zip(*parts, strict=True)]
 

@@ -12,7 +12,7 @@ PIP_INSTALL := $(VENV)/bin/pip install --disable-pip-version-check --no-deps --n
 export DAGSTER_HOME := $(CURDIR)/dagster_home
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check ui bench lock
+.PHONY: setup demo test test-wheel check ui bench lock
 
 setup: $(READY)
 
@@ -33,10 +33,16 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
+# the type checker's first run takes a minute or two, the next ones seconds: it keeps what it knows in .mypy_cache
 check: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/lint-imports --no-logo
+	$(VENV)/bin/mypy
+
+# the wheel in an empty environment, outside the checkout
+test-wheel: $(READY)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m wheel tests/test_wheel.py
 
 ui: $(READY)
 	$(VENV)/bin/jsae ui

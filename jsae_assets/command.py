@@ -46,12 +46,12 @@ def plain_console(context: dg.InitLoggerContext) -> logging.Logger:
     return logger
 
 
-def _shorten(record: logging.LogRecord) -> logging.LogRecord:
+def _shorten(record: logging.LogRecord) -> bool:
     """Dagster puts job, run and step before each message; here the run is named above it."""
     meta = getattr(record, "dagster_meta", None) or {}
     step = str(meta.get("step_key") or "").replace("__", "/")
     record.msg, record.args = f"{step}: {meta.get('orig_message', record.getMessage())}", ()
-    return record
+    return True
 
 
 def freshness_of(catalog: Catalog, definitions: dg.Definitions, instance: dg.DagsterInstance) -> Freshness:

@@ -93,7 +93,7 @@ def _replaced(made: Sequence, others: Sequence, named) -> list:
 def default_resources() -> dict[str, Any]:
     """The resources, with what the environment says: JSAE_DEVICE, JSAE_DTYPE, JSAE_BATCH_TOKENS,
     JSAE_MEMORY_GIB, JSAE_STORAGE, JSAE_STORAGE_URL."""
-    named = {
+    named: dict[str, Any] = {
         field: os.environ.get(f"JSAE_{field.upper()}") for field in ("device", "dtype", "batch_tokens", "memory_gib")
     }
     base_path = os.environ.get("JSAE_STORAGE")

@@ -22,7 +22,6 @@ from jsae_assets.io_managers import Store
 
 # Dagster records no data version of so many partitions of one asset that another reads (`test_dagster_itself.py`).
 MOST_COMPARED = 100
-EVALUATED = dg.DagsterEventType.ASSET_CHECK_EVALUATION
 
 
 @dataclass(frozen=True)
@@ -165,8 +164,9 @@ def latest_check(instance: dg.DagsterInstance, key: dg.AssetCheckKey, partition:
         page = instance.event_log_storage.get_asset_check_execution_history(key, limit=100, cursor=cursor)
         for record in page:
             event = record.event and record.event.dagster_event
-            if record.partition == partition and event and event.event_type == EVALUATED:
-                return event.event_specific_data
+            found = event and event.event_specific_data
+            if record.partition == partition and isinstance(found, dg.AssetCheckEvaluation):
+                return found
         if not page:
             return None
         cursor = page[-1].id

@@ -4,6 +4,7 @@ Here: which pair, and what is said of it afterwards. Not here: talking to wandb 
 """
 
 import dataclasses
+from typing import Any
 
 import dagster as dg
 
@@ -53,7 +54,7 @@ def publish_job(catalog: Catalog) -> dg.JobDefinition:
             config.offline,
             cell_at(context, catalog, config.variant).language_model_weights(record) if record else None,
         )
-        said = {"artifact": published.artifact, "run": published.run_id}
+        said: dict[str, Any] = {"artifact": published.artifact, "run": published.run_id}
         if published.url:
             said["url"] = dg.MetadataValue.url(published.url)
         if published.directory:

@@ -133,8 +133,8 @@ def _is_intact(path: Path, file: RepoSibling) -> bool:
     if file.lfs:
         with path.open("rb") as contents:
             return hashlib.file_digest(contents, "sha256").hexdigest() == file.lfs.sha256
-    contents = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(contents) + contents).hexdigest() == file.blob_id
+    whole = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(whole) + whole).hexdigest() == file.blob_id
 
 
 @contextmanager

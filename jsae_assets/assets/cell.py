@@ -43,7 +43,7 @@ class Cell:
 
     def language_model(self, compute: Compute, pair: SAEPair | None = None) -> LanguageModel:
         """The model that the variant's pairs are on; with the randomised weights that a pair brought, if it did."""
-        record = pair and pair.config.extra.get(LANGUAGE_MODEL_WEIGHTS)
+        record = None if pair is None else pair.config.extra.get(LANGUAGE_MODEL_WEIGHTS)
         if not record:
             return compute.language_model(self.model.source, self.randomise_seed)
         weights = compute.cached(

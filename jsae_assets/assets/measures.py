@@ -193,7 +193,7 @@ def _jacobian_examples(subject: Subject) -> Measured:
         "input_activations": sandwich.input_activations,
         "output_activations": sandwich.output_activations,
         "token_ids": document[1:],
-        "token_text": text_tensor([language_model.tokenizer.decode([token]) for token in document[1:]]),
+        "token_text": text_tensor([str(language_model.tokenizer.decode([token])) for token in document[1:]]),
     }
     said = {
         "tokens": len(document) - 1,

@@ -6,7 +6,7 @@ Here: a recipe's text becomes MLP inputs, progress becomes log lines. Not here: 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from jsae_assets.assets.cell import Stopwatch, context_size
@@ -44,7 +44,7 @@ def trained_pair(
     if recipe.tokens <= recipe.config.buffer_tokens:
         # the training buffer would hold all of them anyway; the other pairs of this layer are trained on the same ones
         key = (model.source, randomise_seed, layer, text.model_dump_json(), recipe.tokens, size)
-        stream = compute.cached("training inputs", key, lambda: _joined(inputs()))
+        stream: Iterable[Tensor] = compute.cached("training inputs", key, lambda: _joined(inputs()))
     else:
         stream = inputs()
     return train_pair(

@@ -46,7 +46,7 @@ class MLPInputs:
                 yield self._kept[number].to(self.language_model.device)
                 continue
             computed = self._computed(batch)
-            kept = self.budget and self.budget.kept(computed)
+            kept = None if self.budget is None else self.budget.kept(computed)
             if kept is not None:
                 self._kept[number] = kept
             yield computed

@@ -129,8 +129,12 @@ def test_the_ui_serves_the_default_catalog(jsae):
         assert b"traditional" in answer(f"http://127.0.0.1:{port}/graphql", query, process)
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-        process.communicate(timeout=60)
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: it ends the web server, the daemon and their helpers
+        try:
+            process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 def answer(url: str, query: bytes, process: subprocess.Popen, seconds: int = 180) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from jsae_assets.catalog import Catalog
-from jsae_assets.entries import news
+from jsae_assets.entries import news, report
 from jsae_assets.freshness import Freshness, Place, latest_metadata
 from jsae_assets.partitions import cell_key
 from jsae_assets.plan import (
@@ -111,6 +111,7 @@ def automatic_sensor(catalog: Catalog, asset_jobs: Sequence, resources: Mapping[
         minimum_interval_seconds=30,
     )
     def keep_up_to_date(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest]:
+        report(catalog, context.instance)  # not to ask for what would be made from entries that nobody knows yet
         freshness = Freshness(catalog, context.repository_def.asset_graph, resources, context.instance)
         for planned in planned_runs(freshness):
             run = _without_refused(planned, freshness)

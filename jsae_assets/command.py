@@ -105,6 +105,9 @@ def run_all(
             unmade |= {Place(key, run.partition) for key in assets if key not in made or key in failed_checks}
             messages.append(_failure(run, result))
             print(messages[-1], flush=True)
+            if _was_interrupted(result):
+                print("Stopped. What was made is kept: the same command goes on from there.", flush=True)
+                return messages
         if run.job.startswith(CELL_JOB):
             computed, seconds = computed + len(assets), seconds + time.monotonic() - began
     print(f"Done in {time.monotonic() - started:.0f} s." if not messages else "Not everything could be made.")
@@ -118,6 +121,12 @@ def _blocked(freshness: Freshness, places: Sequence[Place], unmade: set[Place]) 
         if any(parent in unmade or parent in blocked for parent in freshness.parents(place)):
             blocked.add(place)
     return blocked
+
+
+def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
+    """Whether somebody stopped the run (Ctrl-C, SIGTERM): then nothing else is to begin."""
+    errors = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
+    return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
 
 
 def _failure(run: PlannedRun, result: dg.ExecuteInProcessResult) -> str:

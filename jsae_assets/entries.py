@@ -60,15 +60,16 @@ def made_from(instance: dg.DagsterInstance, catalog: Catalog, entries: Sequence[
 
 
 def news(catalog: Catalog, instance: dg.DagsterInstance) -> Iterator[dg.AssetObservation | dg.AssetMaterialization]:
-    """What the instance must be told: the digest of each entry that is new or has changed.
-
-    Twice, in this order: Dagster asks for observations of an asset that it does not make when it looks for what is
-    out of date, but computes data versions of what is downstream from materialisations (`test_dagster_itself.py`).
-    """
+    """What the instance must be told: the digest of each entry that is new or has changed."""
     known = known_digests(instance)
-    changed = {name: digest for name, digest in catalog.entries().items() if known.get(name) != digest}
+    yield from _events({name: digest for name, digest in catalog.entries().items() if known.get(name) != digest})
+
+
+def _events(digests: Mapping[str, str]) -> Iterator[dg.AssetObservation | dg.AssetMaterialization]:
+    """Twice, in this order: Dagster asks for observations of an asset that it does not make when it looks for what is
+    out of date, but computes data versions of what is downstream from materialisations (`test_dagster_itself.py`)."""
     for event in (dg.AssetObservation, dg.AssetMaterialization):
-        for name, digest in changed.items():
+        for name, digest in digests.items():
             yield event(CATALOG, partition=name, tags={DATA_VERSION: digest})
 
 
@@ -82,20 +83,16 @@ def confirm(context: dg.AssetExecutionContext, catalog: Catalog) -> None:
     """To be called by an asset before it makes anything: what it makes is recorded as made from the entries that the
     instance knows, so those must be the ones that this process has read.
 
+    Where they are not, the instance is told, whichever is newer: what is made is then recorded as made from what it is
+    made from, and the sensor tells the instance of the catalog as it is now.
+
     Raises:
-        RetryRequested: they were not known yet. Now they are, so the step begins again.
-        Failure: they are known and differ.
+        RetryRequested: they were not. Now they are, so the step begins again.
     """
     mine, known = catalog.entries(), known_digests(context.instance)
     concerning = context.asset_partition_keys_for_input(CATALOG.path[-1])
-    if any(name not in known for name in concerning):
-        report(catalog, context.instance)
-        raise dg.RetryRequested(max_retries=1)
-    changed = [name for name in concerning if known[name] != mine[name]]
+    changed = {name: mine[name] for name in concerning if known.get(name) != mine[name]}
     if changed:
-        raise dg.Failure(
-            f"The catalog that this run has read is not the one that the instance knows: they differ in "
-            f"{', '.join(changed)}. If it was edited after the run began, run it again; if two catalogs share this "
-            "instance, give each its own DAGSTER_HOME.",
-            allow_retries=False,
-        )
+        for event in _events(changed):
+            context.instance.report_runless_asset_event(event)
+        raise dg.RetryRequested(max_retries=3)

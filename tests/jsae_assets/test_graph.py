@@ -249,6 +249,20 @@ def test_a_cell_whose_models_tokens_nobody_made_makes_them_first_and_they_are_up
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_what_is_made_is_recorded_as_made_from_the_entries_that_were_read_whatever_the_instance_was_told(
+    entries, graph
+):
+    tiny = graph(entries())
+    for event in (dg.AssetObservation, dg.AssetMaterialization):
+        tags = {"dagster/data_version": "of a catalog since edited"}
+        tiny.instance.report_runless_asset_event(event("catalog", partition="models/tiny/tokens", tags=tags))
+    assert materialised(tiny.tokenise()) == {"tokens"}
+    freshness = Freshness(
+        tiny.catalog, tiny.definitions.resolve_asset_graph(), tiny.definitions.resources, tiny.instance
+    )
+    assert "tokens tiny" not in {str(place) for place in freshness.out_of_date}
+
+
 # A cell that the catalog does not hold
 
 

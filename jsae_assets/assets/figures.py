@@ -100,6 +100,13 @@ def _draw_shapes(results: Mapping[Variant, Results], subtitle: str) -> go.Figure
     return function_shapes_figure(_frames(results, "function_shapes"), subtitle, _published(results, names))
 
 
+def _draw_edge_curve(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
+    from jsae_core.figures import edge_curve_figure
+
+    overall = {variant: frame.iloc[0].to_dict() for variant, frame in _frames(results, "latent_accounting").items()}
+    return edge_curve_figure(overall, subtitle)
+
+
 def _draw_examples(results: Mapping[Variant, Results], subtitle: str, normalise: str | None) -> go.Figure:
     """Tokens spread evenly over the prompt, the last one included."""
     from jsae_core.figures import jacobian_examples_figure
@@ -187,6 +194,12 @@ CELL_FIGURES = (
         "Linear, jumprelu and other functions, and their shares",
         _draw_shapes,
         reads=["function_shapes"],
+    ),
+    Figure(
+        "edge_curve",
+        "How many input latents an output latent needs, and how much comes from them at all",
+        _draw_edge_curve,
+        reads=["latent_accounting"],
     ),
     *(
         Figure(

@@ -240,6 +240,15 @@ def _pair_quality(subject: Subject) -> Measured:
     return Measured(row, int(quality["n_tokens"]), said)
 
 
+def _latent_accounting(subject: Subject) -> Measured:
+    from jsae_core.measures import latent_accountings
+
+    stream = subject.mlp_inputs
+    accounting = latent_accountings(subject.pair, stream)
+    said = {name: value for name, value in accounting.overall.items() if not name.endswith("_se")}
+    return Measured(accounting.table(), stream.n_tokens, said)
+
+
 @contextlib.contextmanager
 def _explained(cell: Cell, setting: str) -> Iterator[None]:
     """Says where to change the number of samples if the tokens do not hold as many."""
@@ -297,5 +306,13 @@ MEASURES = (
         code_version="2",
         stored_as="tables",
         settings=("quality_tokens",),
+    ),
+    Measure(
+        "latent_accounting",
+        "How much of the output latents' pre-activations the input latents account for, and how many of them it takes: "
+        "a row for all output latents together, with standard errors, and one for each.",
+        _latent_accounting,
+        code_version="1",
+        stored_as="tables",
     ),
 )

@@ -45,6 +45,14 @@ class Accounting(NamedTuple):
     overall: dict[str, float]
     by_latent: pd.DataFrame
 
+    def table(self) -> pd.DataFrame:
+        """Both as one table: the first row is that of all output latents together, whose `output_latent` is missing;
+        those of single latents lack the standard errors."""
+        together = pd.DataFrame([self.overall]).astype({"n_tokens": "int64"})
+        rows = pd.concat([together, self.by_latent], ignore_index=True)
+        rows.insert(0, "output_latent", rows.pop("output_latent").astype("Int64"))
+        return rows
+
 
 def latent_accounting(
     pair: SAEPair,
@@ -113,9 +121,10 @@ def latent_accountings(
                 constants,
             )
             attribution = sandwich.jacobian[part] * tokens.activations[:, None]
-            values = _levels(tokens, pair.input_sae.b_dec) | _concentration(attribution)
+            levels = _levels(tokens, pair.input_sae.b_dec)
+            values = levels | _concentration(attribution)
             for order in orders:
-                values |= _errors(tokens, attribution, values["p"], order, kept, generator)
+                values |= _errors(tokens, attribution, levels, order, kept, generator)
             sums.add(tokens.output_latents, values, documents[part])
     return Accounting(sums.overall(), sums.by_latent())
 
@@ -198,17 +207,25 @@ def _concentration(attribution: Tensor) -> dict[str, Tensor]:
 
 
 def _errors(
-    tokens: _Tokens, attribution: Tensor, p: Tensor, order: str, kept: Sequence[int], generator: torch.Generator
+    tokens: _Tokens,
+    attribution: Tensor,
+    levels: Mapping[str, Tensor],
+    order: str,
+    kept: Sequence[int],
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Squared differences from p [n, k_out] where the first n input latents of an order are kept, [n, k_out] each."""
+    """Squared differences from p where the first n input latents of an order are kept, [n, k_out] each."""
     if order == "attribution":
         importance = attribution.abs()
     elif order == "ablation":
-        importance = (p[:, :, None] - tokens.lacking_each()).abs()
+        importance = (levels["p"][:, :, None] - tokens.lacking_each()).abs()
     else:
         importance = torch.rand(attribution.shape, generator=generator).to(attribution.device)
     place = importance.argsort(dim=2, descending=True, stable=True).argsort(dim=2)
-    return {f"error_{order}_{n}": (tokens.keeping(place < n) - p).square() for n in kept}
+    return {
+        f"error_{order}_{n}": (tokens.keeping(place < n) - levels["p"]).square() if n else levels["unkept"]
+        for n in kept
+    }
 
 
 class _Sums:

@@ -39,6 +39,7 @@ PER_VARIANT = (
     "ablation_samples",
     "function_shapes",
     "pair_quality",
+    "latent_accounting",
 )
 CELL_FIGURES = (
     "jacobian_histogram",
@@ -50,6 +51,7 @@ CELL_FIGURES = (
     "ablation",
     "function_curves",
     "function_shapes",
+    "edge_curve",
 )
 WORDS = "def return self class for in range print not if else import value key list dict open read write".split()
 

@@ -41,7 +41,7 @@ LOCAL = {
     "coefficients": [0.0, 1.0],
     "train": {"text": "t", "tokens": 10, "config": CONFIG},
 }
-TABLES = ("ablation_samples", "function_shapes", "pair_quality")
+TABLES = ("ablation_samples", "function_shapes", "pair_quality", "latent_accounting")
 
 
 def with_change(place: str, value) -> dict:

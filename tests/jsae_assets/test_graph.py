@@ -42,11 +42,13 @@ READ_BY = {
     "jacobian_examples": {"jacobian_examples"},
     "jacobian_examples_l1": {"jacobian_examples"},
     "jacobian_examples_l2": {"jacobian_examples"},
+    "edge_curve": {"latent_accounting"},
 }
 
 
 def stored_as(asset: str) -> str:
-    return "parquet" if asset.endswith(("ablation_samples", "function_shapes", "pair_quality")) else "safetensors"
+    tables = ("ablation_samples", "function_shapes", "pair_quality", "latent_accounting")
+    return "parquet" if asset.endswith(tables) else "safetensors"
 
 
 # A whole cell

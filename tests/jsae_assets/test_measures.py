@@ -12,14 +12,21 @@ from upath import UPath
 
 from jsae_assets.stored import StoredTable, StoredTensors
 from jsae_core import MLPInputs, SAEPair, load_language_model
-from jsae_core.measures import ablation_samples, ablation_summary, function_curves, function_shapes, pair_quality
+from jsae_core.measures import (
+    ablation_samples,
+    ablation_summary,
+    function_curves,
+    function_shapes,
+    latent_accountings,
+    pair_quality,
+)
 from jsae_core.pair_format import PairConfig
 from jsae_core.text import split_documents
 from tests.jsae_assets.conftest import ANYTHING_GOES, failures, materialised, metadata
 from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, save_language_model, write_artifact
 
 VARIANTS = ("traditional", "jsae")
-TABLES = ("ablation_samples", "function_shapes", "pair_quality")
+TABLES = ("ablation_samples", "function_shapes", "pair_quality", "latent_accounting")
 PLACE = ["token", "output_rank", "input_rank"]
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -120,6 +127,18 @@ def test_the_quality_is_one_row_that_says_of_which_pair_it_is(measured, lm, docu
         assert row[name].item() == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
+@each_variant
+def test_the_accounting_is_that_of_the_model_s_own_mlp_inputs_with_errors_by_document(measured, lm, documents, variant):
+    rows = table(measured.graph, f"{variant}/latent_accounting")
+    pair = SAEPair.load(measured.graph.file(f"{variant}/sae_pair"))
+    expected = latent_accountings(pair, MLPInputs(lm, documents, 1))
+    together, latents = rows.iloc[0], rows.iloc[1:]
+    for name, value in expected.overall.items():
+        assert together[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+    assert together["p_se"] > 0 and rows["output_latent"].isna().sum() == 1
+    assert latents["n_tokens"].sum() == 1000 * 8
+
+
 @pytest.mark.parametrize("name", [*TABLES, "jacobian_histogram", "jacobian_examples"])
 def test_a_stored_measure_says_in_its_header_what_it_was_measured_on(measured, name):
     stored = stored_measure(measured.graph, f"jsae/{name}")
@@ -147,6 +166,7 @@ def test_a_materialisation_says_what_a_reader_wants_first(measured, name):
         "ablation_samples": {"slope_noteworthy", "correlation", "on_line_relative", "agreement_line"},
         "function_shapes": {"share_linear", "share_flat", "samples"},
         "pair_quality": {"ce_score_pair", "kl_score_output", "explained_variance_input", "l1_over_l2", "dead_output"},
+        "latent_accounting": {"accounted_share", "completeness", "r2_attribution_4", "r2_random_4", "n90"},
     }[name]
     assert wanted | {"device", "seconds", "path", "size", "source"} <= told.keys()
     assert all(np.isfinite(value) for value in told.values() if isinstance(value, float))

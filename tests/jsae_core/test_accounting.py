@@ -246,3 +246,14 @@ def test_latents_that_are_all_silent_give_zeros():
 def test_what_cannot_be_measured_is_refused(stream, arguments, message):
     with pytest.raises(ValueError, match=message):
         latent_accounting(random_pair(), stream, **arguments)
+
+
+def test_the_table_begins_with_the_row_of_all_output_latents_together():
+    accounting_of_all = latent_accountings(random_pair(), [random_inputs(9)], KEPT)
+    table = accounting_of_all.table()
+    first, others = table.iloc[0], table.iloc[1:].reset_index(drop=True)
+    assert first.drop("output_latent").to_dict() == pytest.approx(accounting_of_all.overall)
+    assert table["output_latent"].isna().tolist() == [True] + [False] * len(others)
+    names = accounting_of_all.by_latent.columns
+    pd.testing.assert_frame_equal(others[names], accounting_of_all.by_latent, check_dtype=False)
+    assert others.drop(columns=names).isna().all(axis=None)

@@ -1,19 +1,22 @@
 """Documents and tokens: where text comes from and how it becomes token ids.
 
-Here: the text sources (Python's standard library, local files, Hugging Face datasets), and the one place that
-prepends BOS and truncates to the model's context. Not here: anything that runs a model (`activations.py`).
+Here: the text sources (Python's standard library, local files, Hugging Face datasets), what counts as a text, and the
+one place that prepends BOS and cuts to the model's context. Not here: how each kind of file is read (`text_files.py`),
+anything that runs a model (`activations.py`).
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import json
+import itertools
+import math
 import os
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
+
+from jsae_core.text_files import Row, matching_files, read_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +25,15 @@ PASSAGE_CHARACTERS = 700
 HELD_OUT_SHARE = 10  # one file in ten
 EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
+PIECE = 2**16  # characters of a document that are looked at together
+# Characters that are tokenised at once, and how many of them the next ones hold again. The difference is a multiple of
+# most small numbers, so that runs of one character, which tokenizers take by twos, threes, eights, fall alike in both.
+WINDOW = 48 * 2**10
+OVERLAP = 3 * 2**10
+HUB_SECONDS = 30.0
+
 Split = Literal["train", "held_out"]
+LongDocuments = Literal["cut", "truncate"]
 
 
 def standard_library_files(split: Split) -> list[Path]:
@@ -44,7 +55,7 @@ def standard_library_files(split: Split) -> list[Path]:
     return [root / path for path in files if held_out[path] == (split == "held_out")]
 
 
-def standard_library(split: Split) -> Iterator[str]:
+def standard_library(split: Split) -> Documents:
     """Passages of the standard library's source, at most `PASSAGE_CHARACTERS` long, in an order shuffled by hash.
 
     Files are cut into passages, since a file is far longer than a small model's context and its first lines are
@@ -56,7 +67,7 @@ def standard_library(split: Split) -> Iterator[str]:
         for number, passage in enumerate(_passages(path.read_text(encoding="utf-8", errors="replace")))
     ]
     passages.sort(key=lambda item: _stable_hash(item[0]))
-    yield from (passage for _, passage in passages)
+    return Documents(passages)
 
 
 def _passages(text: str) -> Iterator[str]:
@@ -77,82 +88,122 @@ def _stable_hash(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
-def local_files(patterns: str | Sequence[str], column: str = "text") -> Iterator[str]:
-    """Documents of local files, in sorted order of their paths: a text file is one document, a `.jsonl` file one a
-    line and a `.parquet` file one a row, both taken from `column`.
+class Documents(Iterator[str]):
+    """The documents of a source, in order, each once. Rows without a text are left out.
+
+    Attributes:
+        missing: how many such rows there were so far.
+        revision: which state of the source this is, where it has one: a commit of a dataset on the hub.
 
     Raises:
-        ValueError: a pattern matches no file, or a file does not hold what its name promises.
+        ValueError: a row holds something else than a text. The message says which.
     """
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
-        if not paths:
-            raise ValueError(f"text files: nothing matches {pattern!r}; expected .txt, .jsonl or .parquet files there")
-        for path in paths:
-            if path.suffix in (".jsonl", ".ndjson"):
-                yield from _json_lines(path, column)
-            elif path.suffix == ".parquet":
-                yield from _parquet_rows(path, column)
+
+    def __init__(self, rows: Iterable[Row], revision: str | None = None):
+        """`rows`: where each stands, and its text, an iterator over the pieces of one, or None."""
+        self.missing = 0
+        self.revision = revision
+        self._pieces = self._of_rows(rows)
+
+    def __next__(self) -> str:
+        return "".join(next(self._pieces))
+
+    def in_pieces(self) -> Iterator[Iterator[str]]:
+        """The same documents, each an iterator over its pieces: one of them may be larger than memory."""
+        return self._pieces
+
+    def _of_rows(self, rows: Iterable[Row]) -> Iterator[Iterator[str]]:
+        for place, value in rows:
+            if value is None:
+                self.missing += 1
+            elif isinstance(value, str):
+                yield _clean(place, (value[at : at + PIECE] for at in range(0, len(value), PIECE)))
+            elif isinstance(value, Iterator):
+                yield _clean(place, value)
             else:
-                yield _utf8(path)
+                raise ValueError(f"{place}: is {type(value).__name__}, expected a string")
 
 
-def _utf8(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is no UTF-8 text ({error.reason} at byte {error.start})") from error
+def _clean(place: str, pieces: Iterator[str]) -> Iterator[str]:
+    """Without a byte order mark at the beginning, and checked for halves of characters."""
+    at = 0
+    for piece in pieces:
+        try:
+            piece.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{place}: holds half of a surrogate pair, {ascii(piece[error.start])}, as character "
+                f"{at + error.start}, which is no character; mend this text or leave it out"
+            ) from error
+        yield piece if at else piece.removeprefix("\ufeff")
+        at += len(piece)
 
 
-def _json_lines(path: Path, column: str) -> Iterator[str]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)[column]
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, line {number}: is no UTF-8 text ({error.reason})") from error
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: expected a JSON object with the key {column!r}") from error
-            if not isinstance(text, str):
-                raise ValueError(f"{path}, line {number}: {column!r} is {type(text).__name__}, expected a string")
-            yield text
+def local_files(patterns: str | Sequence[str], column: str = "text") -> Documents:
+    """Documents of local files, in sorted order of their paths. What kind a file is, its name says, in any case:
 
+    - .txt: one document;
+    - .jsonl, .ndjson: one a line, in `column` of an object;
+    - .json: JSON lines, an array of strings or of objects, or an object of columns;
+    - .csv, .tsv: one a row, in `column` of the first line;
+    - .parquet: one a row, in `column`, which holds strings;
+    - each of them compressed: .gz or .zst behind the name.
 
-def _parquet_rows(path: Path, column: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: is no readable parquet file ({error})") from error
-    if column not in table.schema_arrow.names:
-        raise ValueError(f"{path}: has no column {column!r}, only {', '.join(table.schema_arrow.names)}")
-    kind = table.schema_arrow.field(column).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise ValueError(f"{path}: the column {column!r} holds {kind}, expected strings")
-    for batch in table.iter_batches(columns=[column]):
-        yield from (text for text in batch.column(0).to_pylist() if text is not None)
+    Raises:
+        ValueError: a pattern matches no file, or a file of another kind; when read: a file does not hold what its name
+            promises. The message names file and line, row or byte.
+    """
+    return Documents(row for path in matching_files(patterns) for row in read_rows(path, column))
 
 
 def hugging_face_dataset(
-    name: str, config: str | None = None, split: str = "validation", column: str = "text"
-) -> Iterator[str]:
+    name: str,
+    config: str | None = None,
+    split: str = "validation",
+    column: str = "text",
+    revision: str | None = None,
+) -> Documents:
     """Documents of a dataset on the Hugging Face hub, streamed in the dataset's own order.
 
+    Args:
+        revision: a branch, tag or commit. The commit it stands for is looked up first and is the one that is read.
+
     Raises:
-        ValueError: the dataset cannot be reached or has no such config, split or column.
+        ValueError: the dataset cannot be reached or has no such config, split or column, or the name could as well be
+            that of a folder here.
     """
+    if os.path.exists(name) and not os.path.isabs(name):
+        raise ValueError(
+            f"Hugging Face dataset {name!r}: there is a folder of that name here too; rename it, or name its files as "
+            "this model's text"
+        )
+    commit = _commit(name, revision)
+    return Documents(_dataset_rows(name, config, split, column, commit or revision), commit)
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """None where it cannot be found out; reading then says why."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(name, revision=revision, timeout=HUB_SECONDS).sha
+    except Exception:  # huggingface_hub raises its own, httpx's and OSError alike
+        return None
+
+
+def _dataset_rows(name: str, config: str | None, split: str, column: str, revision: str | None) -> Iterator[Row]:
     import datasets
 
-    where = f"Hugging Face dataset {name!r} (config {config!r}, split {split!r})"
+    at = f", revision {revision!r}" if revision else ""
+    where = f"Hugging Face dataset {name!r} (config {config!r}, split {split!r}{at})"
+    number, row = 0, {}
     try:
-        for row in datasets.load_dataset(name, config, split=split, streaming=True):
-            if column not in row:
+        for number, row in enumerate(
+            datasets.load_dataset(name, config, split=split, streaming=True, revision=revision), start=1
+        ):
+            if number == 1 and column not in row:
                 break
-            yield row[column]
+            yield f"{where}, row {number}, {column!r}", row.get(column)
         else:
             return
     except Exception as error:  # datasets raises its own, huggingface_hub's, httpx's and OSError alike
@@ -163,49 +214,149 @@ def hugging_face_dataset(
     raise ValueError(f"{where}: has no column {column!r}, only {', '.join(row)}")
 
 
-def tokenise(documents: Iterable[str], tokenizer, context_size: int, max_tokens: int | None = None) -> list[Tensor]:
-    """Token ids of each document: BOS first, truncated to the context, documents in order.
+def tokenise(
+    documents: Iterable[str],
+    tokenizer,
+    context_size: int,
+    max_tokens: int | None = None,
+    long_documents: LongDocuments = "cut",
+) -> list[Tensor]:
+    """Token ids of the documents, in order, each opened by BOS and no longer than the context.
+
+    Special tokens that are written in a document are text. Where the tokenizer has one token alone for that text, its
+    unknown token stands there, or nothing where it has none.
 
     Args:
         tokenizer: a Hugging Face tokenizer; its BOS token (or EOS, where it has no BOS) opens every document.
-        context_size: the most tokens a document keeps, BOS counted.
+        context_size: the most tokens of a document, BOS counted.
         max_tokens: stop once the documents hold this many tokens, BOS left out; the last one is cut to fit.
+        long_documents: what becomes of a document that is longer than the context: "cut" makes several of it, which
+            follow each other, "truncate" keeps its beginning.
 
     Returns:
         1-d int64 tensors. Documents with fewer than two tokens (BOS and one more) are left out: nothing is measured
         at BOS, so they hold nothing.
 
     Raises:
-        ValueError: no document with two tokens is left, `max_tokens` is below 1, or the tokenizer has neither BOS nor
-            EOS.
+        ValueError: no document with two tokens is left, `max_tokens` is below 1 or `context_size` below 2, or the
+            tokenizer has neither BOS nor EOS, or no vocabulary beside them.
     """
     import torch
 
-    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    bos = _opening_token(tokenizer)
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}, expected at least 1")
-    if bos is None:
-        raise ValueError("the tokenizer has neither a BOS nor an EOS token to open a document with")
+    if context_size < 2:
+        raise ValueError(f"context_size is {context_size}, expected at least 2: BOS and one more token")
+    if long_documents not in get_args(LongDocuments):
+        raise ValueError(f"long_documents is {long_documents!r}, expected 'cut' or 'truncate'")
+    if not isinstance(documents, Documents):
+        documents = Documents((f"document {number}", document) for number, document in enumerate(documents, start=1))
     kept: list[Tensor] = []
     seen = too_short = 0
-    remaining = max_tokens
-    for document in documents:
+    remaining = math.inf if max_tokens is None else max_tokens
+    for pieces in documents.in_pieces():
         seen += 1
-        room = context_size - 1 if remaining is None else min(context_size - 1, remaining)
-        ids = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"][:room]
-        if not ids:
-            too_short += 1
-            continue
-        kept.append(torch.tensor([bos, *ids], dtype=torch.int64))
-        if remaining is not None:
-            remaining -= len(ids)
-            if remaining <= 0:
+        ids = token_ids(pieces, tokenizer)
+        part = list(itertools.islice(ids, min(context_size - 1, remaining)))
+        too_short += not part
+        while part:
+            kept.append(torch.tensor([bos, *part], dtype=torch.int64))
+            remaining -= len(part)
+            if long_documents == "truncate":
                 break
+            part = list(itertools.islice(ids, min(context_size - 1, remaining)))
+        if remaining <= 0:
+            break
     if not kept:
+        missing = f"; {documents.missing} rows without a text were left out" if documents.missing else ""
         raise ValueError(
-            f"no text to measure: of {seen} documents, {too_short} are shorter than two tokens with BOS counted"
+            f"no text to measure: of {seen} documents, {too_short} are shorter than two tokens with BOS counted{missing}"
         )
     return kept
+
+
+def _opening_token(tokenizer) -> int:
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if bos is None:
+        raise ValueError("the tokenizer has neither a BOS nor an EOS token to open a document with")
+    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+        raise ValueError(
+            "the tokenizer has no vocabulary, only special tokens; the model's folder or repository lacks its files, "
+            "such as tokenizer.json"
+        )
+    return bos
+
+
+def token_ids(pieces: Iterable[str], tokenizer) -> Iterator[int]:
+    """The ids that the tokenizer gives for the joined pieces, without BOS or EOS, in memory that does not grow with them.
+
+    The text is tokenised in windows of `WINDOW` characters that overlap by `OVERLAP`. Both windows must give the same
+    tokens at the same places over the middle half of the overlap, far from where either begins or ends; the ids of the
+    first are taken up to there, of the second from there. So the ids are those of the whole text wherever a token
+    depends on fewer than `OVERLAP` / 4 characters to either side of it. In a longer run without a place to split (a
+    million equal letters, say) windows may disagree: then the text is split where the first one ends. A tokenizer that
+    is written in Python, which does not tell places, is given the whole text.
+    """
+    special = {*tokenizer.all_special_ids, tokenizer.bos_token_id, tokenizer.eos_token_id} - {tokenizer.unk_token_id}
+    unknown = tokenizer.unk_token_id
+    if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        special.add(unknown)
+        unknown = None
+    for ids in _windows(iter(pieces), tokenizer):
+        if special.isdisjoint(ids):
+            yield from ids
+        else:
+            in_place = ((unknown if token in special else token) for token in ids)
+            yield from (token for token in in_place if token is not None)
+
+
+def _windows(pieces: Iterator[str], tokenizer) -> Iterator[list[int]]:
+    """The ids of `token_ids`, special tokens and all."""
+    text = _filled("", pieces) if tokenizer.is_fast else "".join(pieces)
+    if len(text) <= WINDOW or not tokenizer.is_fast:
+        yield _encoded(text, tokenizer)["input_ids"]
+        return
+    step = WINDOW - OVERLAP
+    tokens, first = _tokens(text, tokenizer), 0  # `first`: of those that were not yet given
+    while len(text) > WINDOW:
+        following = _tokens(text[step:], tokenizer)
+        end, shared = _middle_of_overlap(tokens, step)
+        start, again = _middle_of_overlap(following, 0)
+        if shared and shared == again:
+            yield [token for _, token in tokens[first:end]]
+            text = _filled(text[step:], pieces)
+            tokens, first = following, start
+        else:
+            yield [token for _, token in tokens[first:]]
+            text = _filled(text[WINDOW:], pieces)
+            tokens, first = _tokens(text, tokenizer), 0
+    yield [token for _, token in tokens[first:]]
+
+
+def _filled(text: str, pieces: Iterator[str]) -> str:
+    """With pieces until it holds a window and the next, or all there are."""
+    while len(text) < 2 * WINDOW - OVERLAP and (piece := next(pieces, None)) is not None:
+        text += piece
+    return text
+
+
+def _tokens(text: str, tokenizer) -> list[tuple[int, int]]:
+    """Of the text's first window: of each token the character where it begins, and its id."""
+    encoded = _encoded(text[:WINDOW], tokenizer, return_offsets_mapping=True)
+    return [(start, token) for (start, _), token in zip(encoded["offset_mapping"], encoded["input_ids"], strict=True)]
+
+
+def _encoded(text: str, tokenizer, **settings):
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False, **settings)
+
+
+def _middle_of_overlap(tokens: list[tuple[int, int]], begin: int) -> tuple[int, list[tuple[int, int]]]:
+    """The number of the first token in the middle half of the overlap that begins at a character, and those in it,
+    their places counted from that character."""
+    low, high = begin + OVERLAP // 4, begin + OVERLAP * 3 // 4
+    numbers = [number for number, (start, _) in enumerate(tokens) if low <= start < high]
+    return numbers[0] if numbers else len(tokens), [(tokens[n][0] - begin, tokens[n][1]) for n in numbers]
 
 
 def first_tokens(documents: Sequence[Tensor], n_tokens: int) -> list[Tensor]:

@@ -70,7 +70,8 @@ class Subject:
         from jsae_core.text import tokenise
 
         language_model, model = self.language_model, self.cell.model
-        (document,) = tokenise([model.prompt], language_model.tokenizer, context_size(model, language_model))
+        size = context_size(model, language_model)
+        (document,) = tokenise([model.prompt], language_model.tokenizer, size, long_documents="truncate")
         return document
 
     @property

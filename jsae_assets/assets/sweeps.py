@@ -154,8 +154,9 @@ def _documents(catalog: Catalog, model_key: str, compute: Compute) -> list["Tens
     model = catalog.models[model_key]
     language_model = compute.language_model(model.source)
     size = context_size(model, language_model)
-    text = documents(catalog.model_text(model_key))
-    return tokenise(text, language_model.tokenizer, size, min(model.tokens, model.quality_tokens))
+    text = catalog.model_text(model_key)
+    n_tokens = min(model.tokens, model.quality_tokens)
+    return tokenise(documents(text), language_model.tokenizer, size, n_tokens, text.long_documents)
 
 
 def _stored_run(sweep: LocalSweep, coefficient: float, run_id: str, stored: StoredTensors) -> "TrainingRun":

@@ -1,6 +1,7 @@
 """`tokens`: the text each model is measured on, tokenised once, so that every measure sees the same tokens."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,14 @@ from jsae_assets.resources import POOL, Compute
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from jsae_core.text import Documents
+
 TOKENS = dg.AssetKey("tokens")
 CODE_VERSION = "1"
+SHOWN_CHARACTERS = 500
 
 
-def documents(text: Text) -> Iterator[str]:
+def documents(text: Text) -> "Documents":
     """The documents of a catalog entry, in order."""
     from jsae_core import text as sources
 
@@ -28,7 +32,7 @@ def documents(text: Text) -> Iterator[str]:
         return sources.standard_library(text.standard_library)
     if text.files:
         return sources.local_files([str(place) for place in text.files], text.column)
-    return sources.hugging_face_dataset(text.dataset, text.config, text.split, text.column)
+    return sources.hugging_face_dataset(text.dataset, text.config, text.split, text.column, text.revision)
 
 
 def tokens_asset(catalog: Catalog) -> dg.AssetsDefinition:
@@ -38,7 +42,8 @@ def tokens_asset(catalog: Catalog) -> dg.AssetsDefinition:
         name="tokens",
         partitions_def=partitions,
         deps=[depends_on({key: [_entry(key)] for key in partitions.get_partition_keys()})],
-        description="Token ids of the text a model is measured on: documents in order, BOS first, cut to the context.",
+        description="Token ids of the text a model is measured on: documents in order, BOS first, no longer than the "
+        "context.",
         group_name="text",
         kinds={"huggingface", "safetensors"},
         owners=OWNERS,
@@ -48,7 +53,7 @@ def tokens_asset(catalog: Catalog) -> dg.AssetsDefinition:
     )
     def tokens(context: dg.AssetExecutionContext, compute: Compute) -> Iterator[dg.Output]:
         confirm(context, catalog)
-        made = tokenised(catalog, context.partition_key, compute)
+        made = tokenised(catalog, context.partition_key, compute, context.log.warning)
         yield dg.Output(made.tensors, data_version=dg.DataVersion(made.digest), metadata=made.metadata)
 
     return tokens
@@ -70,7 +75,7 @@ def make_if_missing(
     if stored.exists():
         return
     context.log.info(f"the tokens of {model} are not there yet: making them first")
-    made = tokenised(catalog, model, compute)
+    made = tokenised(catalog, model, compute, context.log.warning)
     tensors.store(
         made.tensors, stored, header(TOKENS, model, context.run.run_id, CODE_VERSION, made.metadata["source"])
     )
@@ -92,28 +97,48 @@ class Tokenised:
     metadata: dict[str, Any]
 
 
-def tokenised(catalog: Catalog, model_key: str, compute: Compute) -> Tokenised:
-    """The tokens of a model's text, and what is said of them."""
+def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable[[str], None]) -> Tokenised:
+    """The tokens of a model's text, and what is said of them; warned of what the text lacks."""
     from jsae_core.tensor_files import content_digest
     from jsae_core.text import join_documents, tokenise
 
     watch = Stopwatch()
     model, text = catalog.models[model_key], catalog.model_text(model_key)
     language_model = compute.language_model(model.source)
-    made = tokenise(documents(text), language_model.tokenizer, context_size(model, language_model), model.tokens)
+    source, size = documents(text), context_size(model, language_model)
+    made = tokenise(source, language_model.tokenizer, size, model.tokens, text.long_documents)
+    n_tokens = sum(len(document) - 1 for document in made)
+    if n_tokens < model.tokens:
+        warn(
+            f"The text holds {n_tokens:,} tokens, fewer than the {model.tokens:,} that the catalog asks for: every "
+            f"measure of {model_key} sees these alone. Add text, or lower the model's `tokens`"
+        )
+    if source.missing:
+        warn(f"{source.missing:,} rows of the text hold none (null or absent) and were left out")
     stored = join_documents(made)
     digest = content_digest(stored)
     metadata = {
-        "tokens": sum(len(document) - 1 for document in made),
+        "tokens": n_tokens,
+        "tokens_asked_for": model.tokens,
         "documents": len(made),
         "longest_document": max(len(document) for document in made),
+        "rows_without_text": source.missing,
         "source": text.model_dump_json(exclude_none=True),
         "source_digest": digest,
+        "dataset_revision": source.revision or "none",
         "catalog_entry": catalog.digest(model_key, "tokens"),
         "seconds": watch.seconds,
-        "first_document": dg.MetadataValue.md(f"```\n{language_model.tokenizer.decode(made[0][1:])[:500]}\n```"),
+        "first_document": dg.MetadataValue.md(
+            _as_code(language_model.tokenizer.decode(made[0][1:])[:SHOWN_CHARACTERS])
+        ),
     }
     return Tokenised(stored, digest, metadata)
+
+
+def _as_code(text: str) -> str:
+    """A Markdown block that shows the text as it is: its fence is longer than any the text could close it with."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"
 
 
 def _entry(model: str) -> str:

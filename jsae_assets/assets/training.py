@@ -65,7 +65,13 @@ def _inputs(
     from jsae_core import MLPInputs
     from jsae_core.text import tokenise
 
-    tokens = tokenise(documents(text), language_model.tokenizer, size, recipe.tokens)
+    tokens = tokenise(documents(text), language_model.tokenizer, size, recipe.tokens, text.long_documents)
+    n_tokens = sum(len(document) - 1 for document in tokens)
+    if n_tokens < recipe.tokens:
+        raise ValueError(
+            f"the text {recipe.text!r} holds {n_tokens:,} tokens, but the recipe trains on {recipe.tokens:,}; add text, "
+            f"or set the recipe's `tokens` to {n_tokens} at most"
+        )
     return MLPInputs(language_model, tokens, layer, batch_tokens)
 
 

@@ -1,14 +1,18 @@
 import json
+import tracemalloc
 
-import pandas
+import datasets
+import pyarrow
 import pytest
 import torch
-from hypothesis import given
+from huggingface_hub import DatasetInfo, HfApi
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, GPT2Tokenizer, GPTNeoXTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from jsae_core import text
 from tests.jsae_core.builders import character_tokenizer
+from tests.jsae_core.tokenizer_kinds import KINDS, sample, tokenizer_of_kind
 
 # all but the carriage return, which reading in text mode turns into a newline
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="\r")
@@ -113,87 +117,6 @@ def test_an_unknown_split_is_refused_naming_the_two_there_are():
         text.standard_library_files("test")
 
 
-# --- local files ---
-
-
-def test_text_files_are_one_document_each_in_the_order_of_their_paths(tmp_path):
-    for name in ("b.txt", "a.txt", "sub/c.txt"):
-        write(tmp_path / name, f"{name}\nsecond line")
-    documents = list(text.local_files(str(tmp_path / "**" / "*.txt")))
-    assert documents == [f"{name}\nsecond line" for name in ("a.txt", "b.txt", "sub/c.txt")]
-
-
-def test_several_patterns_are_read_one_after_the_other(tmp_path):
-    write(tmp_path / "a.txt", "first")
-    write(tmp_path / "b.txt", "second")
-    assert list(text.local_files([str(tmp_path / "b.txt"), str(tmp_path / "a*")])) == ["second", "first"]
-
-
-def test_json_lines_are_one_document_a_line_in_order(tmp_path):
-    lines = [json.dumps({"text": document, "other": 1}) for document in ("one", "two\nlines", "")]
-    write(tmp_path / "a.jsonl", "\n".join([lines[0], "", *lines[1:]]))
-    assert list(text.local_files(str(tmp_path / "a.jsonl"))) == ["one", "two\nlines", ""]
-
-
-def test_parquet_rows_are_one_document_each_in_order_and_absent_ones_are_left_out(tmp_path):
-    pandas.DataFrame({"text": ["one", None, "two"], "n": [1, 2, 3]}).to_parquet(tmp_path / "a.parquet")
-    assert list(text.local_files(str(tmp_path / "a.parquet"))) == ["one", "two"]
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_the_column_can_have_another_name(tmp_path, kind):
-    frame = pandas.DataFrame({"content": ["one", "two"]})
-    if kind == "jsonl":
-        frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
-    else:
-        frame.to_parquet(tmp_path / "a.parquet")
-    assert list(text.local_files(str(tmp_path / f"a.{kind}"), column="content")) == ["one", "two"]
-
-
-def refused_file(path, column="text") -> str:
-    with pytest.raises(ValueError) as caught:
-        list(text.local_files(str(path), column))
-    return str(caught.value)
-
-
-def test_a_pattern_that_matches_nothing_is_refused_with_the_pattern(tmp_path):
-    assert str(tmp_path / "*.txt") in refused_file(tmp_path / "*.txt")
-
-
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_a_file_that_is_no_utf8_is_refused_with_its_name(tmp_path, name):
-    (tmp_path / name).write_bytes(b'{"text": "fine"}\n{"text": "\xff"}\n')
-    message = refused_file(tmp_path / name)
-    assert str(tmp_path / name) in message and "UTF-8" in message
-
-
-@pytest.mark.parametrize("line", ["{broken", '{"other": "x"}', '["x"]', '"x"', "3", '{"text": 3}', '{"text": null}'])
-def test_a_bad_json_line_is_refused_with_its_file_its_number_and_the_key(tmp_path, line):
-    write(tmp_path / "a.jsonl", f'{{"text": "fine"}}\n{line}\n')
-    message = refused_file(tmp_path / "a.jsonl")
-    assert f"{tmp_path / 'a.jsonl'}, line 2" in message and "'text'" in message
-
-
-def test_a_parquet_file_without_the_column_is_refused_naming_those_it_has(tmp_path):
-    pandas.DataFrame({"content": ["one"], "n": [1]}).to_parquet(tmp_path / "a.parquet")
-    message = refused_file(tmp_path / "a.parquet")
-    assert str(tmp_path / "a.parquet") in message and "'text'" in message and "content, n" in message
-
-
-def test_a_parquet_column_that_holds_no_text_is_refused_with_its_type(tmp_path):
-    pandas.DataFrame({"text": [1, 2]}).to_parquet(tmp_path / "a.parquet")
-    message = refused_file(tmp_path / "a.parquet")
-    assert str(tmp_path / "a.parquet") in message and "'text'" in message and "int64" in message
-
-
-@pytest.mark.parametrize("kept", [0, 10, -10])
-def test_a_truncated_parquet_file_is_refused_with_its_name(tmp_path, kept):
-    path = tmp_path / "a.parquet"
-    pandas.DataFrame({"text": ["one", "two"]}).to_parquet(path)
-    path.write_bytes(path.read_bytes()[:kept])
-    assert str(path) in refused_file(path)
-
-
 # --- Hugging Face datasets ---
 
 
@@ -218,6 +141,45 @@ def test_a_dataset_without_the_split_is_refused_with_its_name(tmp_path):
 def test_a_dataset_that_cannot_be_reached_is_refused_with_its_name_and_what_to_do():
     with pytest.raises(ValueError, match=r"(?s)'allenai/c4' \(config 'en', split 'validation'\).*network.*local files"):
         next(text.hugging_face_dataset("allenai/c4", "en"))
+
+
+@pytest.mark.parametrize("absent", ['{"text": null}', '{"other": "x"}'])
+def test_a_dataset_s_rows_without_a_text_are_left_out_and_counted(tmp_path, absent):
+    write(tmp_path / "train.jsonl", f'{{"text": "a"}}\n{absent}\n{{"text": "b"}}\n')
+    documents = text.hugging_face_dataset(str(tmp_path), split="train")
+    assert list(documents) == ["a", "b"] and documents.missing == 1
+
+
+@pytest.mark.parametrize("held", ["3", '["x"]', '{"a": "x"}'])
+def test_a_dataset_s_row_that_is_no_text_is_refused_with_its_number(tmp_path, held):
+    write(tmp_path / "train.jsonl", f'{{"text": {held}}}\n')
+    with pytest.raises(ValueError, match=f"{tmp_path}.*row 1, 'text': is .*expected a string"):
+        list(text.hugging_face_dataset(str(tmp_path), split="train"))
+
+
+def test_the_commit_that_a_dataset_s_revision_stands_for_is_the_one_that_is_read(monkeypatch):
+    asked, loaded = {}, {}
+
+    def dataset_info(self, name, *, revision=None, timeout=None):
+        asked.update(name=name, revision=revision)
+        return DatasetInfo(id=name, sha="c0ffee", private=False, downloads=0, likes=0, tags=[])
+
+    def load_dataset(name, config, **settings):
+        loaded.update(settings)
+        return [{"text": "a"}]
+
+    monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    documents = text.hugging_face_dataset("somebody/texts", split="train", revision="v1")
+    assert list(documents) == ["a"] and documents.revision == "c0ffee"
+    assert asked == {"name": "somebody/texts", "revision": "v1"} and loaded["revision"] == "c0ffee"
+
+
+def test_a_dataset_whose_name_is_a_folder_s_too_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "somebody" / "texts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="'somebody/texts': there is a folder of that name"):
+        text.hugging_face_dataset("somebody/texts")
 
 
 # --- tokens ---
@@ -257,22 +219,155 @@ def test_a_tokenizer_that_adds_bos_by_itself_adds_no_second_one(tokenizer):
     documents=st.lists(st.text(PRINTABLE, max_size=12), min_size=1, max_size=8),
     context_size=st.integers(2, 8),
     max_tokens=st.none() | st.integers(1, 30),
+    long_documents=st.sampled_from(["cut", "truncate"]),
 )
-def test_tokens_are_each_document_s_beginning_up_to_the_context_and_up_to_the_count(
-    tokenizer, documents, context_size, max_tokens
+def test_documents_are_cut_to_the_context_or_truncated_up_to_the_count(
+    tokenizer, documents, context_size, max_tokens, long_documents
 ):
-    expected, left = [], float("inf") if max_tokens is None else max_tokens
+    expected, left = [], 10**9 if max_tokens is None else max_tokens
     for document in documents:
-        kept = document[: int(min(context_size - 1, left))]
-        if kept:
-            expected.append([0, *tokenizer(kept)["input_ids"]])
-        left -= len(kept)
+        parts = [document[at : at + context_size - 1] for at in range(0, len(document), context_size - 1)]
+        for part in parts[: 1 if long_documents == "truncate" else None]:
+            if left > 0:
+                expected.append([0, *tokenizer(part[:left])["input_ids"]])
+                left -= len(part)
     if expected:
-        got = text.tokenise(iter(documents), tokenizer, context_size, max_tokens)
+        got = text.tokenise(iter(documents), tokenizer, context_size, max_tokens, long_documents)
         assert [document.tolist() for document in got] == expected
     else:
         with pytest.raises(ValueError, match=f"of {len(documents)} documents, {len(documents)} are shorter"):
-            text.tokenise(documents, tokenizer, context_size, max_tokens)
+            text.tokenise(documents, tokenizer, context_size, max_tokens, long_documents)
+
+
+def joined(documents) -> list[int]:
+    return [token for document in documents for token in document[1:].tolist()]
+
+
+def of_the_whole(tokenizer, document: str) -> list[int]:
+    return tokenizer(document, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=3)
+@given(data=st.data())
+def test_a_long_document_cut_into_pieces_has_the_tokens_that_it_has_as_a_whole(kind, data):
+    tokenizer, source = tokenizer_of_kind(kind), sample()
+    slices = st.tuples(st.integers(0, 100_000), st.integers(15_000, 30_000), st.text(CHARACTERS, max_size=40))
+    parts = data.draw(st.lists(slices, min_size=6, max_size=8))
+    document = "x" + "".join(source[start : start + length] + between for start, length, between in parts)
+    assert len(document) > 1.5 * text.WINDOW
+    documents = text.tokenise([document], tokenizer, context_size=100)
+    assert joined(documents) == of_the_whole(tokenizer, document)
+    assert {len(document) for document in documents[:-1]} <= {100}
+    assert {int(document[0]) for document in documents} == {tokenizer.bos_token_id}
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "llama"])
+@pytest.mark.parametrize("run", [" ", "=", "x", "7", "\n", "ab", "é", "🙂"])
+def test_a_long_run_of_one_character_has_the_tokens_that_it_has_as_a_whole(kind, run):
+    tokenizer = tokenizer_of_kind(kind)
+    assert joined(text.tokenise([run * 100_000], tokenizer, 100)) == of_the_whole(tokenizer, run * 100_000)
+
+
+class Counting:
+    """A tokenizer that counts the characters it is given."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.given: list[int] = []
+
+    def __call__(self, document, **settings):
+        self.given.append(len(document))
+        return self.tokenizer(document, **settings)
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+
+@pytest.mark.parametrize("long_documents", ["cut", "truncate"])
+def test_of_a_long_document_only_what_is_used_is_tokenised(tokenizer, long_documents):
+    def given(characters: int) -> list[int]:
+        counting = Counting(tokenizer)
+        text.tokenise(["abc " * (characters // 4)], counting, 32, 31, long_documents)
+        return counting.given
+
+    assert sum(given(100_000)) == sum(given(5_000_000)) <= 2 * text.WINDOW
+
+
+def test_a_document_that_is_used_whole_is_tokenised_once_in_pieces_of_bounded_size(tokenizer):
+    counting = Counting(tokenizer)
+    text.tokenise(["abc " * 100_000], counting, 1000)
+    assert max(counting.given) <= text.WINDOW and sum(counting.given) < 1.1 * 400_000
+
+
+@pytest.mark.parametrize("name", ["book.txt", "book.txt.gz", "book.txt.zst"])
+def test_the_memory_that_a_text_file_takes_does_not_grow_with_it(tokenizer, tmp_path, name):
+    path = str(tmp_path / name)
+
+    def peak(megabytes: int) -> int:
+        with pyarrow.output_stream(path) as file:  # compressed as the name says
+            for _ in range(megabytes):
+                file.write(b"abc " * 250_000)
+        tracemalloc.start()
+        try:
+            text.tokenise(text.local_files(path), tokenizer, 32, 1000)
+            for pieces in text.local_files(path).in_pieces():
+                assert sum(map(len, pieces)) == megabytes * 1_000_000
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1)  # what is imported and kept at the first time
+    assert peak(5) < 1.2 * peak(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("written", ["<s>", "</s>", "<|endoftext|>", "<unk>"])
+def test_a_special_token_that_is_written_in_a_text_never_becomes_one(kind, written):
+    tokenizer = tokenizer_of_kind(kind)
+    (document,) = text.tokenise([f"a {written} b{written}c"], tokenizer, 100)
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    assert document[0] == tokenizer.bos_token_id and special.isdisjoint(document[1:].tolist())
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "llama"])
+def test_a_special_token_that_is_written_in_a_text_is_read_back_as_text(kind):
+    tokenizer = tokenizer_of_kind(kind)
+    written = f"a {tokenizer.bos_token} b{tokenizer.eos_token}c"
+    (document,) = text.tokenise([written], tokenizer, 100)
+    assert tokenizer.decode(document[1:]) == written
+
+
+def test_a_character_whose_only_token_is_bos_is_left_out(tokenizer):
+    assert text.tokenise(["aéb"], tokenizer, 10)[0].tolist() == [0, *tokenizer("ab")["input_ids"]]
+
+
+def test_a_tokenizer_in_python_gives_the_tokens_of_the_whole_text():
+    tokenizer = ByT5Tokenizer()
+    document = "Füße " * 20_000
+    assert joined(text.tokenise([document], tokenizer, 1000)) == of_the_whole(tokenizer, document)
+
+
+@pytest.mark.parametrize("empty", [GPTNeoXTokenizer, LlamaTokenizer, GPT2Tokenizer])
+def test_a_tokenizer_without_a_vocabulary_is_refused(empty):
+    with pytest.raises(ValueError, match=r"no vocabulary.*tokenizer\.json"):
+        text.tokenise(["hello"], empty(), 8)
+
+
+def test_documents_that_are_none_are_left_out_and_other_things_refused_with_their_number(tokenizer):
+    assert len(text.tokenise(["a", None, "b"], tokenizer, 10)) == 2
+    with pytest.raises(ValueError, match="document 2: is int, expected a string"):
+        text.tokenise(["a", 3], tokenizer, 10)
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_document_and_place(tokenizer):
+    with pytest.raises(ValueError, match=r"document 2: holds half of a surrogate pair, '\\ud83d', as character 100000"):
+        text.tokenise(["a", "b" * 100_000 + "\ud83d"], tokenizer, 10)
+
+
+def test_text_whose_rows_are_all_without_one_is_refused_with_how_many_there_were(tokenizer):
+    with pytest.raises(ValueError, match="of 0 documents.*2 rows without a text"):
+        text.tokenise([None, None], tokenizer, 10)
 
 
 def test_a_stream_is_read_no_further_than_the_tokens_asked_for(tokenizer):
@@ -305,6 +400,14 @@ def test_joined_documents_are_split_again_as_they_were(lengths):
     assert [document.tolist() for document in again] == [document.tolist() for document in documents]
 
 
-def test_asking_for_no_tokens_is_refused():
-    with pytest.raises(ValueError, match="max_tokens is 0"):
-        text.tokenise(["b"], character_tokenizer(), 10, max_tokens=0)
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"context_size": 1}, "context_size is 1"),
+        ({"long_documents": "split"}, "'split', expected 'cut' or 'truncate'"),
+    ],
+)
+def test_settings_out_of_bounds_are_refused_with_their_value(tokenizer, settings, said):
+    with pytest.raises(ValueError, match=said):
+        text.tokenise(["b"], tokenizer, **{"context_size": 10} | settings)

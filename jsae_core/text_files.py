@@ -1,0 +1,314 @@
+"""Local files of documents: which kinds are read, and how each becomes rows.
+
+Here: file names, compression, decoding, one reader a kind. A row is where it stands and what it holds, whatever that
+is. Not here: which values are a text (`text.py`, the same for every source), tokens.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import glob
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, BinaryIO
+
+Row = tuple[str, object]  # where it stands; a string, an iterator of the pieces of one, None, or what is no text
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+PIECE_BYTES = 2**16  # of a text file, which may be larger than memory
+PARQUET_ROWS = 64  # decoded at once
+
+
+def matching_files(patterns: str | Sequence[str]) -> list[Path]:
+    """The files that the patterns match, in sorted order of their paths for each pattern.
+
+    Brackets in a name that exists as it is written are no pattern.
+
+    Raises:
+        ValueError: a pattern matches no file, or one of a kind that is not read. Nothing is read before all are known.
+    """
+    paths: list[Path] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        names = glob.glob(_literal_beginning(pattern), recursive=True)
+        if not names and "[" in pattern:
+            names = glob.glob(pattern.replace("[", "[[]"), recursive=True)
+        found = [Path(name) for name in sorted(names) if Path(name).is_file()]
+        if not found:
+            folder = f"it is a folder: name the files in it, as in {Path(pattern) / '*.jsonl'}"
+            hint = folder if Path(pattern).is_dir() else f"expected files there: {KNOWN}"
+            raise ValueError(f"text files: nothing matches {pattern!r}; {hint}")
+        paths += found
+    for path in paths:
+        _reader(path)
+    return paths
+
+
+def _literal_beginning(pattern: str) -> str:
+    """The pattern, with the folders at its beginning that exist as they are written taken as they are written."""
+    parts = Path(pattern).parts
+    folder = Path()
+    for number, part in enumerate(parts):
+        if not os.path.exists(folder / part):
+            return str(Path(glob.escape(str(folder)), *parts[number:]))
+        folder /= part
+    return glob.escape(str(folder))
+
+
+def read_rows(path: Path, column: str) -> Iterator[Row]:
+    """The rows of a file, in order: a text file is one, other kinds hold one a line, row or item, from `column`.
+
+    Files are streamed, apart from .json files that are one JSON value, which are read whole.
+
+    Raises:
+        ValueError: the file cannot be read, is not what its name promises or has no such column.
+    """
+    try:
+        yield from _reader(path)(path, column)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ValueError:
+    return ValueError(f"{path}: cannot be read ({error})")
+
+
+def _reader(path: Path) -> Callable[[Path, str], Iterator[Row]]:
+    suffix = path.with_suffix("").suffix if path.suffix.lower() in COMPRESSIONS else path.suffix
+    if suffix.lower() not in READERS:
+        raise ValueError(f"{path}: is no kind of text file that is read here; expected {KNOWN}")
+    return READERS[suffix.lower()]
+
+
+def _open(path: Path) -> BinaryIO:
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    if compression is None:
+        return path.open("rb")
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression=compression))
+
+
+# --- text ---
+
+
+def _text(path: Path, column: str) -> Iterator[Row]:
+    with _open(path) as stream:
+        yield str(path), _pieces(path, stream)
+
+
+def _pieces(path: Path, stream: BinaryIO) -> Iterator[str]:
+    """A text file in pieces, line ends as Python reads them."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    place = 0
+    while True:
+        undecoded = len(decoder.getstate()[0])
+        try:
+            piece = stream.read(PIECE_BYTES)
+            text = decoder.decode(piece, final=not piece)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        except UnicodeDecodeError as error:
+            at = place - undecoded + error.start
+            raise ValueError(f"{path}: is no UTF-8 text ({error.reason} at byte {at})") from error
+        yield newlines.decode(text, final=not piece)
+        if not piece:
+            return
+        place += len(piece)
+
+
+def _lines(path: Path, stream: BinaryIO) -> Iterator[str]:
+    for number, line in enumerate(stream, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number}: is no UTF-8 text ({error.reason})") from error
+
+
+# --- JSON ---
+
+
+def _json_lines(path: Path, column: str) -> Iterator[Row]:
+    with _open(path) as stream:
+        yield from _from_objects(path, column, _parsed_lines(path, column, _lines(path, stream)))
+
+
+def _parsed_lines(path: Path, column: str, lines: Iterable[str]) -> Iterator[tuple[str, dict]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{place}: expected a JSON object with the key {column!r} ({error})") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"{place}: is {_kind(value)}, expected a JSON object with the key {column!r}")
+        yield place, value
+
+
+def _from_objects(path: Path, column: str, items: Iterable[tuple[str, object]]) -> Iterator[Row]:
+    """An object without the key is a row without a text; where no object has it, it is misspelt."""
+    found, others = False, None
+    for place, item in items:
+        if isinstance(item, dict):
+            found = found or column in item
+            others = others or item
+            place, item = f"{place}, {column!r}", item.get(column)
+        yield place, item
+    if others is not None and not found:
+        raise ValueError(f"{path}: nothing in it has the key {column!r}, {_only(others)}")
+
+
+def _json(path: Path, column: str) -> Iterator[Row]:
+    """One JSON value, or what many hubs ship under this name: JSON lines."""
+    with _open(path) as stream:
+        lines = (line for line in _lines(path, stream) if line.strip())
+        several = _is_object(next(lines, "")) and next(lines, None) is not None
+    if several:
+        yield from _json_lines(path, column)
+        return
+    with _open(path) as stream:
+        whole = "".join(_lines(path, stream))
+    try:
+        value = json.loads(whole)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is neither JSON nor JSON lines ({error})") from error
+    yield from _from_json(path, column, value)
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return line.lstrip().startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _from_json(path: Path, column: str, value: object) -> Iterator[Row]:
+    """An array of texts or objects; an object of columns (arrays, or objects by index, as pandas writes them); or one
+    object with one text."""
+    if isinstance(value, list):
+        items = ((f"{path}, item {number}", item) for number, item in enumerate(value, start=1))
+        yield from _from_objects(path, column, items)
+    elif not isinstance(value, dict):
+        raise ValueError(f"{path}: is {_kind(value)}, expected an array of texts or objects, or an object of columns")
+    elif column not in value:
+        raise ValueError(f"{path}: has no key {column!r}, {_only(value)}")
+    elif isinstance(value[column], dict):
+        yield from ((f"{path}, {column!r} at {index!r}", item) for index, item in value[column].items())
+    elif isinstance(value[column], list):
+        yield from ((f"{path}, {column!r} item {number}", item) for number, item in enumerate(value[column], start=1))
+    else:
+        yield str(path), value[column]
+
+
+# --- tables ---
+
+
+def _comma_separated(path: Path, column: str) -> Iterator[Row]:
+    yield from _separated(path, column, "excel")
+
+
+def _tab_separated(path: Path, column: str) -> Iterator[Row]:
+    yield from _separated(path, column, "excel-tab")
+
+
+def _separated(path: Path, column: str, dialect: str) -> Iterator[Row]:
+    """An empty field has no text: these files do not tell one from the other."""
+    csv.field_size_limit(2**31 - 1)  # the module's own, 131,072 characters, is shorter than many a document
+    with _open(path) as stream:
+        rows = csv.reader(_lines(path, stream), dialect, strict=True)
+        line = 1
+        try:
+            header = next(rows, [])
+            _check_column(path, column, header)
+            place = header.index(column)
+            line = rows.line_num + 1
+            for row in rows:
+                where, line = f"{path}, line {line}", rows.line_num + 1
+                if len(row) > len(header):
+                    raise ValueError(f"{where}: has {len(row)} fields, the first line {len(header)}; quote the texts")
+                if row:
+                    yield where, (row[place] or None) if place < len(row) else None
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {line}: fields are not separated as expected ({error})") from error
+
+
+def _parquet(path: Path, column: str) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    with contextlib.ExitStack() as stack:
+        try:
+            table = stack.enter_context(pyarrow.parquet.ParquetFile(_seekable(path, stack)))
+            _check_column(path, column, table.schema_arrow.names)
+            kind = table.schema_arrow.field(column).type
+            values = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+            if not (_is_text(values) or pyarrow.types.is_null(values)):
+                raise ValueError(f"{path}: the column {column!r} holds {kind}, expected strings")
+            number = 0
+            for batch in table.iter_batches(PARQUET_ROWS, columns=[column]):
+                for item in batch.column(column):
+                    number += 1
+                    yield f"{path}, row {number}", _parquet_text(path, number, item)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path}: is no readable parquet file ({error})") from error
+
+
+def _is_text(kind) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_string_view(kind)
+
+
+def _parquet_text(path: Path, number: int, item) -> str | None:
+    try:
+        return item.as_py()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}, row {number}: is no UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _seekable(path: Path, stack: contextlib.ExitStack) -> Path | IO[bytes]:
+    """Parquet is read from its end: a compressed file is unpacked into a temporary one."""
+    if path.suffix.lower() not in COMPRESSIONS:
+        return path
+    unpacked = stack.enter_context(tempfile.TemporaryFile())
+    with _open(path) as packed:
+        shutil.copyfileobj(packed, unpacked)
+    return unpacked
+
+
+def _check_column(path: Path, column: str, names: Sequence[str]) -> None:
+    if column not in names:
+        raise ValueError(f"{path}: has no column {column!r}, {_only(names)}")
+    if list(names).count(column) > 1:
+        raise ValueError(f"{path}: has {list(names).count(column)} columns {column!r}; rename all but one of them")
+
+
+def _only(names: Iterable[str]) -> str:
+    return f"only {', '.join(names)}" if names else "nor any other"
+
+
+def _kind(value: object) -> str:
+    """What a JSON value is called in JSON."""
+    kinds = {dict: "an object", list: "an array", str: "a string", bool: "a truth value", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+    ".txt": _text,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".csv": _comma_separated,
+    ".tsv": _tab_separated,
+    ".parquet": _parquet,
+}
+KNOWN = f"{', '.join(READERS)}, each also with {' or '.join(COMPRESSIONS)} behind it"

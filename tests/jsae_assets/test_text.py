@@ -1,0 +1,118 @@
+"""The text of a model and of a recipe: what `tokens` says of it, and what training refuses."""
+
+import json
+
+import markdown_it
+import pytest
+from safetensors.torch import load_file
+
+from jsae_assets.catalog import C4, CatalogError, Text, load_catalog
+from tests.jsae_assets.conftest import failures, metadata, write_catalog
+
+TEXT = "def read(self): return self"  # 27 characters, as many tokens
+
+
+@pytest.fixture
+def measured_on(entries, graph, tmp_path):
+    """The graph whose model is measured on some rows, with other settings of the text section."""
+
+    def make(rows: list, **settings):
+        (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), "utf-8")
+        changed = entries()
+        changed["text"]["measured"] = {"files": ["text.jsonl"]} | settings
+        return graph(changed)
+
+    return make
+
+
+def lengths(graph) -> list[int]:
+    return load_file(graph.file("tokens", None))["lengths"].tolist()
+
+
+def test_a_document_longer_than_the_context_is_cut_into_several(measured_on):
+    graph = measured_on([TEXT * 4, TEXT])
+    told = metadata(graph.tokenise(), "tokens")
+    assert lengths(graph) == [32, 32, 32, 16, 28] and told["tokens"] == 5 * 27
+
+
+def test_the_catalog_can_have_it_truncated(measured_on):
+    graph = measured_on([TEXT * 4, TEXT], long_documents="truncate")
+    graph.tokenise()
+    assert lengths(graph) == [32, 28]
+
+
+def test_the_default_catalog_and_c4_truncate_as_the_stored_and_the_published_numbers_were_made():
+    assert {text.long_documents for text in load_catalog().text.values()} == {C4.long_documents} == {"truncate"}
+
+
+def test_fewer_tokens_than_asked_for_are_said_in_the_materialisation_and_the_log(measured_on):
+    graph = measured_on([TEXT])
+    result = graph.tokenise()
+    told = metadata(result, "tokens")
+    assert (told["tokens"], told["tokens_asked_for"]) == (27, 1000)
+    assert "holds 27 tokens, fewer than the 1,000" in graph.messages(result)
+
+
+def test_rows_without_a_text_are_counted_in_the_materialisation_and_the_log(measured_on):
+    graph = measured_on([None, TEXT, None])
+    result = graph.tokenise()
+    assert metadata(result, "tokens")["rows_without_text"] == 2
+    assert "2 rows of the text hold none" in graph.messages(result)
+
+
+def test_enough_text_is_no_warning(measured_on):
+    graph = measured_on([TEXT] * 50)
+    told = graph.messages(graph.tokenise())
+    assert "fewer" not in told and "rows" not in told
+
+
+@pytest.mark.parametrize("text", ["```\n# heading", "~~~\n<b>x", "`" * 9 + "\n![](x)", "</pre><script>"])
+def test_no_text_leaves_the_block_of_code_that_shows_it(measured_on, text):
+    told = metadata(measured_on([text]).tokenise(), "tokens")["first_document"]
+    (block,) = markdown_it.MarkdownIt().parse(told)
+    assert block.type == "fence" and block.content == text + "\n"
+
+
+def test_training_on_less_text_than_the_recipe_asks_for_is_refused_with_how_much_there_is(entries, graph, tmp_path):
+    (tmp_path / "short.jsonl").write_text(json.dumps({"text": TEXT}) + "\n", "utf-8")
+    changed = entries()
+    changed["text"]["short"] = {"files": ["short.jsonl"]}
+    changed["pairs"][0]["train"]["text"] = "short"
+    result = graph(changed).measure(1, "traditional/sae_pair")
+    message = failures(result)["traditional/sae_pair"]
+    assert "'short' holds 27 tokens" in message and "3,000" in message
+
+
+def test_a_dataset_s_revision_is_asked_for_and_what_it_stood_for_recorded(entries, graph, monkeypatch):
+    from jsae_core import text
+
+    asked = {}
+
+    def dataset(name, config, split, column, revision):
+        asked.update(name=name, revision=revision)
+        return text.Documents([("row 1", TEXT)], revision="c0ffee")
+
+    monkeypatch.setattr(text, "hugging_face_dataset", dataset)
+    changed = entries()
+    changed["text"]["measured"] = {"dataset": "somebody/texts", "revision": "v1"}
+    told = metadata(graph(changed).tokenise(), "tokens")
+    assert asked == {"name": "somebody/texts", "revision": "v1"} and told["dataset_revision"] == "c0ffee"
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [({"revision": "v1"}, "revision is that of a dataset"), ({"long_documents": "split"}, "'cut' or 'truncate'")],
+)
+def test_settings_of_a_text_that_mean_nothing_are_refused(entries, tmp_path, settings, said):
+    changed = entries()
+    changed["text"]["measured"] |= settings
+    with pytest.raises(CatalogError, match=said):
+        load_catalog(write_catalog(tmp_path, changed))
+
+
+def test_the_words_of_the_catalog_are_those_of_the_core():
+    from typing import get_args
+
+    from jsae_core.text import LongDocuments
+
+    assert get_args(Text.model_fields["long_documents"].annotation) == get_args(LongDocuments)

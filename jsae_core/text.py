@@ -271,7 +271,8 @@ def tokenise(
     if not kept:
         missing = f"; {documents.missing} rows without a text were left out" if documents.missing else ""
         raise ValueError(
-            f"no text to measure: of {seen} documents, {too_short} are shorter than two tokens with BOS counted{missing}"
+            f"no text to measure: of {seen} documents, {too_short} are shorter than two tokens with BOS counted"
+            f"{missing}"
         )
     return kept
 
@@ -289,7 +290,7 @@ def _opening_token(tokenizer) -> int:
 
 
 def token_ids(pieces: Iterable[str], tokenizer) -> Iterator[int]:
-    """The ids that the tokenizer gives for the joined pieces, without BOS or EOS, in memory that does not grow with them.
+    """The ids that the tokenizer gives for the joined pieces, without BOS or EOS, in bounded memory.
 
     The text is tokenised in windows of `WINDOW` characters that overlap by `OVERLAP`. Both windows must give the same
     tokens at the same places over the middle half of the overlap, far from where either begins or ends; the ids of the

@@ -69,8 +69,8 @@ def _inputs(
     n_tokens = sum(len(document) - 1 for document in tokens)
     if n_tokens < recipe.tokens:
         raise ValueError(
-            f"the text {recipe.text!r} holds {n_tokens:,} tokens, but the recipe trains on {recipe.tokens:,}; add text, "
-            f"or set the recipe's `tokens` to {n_tokens} at most"
+            f"the text {recipe.text!r} holds {n_tokens:,} tokens, but the recipe trains on {recipe.tokens:,}; add "
+            f"text, or set the recipe's `tokens` to {n_tokens} at most"
         )
     return MLPInputs(language_model, tokens, layer, batch_tokens)
 

@@ -68,7 +68,7 @@ def test_the_tokens_are_the_models_text_in_order_bos_first_cut_to_context_and_nu
     documents = split_documents(load_file(measured.graph.file("tokens", None)))
     tokenizer = load_language_model(language_model).tokenizer
     (path,) = measured.graph.catalog.text["measured"].files
-    texts = [json.loads(line)["text"] for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    texts = [json.loads(line)["text"] for line in Path(str(path)).read_text(encoding="utf-8").splitlines()]
     assert sum(len(document) - 1 for document in documents) == 1000
     parts = [text[at : at + 31] for text in texts for at in range(0, len(text), 31)]
     for document, part in zip(documents[:-1], parts, strict=False):

@@ -129,7 +129,7 @@ def test_the_ui_serves_the_default_catalog(jsae):
         assert b"traditional" in answer(f"http://127.0.0.1:{port}/graphql", query, process)
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: it ends the web server, the daemon and their helpers
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: web server, daemon and helpers end
         try:
             process.communicate(timeout=60)
         except subprocess.TimeoutExpired:

@@ -165,7 +165,7 @@ def _flat(published: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(metadata, Mapping):
         raise ValueError(f"metadata is {metadata!r}, expected an object of settings")
     top = {key: value for key, value in published.items() if key != "metadata"}
-    return {RENAMED_KEYS.get(key, key): value for key, value in (dict(metadata) | top).items()}
+    return {RENAMED_KEYS.get(str(key), str(key)): value for key, value in (dict(metadata) | top).items()}
 
 
 def _check_supported(values: Mapping[str, Any]) -> None:

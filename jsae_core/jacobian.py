@@ -1,7 +1,8 @@
 """The sandwich (input SAE -> MLP -> output SAE) and its Jacobian, for many tokens at once.
 
 Here: `run_sandwich` and the batched kernel with its derivation, once without and once with a gradient.
-Not here: what is made of Jacobians (`measures/`) or how a pair is trained on them (`training.py`).
+Not here: the same in one launch, for a GPU (`kernels.py`), what is made of Jacobians (`measures/`) or how a pair is
+trained on them (`training.py`).
 
 Derivation. With row vectors and the k active latents of each SAE held fixed, an input latent i moves the MLP's input
 along its decoder row W_dec_in[i], and an output latent o reads the MLP's output along its encoder column
@@ -19,10 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from jsae_core.fused import fused_kernels
 from jsae_core.memory import piece_factor
 from jsae_core.mlp import MLP
 from jsae_core.sae import active_latents, inputs_at_once
@@ -30,6 +33,8 @@ from jsae_core.sae_pair import SAEPair
 from jsae_core.tables import Tables, build_tables
 
 GATHER_BYTES = 2**22  # of each of the two buffers that gathered rows are kept in: both stay in a CPU's cache
+# how many times a latent must be active on average for the rows of all to be built, on a CPU and on an accelerator
+OFTEN, OFTEN_ENOUGH = 16, 4
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def run_sandwich(pair: SAEPair, mlp_input: Tensor) -> Sandwich:
     parts = [_sandwich(pair, part) for part in x.split(inputs_at_once(pair.input_sae))]
 
     def joined(tensors: tuple[Tensor, ...]) -> Tensor:
-        tensor = torch.cat(tensors)
+        tensor = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
         return tensor.reshape(*batch_shape, *tensor.shape[1:])
 
     return Sandwich(*map(joined, zip(*parts, strict=True)))
@@ -79,6 +84,8 @@ def _sandwich(pair: SAEPair, x: Tensor) -> tuple[Tensor, ...]:
 
 def gather_jacobian(tables: Tables, input_latents: Tensor, output_latents: Tensor, slopes: Sequence[Tensor]) -> Tensor:
     """The kernel: J [n, k_out, k_in] from latents [n, k] and slopes, each [n, d_mlp]. No gradient."""
+    if kernels := _fused(tables, input_latents, output_latents):
+        return kernels.jacobian(tables, input_latents, output_latents, slopes)
     jacobian = tables.outputs.new_empty(len(input_latents), output_latents.shape[1], input_latents.shape[1])
     for part, E, D in _gathered(tables, input_latents, output_latents, slopes):
         torch.bmm(E, D.transpose(1, 2), out=jacobian[part])
@@ -112,36 +119,75 @@ class _MeanAbsJacobian(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, W_dec_in, W_enc_out, mlp, input_latents, output_latents, slopes):
+        d_sae = len(W_dec_in)
         (inputs, input_rows), (outputs, output_rows) = (
-            latents.unique(return_inverse=True) for latents in (input_latents, output_latents)
+            _in_use(latents, d_sae) for latents in (input_latents, output_latents)
         )
         tables = build_tables(W_dec_in[inputs], W_enc_out[:, outputs], mlp)
-        d_inputs, d_outputs = torch.zeros_like(tables.inputs), torch.zeros_like(tables.outputs)
-        size = input_rows.numel() * output_rows.shape[1]
-        total = W_dec_in.new_zeros(())
-        for part, E, D in _gathered(tables, input_rows, output_rows, slopes):
-            jacobian = torch.bmm(E, D.transpose(1, 2))
-            total += jacobian.abs().sum()
-            sign = jacobian.sign_().div_(size)
-            d_outputs.index_add_(0, output_rows[part].reshape(-1), torch.bmm(sign, D).flatten(0, 1))
-            d_scaled = torch.bmm(sign.transpose(1, 2), E)
-            for b, slope in enumerate(slopes):
-                branch = slice(b * slope.shape[1], (b + 1) * slope.shape[1])
-                d_rows = (d_scaled * slope[part, None]).flatten(0, 1)
-                d_inputs[:, branch].index_add_(0, input_rows[part].reshape(-1), d_rows)
-        d_W_dec_rows = d_inputs @ torch.cat(mlp.branches, dim=1).T
-        ctx.save_for_backward(inputs, outputs, d_W_dec_rows, d_outputs @ mlp.W_out)
-        ctx.d_sae = len(W_dec_in)
-        return total / size
+        of_rows = _fused_mean_abs if _fused(tables, input_rows, output_rows) else _mean_abs_of_rows
+        mean, gradients = of_rows(tables, input_rows, output_rows, slopes)
+        d_W_dec_rows = gradients.inputs @ torch.cat(mlp.branches, dim=1).T
+        ctx.save_for_backward(d_W_dec_rows, gradients.outputs @ mlp.W_out)
+        ctx.in_use, ctx.d_sae = (inputs, outputs), d_sae
+        return mean
 
     @staticmethod
     def backward(ctx, d_mean):
-        inputs, outputs, d_W_dec_rows, d_W_enc_rows = ctx.saved_tensors
         d_W_dec_in, d_W_enc_out = (
-            rows.new_zeros(ctx.d_sae, rows.shape[1]).index_copy_(0, latents, d_mean * rows)
-            for latents, rows in ((inputs, d_W_dec_rows), (outputs, d_W_enc_rows))
+            _of_all(d_mean * rows, latents, ctx.d_sae)
+            for latents, rows in zip(ctx.in_use, ctx.saved_tensors, strict=True)
         )
         return d_W_dec_in, d_W_enc_out.T, None, None, None, None
+
+
+def _in_use(latents: Tensor, d_sae: int) -> tuple[Tensor | slice, Tensor]:
+    """Which rows of a table of d_sae rows hold those of these latents [n, k], and where among them each latent's is:
+    the active ones alone or, where there are so many tokens that nearly all are, every row. To find the active ones an
+    accelerator sorts the latents, and the processor waits for it to know how many there are."""
+    if latents.numel() >= (OFTEN if latents.device.type == "cpu" else OFTEN_ENOUGH) * d_sae:
+        return slice(None), latents
+    return latents.unique(return_inverse=True)
+
+
+def _of_all(rows: Tensor, latents: Tensor | slice, d_sae: int) -> Tensor:
+    """Rows of some latents, as those of all."""
+    if isinstance(latents, slice):
+        return rows
+    return rows.new_zeros(d_sae, rows.shape[1]).index_copy_(0, latents, rows)
+
+
+def _mean_abs_of_rows(
+    tables: Tables, input_rows: Tensor, output_rows: Tensor, slopes: Sequence[Tensor]
+) -> tuple[Tensor, Tables]:
+    """mean(|J|) and its gradients to the tables."""
+    gradients = Tables(*map(torch.zeros_like, tables))
+    size = input_rows.numel() * output_rows.shape[1]
+    total = tables.outputs.new_zeros(())
+    for part, E, D in _gathered(tables, input_rows, output_rows, slopes):
+        jacobian = torch.bmm(E, D.transpose(1, 2))
+        total += jacobian.abs().sum()
+        sign = jacobian.sign_().div_(size)
+        gradients.outputs.index_add_(0, output_rows[part].reshape(-1), torch.bmm(sign, D).flatten(0, 1))
+        d_scaled = torch.bmm(sign.transpose(1, 2), E)
+        for b, slope in enumerate(slopes):
+            branch = slice(b * slope.shape[1], (b + 1) * slope.shape[1])
+            d_rows = (d_scaled * slope[part, None]).flatten(0, 1)
+            gradients.inputs[:, branch].index_add_(0, input_rows[part].reshape(-1), d_rows)
+    return total / size, gradients
+
+
+def _fused_mean_abs(
+    tables: Tables, input_rows: Tensor, output_rows: Tensor, slopes: Sequence[Tensor]
+) -> tuple[Tensor, Tables]:
+    """The same by the fused kernels."""
+    kernels = _fused(tables, input_rows, output_rows)
+    jacobian = kernels.jacobian(tables, input_rows, output_rows, slopes)
+    mean, sign = jacobian.abs().mean(), jacobian.sign_().div_(jacobian.numel())
+    return mean, kernels.table_gradients(tables, input_rows, output_rows, slopes, sign)
+
+
+def _fused(tables: Tables, input_latents: Tensor, output_latents: Tensor) -> ModuleType | None:
+    return fused_kernels(tables.outputs, max(input_latents.shape[1], output_latents.shape[1]))
 
 
 def _gathered(

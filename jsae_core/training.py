@@ -6,19 +6,22 @@ Here: the loss, the schedules, the step, the shuffled buffer of activations. Not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jsae_core.fused import fused_kernels
 from jsae_core.jacobian import mean_abs_jacobian
 from jsae_core.mlp import MLP
 from jsae_core.pair_format import PairConfig, tensor_name
 from jsae_core.recipe import TrainingConfig
-from jsae_core.sae import SAE_WEIGHTS, decode
+from jsae_core.sae import SAE_WEIGHTS, decode, top_k
 from jsae_core.sae_pair import SAEPair
 
 
@@ -89,10 +92,11 @@ def train_pair(
         torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
         optimizer.step()
         if (step + 1) % every == 0 or step + 1 == config.steps:
-            if not torch.isfinite(loss):
-                raise ValueError(f"the loss is {loss.item()} at step {step + 1}; lower the learning rate")
+            total, *parts = torch.stack([loss, *losses.values()]).tolist()
+            if not math.isfinite(total):
+                raise ValueError(f"the loss is {total} at step {step + 1}; lower the learning rate")
             if report is not None:
-                report(TrainingProgress(step + 1, config.steps, *(value.item() for value in losses.values())))
+                report(TrainingProgress(step + 1, config.steps, *parts))
     tensors = {tensor_name(side, name): weights[side][name].detach() for side in weights for name in SAE_WEIGHTS} | {
         f"mlp.{name}": tensor for name, tensor in mlp.named_buffers(recurse=False)
     }
@@ -139,8 +143,11 @@ def _losses(
     latents, losses = {}, {}
     for side, target in (("input", x), ("output", response.output)):
         part = weights[side]
-        pre_activations, latents[side] = _TopPreActivations.apply(target, part["W_enc"], part["b_enc"], k)
-        reconstruction = decode(part["W_dec"], part["b_dec"], torch.relu(pre_activations), latents[side])
+        with torch.no_grad():
+            values, latents[side] = top_k(torch.addmm(part["b_enc"], target, part["W_enc"]), k)
+        active = _active(latents[side], part["W_dec"])
+        activations = torch.relu(_PreActivations.apply(target, part["W_enc"], part["b_enc"], values, active))
+        reconstruction = active.decode(part["W_dec"], part["b_dec"], activations)
         losses[side] = (target - reconstruction).square().mean()
     if not with_jacobian:
         return losses | {"jacobian": x.new_zeros(())}
@@ -149,30 +156,85 @@ def _losses(
     return losses | {"jacobian": jacobian}
 
 
-class _TopPreActivations(torch.autograd.Function):
-    """The k largest pre-activations of each token and their latents, two [n, k]; x [n, d_in], W_enc [d_in, d_sae].
+class _PreActivations(torch.autograd.Function):
+    """The k largest pre-activations of each token, `values` [n, k], with the gradient that they have to W_enc
+    [d_in, d_sae] and b_enc; x [n, d_in].
 
     Only k of d_sae pre-activations of a token have a gradient. A dense product with the rest, which is zero, would cost
     as much as the encoder itself: a third of a traditional step at Pythia-70m's shapes."""
 
     @staticmethod
-    def forward(ctx, x, W_enc, b_enc, k):
-        values, latents = torch.topk(torch.addmm(b_enc, x, W_enc), k, dim=-1)
-        ctx.save_for_backward(x, latents)
-        ctx.d_sae = len(b_enc)
-        ctx.mark_non_differentiable(latents)
-        return values, latents
+    def forward(ctx, x, W_enc, b_enc, values, active):
+        ctx.save_for_backward(x)
+        ctx.active, ctx.d_sae = active, len(b_enc)
+        return values.view_as(values)
 
     @staticmethod
-    def backward(ctx, d_values, _):
-        x, latents = ctx.saved_tensors
-        d_bias = d_values.new_zeros(ctx.d_sae).index_add_(0, latents.reshape(-1), d_values.reshape(-1))
-        # row l is the sum of d_value * x over the tokens in which l is active: what an embedding's gradient is
+    def backward(ctx, d_values):
+        (x,) = ctx.saved_tensors
+        d_bias = d_values.new_zeros(ctx.d_sae)
+        d_bias.index_add_(0, ctx.active.latents.reshape(-1), d_values.reshape(-1))
+        return None, ctx.active.weighted_sums(x, d_values).T, d_bias, None, None
+
+
+class _Active:
+    """The latents [n, k] that are active in each of n tokens, and what training takes along them."""
+
+    def __init__(self, latents: Tensor, d_sae: int):
+        self.latents = latents
+        self._d_sae = d_sae
+
+    def decode(self, W_dec: Tensor, b_dec: Tensor, activations: Tensor) -> Tensor:
+        """The reconstruction [n, d_in] from the activations [n, k], with gradients to all three."""
+        return decode(W_dec, b_dec, activations, self.latents)
+
+    def weighted_sums(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """For each latent the sum of its tokens' rows [n, width], each times its weight [n, k]; [d_sae, width]."""
+        # what an embedding's gradient is
         with torch.enable_grad():
-            rows = x.new_zeros(ctx.d_sae, x.shape[1]).requires_grad_()
-            weighted = F.embedding_bag(latents, rows, per_sample_weights=d_values, mode="sum")
-            (d_rows,) = torch.autograd.grad(weighted, rows, x)
-        return None, d_rows.T, d_bias, None
+            table = rows.new_zeros(self._d_sae, rows.shape[1]).requires_grad_()
+            weighted = F.embedding_bag(self.latents, table, per_sample_weights=weights, mode="sum")
+            (sums,) = torch.autograd.grad(weighted, table, rows)
+        return sums
+
+
+class _ActiveOnGPU(_Active):
+    """The same by the fused kernels: the latents are put in order once for all gradients of a step."""
+
+    def __init__(self, latents: Tensor, d_sae: int, kernels: ModuleType):
+        super().__init__(latents, d_sae)
+        self._kernels = kernels
+        self._where = kernels.occurrences(latents, d_sae)
+
+    def decode(self, W_dec: Tensor, b_dec: Tensor, activations: Tensor) -> Tensor:
+        return _Decoded.apply(W_dec, activations, self) + b_dec
+
+    def weighted_sums(self, rows: Tensor, weights: Tensor) -> Tensor:
+        return self._kernels.weighted_sums(rows, weights, self._where)
+
+    def products(self, table: Tensor, vectors: Tensor) -> Tensor:
+        """Of each token's vector [n, width] and its latents' rows of a table [d_sae, width]: [n, k]."""
+        return self._kernels.row_products(table, self.latents, vectors)
+
+
+class _Decoded(torch.autograd.Function):
+    """The sums of the latents' rows, and their gradients."""
+
+    @staticmethod
+    def forward(ctx, W_dec, activations, active):
+        ctx.save_for_backward(W_dec, activations)
+        ctx.active = active
+        return F.embedding_bag(active.latents, W_dec, per_sample_weights=activations, mode="sum")
+
+    @staticmethod
+    def backward(ctx, d_decoded):
+        W_dec, activations = ctx.saved_tensors
+        return ctx.active.weighted_sums(d_decoded, activations), ctx.active.products(W_dec, d_decoded), None
+
+
+def _active(latents: Tensor, W_dec: Tensor) -> _Active:
+    kernels = fused_kernels(W_dec, latents.shape[1])
+    return _Active(latents, len(W_dec)) if kernels is None else _ActiveOnGPU(latents, len(W_dec), kernels)
 
 
 def _published_recipe(config: TrainingConfig) -> dict[str, float]:

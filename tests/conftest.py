@@ -1,9 +1,12 @@
-"""What every test shares: no test reaches the network, and hypothesis draws the same examples on every machine."""
+"""What every test shares: no test reaches the network or needs a GPU, and hypothesis draws the same examples on every
+machine."""
 
 import os
 
 # Read by huggingface_hub and datasets when they are first imported, so it is set before any test module is.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Read by Triton: kernels run in its interpreter, on CPU tensors. On a machine with a GPU, 0 has them compiled for it.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import wandb

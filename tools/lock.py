@@ -4,7 +4,7 @@ requirements.lock holds every package that `make setup` installs except torch, a
 of its files. torch stands apart, because one version of it has two kinds of build, with different files: the package
 index's (on Linux it computes with CUDA, and wants gigabytes of libraries: requirements-torch.lock), and that of
 PyTorch's own index of CPU builds (requirements-torch-cpu.lock). Both hold setuptools too, which torch asks for and with
-which the few packages that come without a wheel are built.
+which the few packages that come without a wheel are built, and triton, which the CUDA build asks for and the tests.
 
 Versions that stand in the files stay; arguments go on to `uv pip compile`: `--upgrade-package torch` raises one of
 them, `--upgrade` all. uv finds all hashes but those of the CPU builds: when torch is raised, copy them from the CPU
@@ -77,10 +77,11 @@ def write(file: Path, packages: list[str]) -> None:
 def main() -> None:
     everything = entries(compiled(sys.argv[1:]))
     (torch,) = [entry for entry in everything if entry.startswith("torch==")]
-    (setuptools,) = [entry for entry in everything if entry.startswith("setuptools==")]
+    # triton comes with torch's CUDA build; the tests run it with the CPU builds too
+    others = [entry for entry in everything if entry.startswith(("setuptools==", "triton=="))]
     write(LOCK, [entry for entry in everything if not WITH_TORCH.match(entry)])
     write(TORCH_LOCK, [entry for entry in everything if WITH_TORCH.match(entry)])
-    write(CPU_LOCK, [cpu_build(torch), setuptools])
+    write(CPU_LOCK, [cpu_build(torch), *others])
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def jacobian_histogram(
     Raises:
         ValueError: the stream is empty, or J is not finite, or the norm is unknown.
         OSError: the temporary file cannot be written.
+        OverflowError: on a CUDA device, of more than a thousand million tokens.
     """
     return jacobian_histograms(pair, stream, [norm], memory_bytes)[norm]
 
@@ -64,20 +65,28 @@ def jacobian_histograms(
     wanted = [norm for norm in norms if norm is not None]
 
     counts = _Bins(PLAIN_BINS, device)
-    norm_sums = dict.fromkeys(NORMS, 0.0)
+    norm_sums: dict[str, Tensor | float] = dict.fromkeys(wanted, 0.0)
+    largest = torch.zeros((), device=device)
     n_tokens = 0
-    with KeptJacobians(d_sae, memory_bytes, device) as kept:
+    with KeptJacobians(d_sae, memory_bytes, device, again=bool(wanted)) as kept:
         for magnitude, inputs, outputs in _sandwiches(pair, stream):
+            largest = torch.maximum(largest, magnitude.amax())
+            if device.type == "cpu":  # elsewhere it would wait
+                _check_finite(largest)
             n_tokens += len(magnitude)
             counts.add(magnitude)
             if wanted:
-                for name, values in token_norms(magnitude).items():
-                    norm_sums[name] += values.double().sum().item()
+                by_token = token_norms(magnitude)
+                for name in wanted:
+                    norm_sums[name] += by_token[name].double().sum()
             kept.append(magnitude, inputs, outputs)
         if not n_tokens:
             raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
+        _check_finite(largest)
 
-        scales: dict[str | None, float] = {norm: 1.0 if norm is None else norm_sums[norm] / n_tokens for norm in norms}
+        scales: dict[str | None, float] = {
+            norm: 1.0 if norm is None else float(norm_sums[norm]) / n_tokens for norm in norms
+        }
         if any(scale == 0 for scale in scales.values()):
             raise ValueError("every element of the Jacobian is zero, so it cannot be divided by its norm")
         normed_counts = {norm: _Bins(NORMED_BINS, device) for norm in wanted}
@@ -86,7 +95,7 @@ def jacobian_histograms(
                 bins.add(magnitude / scales[name])
 
         mean_counts = {norm: _Bins(PLAIN_BINS if norm is None else NORMED_BINS, device) for norm in norms}
-        for means in kept.pair_means():
+        for means in kept.pair_means(float(largest)):
             for norm in norms:
                 mean_counts[norm].add(means / scales[norm])
     for bins in mean_counts.values():
@@ -141,11 +150,15 @@ def _sandwiches(pair: SAEPair, stream: Iterable[Tensor]) -> Iterator[tuple[Tenso
         if not len(mlp_input):
             continue
         sandwich = run_sandwich(pair, mlp_input)
-        if not torch.isfinite(sandwich.jacobian.sum()):
-            raise ValueError("the Jacobian holds NaN or infinite values; are the MLP inputs finite?")
         magnitude = sandwich.jacobian.abs_()
         magnitude = magnitude.to(torch.promote_types(magnitude.dtype, torch.float32))
         yield magnitude, sandwich.input_latents, sandwich.output_latents
+
+
+def _check_finite(largest: Tensor) -> None:
+    """Of the largest |J|, which is NaN if one is."""
+    if not torch.isfinite(largest):
+        raise ValueError("the Jacobian holds NaN or infinite values; are the MLP inputs finite?")
 
 
 class _Bins:
@@ -156,8 +169,12 @@ class _Bins:
         self._counts = torch.zeros(n + 1, dtype=torch.int64, device=device)
 
     def add(self, values: Tensor) -> None:
-        index = (values.reshape(-1) / BIN_WIDTH).clamp_(max=self.n).long()
-        self._counts += torch.bincount(index, minlength=self.n + 1)
+        numbers = (values.reshape(-1) / BIN_WIDTH).clamp_(max=self.n)
+        if values.device.type == "cuda":  # there bincount waits, and takes three times as long
+            counts = torch.histc(numbers.int(), self.n + 1, 0, self.n + 1)
+        else:
+            counts = torch.bincount(numbers.long(), minlength=self.n + 1)
+        self._counts += counts
 
     def add_zeros(self, n: int) -> None:
         """As many zeros as make the counts add up to n."""

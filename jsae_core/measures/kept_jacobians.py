@@ -1,6 +1,7 @@
 """Jacobians of many tokens, kept so that they are computed once, and the mean |J| of each pair of latents.
 
-Here: where they are kept, and the means. Not here: which Jacobians, and what is counted of them (`histogram.py`).
+Here: where they are kept, and the means. Not here: which Jacobians, and what is counted of them (`histogram.py`); the
+means where a device has room for a sum for each pair of latents (`pair_sums.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jsae_core.measures.pair_sums import PairSums, sums_fit
 from jsae_core.memory import piece_factor
 
 SUMS_AT_ONCE = 2**20  # 8 MiB of sums and 4 MiB of numbers, which stay in a CPU's cache
@@ -29,11 +31,10 @@ class _InFile(NamedTuple):
     dtype: np.dtype
 
 
-class _Batch(NamedTuple):
-    """The rows of the Jacobians of n tokens, in the order of their output latents, so that those of a range of output
-    latents lie together."""
+class _Places(NamedTuple):
+    """Where the rows of the Jacobians of n tokens belong. They are in the order of their output latents, so that those
+    of a range of output latents lie together."""
 
-    rows: Tensor | _InFile  # |J| [n k_out, k_in]
     latents: Tensor | _InFile  # [n k_out]: the row's output latent
     tokens: Tensor | _InFile  # [n k_out]: the row's token
     inputs: Tensor | _InFile  # [n, k_in]: the token's input latents
@@ -45,16 +46,20 @@ class KeptJacobians:
     Args:
         memory_bytes: budget for what is kept in memory and for what `pair_means` takes together; a single output
             latent's rows may exceed it.
+        again: whether `magnitudes` will be asked for.
 
     Attributes:
         counts: int64 [d_sae], the tokens in which each output latent was active.
     """
 
-    def __init__(self, d_sae: int, memory_bytes: int, device: torch.device):
+    def __init__(self, d_sae: int, memory_bytes: int, device: torch.device, again: bool = True):
         # one part for what is kept, three for the rows of a block of output latents: found, put together, in order
         self._room = self._block_bytes = memory_bytes // 4
         self._device = device
-        self._batches: list[_Batch] = []
+        self._sums = PairSums(d_sae, device) if sums_fit(d_sae, device) else None
+        self._again = again
+        self._rows_kept: list[Tensor | _InFile] = []  # |J| [n k_out, k_in] of a batch
+        self._places: list[_Places] = []  # of the same batches, where there are no sums
         self.counts = torch.zeros(d_sae, dtype=torch.int64, device=device)
 
     def __enter__(self) -> KeptJacobians:
@@ -62,7 +67,9 @@ class KeptJacobians:
         return self
 
     def __exit__(self, *exc_info) -> None:
-        self._batches.clear()
+        self._rows_kept.clear()
+        self._places.clear()
+        self._sums = None
         self._file.close()
 
     def append(self, magnitude: Tensor, inputs: Tensor, outputs: Tensor) -> None:
@@ -71,21 +78,36 @@ class KeptJacobians:
         Raises:
             OSError: the temporary file cannot be written.
         """
+        self.counts.scatter_add_(0, outputs.reshape(-1), torch.ones_like(outputs).reshape(-1))
+        rows = magnitude.flatten(0, 1)
+        if self._sums is not None:
+            self._sums.add(magnitude, inputs, outputs)
+            if self._again:
+                self._rows_kept += self._kept(rows)
+            return
         latents, order = outputs.int().view(-1).sort(stable=True)
-        self.counts += torch.bincount(latents, minlength=len(self.counts))
-        rows = magnitude.flatten(0, 1).index_select(0, order)
-        tensors = (rows, latents, (order // outputs.shape[1]).int(), inputs.int())
-        self._room -= sum(tensor.nbytes for tensor in tensors)
-        self._batches.append(_Batch(*tensors) if self._room >= 0 else _Batch(*map(self._written, tensors)))
+        places = (latents, (order // outputs.shape[1]).int(), inputs.int())
+        rows, *kept = self._kept(rows.index_select(0, order), *places)
+        self._rows_kept.append(rows)
+        self._places.append(_Places(*kept))
 
     def magnitudes(self) -> Iterator[Tensor]:
         """Every |J|, [n, k_in] at a time."""
-        for batch in self._batches:
-            yield self._read(batch.rows)
+        for rows in self._rows_kept:
+            yield self._read(rows)
 
-    def pair_means(self) -> Iterator[Tensor]:
+    def pair_means(self, largest: float) -> Iterator[Tensor]:
         """For each pair of latents the sum of |J| over tokens, divided by how often the output latent was active. One
-        number for each pair that occurred, in no particular order, some at a time.
+        number for each pair that occurred, in no particular order, some at a time; pairs that did not may be among them
+        as zeros. `largest` is the largest |J| there was.
+
+        Raises:
+            OverflowError: as `PairSums.means` does.
+        """
+        yield from self._means_of_rows() if self._sums is None else self._sums.means(self.counts, largest)
+
+    def _means_of_rows(self) -> Iterator[Tensor]:
+        """`pair_means` without sums of all pairs.
 
         The rows of all Jacobians are grouped by output latent. So a few output latents are summed at a time, in memory
         that stays in the cache, and only pairs that occurred are looked at: a d_sae x d_sae matrix costs the same
@@ -113,21 +135,26 @@ class KeptJacobians:
                 sums.index_fill_(0, places, 0)
 
     def _row_bytes(self) -> int:
-        rows, _, _, inputs = self._batches[0]
+        rows, inputs = self._rows_kept[0], self._places[0].inputs
         return self._read(rows, 0, 1).nbytes + self._read(inputs, 0, 1).nbytes + 8 + 8  # output latent, and its order
 
     def _rows(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         """The rows of J of the output latents in [start, stop), in that order: |J| [n, k_in], input latents [n, k_in],
         output latent [n]."""
         found = []
-        for batch in self._batches:
-            latents = self._read(batch.latents)
+        for rows, places in zip(self._rows_kept, self._places, strict=True):
+            latents = self._read(places.latents)
             first, end = torch.searchsorted(latents, latents.new_tensor([start, stop])).tolist()
-            inputs = self._read(batch.inputs).index_select(0, self._read(batch.tokens, first, end))
-            found.append((self._read(batch.rows, first, end), inputs, latents[first:end].long()))
+            inputs = self._read(places.inputs).index_select(0, self._read(places.tokens, first, end))
+            found.append((self._read(rows, first, end), inputs, latents[first:end].long()))
         magnitude, inputs, outputs = (torch.cat(tensors) for tensors in zip(*found, strict=True))
         outputs, order = outputs.sort(stable=True)
         return magnitude.index_select(0, order), inputs.index_select(0, order), outputs
+
+    def _kept(self, *tensors: Tensor) -> list[Tensor | _InFile]:
+        """In memory while there is room, then in the file."""
+        self._room -= sum(tensor.nbytes for tensor in tensors)
+        return list(tensors) if self._room >= 0 else [self._written(tensor) for tensor in tensors]
 
     def _written(self, tensor: Tensor) -> _InFile:
         array, offset = tensor.cpu().numpy(), self._file.seek(0, os.SEEK_END)

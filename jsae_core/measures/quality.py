@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from jsae_core.activations import packed
+from jsae_core.activations import Batch, packed
 from jsae_core.jacobian import run_sandwich
 from jsae_core.language_model import CleanPass, LanguageModel
 from jsae_core.measures.histogram import token_norms
@@ -23,18 +23,21 @@ from jsae_core.sae import decode
 from jsae_core.sae_pair import SAEPair
 
 THRESHOLDS = (0.005, 0.01, 0.015, 0.02)
-LOGIT_BYTES = 64 * 2**20  # of one prediction at once
+LOGIT_BYTES = 64 * 2**20  # of all predictions at once
+BATCH_TOKENS = 4096
+MOST_BATCHES = 4  # of them that an accelerator is given at once: fewer launches, for the same work
 
 
 @torch.no_grad()
 def pair_quality(
-    pair: SAEPair, language_model: LanguageModel, documents: Sequence[Tensor], batch_tokens: int = 4096
+    pair: SAEPair, language_model: LanguageModel, documents: Sequence[Tensor], batch_tokens: int | None = None
 ) -> dict[str, float]:
     """Everything about a pair in one row. Logarithms are natural; BOS positions enter no mean.
 
     Args:
         documents: 1-d token tensors, BOS first, of at least two tokens; some of at least three.
-        batch_tokens: the most tokens, padding counted, that the model is given at once.
+        batch_tokens: the most tokens, padding counted, that the model is given at once. None: 4096 on a CPU, on a CUDA
+            device up to four times as many, by its memory.
 
     Returns:
         For side in (input, output, pair) - the input SAE's reconstruction in the place of the MLP's input, the output
@@ -60,29 +63,22 @@ def pair_quality(
         raise ValueError("there is nothing to predict: no document has more than two tokens, BOS counted")
     layer = pair.config.layer
     mlp = language_model.mlp(layer)
+    if batch_tokens is None:
+        batch_tokens = BATCH_TOKENS * min(MOST_BATCHES, piece_factor(language_model.device))
     cross_entropy, divergence, jacobian = NamedMoments(), NamedMoments(), NamedMoments()
     reconstruction = ReconstructionSums(pair)
+    check = _SameMLP(language_model.name, layer)
     n_documents = 0
     for batch in packed(documents, batch_tokens):
+        there = _Places(batch, language_model.device)
         # of tokens, and of those whose successor is known
-        document, document_of_prediction = (
-            n_documents + where.nonzero()[:, 0] for where in (batch.measured, _predicting(batch.measured))
-        )
+        document, document_of_prediction = n_documents + there.document, n_documents + there.document_of_prediction
         n_documents += len(batch.tokens)
-        tokens, measured = batch.tokens.to(language_model.device), batch.measured.to(language_model.device)
-        clean = language_model.clean_pass(tokens, layer)
-        present = measured.clone()
-        present[:, 0] = True  # BOS is spliced like the rest, though nothing is measured there
-        kept = measured[present]
-        x = clean.mlp_input[present]
+        clean = language_model.clean_pass(batch.tokens, layer)
+        x, kept = _at(clean.mlp_input, there.present), there.measured_among_present
         sandwich = run_sandwich(pair, x)
         y = sandwich.mlp_output
-        # 10% of the output's norm: far above the rounding of bfloat16, far below another MLP's output
-        if (y[kept] - clean.mlp_output[measured]).norm() > 0.1 * clean.mlp_output[measured].norm():
-            raise ValueError(
-                f"the pair's MLP does not give what {language_model.name}'s gives at layer {layer}: they do not belong "
-                "together (another model, layer or revision, or weights that were folded or randomised)"
-            )
+        check.add(y[kept], _at(clean.mlp_output, there.measured))
         jacobian.add(_jacobian_measures(sandwich.jacobian[kept].abs().double()), document)
         of_input = (sandwich.input_activations, sandwich.input_latents)
         of_output = (sandwich.output_activations, sandwich.output_latents)
@@ -98,10 +94,14 @@ def pair_quality(
             "zero_input": mlp(torch.zeros_like(x[:1])).expand_as(y),
             "zero_output": torch.zeros_like(y),
         }
-        spliced = {name: _spliced(clean, present, value)[measured] for name, value in replacements.items()}
-        losses, divergences = _losses(language_model, tokens, measured, clean.blocks_output[measured], spliced)
+        leaving = {"clean": clean.blocks_output} | {
+            name: _spliced(clean, there.present, value) for name, value in replacements.items()
+        }
+        leaving = {name: _at(value, there.measured) for name, value in leaving.items()}
+        losses, divergences = _losses(language_model, leaving, there)
         cross_entropy.add(losses, document_of_prediction)
         divergence.add(divergences, document)
+    check.finish()
     results = (
         cross_entropy.means()
         | divergence.means()
@@ -115,46 +115,106 @@ def pair_quality(
     return results
 
 
-def _predicting(measured: Tensor) -> Tensor:
-    """Which measured positions predict a measured one, [row, position] bool like `measured`."""
-    predicts = torch.zeros_like(measured)
-    predicts[:, :-1] = measured[:, :-1] & measured[:, 1:]
-    return predicts
+class _Places:
+    """Where the positions of a batch are among all of them, row after row, as numbers: to see what a mask selects, the
+    processor would wait for the device.
+
+    Attributes, int64 on the device unless said:
+        present: BOS and measured positions. BOS is spliced like the rest, though nothing is measured there.
+        measured, measured_among_present: measured positions, and their places among `present`.
+        successor: the token after each measured position (any, where none is known).
+        predicting: places, among the measured, of those that predict a measured one.
+        document, document_of_prediction: the row of each measured position, and of those that predict; on the CPU.
+    """
+
+    def __init__(self, batch: Batch, device: torch.device):
+        measured = batch.measured.clone()
+        present = batch.measured.clone()
+        present[:, 0] = True
+        predicts = torch.zeros_like(measured)
+        predicts[:, :-1] = measured[:, :-1] & measured[:, 1:]
+        self.document = measured.nonzero()[:, 0]
+        self.document_of_prediction = predicts.nonzero()[:, 0]
+        self.present = _numbers(present, device)
+        self.measured = _numbers(measured, device)
+        self.measured_among_present = _numbers(measured[present], device)
+        self.predicting = _numbers(predicts[measured], device)
+        self.successor = batch.tokens.roll(-1, dims=1)[measured].to(device)
+
+
+def _numbers(mask: Tensor, device: torch.device) -> Tensor:
+    return mask.flatten().nonzero()[:, 0].to(device)
+
+
+def _at(values: Tensor, places: Tensor) -> Tensor:
+    """[row, position, width] at some places of all rows: [n_places, width]."""
+    return values.flatten(0, 1).index_select(0, places)
+
+
+class _SameMLP:
+    """Whether the pair's MLP gives what the language model's gives."""
+
+    def __init__(self, name: str, layer: int):
+        self._name, self._layer = name, layer
+        self._apart: Tensor | None = None
+
+    def add(self, ours: Tensor, theirs: Tensor) -> None:
+        """Outputs [n, d_model]. Raises ValueError at the first ones on every device; of later ones an accelerator's are
+        looked at by `finish`."""
+        # 10% of the output's norm: far above the rounding of bfloat16, far below another MLP's output
+        apart = (ours - theirs).norm() > 0.1 * theirs.norm()
+        is_first = self._apart is None
+        self._apart = apart if is_first else self._apart | apart
+        if is_first or apart.device.type == "cpu":
+            self.finish()
+
+    def finish(self) -> None:
+        if self._apart:
+            raise ValueError(
+                f"the pair's MLP does not give what {self._name}'s gives at layer {self._layer}: they do not belong "
+                "together (another model, layer or revision, or weights that were folded or randomised)"
+            )
 
 
 def _spliced(clean: CleanPass, present: Tensor, replacement: Tensor) -> Tensor:
-    """What leaves the last block, [row, position, d_model], with another MLP output, [n_present, d_model], where
-    `present` [row, position] is true."""
-    mlp_output = clean.mlp_output.clone()
-    mlp_output[present] = replacement
-    return clean.resumed(mlp_output)
+    """What leaves the last block, [row, position, d_model], with another MLP output, [n_present, d_model], at the
+    places that are present."""
+    mlp_output = clean.mlp_output.flatten(0, 1).index_copy(0, present, replacement)
+    return clean.resumed(mlp_output.view_as(clean.mlp_output))
 
 
 def _losses(
-    language_model: LanguageModel, tokens: Tensor, measured: Tensor, clean: Tensor, spliced: Mapping[str, Tensor]
+    language_model: LanguageModel, leaving: Mapping[str, Tensor], there: _Places
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Cross-entropies of the tokens that measured positions predict, and divergences at all of them. The vocabulary is
-    by far the widest thing here: positions are taken some at a time, and their clean prediction is made once.
+    """Cross-entropies of the tokens that measured positions predict, and divergences at all of them from what is
+    predicted `clean`. The vocabulary is by far the widest thing here: positions are taken some at a time, with all
+    their predictions.
 
     Args:
-        tokens, measured: [row, position]; clean, spliced: what leaves the last block there, [n_measured, d_model] each.
+        leaving: what leaves the last block there, [n_measured, d_model] each.
     """
-    successor, predicts = tokens.roll(-1, dims=1)[measured], _predicting(measured)[measured]
-    at_once = max(1, piece_factor(clean.device) * LOGIT_BYTES // (language_model.n_vocabulary * 4))
-    losses: dict[str, list[Tensor]] = {f"ce_{name}": [] for name in ("clean", *spliced)}
-    divergences: dict[str, list[Tensor]] = {f"kl_{name}": [] for name in spliced}
-    for part in torch.arange(len(clean), device=clean.device).split(at_once):
-        next_token, predicting = successor[part, None], predicts[part]
-        log_p = _log_probabilities(language_model.logits(clean[part]))
+    clean, *spliced = leaving
+    row_bytes = len(leaving) * language_model.n_vocabulary * 4
+    device = there.measured.device
+    budget = LOGIT_BYTES * (4 if device.type == "cuda" else 1) * piece_factor(device)
+    at_once = max(1, budget // row_bytes)
+    cross_entropies, divergences = [], []
+    for part, successor in zip(
+        zip(*(values.split(at_once) for values in leaving.values()), strict=True),
+        there.successor.split(at_once),
+        strict=True,
+    ):
+        logits = language_model.logits(torch.cat(part)).unflatten(0, (len(leaving), len(successor)))
+        log_p, *log_qs = (_log_probabilities(one) for one in logits)
         p = log_p.exp()
-        losses["ce_clean"].append(-log_p.gather(1, next_token)[predicting, 0])
-        for name, blocks_output in spliced.items():
-            log_q = _log_probabilities(language_model.logits(blocks_output[part]))
-            losses[f"ce_{name}"].append(-log_q.gather(1, next_token)[predicting, 0])
-            divergences[f"kl_{name}"].append(torch.linalg.vecdot(p, torch.sub(log_p, log_q, out=log_q)))
+        cross_entropies.append(torch.stack([-log.gather(1, successor[:, None])[:, 0] for log in (log_p, *log_qs)]))
+        divergences.append(
+            torch.stack([torch.linalg.vecdot(p, torch.sub(log_p, log_q, out=log_q)) for log_q in log_qs])
+        )
+    of_tokens = torch.cat(cross_entropies, dim=1).index_select(1, there.predicting)
     return (
-        {name: torch.cat(parts) for name, parts in losses.items()},
-        {name: torch.cat(parts) for name, parts in divergences.items()},
+        dict(zip((f"ce_{name}" for name in (clean, *spliced)), of_tokens, strict=True)),
+        dict(zip((f"kl_{name}" for name in spliced), torch.cat(divergences, dim=1), strict=True)),
     )
 
 

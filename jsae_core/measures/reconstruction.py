@@ -72,7 +72,7 @@ class _Side:
         self.n_tokens = 0
         self.means = NamedMoments()
         self.errors_and_inputs = Moments()  # |x - x_hat|^2, |x|^2, x
-        self.alive = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.W_enc.device)
+        self.times_active = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.W_enc.device)
 
     def add(self, x: Tensor, activations: Tensor, latents: Tensor, x_hat: Tensor, documents: Tensor) -> None:
         wide = x.double()
@@ -88,10 +88,12 @@ class _Side:
         )
         squares = wide.square().sum(dim=1)
         self.errors_and_inputs.add(torch.cat([error[:, None], squares[:, None], wide], dim=1), documents)
-        self.alive[latents[activations > 0]] = True
+        self.times_active.scatter_add_(0, latents.reshape(-1), (activations > 0).reshape(-1).long())
 
     def result(self) -> dict[str, float]:
-        return self._explained_variance() | self.means.means() | {"dead": 1 - self.alive.float().mean().item()}
+        return (
+            self._explained_variance() | self.means.means() | {"dead": (self.times_active == 0).float().mean().item()}
+        )
 
     def _explained_variance(self) -> dict[str, float]:
         """1 - E / V with E = mean |x - x_hat|^2 and V = mean |x - m|^2 = mean |x|^2 - |m|^2. To first order its

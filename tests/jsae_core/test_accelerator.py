@@ -108,6 +108,43 @@ def test_a_measure_waits_for_the_accelerator_as_often_for_many_tokens_as_for_few
     assert waits[0] == waits[1]
 
 
+def waits_of(measure, accelerator) -> dict[str, int]:
+    accelerator.waits.clear()
+    measure()
+    return dict(accelerator.waits)
+
+
+@pytest.mark.parametrize("norm", [None, "l2t"])
+def test_a_histogram_waits_as_often_for_many_batches_as_for_few(norm):
+    with Accelerator() as accelerator:
+        pair, x = wide_pair_on(accelerator.device), random_inputs(40).to(accelerator.device)
+        pair.tables()
+        few, many = (
+            waits_of(lambda n=n: jacobian_histogram(pair, x.split(n), norm, memory_bytes=2**30), accelerator)
+            for n in (20, 5)
+        )
+    # counting takes no waiting on CUDA; the means look once into the latents of each batch, where it is not CUDA
+    for name in ("bincount", "tolist"):
+        assert few.pop(name) < many.pop(name)
+    assert few == many
+
+
+def test_quality_waits_as_often_for_many_batches_as_for_few(tmp_path, monkeypatch):
+    # transformers' own look into each pass, whether its rows hold several documents
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
+    directory = save_language_model(tmp_path)
+    documents = [torch.arange(0, 6)] * 8
+    with Accelerator() as accelerator:
+        lm = load_language_model(directory, accelerator.device, dtype="float64")
+        pair = random_pair(d_model=lm.d_model).to(accelerator.device)
+        pair.mlp = lm.mlp(1)
+        pair.tables()
+        few, many = (
+            waits_of(lambda n=n: pair_quality(pair, lm, documents, batch_tokens=n), accelerator) for n in (24, 6)
+        )
+    assert few == many
+
+
 def test_a_training_step_waits_for_the_accelerator_as_often_for_many_tokens_as_for_few():
     with Accelerator() as accelerator:
         mlp, waits = pair_on(accelerator.device).mlp, []

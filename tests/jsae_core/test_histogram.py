@@ -121,7 +121,7 @@ def test_names_shapes_and_dtypes_are_the_published_ones(pair, x, norm):
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 2**21, 2**30])
-@pytest.mark.parametrize("d_sae", [D_SAE, 1500])
+@pytest.mark.parametrize("d_sae", [D_SAE, 2100], ids=["sums of all pairs", "of those that occur"])
 def test_of_many_tokens_every_pair_of_latents_is_counted_whatever_the_memory(d_sae, memory_bytes):
     """20000 tokens: 3 MB of Jacobians, of more rows than are looked at at once."""
     pair, many = scaled(random_pair(d_sae=d_sae), 0.02), random_inputs(20000)
@@ -168,15 +168,15 @@ def test_the_stream_is_read_once_whatever_is_made_of_it(pair, x, norm, memory_by
 def test_a_full_disk_is_reported_with_what_to_do(pair, x, monkeypatch):
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **kwargs: open("/dev/full", "w+b", buffering=0))
     with pytest.raises(OSError, match="temporary file.*(?s:.)*TMPDIR"):
-        jacobian_histogram(pair, [x], memory_bytes=0)
-    jacobian_histogram(pair, [x])
+        jacobian_histogram(pair, [x], "l2t", memory_bytes=0)
+    jacobian_histogram(pair, [x], "l2t")
 
 
 def test_no_temporary_file_is_left_behind(pair, x, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    jacobian_histogram(pair, [x], memory_bytes=0)
+    jacobian_histogram(pair, [x], "l2t", memory_bytes=0)
     with pytest.raises(ValueError, match="NaN"):
-        jacobian_histogram(pair, [x, x * torch.nan], memory_bytes=0)
+        jacobian_histogram(pair, [x, x * torch.nan], "l2t", memory_bytes=0)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,6 @@
 """The command line: which parts at which shapes, and where the rows go.
 
-    python -m benchmarks [PART ...] [--shape NAME ...] [--device auto|cpu|cuda] [--output DIR]
+    python -m benchmarks [PART ...] [--shape NAME ...] [--device auto|cpu|cuda] [--quick] [--output DIR]
     python -m benchmarks report [--output DIR]
 
 Not here: what is measured (`parts.py`), how it is shown (`report.py`).
@@ -14,14 +14,17 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks import report
-from benchmarks.parts import PARTS, measured_apart
+from benchmarks import operators, report
+from benchmarks.machine import chosen_device
+from benchmarks.parts import PARTS, measured_apart, measured_quickly
 from benchmarks.results import RESULTS, Results
 from benchmarks.shapes import DEFAULT_SHAPES, SHAPES
 
 REPORT = "report"
 # left out unless their shape is named
 LEFT_OUT = {("growth", shape): "one shape shows it" for shape in DEFAULT_SHAPES if shape != "pythia-70m"}
+
+LEFT_OUT_IF_QUICK = {"growth": "it takes many sizes"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,12 +37,16 @@ def main(arguments: list[str] | None = None) -> int:
     failed = []
     for part in options.parts or PARTS:
         for shape in options.shape or DEFAULT_SHAPES:
-            if not options.shape and (part, shape) in LEFT_OUT:
-                print(f"{part}, {shape}: left out: {LEFT_OUT[part, shape]}", flush=True)
+            reason = None if options.shape else LEFT_OUT.get((part, shape))
+            if options.quick and not options.parts:
+                reason = LEFT_OUT_IF_QUICK.get(part, reason)
+            if reason:
+                print(f"{part}, {shape}: left out: {reason}", flush=True)
                 continue
             start = time.perf_counter()
             try:
-                results = measured_apart(part, shape, options.device)
+                measure = measured_quickly if options.quick else measured_apart
+                results = measure(part, shape, options.device)
             except Exception as error:  # whatever a part may fail with, the others go on
                 failed.append(f"{part}, {shape}: {type(error).__name__}: {error}")
                 traceback.print_exception(error)
@@ -51,6 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(
             done[0].device, report.as_text(Results(done[0].device, [row for one in done for row in one.rows])), sep="\n"
         )
+    if options.quick:
+        for shape in options.shape or DEFAULT_SHAPES:
+            operators.profile_all(SHAPES[shape], chosen_device(options.device))
     if failed:
         print("failed:", *failed, sep="\n  ")
     return 1 if failed else 0
@@ -61,6 +71,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all; or {REPORT} alone")
     parser.add_argument("--shape", action="append", choices=SHAPES, help="may be given again; all but the tests' own")
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one round of each part, in this process; then where the time of a histogram, quality and training goes",
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the JSON files lie")
     options = parser.parse_args(arguments)
     unknown = [part for part in options.parts if part not in PARTS]

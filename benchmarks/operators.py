@@ -1,54 +1,86 @@
 """Where the time of a training step or of a measure goes, operator by operator: what stands between it and its limit.
 
-    python -m benchmarks.operators [training|histogram|quality] [--shape NAME] [--batch TOKENS]
+    python -m benchmarks.operators [training|histogram|quality] [--shape NAME] [--batch TOKENS] [--device cpu|cuda]
 
-Beside the profiler, whose records break up the memory that is freed, some of it must be found anew: part of what
-operators take that write much (`fill_`, `copy_`, `_log_softmax`) is that. Not here: how long something takes without a
-profiler (`cases.py`).
+On a CUDA device: its kernels, and the share of the time in which it computes at all; the rest it waits for the
+processor. On a CPU, beside the profiler, whose records break up the memory that is freed, some of it must be found
+anew: part of what operators take that write much (`fill_`, `copy_`, `_log_softmax`) is that. Not here: how long
+something takes without a profiler (`cases.py`).
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from tabulate import tabulate
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.cases import BATCH_TOKENS, WARM_UP_STEPS
+from benchmarks.cases import BATCH_TOKENS, ON_CUDA, TRAINING_BATCHES, WARM_UP_STEPS
+from benchmarks.machine import chosen_device
 from benchmarks.shapes import SHAPES, Shape, language_model, random_documents, random_inputs, random_mlp, random_pair
 from jsae_core import TrainingConfig, train_pair
 from jsae_core.measures import jacobian_histogram, pair_quality
 from jsae_core.memory import keep_freed_memory
 
-CPU = torch.device("cpu")
 REPEATS = 5
 SHOWN = 12
+NAME_WIDTH = 70  # kernels of a GPU have the names of C++ templates
 HISTOGRAM_TOKENS, QUALITY_DOCUMENTS = 2 * BATCH_TOKENS, 4
 
 
-def profile_training(shape: Shape, batch: int) -> None:
-    x, mlp = random_inputs(shape, batch, CPU), random_mlp(shape)
+class Profile(NamedTuple):
+    """Means over the repeats.
+
+    Attributes:
+        milliseconds: of a repeat, beside the profiler.
+        operators: name, milliseconds that it takes itself, and calls of each operator, or of each kernel of a CUDA
+            device; those that take the most first.
+    """
+
+    milliseconds: float
+    operators: list[tuple[str, float, int]]
+
+    @property
+    def busy(self) -> float:
+        return sum(milliseconds for _, milliseconds, _ in self.operators)
+
+
+def profile_all(shape: Shape, device: torch.device) -> None:
+    profile_histogram(shape, device)
+    profile_quality(shape, device)
+    profile_training(shape, TRAINING_BATCHES[-1], device)
+
+
+def profile_training(shape: Shape, batch: int, device: torch.device) -> None:
+    x, mlp = random_inputs(shape, batch, device), random_mlp(shape).to(device)
     for coefficient in (1.0, 0.0):
         config = TrainingConfig(shape.d_sae, shape.k, coefficient, steps=WARM_UP_STEPS + REPEATS, batch_tokens=batch)
-        operators = profiled(lambda done, c=config: train_pair(x, mlp, c, report=lambda progress: done()))
-        show(f"a step of {shape.name}, batch {batch}, lambda {coefficient:g}", operators)
+        found = profiled(lambda done, c=config: train_pair(x, mlp, c, report=lambda progress: done()), device)
+        show(f"a step of {shape.name}, batch {batch}, lambda {coefficient:g}", found, device)
 
 
-def profile_histogram(shape: Shape) -> None:
-    pair, x = random_pair(shape, CPU), random_inputs(shape, HISTOGRAM_TOKENS, CPU)
-    operators = profiled(repeated(lambda: jacobian_histogram(pair, x.split(BATCH_TOKENS))))
-    show(f"histogram of {len(x):,} tokens, {shape.name}", operators)
+def profile_histogram(shape: Shape, device: torch.device) -> None:
+    pair, x = random_pair(shape, device), random_inputs(shape, HISTOGRAM_TOKENS * _times(device), device)
+    found = profiled(repeated(lambda: jacobian_histogram(pair, x.split(BATCH_TOKENS))), device)
+    show(f"histogram of {len(x):,} tokens, {shape.name}", found, device)
 
 
-def profile_quality(shape: Shape) -> None:
-    documents = random_documents(shape, QUALITY_DOCUMENTS)
-    with language_model(shape, CPU) as lm:
-        pair = random_pair(shape, CPU, lm.mlp(shape.layer))
-        operators = profiled(repeated(lambda: pair_quality(pair, lm, documents)))
-    show(f"quality over {sum(map(len, documents)):,} tokens, {shape.name}", operators)
+def profile_quality(shape: Shape, device: torch.device) -> None:
+    documents = random_documents(shape, QUALITY_DOCUMENTS * _times(device))
+    with language_model(shape, device) as lm:
+        pair = random_pair(shape, device, lm.mlp(shape.layer))
+        found = profiled(repeated(lambda: pair_quality(pair, lm, documents)), device)
+    show(f"quality over {sum(map(len, documents)):,} tokens, {shape.name}", found, device)
+
+
+def _times(device: torch.device) -> int:
+    return ON_CUDA if device.type == "cuda" else 1
 
 
 def repeated(call: Callable[[], object]) -> Callable[[Callable[[], None]], None]:
@@ -60,21 +92,43 @@ def repeated(call: Callable[[], object]) -> Callable[[Callable[[], None]], None]
     return run
 
 
-def profiled(run: Callable[[Callable[[], None]], object]) -> list[tuple[str, float, int]]:
-    """Name, milliseconds that it takes itself, and calls of each operator, those that take the most first: means over
-    REPEATS repeats, after each of which `run` calls what it is given."""
+def profiled(run: Callable[[Callable[[], None]], object], device: torch.device) -> Profile:
+    """Over REPEATS repeats, after each of which `run` calls what it is given."""
+    on_gpu = device.type == "cuda"
     steps = schedule(wait=0, warmup=WARM_UP_STEPS, active=REPEATS, repeat=1)
-    with profile(activities=[ProfilerActivity.CPU], schedule=steps) as profiler:
-        run(profiler.step)
-    averages = sorted(profiler.key_averages(), key=lambda row: -row.self_cpu_time_total)
-    return [(row.key, row.self_cpu_time_total / 1e3 / REPEATS, row.count // REPEATS) for row in averages]
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
+    clock = []
+    with profile(activities=activities, schedule=steps, acc_events=True) as profiler:
+
+        def done() -> None:
+            if on_gpu:
+                torch.cuda.synchronize(device)
+            clock.append(time.perf_counter())
+            profiler.step()
+
+        run(done)
+    milliseconds = 1e3 * (clock[-1] - clock[-1 - REPEATS]) / REPEATS
+    rows = profiler.key_averages()
+    if on_gpu:
+        kernels = [row for row in rows if row.device_type == DeviceType.CUDA and not row.is_user_annotation]
+        taken = [(row.key, row.self_device_time_total, row.count) for row in kernels]
+    else:
+        taken = [(row.key, row.self_cpu_time_total, row.count) for row in rows]
+    operators = [(name, microseconds / 1e3 / REPEATS, count // REPEATS) for name, microseconds, count in taken]
+    return Profile(milliseconds, sorted(operators, key=lambda row: -row[1]))
 
 
-def show(title: str, operators: list[tuple[str, float, int]]) -> None:
-    total = sum(milliseconds for _, milliseconds, _ in operators)
-    rows = [(name, f"{ms:.0f}", f"{100 * ms / total:.0f}%", str(calls)) for name, ms, calls in operators[:SHOWN]]
+def show(title: str, found: Profile, device: torch.device) -> None:
+    if device.type == "cuda":
+        share = 100 * found.busy / found.milliseconds
+        title += f": {found.milliseconds:.1f} ms, the device is busy {found.busy:.1f} ms ({share:.0f}%)"
+    digits = 2 if device.type == "cuda" else 0
+    rows = [
+        (name[:NAME_WIDTH], f"{ms:.{digits}f}", f"{100 * ms / found.busy:.0f}%", str(calls))
+        for name, ms, calls in found.operators[:SHOWN]
+    ]
     table = tabulate(rows, ("operator", "ms", "share", "calls"), tablefmt="plain", disable_numparse=True)
-    print(title, table, sep="\n", end="\n\n")
+    print(title, table, sep="\n", end="\n\n", flush=True)
 
 
 def main() -> None:
@@ -82,16 +136,17 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=("training", "histogram", "quality"), default="training")
     parser.add_argument("--shape", choices=SHAPES, default="pythia-70m")
     parser.add_argument("--batch", type=int, default=1024, help="tokens of a training step")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N")
     options = parser.parse_args()
     keep_freed_memory()
     disable_progress_bar()
-    shape = SHAPES[options.shape]
+    shape, device = SHAPES[options.shape], chosen_device(options.device)
     if options.what == "training":
-        profile_training(shape, options.batch)
+        profile_training(shape, options.batch, device)
     elif options.what == "histogram":
-        profile_histogram(shape)
+        profile_histogram(shape, device)
     else:
-        profile_quality(shape)
+        profile_quality(shape, device)
 
 
 if __name__ == "__main__":

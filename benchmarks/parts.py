@@ -38,6 +38,12 @@ def measured_apart(part: str, shape_name: str, device_name: str) -> Results:
         return process.submit(measured, part, shape_name, device_name).result()
 
 
+def measured_quickly(part: str, shape_name: str, device_name: str) -> Results:
+    """`measured` in this process and in one round. Its peak of memory on a CPU is that of all parts so far."""
+    cases.ROUNDS, cases.DEFAULT_ROUNDS = {}, 1
+    return measured(part, shape_name, device_name)
+
+
 def measured(part: str, shape_name: str, device_name: str) -> Results:
     """The rows of one part at one shape, with what they were measured on."""
     disable_progress_bar()

@@ -173,9 +173,9 @@ def test_precisions_are_compared_between_the_latents_that_both_have():
 @pytest.mark.parametrize(
     ("profile", "title"),
     [
-        (lambda: operators.profile_training(PLAIN, 16), "a step of tiny, batch 16, lambda 1"),
-        (lambda: operators.profile_histogram(PLAIN), "histogram of 32 tokens, tiny"),
-        (lambda: operators.profile_quality(PLAIN), "quality over 128 tokens, tiny"),
+        (lambda: operators.profile_training(PLAIN, 16, CPU), "a step of tiny, batch 16, lambda 1"),
+        (lambda: operators.profile_histogram(PLAIN, CPU), "histogram of 32 tokens, tiny"),
+        (lambda: operators.profile_quality(PLAIN, CPU), "quality over 128 tokens, tiny"),
     ],
 )
 def test_a_profile_names_the_operators_that_compute(profile, title, monkeypatch, capsys):

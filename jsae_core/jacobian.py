@@ -181,6 +181,7 @@ def _fused_mean_abs(
 ) -> tuple[Tensor, Tables]:
     """The same by the fused kernels."""
     kernels = _fused(tables, input_rows, output_rows)
+    assert kernels is not None
     jacobian = kernels.jacobian(tables, input_rows, output_rows, slopes)
     mean, sign = jacobian.abs().mean(), jacobian.sign_().div_(jacobian.numel())
     return mean, kernels.table_gradients(tables, input_rows, output_rows, slopes, sign)

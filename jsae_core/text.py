@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import os
+import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from jsae_core.text_files import Row, matching_files, read_rows
 
@@ -196,7 +196,8 @@ def _dataset_rows(name: str, config: str | None, split: str, column: str, revisi
 
     at = f", revision {revision!r}" if revision else ""
     where = f"Hugging Face dataset {name!r} (config {config!r}, split {split!r}{at})"
-    number, row = 0, {}
+    number = 0
+    row: dict[str, Any] = {}
     try:
         for number, row in enumerate(
             datasets.load_dataset(name, config, split=split, streaming=True, revision=revision), start=1
@@ -254,7 +255,7 @@ def tokenise(
         documents = Documents((f"document {number}", document) for number, document in enumerate(documents, start=1))
     kept: list[Tensor] = []
     seen = too_short = 0
-    remaining = math.inf if max_tokens is None else max_tokens
+    remaining = sys.maxsize if max_tokens is None else max_tokens
     for pieces in documents.in_pieces():
         seen += 1
         ids = token_ids(pieces, tokenizer)

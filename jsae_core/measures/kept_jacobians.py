@@ -87,8 +87,8 @@ class KeptJacobians:
             return
         latents, order = outputs.int().view(-1).sort(stable=True)
         places = (latents, (order // outputs.shape[1]).int(), inputs.int())
-        rows, *kept = self._kept(rows.index_select(0, order), *places)
-        self._rows_kept.append(rows)
+        kept_rows, *kept = self._kept(rows.index_select(0, order), *places)
+        self._rows_kept.append(kept_rows)
         self._places.append(_Places(*kept))
 
     def magnitudes(self) -> Iterator[Tensor]:

@@ -65,8 +65,9 @@ C4 = Text(dataset="allenai/c4", config="en", split="validation", long_documents=
 
 
 class Model(Section):
-    """A language model: a directory in Hugging Face format, a name on the hub or the one that ships with this package,
-    its randomised twin, and how much is measured on which text.
+    """A language model: a directory in Hugging Face format, a name on the hub (with a `revision` if not `main`: a
+    branch, tag or commit) or the one that ships with this package, its randomised twin, and how much is measured on
+    which text.
 
     `tokens` is how many tokens every measure sees, BOS left out, but for the quality of a pair, which takes six passes
     through the model and sees the first `quality_tokens` of them. `ablation_samples` and `function_shapes` are how many
@@ -76,6 +77,7 @@ class Model(Section):
 
     directory: Directory | None = None
     hub: Name | None = None
+    revision: Name | None = None
     embedded: Literal["stdlib-1m"] | None = None
     randomise_seed: Seed = 0
     text: str | None = None
@@ -87,9 +89,11 @@ class Model(Section):
     prompt: str = Field(default="The quick brown fox jumps over the lazy dog.", min_length=1)
 
     @property
-    def source(self) -> str:
-        """What `jsae_core.load_language_model` takes."""
-        return str(embedded_model.FOLDER) if self.embedded else self.hub or str(self.directory)
+    def source(self) -> tuple[str | Path, str | None]:
+        """Where it is, and the revision of a hub model, without which its name could be taken for a folder."""
+        if self.hub:
+            return self.hub, self.revision or "main"
+        return embedded_model.FOLDER if self.embedded else Path(str(self.directory)), None
 
     def published_name(self, key: str) -> str:
         """The name under which results of this model are published: the hub's, without its organisation."""
@@ -98,6 +102,8 @@ class Model(Section):
     @model_validator(mode="after")
     def _one_source(self):
         exactly_one(self, ("directory", "hub", "embedded"))
+        if self.revision and self.hub is None:
+            raise ValueError(f"revision is {self.revision!r}, but only a model from the hub has revisions")
         if self.hub is None and self.text is None:
             raise ValueError("text is missing; only a model from the hub may leave it out")
         return self

@@ -111,12 +111,16 @@ class Compute(dg.ConfigurableResource):
         return held[key]
 
     def language_model(
-        self, source: str, randomise_seed: int | None = None, randomised_weights: str | None = None
+        self,
+        source: tuple[str | Path, str | None],
+        randomise_seed: int | None = None,
+        randomised_weights: str | None = None,
     ) -> LanguageModel:
-        """The model from a hub name or directory, or its randomised twin; loaded once a run."""
+        """A model of the catalog (its `source`), or its randomised twin; loaded once a run."""
         from jsae_core import load_language_model
 
-        named = (source, self.torch_device(), self.dtype, randomise_seed, randomised_weights)
+        name, revision = source
+        named = (name, self.torch_device(), self.dtype, randomise_seed, randomised_weights, revision)
         return self.cached("language model", named, lambda: load_language_model(*named))
 
     def pair(self, stored: StoredTensors) -> SAEPair:

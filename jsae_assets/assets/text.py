@@ -126,6 +126,7 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
         "source": text.model_dump_json(exclude_none=True),
         "source_digest": digest,
         "dataset_revision": source.revision or "none",
+        "language_model_revision": language_model.revision or "none",
         "catalog_entry": catalog.digest(model_key, "tokens"),
         "seconds": watch.seconds,
         "first_document": dg.MetadataValue.md(

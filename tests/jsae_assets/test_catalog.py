@@ -430,15 +430,15 @@ def test_relative_paths_start_at_the_catalogs_folder_whatever_the_working_direct
     monkeypatch.chdir(elsewhere)
     (tmp_path / "lm").mkdir()
     catalog = load(tmp_path / "catalogs", with_change("models.m.directory", "../lm"))
-    assert catalog.models["m"].source == str(tmp_path / "lm")
+    assert catalog.models["m"].source == (tmp_path / "lm", None)
     assert [str(place) for place in catalog.text["t"].files] == [str(tmp_path / "catalogs" / "*.txt")]
     assert catalog.pair("b", "m", 0).named(0) == str(tmp_path / "catalogs" / "pairs" / "0")
 
 
 def test_absolute_paths_and_hub_names_stay_as_they_are(tmp_path):
     catalog = load(tmp_path, with_change("models.m.directory", str(tmp_path / "lm")))
-    assert catalog.models["m"].source == str(tmp_path / "lm")
-    assert catalog.models["hub"].source == "EleutherAI/pythia-70m-deduped"
+    assert catalog.models["m"].source == (tmp_path / "lm", None)
+    assert catalog.models["hub"].source == ("EleutherAI/pythia-70m-deduped", "main")
 
 
 @pytest.mark.parametrize(
@@ -464,10 +464,10 @@ def test_a_tilde_is_the_home_of_whoever_runs_this(tmp_path, monkeypatch):
     (home / "models" / "lm").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
     catalog = load(tmp_path, with_change("models.m.directory", "~/models/lm"))
-    assert catalog.models["m"].source == str(home / "models" / "lm")
+    assert catalog.models["m"].source == (home / "models" / "lm", None)
     (tmp_path / "some-catalog.yaml").rename(home / "mine.yaml")
     load(home, with_change("models.m.directory", "models/lm"))
-    assert load_catalog("~/some-catalog.yaml").models["m"].source == str(home / "models" / "lm")
+    assert load_catalog("~/some-catalog.yaml").models["m"].source == (home / "models" / "lm", None)
     assert "no_such_user" in refusal(tmp_path, with_change("models.m.directory", "~no_such_user/lm"))
 
 
@@ -476,7 +476,7 @@ def test_a_copy_of_the_default_catalog_works_in_any_folder(tmp_path):
     copy_of_it = load(tmp_path, default.read_text(encoding="utf-8"))
     assert copy_of_it == load_catalog(default)
     assert digests(copy_of_it) == digests(load_catalog(default))
-    assert (Path(copy_of_it.models["stdlib-1m"].source) / "config.json").is_file()
+    assert (Path(copy_of_it.models["stdlib-1m"].source[0]) / "config.json").is_file()
 
 
 def test_a_model_that_ships_with_the_package_has_a_name_and_needs_a_text(tmp_path):
@@ -503,7 +503,7 @@ def test_digests_stay_when_a_catalog_is_moved_with_what_lies_beside_it(tmp_path)
     before = load(tmp_path / "here", entries)
     (tmp_path / "here").rename(tmp_path / "there")
     after = load_catalog(tmp_path / "there" / "some-catalog.yaml")
-    assert after.models["m"].source == str(tmp_path / "there" / "lm") != before.models["m"].source
+    assert after.models["m"].source == (tmp_path / "there" / "lm", None) != before.models["m"].source
     assert digests(after) == digests(before)
 
 

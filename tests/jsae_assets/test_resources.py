@@ -120,7 +120,7 @@ def test_a_run_loads_its_model_once_and_holds_the_one_slot_of_the_pool_while_it_
     assert len(loaded) == 1
     result = tiny.measure(1, raise_on_error=True)
     assert len(materialised(result)) == 2 * len(PER_VARIANT) + len(CELL_FIGURES)
-    assert loaded == [tiny.catalog.models["tiny"].source] * 2  # once in each of the two runs
+    assert loaded == [tiny.catalog.models["tiny"].source[0]] * 2  # once in each of the two runs
     assert len(slots) > 8
     assert set(slots) == {(1, 1)}
 

@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -118,9 +118,9 @@ def find_wandb_artifact(path: str, folder: str | Path) -> FoundArtifact:
 def fetch_wandb_artifact(path: str, folder: str | Path) -> FetchedArtifact:
     """The files of an artifact, from `folder/<digest>/`, where they are downloaded to unless they are there already.
 
-    Each file is checked against the size and the digest in the artifact's manifest. Until all are, they are in
-    `folder/<digest>.part/`; what an interrupted fetch leaves there, the next one continues. Two fetches of the same
-    artifact at the same time wait for each other.
+    Each file is checked against the size and the digest in the artifact's manifest, whether it was downloaded now or
+    before. Until all are right, they are in `folder/<digest>.part/`; what an interrupted fetch leaves there, the next
+    one continues. Two fetches of the same artifact at the same time wait for each other.
 
     How patient it is follows the environment, in the client's own names: WANDB__FILE_TRANSFER_RETRY_MAX (6 tries in
     a row that bring nothing, after the first), WANDB__FILE_TRANSFER_RETRY_WAIT_MIN_SECONDS (1) and _MAX_SECONDS (30),
@@ -141,7 +141,7 @@ def fetch_wandb_artifact(path: str, folder: str | Path) -> FetchedArtifact:
     directory, staging = (Path(folder).absolute() / f"{found.digest}{suffix}" for suffix in ("", ".part"))
     try:
         with FileLock(directory.with_suffix(".lock")):
-            if not _is_whole(directory, found):
+            if not _is_intact(directory, found):
                 if directory.exists():
                     shutil.rmtree(staging, ignore_errors=True)
                     directory.rename(staging)
@@ -263,9 +263,24 @@ def _found(artifact: wandb.Artifact) -> FoundArtifact:
     return FoundArtifact(path, artifact.version, artifact.digest, tuple(artifact.aliases), artifact.size)
 
 
-def _is_whole(directory: Path, found: FoundArtifact) -> bool:
-    """Only verified files come to lie there, so it is enough to see that none was removed or cut short since."""
-    return directory.is_dir() and sum(path.stat().st_size for path in _files_in(directory)) == found.size
+def _is_intact(directory: Path, found: FoundArtifact) -> bool:
+    """Whether the files there are still those of the artifact: read whole, since anyone may have written to them."""
+    if not directory.is_dir():
+        return False
+    files = {path.relative_to(directory).as_posix(): path for path in _files_in(directory)}
+    if sum(path.stat().st_size for path in files.values()) != found.size:
+        return False
+    digests = {name: _digests(path) for name, path in files.items()}
+    return any(found.digest in _manifest_digests({name: by[i] for name, by in digests.items()}) for i in range(2))
+
+
+def _manifest_digests(digests: Mapping[str, str]) -> tuple[str, str]:
+    """What wandb's digest of an artifact may be, by the digest of each of its files: md5 and xxh128 of these lines."""
+    import xxhash
+
+    lines = "".join(f"{name}:{digests[name]}\n" for name in sorted(digests))
+    manifest = f"wandb-artifact-manifest-v1\n{lines}".encode()
+    return hashlib.md5(manifest).hexdigest(), xxhash.xxh128_hexdigest(manifest)
 
 
 def _files_in(directory: Path) -> list[Path]:
@@ -297,6 +312,8 @@ def _fetch_into(staging: Path, artifact: wandb.Artifact, found: FoundArtifact) -
         def fresh_url(name: str = file.name) -> str:
             return _listed(artifact, found, [name])[name].url
 
+        if _size(target) >= file.size and file.digest not in _digests(target):  # overwritten since it was fetched
+            target.unlink()
         _download(what, file, target, fresh_url, patience)
         if file.digest not in _digests(target):
             target.unlink()
@@ -321,14 +338,10 @@ def _listed(artifact: wandb.Artifact, found: FoundArtifact, names: list[str] | N
 
 
 def _check_list(files: dict[str, _File], found: FoundArtifact, staging: Path) -> None:
-    import xxhash
-
     if not files:
         raise WandbError(f"{found.path} has no files; expected a published pair's sae_weights.safetensors and cfg.json")
-    # wandb's digest of an artifact is that of these lines, so a list that gives it says what the manifest says
-    lines = "".join(f"{name}:{files[name].digest}\n" for name in sorted(files))
-    manifest = f"wandb-artifact-manifest-v1\n{lines}".encode()
-    if found.digest not in (hashlib.md5(manifest).hexdigest(), xxhash.xxh128_hexdigest(manifest)):
+    # a list that gives the artifact's digest says what the manifest says
+    if found.digest not in _manifest_digests({name: file.digest for name, file in files.items()}):
         raise WandbError(
             f"{found.path}: wandb's list of its {len(files)} files does not give its digest, {found.digest}, so it is "
             "not this artifact's whole manifest. Run it again; if it goes on, look at the artifact's page in wandb"
@@ -340,8 +353,8 @@ def _check_list(files: dict[str, _File], found: FoundArtifact, staging: Path) ->
             raise WandbError(f"{found.path}: {file.name} is a reference to a file elsewhere, which cannot be fetched")
 
 
-def _digests(path: Path) -> set[str]:
-    """A file's digest by either algorithm that a manifest may be written with, as it writes them."""
+def _digests(path: Path) -> tuple[str, str]:
+    """A file's digests by md5 and xxh128, the algorithms that a manifest may be written with, as it writes them."""
     import xxhash
 
     hashers: list[Any] = [hashlib.md5(), xxhash.xxh128()]
@@ -349,7 +362,8 @@ def _digests(path: Path) -> set[str]:
         while chunk := file.read(1 << 20):
             for hasher in hashers:
                 hasher.update(chunk)
-    return {base64.b64encode(hasher.digest()).decode() for hasher in hashers}
+    by_md5, by_xxh128 = (base64.b64encode(hasher.digest()).decode() for hasher in hashers)
+    return by_md5, by_xxh128
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ CONFIG_NAMES = {
     "jacobian_coefficient": ("jacobian_coefficient",),
     "randomize_llm_weights": ("randomize_llm_weights",),
 }
+HAS_JACOBIAN_TERM = ("use_jacobian_loss", "is_pair")  # older and newer name
 METRIC_NAMES = {
     "ce_score_input": ("ce_score_input", "model_performance_preservation/ce_loss_score"),
     "ce_score_output": ("ce_score_output", "model_performance_preservation/ce_loss_score2"),
@@ -67,6 +68,8 @@ RUN_COLUMNS = (*ABOUT, *CONFIG_NAMES, *METRIC_NAMES)
 """The columns that every table opens with. The summary's own come after them, then `config_json`, `summary_json`."""
 
 PAGE = 100
+READS = 3
+"""How often runs are read whose pages do not hold as many as wandb counts, before that is an error."""
 OVERLAP = timedelta(minutes=10)
 """What lies so shortly before the newest heartbeat is fetched again: a run may live on behind a page already read."""
 NAMED = 10  # malformed runs named in an error
@@ -93,7 +96,7 @@ class Synced:
     """What a sync came to.
 
     Attributes:
-        table: the very table that was given, if nothing changed.
+        table: the very table that was given, if nothing changed (nor the rules by which it is made).
         changed: how many runs are new or differ.
         deleted: ids of the runs found deleted upstream by this sync.
         unfinished: ids of the runs that may go on.
@@ -237,7 +240,8 @@ def sync_runs(path: str, known: pd.DataFrame | None, folder: str | Path, *, full
 
     Raises:
         ValueError: the path is no path, or `known` no table of runs.
-        WandbError: wandb did not give the runs, or gave malformed ones. There is no table then: keep the known one.
+        WandbError: wandb did not give the runs, gave malformed ones, or never as many as it counts. There is no table
+            then: keep the known one.
     """
     if not PROJECT_PATH.fullmatch(path):
         raise ValueError(f"{path!r} is no wandb project; expected entity/project")
@@ -253,12 +257,20 @@ def sync_runs(path: str, known: pd.DataFrame | None, folder: str | Path, *, full
         if total != len(_present(after)):
             after = _with_all(api, path, before)
     changed = [run_id for run_id, run in after.items() if run != before.get(run_id)]
+    table = runs_table(after.values())
     return Synced(
-        table=known if known is not None and not changed and not full else runs_table(after.values()),
+        table=known if known is not None and not full and _same(table, known) else table,
         changed=len(changed),
         deleted=tuple(sorted(run_id for run_id in changed if after[run_id].deleted)),
         unfinished=tuple(sorted(_unfinished(after))),
     )
+
+
+def _same(table: pd.DataFrame, known: pd.DataFrame) -> bool:
+    """Also of a table from a file, where tags are arrays. One that was made by other rules of the same raw values is
+    not the same."""
+    tags = [[*map(tuple, made["tags"])] for made in (table, known)]
+    return tags[0] == tags[1] and table.drop(columns="tags").equals(known.drop(columns="tags"))
 
 
 # --- What is asked of wandb
@@ -297,11 +309,27 @@ def _with_changed(api: wandb.Api, path: str, known: Runs) -> Runs:
 
 
 def _fetch(api: wandb.Api, path: str, filters: dict[str, Any]) -> Runs:
+    """All of these runs, as many as wandb counts: a page may repeat a run and leave out another, and what is left out
+    must not pass for deleted."""
+    for _ in range(READS):
+        found, counted = _read_once(api, path, filters)
+        if len(found) == counted:
+            return found
+    raise WandbError(
+        f"wandb counts {counted} runs of {path} but its pages hold {len(found)} different ones, in {READS} attempts, "
+        "so nothing is taken over. Sync again later"
+    )
+
+
+def _read_once(api: wandb.Api, path: str, filters: dict[str, Any]) -> tuple[Runs, int]:
+    """The runs that the pages hold, and how many there are by wandb's count on the last of them."""
     found: Runs = {}
+    counted = 0
     malformed: list[str] = []
     address = _address(api, path)
     # an order that does not change while the pages are read
     for project in _pages(api, path, filters=filters, order="+created_at", per_page=PAGE, lazy=False):
+        counted = project["runCount"]
         for edge in project["runs"]["edges"]:
             try:
                 run = _run_of(edge["node"], address)
@@ -316,11 +344,12 @@ def _fetch(api: wandb.Api, path: str, filters: dict[str, Any]) -> Runs:
             f"over: {', '.join(malformed[:NAMED])}{more}. Sync again; if they are the same, repair or delete them at "
             f"{address}"
         )
-    return found
+    return found, counted
 
 
 def _pages(api: wandb.Api, path: str, **query: Any) -> Iterator[dict[str, Any]]:
     """The project part of each page's raw answer."""
+    api.flush()  # or the client gives what it has read of this query before
     runs = api.runs(path, **query)
     answer = None
     while True:
@@ -455,9 +484,22 @@ def _number(value: Any) -> float | None:
     return float(str(value))  # by way of text, as an integer may be too large for a float
 
 
+def _told_number(value: Any) -> float | None:
+    """As `_number`; also one that is written as text, which is how launch scripts and older clients pass it."""
+    if isinstance(value, str) and "_" not in value:
+        with suppress(ValueError):
+            return float(value)
+    return _number(value)
+
+
+def _told_truth(value: Any) -> bool | None:
+    """None unless it is a truth value, or one written as text or as a number."""
+    return {"true": True, "false": False, "1": True, "0": False}.get(str(value).strip().lower())
+
+
 def _whole(value: Any) -> int | None:
-    number = _number(value)
-    return int(number) if number is not None and abs(number) < 2**53 and number == int(number) else None
+    number = _told_number(value)
+    return int(number) if number is not None and abs(number) < 2**53 and number.is_integer() else None
 
 
 def _typed(values: list[Any]) -> pd.Series:
@@ -488,47 +530,53 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": None if first["model"] is None else _text(first["model"]),
         **{column: _whole(first[column]) for column in ("layer", "k", "d_sae")},
-        "jacobian_coefficient": _number(first["jacobian_coefficient"]),
+        # where the loss has no such term, the coefficient beside it is only the default
+        "jacobian_coefficient": (
+            0.0
+            if any(_told_truth(config.get(name)) is False for name in HAS_JACOBIAN_TERM)
+            else _told_number(first["jacobian_coefficient"])
+        ),
         # older configurations do not know of it, and their models were not randomised
-        "randomize_llm_weights": first["randomize_llm_weights"] is True,
+        "randomize_llm_weights": _told_truth(first["randomize_llm_weights"]) is True,
     }
 
 
 def _metrics(summary: dict[str, Any], k: int | None) -> dict[str, float | None]:
     """By `METRIC_NAMES`; None where unknown, or not finite, so that it can be drawn."""
+    # of a metric that is summed up as a record of its minimum, maximum and last value, the last one counts
+    summary = {name.removesuffix(".last"): value for name, value in summary.items() if name.endswith(".last")} | summary
+    numbers = {name: number for name, value in summary.items() if (number := _told_number(value)) is not None}
     values = {
-        column: next((_number(summary[name]) for name in names if _number(summary.get(name)) is not None), None)
+        column: next((numbers[name] for name in names if name in numbers), None)
         for column, names in METRIC_NAMES.items()
     }
     if k:
-        shares = _shares_above(summary, k)
+        shares = _shares_above(numbers, k)
         values |= {column: share for column, share in shares.items() if values[column] is None}
         if values["l1_over_l2"] is None:
-            values["l1_over_l2"] = _l1_over_l2(summary, k)
+            values["l1_over_l2"] = _l1_over_l2(numbers, k)
     of_input, of_output = values["ce_score_input"], values["ce_score_output"]
     values["ce_score"] = None if of_input is None or of_output is None else (of_input + of_output) / 2
     return {column: value if value is not None and math.isfinite(value) else None for column, value in values.items()}
 
 
-def _shares_above(summary: dict[str, Any], k: int) -> dict[str, float]:
+def _shares_above(numbers: dict[str, float], k: int) -> dict[str, float]:
     """From the counts per token in both generations of names.
 
     In some runs every `jac_above_*` holds the count for one threshold, the last; they are told by holding one number.
     """
-    older, newer = (_counts(summary, f"jacobian_sparsity/{name}_above_") for name in ("jac", "jac_abs"))
+    older, newer = (_with_prefix(numbers, f"jacobian_sparsity/{name}_above_") for name in ("jac", "jac_abs"))
     if len(older) > 1 and len(set(older.values())) == 1:
         older = {THE_ONLY_THRESHOLD: next(iter(older.values()))}
     return {f"above_{t}": count / k**2 for t, count in (older | newer).items() if t in THRESHOLDS}
 
 
-def _counts(summary: dict[str, Any], prefix: str) -> dict[str, float]:
+def _with_prefix(numbers: dict[str, float], prefix: str) -> dict[str, float]:
     """By what follows the prefix."""
-    numbers = {name.removeprefix(prefix): _number(value) for name, value in summary.items() if name.startswith(prefix)}
-    return {name: number for name, number in numbers.items() if number is not None}
+    return {name.removeprefix(prefix): number for name, number in numbers.items() if name.startswith(prefix)}
 
 
-def _l1_over_l2(summary: dict[str, Any], k: int) -> float | None:
+def _l1_over_l2(numbers: dict[str, float], k: int) -> float | None:
     """From a token's sum of |J| and a batch's root of mean J^2, each a mean: a ratio of means, not a mean of ratios."""
-    total = _number(summary.get("jacobian_sparsity/jac_l1"))
-    root = _number(summary.get("jacobian_sparsity/jac_l2b_norm_"))
+    total, root = (numbers.get(f"jacobian_sparsity/{name}") for name in ("jac_l1", "jac_l2b_norm_"))
     return total / k**2 / root if total is not None and root else None

@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 API_KEY = "0123456789abcdef" * 2 + "01234567"
 RUN_TIMES = ("createdAt", "heartbeatAt", "updatedAt")
 BY_HAND = {"tags", "display_name", "notes", "group"}
-FAULTS = ("hang", "cut", "stall", "corrupt", "short", "malformed")
+FAULTS = ("hang", "cut", "stall", "corrupt", "short", "malformed", "repeated")
 
 
 def text_of(moment: datetime) -> str:
@@ -324,7 +324,7 @@ class WandbServer:
         what: an HTTP status (401, 404, 429 with `retry_after`, 500...), "hang" (no answer for `seconds`, then the
         connection is closed), "cut" (half the body, then it is closed), "stall" (half the body, then nothing for
         `seconds`), "corrupt" and "short" (a file with a wrong byte, or less of it than there is), "malformed" (every
-        second run of a page is nonsense).
+        second run of a page is nonsense), "repeated" (a page's first run stands in the place of its last, too).
         on: "viewer", "runs", "run", "artifact" (GraphQL), "manifest", "file"; "graphql" or "download" for all of
         either sort; None for anything.
         """
@@ -435,7 +435,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and isinstance(fault.what, int):
             answer = _refusal(fault)
         else:
-            answer = _answer(owner, request, body, nonsense=bool(fault and fault.what == "malformed"))
+            answer = _answer(owner, request, body, spoilt=fault.what if fault else None)
         if fault and fault.what in ("corrupt", "short"):
             wrong = bytes(byte ^ 1 for byte in answer.body[-1:])
             answer.body = answer.body[:-1] + (wrong if fault.what == "corrupt" else b"")
@@ -501,7 +501,7 @@ def _error(status: int, message: str, headers: dict[str, str] | None = None) -> 
     return _Answer(status, json.dumps({"errors": [{"message": message}]}).encode(), headers or {})
 
 
-def _answer(owner: WandbServer, request: Request, body: bytes, *, nonsense: bool) -> _Answer:
+def _answer(owner: WandbServer, request: Request, body: bytes, *, spoilt: int | str | None) -> _Answer:
     path = unquote(urlsplit(request.path).path)
     if request.kind == "telemetry":
         return _Answer(200, b"{}")
@@ -511,7 +511,7 @@ def _answer(owner: WandbServer, request: Request, body: bytes, *, nonsense: bool
         return _error(401, "user is not logged in")
     try:
         with owner._reading() as projects:
-            data = Document(json.loads(body)["query"]).run(request.variables, _root(owner, projects, nonsense=nonsense))
+            data = Document(json.loads(body)["query"]).run(request.variables, _root(owner, projects, spoilt=spoilt))
     except GraphQLError as error:
         return _error(400, str(error))
     return _Answer(200, json.dumps({"data": data}).encode())
@@ -569,10 +569,10 @@ def _part(data: bytes, wanted: str | None) -> _Answer:
 # --- What GraphQL's fields are
 
 
-def _root(owner: WandbServer, projects: dict[tuple[str, str], Project], *, nonsense: bool) -> dict[str, Any]:
+def _root(owner: WandbServer, projects: dict[tuple[str, str], Project], *, spoilt: int | str | None) -> dict[str, Any]:
     def project(name: str, entityName: str) -> dict[str, Any] | None:
         found = projects.get((entityName, name))
-        return _project_fields(owner, found, nonsense=nonsense) if found else None
+        return _project_fields(owner, found, spoilt=spoilt) if found else None
 
     def artifact(id: str) -> dict[str, Any] | None:
         for held in projects.values():
@@ -608,14 +608,14 @@ def _project_info(project: Project) -> dict[str, Any]:
     }
 
 
-def _project_fields(owner: WandbServer, project: Project, *, nonsense: bool) -> dict[str, Any]:
+def _project_fields(owner: WandbServer, project: Project, *, spoilt: int | str | None) -> dict[str, Any]:
     def run(name: str) -> dict[str, Any] | None:
         return _run_fields(project, project.runs[name]) if name in project.runs else None
 
     def runs(filters: str = "{}", after: str | None = None, first: int = 50, order: str = "+created_at") -> dict:
         found = _sorted(_selected(project, filters), order)
         page = _page(found, after, first, partial(_run_fields, project), is_falling=order.startswith("-"))
-        return _nonsense(page) if nonsense else page
+        return SPOILING[spoilt](page) if spoilt in SPOILING else page
 
     def membership(name: str) -> dict[str, Any] | None:
         collection, _, alias = name.partition(":")
@@ -682,6 +682,19 @@ def _nonsense(page: dict[str, Any]) -> dict[str, Any]:
     for place, edge in enumerate(page["edges"][1::2]):
         edge["node"].update(ways[place % len(ways)])
     return page
+
+
+def _repeated(page: dict[str, Any]) -> dict[str, Any]:
+    """Puts the first run of a page in the place of the last; cursors stay."""
+    if page["edges"]:
+        page["edges"][-1] = page["edges"][-1] | {"node": page["edges"][0]["node"]}
+    return page
+
+
+SPOILING: dict[int | str | None, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "malformed": _nonsense,
+    "repeated": _repeated,
+}
 
 
 def _collection_fields(owner: WandbServer, project: Project, collection: Collection) -> dict[str, Any]:

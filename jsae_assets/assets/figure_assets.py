@@ -12,7 +12,7 @@ import dagster as dg
 from jsae_assets.assets.cell import OWNERS, Cell, cell_asset, find_cell
 from jsae_assets.assets.figures import CELL_FIGURES, CONTROL_FIGURES, LAYER_FIGURES, SWEEP_FIGURES, Figure, Results
 from jsae_assets.assets.sweeps import ASSET as SWEEP_RUNS
-from jsae_assets.assets.sweeps import sweep_entries
+from jsae_assets.assets.sweeps import odd, sweep_entries
 from jsae_assets.catalog import Catalog
 from jsae_assets.entries import confirm, depends_on
 from jsae_assets.partitions import cells, models, of_all_layers, sweeps
@@ -167,7 +167,11 @@ def _sweep_figure(catalog: Catalog, figure: Figure) -> dg.AssetsDefinition:
         confirm(context, catalog)
         yield dg.Output(
             figure.draw(runs.frame, _sweep_subtitle(key, runs.frame)),
-            metadata={"source": f"{SWEEP_RUNS} of {key}", "catalog_entry": catalog.sweep_digest(key)},
+            metadata={
+                "source": f"{SWEEP_RUNS} of {key}",
+                "odd_runs_left_out": odd(runs.frame),
+                "catalog_entry": catalog.sweep_digest(key),
+            },
         )
 
     return drawn

@@ -50,7 +50,7 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
         group_name="sweeps",
         kinds={"wandb", "parquet"},
         owners=OWNERS,
-        code_version="1",
+        code_version="2",
         pool=POOL,
         io_manager_key="tables",
         freshness_policy=FRESH if any(sweep.wandb for sweep in catalog.sweeps.values()) else None,
@@ -77,12 +77,20 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
             | {
                 "runs": len(table),
                 "finished": int((table["state"] == "finished").sum()),
+                "odd": odd(table),
                 "catalog_entry": catalog.sweep_digest(key),
                 "seconds": watch.seconds,
             },
         )
 
     return sweep_runs
+
+
+def odd(table: "DataFrame") -> str:
+    """What is said of the runs that the figures leave out because their numbers cannot be."""
+    from jsae_core.figures import odd_runs
+
+    return ", ".join(f"{table['name'][place]} ({why})" for place, why in odd_runs(table).items()) or "none"
 
 
 def _synced(path: str, stored: StoredTable, context: dg.AssetExecutionContext) -> tuple["DataFrame", dict]:

@@ -107,8 +107,8 @@ def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, published: pd.DataF
     is no knee where hardly any is on that side, no line through more than 25 λ, and there are neither symbols nor knees
     if there are more groups than symbols.
 
-    Runs that are not finished, and finished ones without λ or one of the numbers, are left out; runs deleted upstream
-    are drawn. The axis of scores goes no further than from 0 to 1: scores beyond are triangles at its end.
+    Runs that are not finished, finished ones without λ or one of the numbers, and `odd_runs` are left out; runs deleted
+    upstream are drawn. The axis of scores goes no further than from 0 to 1: scores beyond are triangles at its end.
 
     Args:
         runs: the table of runs.
@@ -117,8 +117,8 @@ def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, published: pd.DataF
             empty.
 
     Raises:
-        ValueError: a column missing, no run, none that is finished and has the numbers, infinite numbers, a negative
-            λ, or a share outside [0, 1].
+        ValueError: a column missing, no run, or none that is finished and has the numbers, or a published one that
+            cannot be.
     """
     drawn, remark = _drawn(runs, [LAMBDA, SHARE, SCORE], [SHARE, SCORE])
     published = drawn.iloc[:0] if published is None else _checked_published(published)
@@ -148,9 +148,9 @@ def sweep_grid_figure(
     """A chart for each measure of sparsity (rows) and of quality (columns), a dot a run, coloured by its λ.
 
     Charts in a row share their y axis, charts in a column their x axis. Groups have symbols and lines as in
-    `sweep_tradeoff_figure`. A run is missing from the charts of numbers that it lacks. Axes go no further than from 0
-    to 1 for scores, explained variance and L1/√L2, and from 1 on for the kurtosis, which is logarithmic: what is beyond
-    is a triangle at the end.
+    `sweep_tradeoff_figure`. A run is missing from the charts of numbers that it lacks, `odd_runs` from all. Axes go no
+    further than from 0 to 1 for scores, explained variance and L1/√L2, and from 1 on for the kurtosis, which is
+    logarithmic: what is beyond is a triangle at the end.
 
     Args:
         runs: the table of runs.
@@ -160,8 +160,8 @@ def sweep_grid_figure(
         quality: columns of the table; `kl_score`, if it is none, is the mean of `kl_score_input` and `kl_score_output`.
 
     Raises:
-        ValueError: a column missing that describes runs, no run, none that is finished and has a λ, no number of
-            sparsity or none of quality, infinite numbers, a negative λ, or a share outside [0, 1].
+        ValueError: a column missing that describes runs, no run, none that is finished and has a λ, or no number of
+            sparsity or none of quality.
     """
     if "kl_score" not in runs and {"kl_score_input", "kl_score_output"} <= set(runs):
         runs = runs.assign(kl_score=(runs["kl_score_input"] + runs["kl_score_output"]) / 2)
@@ -213,34 +213,50 @@ def _drawn(runs: pd.DataFrame, required: Sequence[str], numbers: Sequence[str]) 
     finished = runs[runs["state"] == "finished"].reset_index(drop=True)
     if finished.empty:
         raise ValueError(f"none of the {len(runs)} runs is finished; expected at least one")
-    finished = _checked(finished, [LAMBDA, *numbers], "the table of runs")
-    drawn = finished.dropna(subset=required).reset_index(drop=True)
+    odd = odd_runs(finished, numbers)
+    possible = finished.drop(index=odd.index)
+    if possible.empty:
+        raise ValueError(f"none of the {len(finished)} finished runs has numbers that can be: {', '.join(odd[:3])}")
+    possible = possible.assign(**{name: possible[name].astype(float) for name in [LAMBDA, *numbers]})
+    drawn = possible.dropna(subset=required).reset_index(drop=True)
     if drawn.empty:
         raise ValueError(f"no finished run has {' and '.join(required)}; expected at least one")
-    return drawn, _remark_on_runs(drawn, len(runs) - len(finished), len(finished) - len(drawn))
+    return drawn, _remark_on_runs(drawn, len(runs) - len(finished), len(possible) - len(drawn), odd)
 
 
-def _remark_on_runs(drawn: pd.DataFrame, unfinished: int, incomplete: int) -> str:
+def odd_runs(runs: pd.DataFrame, numbers: Sequence[str] = ()) -> pd.Series:
+    """The finished runs whose λ, shares or other measures of these figures cannot be, which are therefore not drawn:
+    by the index of the table, what is odd about each ("above_0.01 = 8.2").
+
+    Args:
+        numbers: columns besides those that the figures show by themselves.
+    """
+    finished = runs[runs["state"] == "finished"]
+    known = dict.fromkeys([LAMBDA, *SPARSITY, *QUALITY, "kl_score_input", "kl_score_output", *numbers])
+    complaints = {
+        name: _impossible(name, finished[name].astype(float)).map(f"{name} = {{:g}}".format)
+        for name in known
+        if name in finished
+    }
+    return pd.concat(complaints.values()).groupby(level=0).first() if complaints else pd.Series(dtype="str")
+
+
+def _impossible(name: str, numbers: pd.Series) -> pd.Series:
+    """Those that no run can have: infinite ones, a λ below 0, a share that is none."""
+    wrong = np.isinf(numbers)
+    wrong |= (numbers < 0) if name == LAMBDA or name.startswith("above_") else False
+    wrong |= (numbers > 1) if name.startswith("above_") else False
+    return numbers[wrong]
+
+
+def _remark_on_runs(drawn: pd.DataFrame, unfinished: int, incomplete: int, odd: pd.Series) -> str:
     remark = f" · {len(drawn)} run{'s' if len(drawn) > 1 else ''}"
     deleted = int(drawn["deleted"].sum())
     remark += f", {deleted} of them deleted upstream" if deleted else ""
-    left_out = [f"{n} {what}" for n, what in ((unfinished, "not finished"), (incomplete, "incomplete")) if n]
+    examples = ", ".join(odd[:1]) + (", …" if len(odd) > 1 else "")
+    counts = ((unfinished, "not finished"), (incomplete, "incomplete"), (len(odd), f"odd ({examples})"))
+    left_out = [f"{n} {what}" for n, what in counts if n]
     return remark + (f"; left out: {', '.join(left_out)}" if left_out else "")
-
-
-def _checked(table: pd.DataFrame, names: Sequence[str], where: str) -> pd.DataFrame:
-    """The table with these columns as numbers."""
-    table = table.assign(**{name: table[name].astype(float) for name in names})
-    infinite = [name for name in names if np.isinf(table[name]).any()]
-    if infinite:
-        raise ValueError(f"{where} holds infinite values in {', '.join(infinite)}")
-    if (table[LAMBDA] < 0).any():
-        raise ValueError(f"{where} has a {LAMBDA} of {table[LAMBDA].min():g}; expected a number from 0")
-    for name in names:
-        wrong = table[name][(table[name] < 0) | (table[name] > 1)]
-        if name.startswith("above_") and not wrong.empty:
-            raise ValueError(f"{where} has a share of {wrong.iloc[0]:g} in {name}; expected a number between 0 and 1")
-    return table
 
 
 def _checked_published(published: pd.DataFrame) -> pd.DataFrame:
@@ -248,7 +264,11 @@ def _checked_published(published: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in names if name not in published]
     if missing:
         raise ValueError(f"the table of published runs lacks {', '.join(missing)}")
-    published = _checked(published, names, "the table of published runs")
+    published = published.assign(**{name: published[name].astype(float) for name in names})
+    for name in names:
+        impossible = _impossible(name, published[name])
+        if not impossible.empty:
+            raise ValueError(f"the table of published runs holds {name} = {impossible.iloc[0]:g}, which cannot be")
     if published[names].isna().any(axis=None):
         raise ValueError("the table of published runs holds NaN")
     return published

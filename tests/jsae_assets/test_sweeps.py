@@ -264,6 +264,21 @@ def test_runs_that_are_not_finished_are_in_the_table_named_and_not_drawn(remote,
     assert "left out: 1 not finished" in text
 
 
+def test_an_odd_run_is_in_the_table_and_in_neither_figure_which_say_so(remote, server):
+    add_runs(server, 4)
+    server.add_run(
+        "lab", "sweep", "odd", config={"jacobian_coefficient": "-3", "k": 32}, created_at=START, heartbeat_at=START
+    )
+    result = sync(remote, "theirs")
+    assert failures(result) == {}
+    assert "odd" in table(remote, "theirs")["run_id"].tolist()
+    assert metadata(result, "sweep_runs")["odd"] == "odd (jacobian_coefficient = -3)"
+    for figure in FIGURES:
+        assert metadata(result, figure)["odd_runs_left_out"] == "odd (jacobian_coefficient = -3)"
+        text = remote.file(figure, None, "theirs", "json").read_text(encoding="utf-8")
+        assert "left out: 1 odd (jacobian_coefficient = -3)" in text.replace("\\u003c", "<").replace("<br>", " ")
+
+
 FAULTS = {
     "no network": (lambda server: server.stop(), "network"),
     "no such project": (lambda server: server.fail(404, on="runs", times=None), "lab/sweep"),

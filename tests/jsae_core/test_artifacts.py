@@ -199,6 +199,16 @@ def test_a_copy_that_lost_a_file_or_a_part_of_one_since_is_mended(server, folder
     assert [request.range for request in server.asked("file")] == [None, "bytes=1000-"]
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_copy_that_was_overwritten_by_as_many_other_bytes_is_not_used_but_mended(server, folder, name):
+    add_pair(server)
+    directory = fetch_wandb_artifact(f"{PAIR}:v0", folder).directory
+    (directory / name).write_bytes(bytes(byte ^ 1 for byte in FILES[name]))
+    server.forget()
+    assert contents(fetch_wandb_artifact(f"{PAIR}:v0", folder).directory) == FILES
+    assert len(server.asked("file")) == 1
+
+
 def test_files_in_folders_empty_ones_and_more_than_a_page_of_them_arrive(server, folder):
     files = {f"part/{i:02d}.bin": bytes([i]) * i for i in range(60)}
     add_pair(server, files)
@@ -600,7 +610,7 @@ def test_publishing_twice_makes_two_runs_and_leaves_a_run_that_is_going_on_alone
     assert len({mine.id, *(one.run_id for one in made)}) == 3
 
 
-@pytest.mark.parametrize("project", ["proj", "ent/", "/proj", "ent/proj/more", "ent/a b", ""])
+@pytest.mark.parametrize("project", ["proj", "ent/", "/proj", "ent/proj/more", "e nt/a", ""])
 def test_a_project_path_of_another_form_is_refused(folder, project):
     with pytest.raises(ValueError, match="expected entity/project"):
         publish_pair(random_pair(), project, "pair", folder, offline=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jsae_core.figures import sweep_grid_figure, sweep_tradeoff_figure
+from jsae_core.figures import odd_runs, sweep_grid_figure, sweep_tradeoff_figure
 from jsae_core.figures.sweep import QUALITY, SPARSITY
 from jsae_core.published import published_sweep
 
@@ -411,8 +411,8 @@ def test_the_published_sweep_is_the_published_one():
     [
         (lambda runs: runs.drop(columns="ce_score"), "published runs lacks ce_score"),
         (lambda runs: runs.assign(ce_score=np.nan), "published runs holds NaN"),
-        (lambda runs: runs.assign(ce_score=np.inf), "published runs holds infinite values in ce_score"),
-        (lambda runs: runs.assign(**{"above_0.01": 8.2}), "published runs has a share of 8.2 in above_0.01"),
+        (lambda runs: runs.assign(ce_score=np.inf), "published runs holds ce_score = inf, which cannot be"),
+        (lambda runs: runs.assign(**{"above_0.01": 8.2}), "published runs holds above_0.01 = 8.2, which cannot be"),
     ],
 )
 def test_published_runs_that_make_no_sense_are_refused(bad, complaint):
@@ -614,27 +614,37 @@ def test_finished_runs_without_a_coefficient_are_not_enough(draw):
         draw(table(jacobian_coefficient=np.nan), SUBTITLE)
 
 
+ODD = [
+    ("jacobian_coefficient", -1, "jacobian_coefficient = -1"),
+    ("jacobian_coefficient", np.inf, "jacobian_coefficient = inf"),
+    ("ce_score", -np.inf, "ce_score = -inf"),
+    ("above_0.01", np.inf, "above_0.01 = inf"),
+    ("above_0.01", -0.1, "above_0.01 = -0.1"),
+    ("above_0.02", 11.3, "above_0.02 = 11.3"),
+]
+
+
 @both
-@pytest.mark.parametrize("name", ["jacobian_coefficient", "ce_score", "above_0.01"])
-@pytest.mark.parametrize("bad", [np.inf, -np.inf])
-def test_infinite_numbers_are_refused(draw, name, bad):
-    with pytest.raises(ValueError, match=f"the table of runs holds infinite values in {name}"):
-        draw(of(table(), 1, **{name: bad}), SUBTITLE)
+@pytest.mark.parametrize("name, value, why", ODD)
+def test_a_run_with_a_number_that_cannot_be_is_left_out_of_both_figures_with_a_remark(draw, name, value, why):
+    figure, usual = draw(of(table(), 1, **{name: value}), SUBTITLE), draw(table().drop(index=1), SUBTITLE)
+    assert f" · 4 runs; left out: 1 odd ({why})" in remark(figure)
+    assert [trace.to_json() for trace in figure.data] == [trace.to_json() for trace in usual.data]
 
 
 @both
 def test_infinite_numbers_of_unfinished_runs_do_not_matter(draw):
-    draw(of(table(), 1, ce_score=np.inf, state="running"), SUBTITLE)
+    figure = draw(of(table(), 1, ce_score=np.inf, state="running"), SUBTITLE)
+    assert "; left out: 1 not finished" in remark(figure)
 
 
 @both
-def test_a_negative_coefficient_is_refused(draw):
-    with pytest.raises(ValueError, match="has a jacobian_coefficient of -1; expected a number from 0"):
-        draw(of(table(), 1, jacobian_coefficient=-1), SUBTITLE)
+def test_where_every_finished_run_is_odd_that_is_an_error(draw):
+    with pytest.raises(ValueError, match="none of the 5 finished runs has numbers that can be: jacobian_coefficient"):
+        draw(table().assign(jacobian_coefficient=-1.0), SUBTITLE)
 
 
-@both
-@pytest.mark.parametrize("bad", [-0.1, 11.3])
-def test_a_share_that_is_none_is_refused(draw, bad):
-    with pytest.raises(ValueError, match=f"has a share of {bad} in above_0.01; expected a number between 0 and 1"):
-        draw(of(table(), 1, **{"above_0.01": bad}), SUBTITLE)
+def test_odd_runs_are_told_by_their_place_in_the_table():
+    runs = of(of(of(table(), 0, state="running", ce_score=np.inf), 3, ce_score=np.inf), 4, jacobian_coefficient=-2)
+    assert odd_runs(runs).to_dict() == {3: "ce_score = inf", 4: "jacobian_coefficient = -2"}
+    assert odd_runs(table()).empty

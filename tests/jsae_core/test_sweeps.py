@@ -147,6 +147,52 @@ def test_keys_that_all_hold_the_last_threshold_count_for_that_one_only(count):
     assert (mended["above_0.01"], mended["above_0.04"]) == (0.5, count / 1024)
 
 
+def test_numbers_and_truth_values_that_are_written_as_text_are_understood():
+    config = {"hook_layer": "3", "k": "32", "d_sae": "1e4", "jacobian_coefficient": "1e-4"}
+    row = row_of(
+        {
+            "jacobian_sparsity/jac_abs_above_0.01": "102.4",
+            "model_performance_preservation/ce_loss_score": "0.5",
+            "model_performance_preservation/ce_loss_score2": " 7e-1 ",
+        },
+        config | {"randomize_llm_weights": "True"},
+    )
+    assert (row["layer"], row["k"], row["d_sae"], row["jacobian_coefficient"]) == (3, 32, 10_000, 1e-4)
+    assert row["randomize_llm_weights"] and row["above_0.01"] == pytest.approx(0.1)
+    assert row["ce_score"] == pytest.approx(0.6)
+    assert not row_of(config=config | {"randomize_llm_weights": "false"})["randomize_llm_weights"]
+
+
+@given(st.floats(0, 1e6), st.integers(0, 2**40), st.booleans())
+def test_a_setting_means_the_same_as_text(coefficient, whole, truth):
+    config = {"jacobian_coefficient": coefficient, "d_sae": whole, "randomize_llm_weights": truth}
+    columns = [*config]
+    as_text = {name: str(value) for name, value in config.items()}
+    assert row_of(config=as_text)[columns].tolist() == row_of(config=config)[columns].tolist()
+
+
+@pytest.mark.parametrize("text", ["", "three", "1_000", "0x10", "[1]"])
+def test_text_that_is_no_number_is_an_unknown_setting(text):
+    row = row_of(config={"d_sae": text, "jacobian_coefficient": text})
+    assert pd.isna(row["d_sae"]) and math.isnan(row["jacobian_coefficient"])
+
+
+@pytest.mark.parametrize("name", ["use_jacobian_loss", "is_pair"])
+@pytest.mark.parametrize("no", [False, "False", "false", 0])
+def test_a_run_whose_loss_has_no_jacobian_term_has_no_coefficient_whatever_the_default_says(name, no):
+    assert row_of(config=CONFIG | {name: no})["jacobian_coefficient"] == 0
+    assert row_of(config=CONFIG | {name: True})["jacobian_coefficient"] == 1
+    assert row_of(config=CONFIG | {name: None})["jacobian_coefficient"] == 1
+
+
+def test_a_metric_that_is_summed_up_as_minimum_maximum_and_last_counts_as_its_last():
+    summary = {name: {"min": 0.0, "max": 999.0, "last": value} for name, value in SUMMARY.items()}
+    row, plain = row_of(summary), row_of()
+    for name in ("ce_score_input", "ce_score_output", "ce_score", "above_0.01"):
+        assert row[name] == plain[name]
+    assert row["model_performance_preservation/ce_loss_score.max"] == 999
+
+
 def test_counts_are_no_shares_where_k_is_not_known():
     row = row_of(config={})
     assert row[[name for name in RUN_COLUMNS if name.startswith("above_")]].isna().all()
@@ -260,6 +306,14 @@ def test_a_sync_with_nothing_new_costs_one_small_request_and_gives_back_the_tabl
     assert again.table is known and (again.changed, again.deleted, again.unfinished) == (0, (), ())
     assert operations(server) == ["Viewer", "Runs"]
     assert server.asked("runs")[0].variables["perPage"] == 1
+
+
+def test_a_table_that_older_rules_made_is_made_anew_though_nothing_is_new(server, sync):
+    add_runs(server, 3)
+    known = stored(sync().table)
+    older = known.assign(jacobian_coefficient=7.0)
+    again = sync(older)
+    assert again.changed == 0 and parquet(again.table) == parquet(known)
 
 
 def test_one_changed_run_costs_the_small_request_and_one_page(server, sync):
@@ -460,12 +514,38 @@ def test_malformed_runs_that_are_new_do_not_pass_for_nothing_new(server, sync):
         sync(known)
 
 
+@pytest.mark.parametrize("page", [0, 1, 2])
+def test_a_page_that_repeats_a_run_and_leaves_out_another_is_read_again(server, sync, page):
+    add_runs(server, 208)
+    server.fail("repeated", on="runs", after=page)
+    assert sync().table["run_id"].tolist() == [f"run{i:03d}" for i in range(208)]
+    assert operations(server) == ["Viewer"] + ["Runs"] * 6
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_run_that_a_page_leaves_out_is_not_marked_as_deleted(server, sync, full):
+    add_runs(server, 5)
+    known = sync().table
+    server.change_run(*PROJECT, "run004", summary={"new": 1}, heartbeat_at=time_of(4) + timedelta(minutes=1))
+    server.fail("repeated", on="runs", after=0 if full else 1)
+    synced = sync(known, full=full)
+    assert (synced.changed, synced.deleted, synced.table["deleted"].any()) == (1, (), False)
+
+
+def test_pages_that_never_hold_as_many_runs_as_wandb_counts_are_an_error_and_nothing_is_marked(server, sync):
+    add_runs(server, 5)
+    known = sync().table
+    server.fail("repeated", on="runs", times=None)
+    with pytest.raises(WandbError, match="wandb counts 5 runs of ent/proj but its pages hold 4 different ones"):
+        sync(known, full=True)
+
+
 def test_a_wrong_project_is_an_error_that_names_it(server, tmp_path):
     with pytest.raises(WandbError, match="the runs of ent/nope, asked at .*Check the path's entity, project"):
         sync_runs("ent/nope", None, tmp_path)
 
 
-@pytest.mark.parametrize("path", ["proj", "ent/proj/run", "", "ent/", "/proj", "ent/a b"])
+@pytest.mark.parametrize("path", ["proj", "ent/proj/run", "", "ent/", "/proj", "e nt/proj", "ent/ proj"])
 def test_a_path_that_is_none_is_refused_before_anything_is_asked(server, tmp_path, path):
     with pytest.raises(ValueError, match="expected entity/project"):
         sync_runs(path, None, tmp_path)

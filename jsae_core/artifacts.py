@@ -154,9 +154,12 @@ def fetch_wandb_artifact(path: str, folder: str | Path) -> FetchedArtifact:
 
 
 def artifact_name(config: PairConfig) -> str:
-    """The name that the published pairs have in wandb: sae_pair_{model}[-randomized]_layer{L}_{d_sae}_J{coef}_k{k}."""
+    """The name that the published pairs have in wandb: sae_pair_{model}[-randomized]_layer{L}_{d_sae}_J{coef}_k{k}, with
+    the training objective after the coefficient where it is not the mean of |J|."""
     model = Path(config.model_name).name + ("-randomized" if config.randomize_llm_weights else "")
-    name = f"sae_pair_{model}_layer{config.layer}_{config.d_sae}_J{config.jacobian_coefficient:.12g}_k{config.k}"
+    objective = config.extra.get("objective", "l1")
+    coefficient = f"{config.jacobian_coefficient:.12g}" + ("" if objective == "l1" else str(objective))
+    name = f"sae_pair_{model}_layer{config.layer}_{config.d_sae}_J{coefficient}_k{config.k}"
     return re.sub(r"[^A-Za-z0-9_.-]", "-", name)
 
 

@@ -18,7 +18,7 @@ It is evaluated at the MLP's true input, and a latent whose pre-activation is ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -28,6 +28,7 @@ from torch import Tensor
 from jsae_core.fused import fused_kernels
 from jsae_core.memory import piece_factor
 from jsae_core.mlp import MLP
+from jsae_core.objectives import l1
 from jsae_core.sae import active_latents, inputs_at_once
 from jsae_core.sae_pair import SAEPair
 from jsae_core.tables import Tables, build_tables
@@ -92,15 +93,16 @@ def gather_jacobian(tables: Tables, input_latents: Tensor, output_latents: Tenso
     return jacobian
 
 
-def mean_abs_jacobian(
+def jacobian_penalty(
     W_dec_in: Tensor,
     W_enc_out: Tensor,
     mlp: MLP,
     input_latents: Tensor,
     output_latents: Tensor,
     slopes: Sequence[Tensor],
+    objective: Callable[[Tensor], Tensor] = l1,
 ) -> Tensor:
-    """mean(|J|) over tokens and both latents, with a gradient: the Jacobian term of the training loss.
+    """A scalar function of the Jacobians of a batch, with a gradient: the Jacobian term of the training loss.
 
     The MLP's weights and the slopes are constants (Farnik et al., 2025).
 
@@ -108,36 +110,34 @@ def mean_abs_jacobian(
         W_dec_in, W_enc_out: [d_sae, d_model] and [d_model, d_sae].
         input_latents, output_latents: [n, k].
         slopes: of the MLP's branches at the n tokens, each [n, d_mlp].
+        objective: of J [n, k_out, k_in], such as those of `objectives.py`; mean |J| unless given.
     """
-    return _MeanAbsJacobian.apply(W_dec_in, W_enc_out, mlp, input_latents, output_latents, slopes)
+    return _Penalty.apply(W_dec_in, W_enc_out, mlp, input_latents, output_latents, slopes, objective)
 
 
-class _MeanAbsJacobian(torch.autograd.Function):
-    """The gradient of mean(|J|) with respect to J is sign(J) / size, known as soon as J is. So each chunk of tokens
-    gives its share of the tables' gradients while its rows are still in cache, and no gathered row outlives it. Only
-    the rows of active latents are built, and their gradients become the weights' at once, which are smaller."""
+class _Penalty(torch.autograd.Function):
+    """Only the rows of active latents are built, and their gradients become the weights' at once, which are smaller."""
 
     @staticmethod
-    def forward(ctx, W_dec_in, W_enc_out, mlp, input_latents, output_latents, slopes):
+    def forward(ctx, W_dec_in, W_enc_out, mlp, input_latents, output_latents, slopes, objective):
         d_sae = len(W_dec_in)
         (inputs, input_rows), (outputs, output_rows) = (
             _in_use(latents, d_sae) for latents in (input_latents, output_latents)
         )
         tables = build_tables(W_dec_in[inputs], W_enc_out[:, outputs], mlp)
-        of_rows = _fused_mean_abs if _fused(tables, input_rows, output_rows) else _mean_abs_of_rows
-        mean, gradients = of_rows(tables, input_rows, output_rows, slopes)
+        value, gradients = _penalty_of_rows(tables, input_rows, output_rows, slopes, objective)
         d_W_dec_rows = gradients.inputs @ torch.cat(mlp.branches, dim=1).T
         ctx.save_for_backward(d_W_dec_rows, gradients.outputs @ mlp.W_out)
         ctx.in_use, ctx.d_sae = (inputs, outputs), d_sae
-        return mean
+        return value
 
     @staticmethod
-    def backward(ctx, d_mean):
+    def backward(ctx, d_value):
         d_W_dec_in, d_W_enc_out = (
-            _of_all(d_mean * rows, latents, ctx.d_sae)
+            _of_all(d_value * rows, latents, ctx.d_sae)
             for latents, rows in zip(ctx.in_use, ctx.saved_tensors, strict=True)
         )
-        return d_W_dec_in, d_W_enc_out.T, None, None, None, None
+        return d_W_dec_in, d_W_enc_out.T, None, None, None, None, None
 
 
 def _in_use(latents: Tensor, d_sae: int) -> tuple[Tensor | slice, Tensor]:
@@ -156,10 +156,37 @@ def _of_all(rows: Tensor, latents: Tensor | slice, d_sae: int) -> Tensor:
     return rows.new_zeros(d_sae, rows.shape[1]).index_copy_(0, latents, rows)
 
 
+def _penalty_of_rows(
+    tables: Tables,
+    input_rows: Tensor,
+    output_rows: Tensor,
+    slopes: Sequence[Tensor],
+    objective: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tables]:
+    """The objective and its gradients to the tables."""
+    kernels = _fused(tables, input_rows, output_rows)
+    if objective is l1 and kernels is None:
+        return _mean_abs_of_rows(tables, input_rows, output_rows, slopes)
+    jacobian = gather_jacobian(tables, input_rows, output_rows, slopes).requires_grad_()
+    with torch.enable_grad():
+        value = objective(jacobian)
+        (d_jacobian,) = torch.autograd.grad(value, jacobian)
+    if kernels is not None:
+        return value.detach(), kernels.table_gradients(tables, input_rows, output_rows, slopes, d_jacobian)
+    gradients = Tables(*map(torch.zeros_like, tables))
+    for part, E, D in _gathered(tables, input_rows, output_rows, slopes):
+        _add_gradients(
+            gradients, d_jacobian[part], E, D, input_rows[part], output_rows[part], [c[part] for c in slopes]
+        )
+    return value.detach(), gradients
+
+
 def _mean_abs_of_rows(
     tables: Tables, input_rows: Tensor, output_rows: Tensor, slopes: Sequence[Tensor]
 ) -> tuple[Tensor, Tables]:
-    """mean(|J|) and its gradients to the tables."""
+    """mean(|J|) and its gradients to the tables, in one go: the gradient with respect to J is sign(J) / size, known as
+    soon as J is. So each chunk of tokens gives its share while its rows are still in cache, and no gathered row
+    outlives it."""
     gradients = Tables(*map(torch.zeros_like, tables))
     size = input_rows.numel() * output_rows.shape[1]
     total = tables.outputs.new_zeros(())
@@ -167,24 +194,26 @@ def _mean_abs_of_rows(
         jacobian = torch.bmm(E, D.transpose(1, 2))
         total += jacobian.abs().sum()
         sign = jacobian.sign_().div_(size)
-        gradients.outputs.index_add_(0, output_rows[part].reshape(-1), torch.bmm(sign, D).flatten(0, 1))
-        d_scaled = torch.bmm(sign.transpose(1, 2), E)
-        for b, slope in enumerate(slopes):
-            branch = slice(b * slope.shape[1], (b + 1) * slope.shape[1])
-            d_rows = (d_scaled * slope[part, None]).flatten(0, 1)
-            gradients.inputs[:, branch].index_add_(0, input_rows[part].reshape(-1), d_rows)
+        _add_gradients(gradients, sign, E, D, input_rows[part], output_rows[part], [c[part] for c in slopes])
     return total / size, gradients
 
 
-def _fused_mean_abs(
-    tables: Tables, input_rows: Tensor, output_rows: Tensor, slopes: Sequence[Tensor]
-) -> tuple[Tensor, Tables]:
-    """The same by the fused kernels."""
-    kernels = _fused(tables, input_rows, output_rows)
-    assert kernels is not None
-    jacobian = kernels.jacobian(tables, input_rows, output_rows, slopes)
-    mean, sign = jacobian.abs().mean(), jacobian.sign_().div_(jacobian.numel())
-    return mean, kernels.table_gradients(tables, input_rows, output_rows, slopes, sign)
+def _add_gradients(
+    gradients: Tables,
+    d_jacobian: Tensor,
+    E: Tensor,
+    D: Tensor,
+    input_rows: Tensor,
+    output_rows: Tensor,
+    slopes: Sequence[Tensor],
+) -> None:
+    """Add what a chunk of tokens gives to the tables' gradients. J = E D^T, D being the branches' rows weighed with
+    their slopes: dE = dJ D, and the rows of branch b have dJ^T E times their slope."""
+    gradients.outputs.index_add_(0, output_rows.reshape(-1), torch.bmm(d_jacobian, D).flatten(0, 1))
+    d_weighted = torch.bmm(d_jacobian.transpose(1, 2), E)
+    for b, slope in enumerate(slopes):
+        branch = slice(b * slope.shape[1], (b + 1) * slope.shape[1])
+        gradients.inputs[:, branch].index_add_(0, input_rows.reshape(-1), (d_weighted * slope[:, None]).flatten(0, 1))
 
 
 def _fused(tables: Tables, input_latents: Tensor, output_latents: Tensor) -> ModuleType | None:

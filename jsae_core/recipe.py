@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+OBJECTIVE_NAMES = ("l1", "l1nb", "l1nt", "cl1", "cl1nb", "cl1nt", "tanh", "scad", "exp", "log2", "loge", "lp")
 LARGEST_SEED = 2**63 - 1  # what torch's and numpy's generators both take
 
 
@@ -20,6 +21,7 @@ class TrainingConfig:
         batch_tokens: tokens a step.
         learning_rate_warm_up, learning_rate_decay, jacobian_warm_up: shares of all steps, between 0 and 1.
         gradient_clip: the largest norm of a gradient; above 0, infinity clips none.
+        objective: what lambda weighs, a function of the Jacobian by its name in `objectives.py`; "l1" is mean |J|.
         buffer_tokens: activations held for shuffling; a stream that fits is read once and gone through in epochs.
     """
 
@@ -35,6 +37,7 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     seed: int = 0
     buffer_tokens: int = 2**19
+    objective: str = "l1"
 
     def __post_init__(self):
         for name in ("d_sae", "k", "steps", "batch_tokens", "buffer_tokens"):
@@ -53,6 +56,8 @@ class TrainingConfig:
                     f"{name} is {getattr(self, name)}, expected a share of all steps, between 0 and 1 (not a number "
                     "of steps)"
                 )
+        if self.objective not in OBJECTIVE_NAMES:
+            raise ValueError(f"objective is {self.objective!r}, expected one of {', '.join(OBJECTIVE_NAMES)}")
         if not self.gradient_clip > 0:
             raise ValueError(f"gradient_clip is {self.gradient_clip}, expected a norm above 0")
         if not 0 <= self.seed <= LARGEST_SEED:

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jsae_core.fused import fused_kernels
-from jsae_core.jacobian import mean_abs_jacobian
+from jsae_core.jacobian import jacobian_penalty
 from jsae_core.mlp import MLP
+from jsae_core.objectives import OBJECTIVES
 from jsae_core.pair_format import PairConfig, tensor_name
 from jsae_core.recipe import TrainingConfig
 from jsae_core.sae import SAE_WEIGHTS, decode, top_k
@@ -48,8 +49,9 @@ def train_pair(
 ) -> SAEPair:
     """Train a pair on the inputs of a frozen MLP.
 
-    The loss is mean((x - x_hat)^2) + mean((y - y_hat)^2) + lambda_t * mean(|J|), each mean over tokens and features
-    (Farnik et al., 2025, section 3). A step: unit-norm decoder rows, forward, backward, clipped gradient, Adam.
+    The loss is mean((x - x_hat)^2) + mean((y - y_hat)^2) + lambda_t * objective(J), the first two means over tokens and
+    features; the objective is mean |J| unless the recipe names another (Farnik et al., 2025, section 3;
+    `objectives.py`). A step: unit-norm decoder rows, forward, backward, clipped gradient, Adam.
 
     Args:
         mlp_inputs: [n_tokens, d_model], or a stream of such; shuffled here. On the MLP's device and in its dtype.
@@ -74,6 +76,7 @@ def train_pair(
     parameters = [weights[side][part] for side in weights for part in SAE_WEIGHTS]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
     batches = shuffled_batches(mlp_inputs, config.batch_tokens, config.buffer_tokens, generator)
+    objective = OBJECTIVES[config.objective] if config.jacobian_coefficient else None
     every = max(1, config.steps // 20)
     for step in range(config.steps):
         x = next(batches, None)
@@ -85,7 +88,7 @@ def train_pair(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate_at(step)
         _normalise_decoders(weights)
-        losses = _losses(weights, mlp, x, config.k, with_jacobian=config.jacobian_coefficient > 0)
+        losses = _losses(weights, mlp, x, config.k, objective)
         loss = losses["input"] + losses["output"] + config.jacobian_coefficient_at(step) * losses["jacobian"]
         optimizer.zero_grad()
         loss.backward()
@@ -136,9 +139,13 @@ def _normalise_decoders(weights: dict[str, dict[str, Tensor]]) -> None:
 
 
 def _losses(
-    weights: dict[str, dict[str, Tensor]], mlp: MLP, x: Tensor, k: int, with_jacobian: bool
+    weights: dict[str, dict[str, Tensor]],
+    mlp: MLP,
+    x: Tensor,
+    k: int,
+    objective: Callable[[Tensor], Tensor] | None,
 ) -> dict[str, Tensor]:
-    """The three terms of the loss, lambda left out; the Jacobian's is 0 where it is not asked for."""
+    """The three terms of the loss, lambda left out; the Jacobian's is 0 where there is no objective."""
     response = mlp.respond(x)
     latents, losses = {}, {}
     for side, target in (("input", x), ("output", response.output)):
@@ -149,11 +156,11 @@ def _losses(
         activations = torch.relu(_PreActivations.apply(target, part["W_enc"], part["b_enc"], values, active))
         reconstruction = active.decode(part["W_dec"], part["b_dec"], activations)
         losses[side] = (target - reconstruction).square().mean()
-    if not with_jacobian:
+    if objective is None:
         return losses | {"jacobian": x.new_zeros(())}
     W_dec_in, W_enc_out = weights["input"]["W_dec"], weights["output"]["W_enc"]
-    jacobian = mean_abs_jacobian(W_dec_in, W_enc_out, mlp, latents["input"], latents["output"], response.slopes)
-    return losses | {"jacobian": jacobian}
+    of_latents = (latents["input"], latents["output"], response.slopes)
+    return losses | {"jacobian": jacobian_penalty(W_dec_in, W_enc_out, mlp, *of_latents, objective)}
 
 
 class _PreActivations(torch.autograd.Function):
@@ -243,6 +250,7 @@ def _published_recipe(config: TrainingConfig) -> dict[str, float]:
         "lr": config.learning_rate,
         "lr_warm_up_steps": round(config.steps * config.learning_rate_warm_up),
         "lr_decay_steps": round(config.steps * config.learning_rate_decay),
+        "objective": config.objective,
         "jacobian_warm_up_steps": round(config.steps * config.jacobian_warm_up),
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,

@@ -263,7 +263,7 @@ def test_the_training_term_is_the_mean_of_the_batched_jacobian_s_magnitude(activ
     pair, x = random_pair(activation, gated), random_inputs(5)
     sandwich = run_sandwich(pair, x)
     latents, slopes = (sandwich.input_latents, sandwich.output_latents), pair.mlp.respond(x).slopes
-    mean = jacobian.mean_abs_jacobian(pair.input_sae.W_dec, pair.output_sae.W_enc, pair.mlp, *latents, slopes)
+    mean = jacobian.jacobian_penalty(pair.input_sae.W_dec, pair.output_sae.W_enc, pair.mlp, *latents, slopes)
     torch.testing.assert_close(mean, sandwich.jacobian.abs().mean(), rtol=0, atol=1e-12)
 
 
@@ -276,7 +276,7 @@ def test_the_training_term_s_gradient_is_that_of_finite_differences(gated, rows_
     latents = (sandwich.input_latents, sandwich.output_latents)
 
     def of_weights(W_dec_in: Tensor, W_enc_out: Tensor) -> Tensor:
-        return jacobian.mean_abs_jacobian(W_dec_in, W_enc_out, pair.mlp, *latents, slopes)
+        return jacobian.jacobian_penalty(W_dec_in, W_enc_out, pair.mlp, *latents, slopes)
 
     weights = (pair.input_sae.W_dec.clone(), pair.output_sae.W_enc.clone())
     assert torch.autograd.gradcheck(of_weights, tuple(weight.requires_grad_() for weight in weights))
@@ -290,7 +290,7 @@ def test_the_training_term_builds_and_moves_the_rows_of_active_latents_alone(gat
     monkeypatch.setattr(jacobian, "build_tables", lambda *weights: built.append(build(*weights)) or built[-1])
     W_dec_in, W_enc_out = (w.clone().requires_grad_() for w in (pair.input_sae.W_dec, pair.output_sae.W_enc))
     latents = (sandwich.input_latents, sandwich.output_latents)
-    jacobian.mean_abs_jacobian(W_dec_in, W_enc_out, pair.mlp, *latents, slopes).backward()
+    jacobian.jacobian_penalty(W_dec_in, W_enc_out, pair.mlp, *latents, slopes).backward()
     assert [(len(tables.inputs), len(tables.outputs)) for tables in built] == [(K, K)]
     for gradient, active in zip((W_dec_in.grad, W_enc_out.grad.T), latents, strict=True):
         assert gradient.any(dim=1).nonzero().flatten().tolist() == sorted(active.flatten().tolist())

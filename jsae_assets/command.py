@@ -21,7 +21,6 @@ from pathlib import Path
 import dagster as dg
 from tabulate import tabulate
 
-from jsae_assets.assets.cell import THRESHOLDS
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import report
@@ -29,6 +28,7 @@ from jsae_assets.freshness import Freshness, Place, latest_metadata
 from jsae_assets.partitions import cell_key, cells
 from jsae_assets.plan import CELL_JOB, PlannedRun, narrowed, planned_runs
 from jsae_assets.storage import storage
+from jsae_core.terms import THRESHOLDS
 
 HOME_VARIABLE = "DAGSTER_HOME"
 PACKAGE = Path(__file__).parent

@@ -13,9 +13,10 @@ from jsae_assets.catalog import Catalog, CatalogError, load_catalog
 from jsae_assets.freshness import latest_metadata
 from jsae_assets.partitions import cell_key
 from jsae_core.published import PublishedResult, all_published_results
+from jsae_core.terms import FUNCTION_SHAPES
 
 HEADER = ("model", "layer", "variant", "λ", "measure", "published", "measured", "difference")
-SHARES_OF_SHAPES = {"share_linear", "share_jumprelu", "share_other"}
+SHARES_OF_SHAPES = {f"share_{shape}" for shape in FUNCTION_SHAPES}
 
 
 def comparison(catalog: Catalog, instance: dg.DagsterInstance) -> list[tuple[str, ...]]:

@@ -371,7 +371,13 @@ def _digests(path: Path) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Patience:
-    """How many tries in a row may bring nothing after the first, seconds between them, and seconds without a byte."""
+    """When a download is given up.
+
+    Attributes:
+        retries: tries in a row, after the first, that may bring nothing.
+        shortest, longest: seconds between tries.
+        timeout: seconds without a byte that end a try.
+    """
 
     retries: int
     shortest: float
@@ -383,39 +389,45 @@ class _Patience:
         import wandb
 
         settings = wandb.setup().settings
-        told = (
+        given = (
             (settings.x_file_transfer_retry_max, 6),
             (settings.x_file_transfer_retry_wait_min_seconds, 1.0),
             (settings.x_file_transfer_retry_wait_max_seconds, 30.0),
             (settings.x_file_transfer_timeout_seconds, 60.0),
         )
-        values: list[Any] = [default if value is None else value for value, default in told]
+        values: list[Any] = [default if value is None else value for value, default in given]
         return cls(*values)
 
 
 @dataclass(frozen=True)
 class _Trouble:
-    """Why no more of a file came, whether its address holds no longer, and whether and when to try again."""
+    """Why no more of a file came.
+
+    Attributes:
+        refused: its address is no longer accepted; a new one may be.
+        final: trying again would change nothing.
+        wait: seconds before the next try.
+    """
 
     why: str
     refused: bool = False
-    hopeless: bool = False
+    final: bool = False
     wait: float = 0.0
 
 
 def _download(what: str, file: _File, target: Path, fresh_url: Callable[[], str], patience: _Patience) -> None:
     """Until the file has its size, going on from what is there of it."""
-    url, most, fruitless, refused = file.url, _size(target), 0, False
+    url, most, tries_without_progress, refused = file.url, _size(target), 0, False
     while _size(target) < file.size:
         trouble = _continue(url, target, patience.timeout)
         have = _size(target)
         if have >= file.size:
             return
         if have > most:
-            most, fruitless, refused = have, 0, False
+            most, tries_without_progress, refused = have, 0, False
         else:
-            fruitless += 1
-        if trouble.hopeless or fruitless > patience.retries or (refused and trouble.refused):
+            tries_without_progress += 1
+        if trouble.final or tries_without_progress > patience.retries or (refused and trouble.refused):
             raise WandbError(
                 f"{what} could not be downloaded: {trouble.why}. {max(have, 0)} of its {file.size} bytes have "
                 "arrived and are kept. Run it again later: it goes on from there"
@@ -423,7 +435,8 @@ def _download(what: str, file: _File, target: Path, fresh_url: Callable[[], str]
         if trouble.refused:
             refused, url = True, fresh_url()
         else:
-            time.sleep(max(trouble.wait, min(patience.shortest * 2 ** max(fruitless - 1, 0), patience.longest)))
+            longer = patience.shortest * 2 ** max(tries_without_progress - 1, 0)
+            time.sleep(max(trouble.wait, min(longer, patience.longest)))
 
 
 def _size(path: Path) -> int:
@@ -451,8 +464,16 @@ def _continue(url: str, target: Path, timeout: float) -> _Trouble:
     except requests.RequestException as error:
         # its words hold the signed address, so they are not quoted
         broken = _Trouble(f"there was no connection, or it was cut ({type(error).__name__})")
-        return silence if "timed out" in str(error).lower() else broken
+        return silence if _ran_out_of_time(error) else broken
     return _Trouble("the answer ended early")
+
+
+def _ran_out_of_time(error: BaseException | None) -> bool:
+    """Whether the network's own TimeoutError is what an error was made of: requests calls it a ConnectionError where it
+    comes in the middle of an answer."""
+    while error is not None and not isinstance(error, TimeoutError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _refusal(answer: requests.Response) -> _Trouble:
@@ -461,7 +482,7 @@ def _refusal(answer: requests.Response) -> _Trouble:
         return _Trouble(f"the store refuses the address that wandb gave for it (HTTP {status})", refused=True)
     if status in (408, 429) or status >= 500:
         return _Trouble(f"the store answers HTTP {status}", wait=_wait_asked_for(answer.headers.get("Retry-After", "")))
-    return _Trouble(f"the store answers HTTP {status}", hopeless=True)
+    return _Trouble(f"the store answers HTTP {status}", final=True)
 
 
 def _wait_asked_for(retry_after: str) -> float:

@@ -15,9 +15,15 @@ import psutil
 if TYPE_CHECKING:
     import torch
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as glibc's malloc.h names them
+# glibc's numbers for what `mallopt` sets, by their names in malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BLOCK_BYTES = 2**29
-MOST_TIMES, BYTES_EACH_TIME = 16, 4 * 10**9  # a CUDA device's piece_factor, and the memory it has for each
+# a CUDA device's pieces are larger than a CPU's by a factor of its memory / 4 GB, at most 16
+LARGEST_PIECE_FACTOR, BYTES_PER_FACTOR = 16, 4 * 10**9
+
+
+class TemporaryFileError(OSError):
+    """What did not fit in memory could not be written to a temporary file either."""
 
 
 def keep_freed_memory() -> None:
@@ -51,7 +57,7 @@ def piece_factor(device: torch.device) -> int:
     import torch
 
     total = torch.cuda.get_device_properties(device).total_memory
-    return max(1, min(MOST_TIMES, total // BYTES_EACH_TIME))
+    return max(1, min(LARGEST_PIECE_FACTOR, total // BYTES_PER_FACTOR))
 
 
 class MemoryBudget:

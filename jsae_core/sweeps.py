@@ -24,14 +24,15 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from jsae_core.terms import THRESHOLDS
 from jsae_core.wandb_client import PROJECT_PATH, WandbError, connect, unbroken
 
 if TYPE_CHECKING:
     import wandb
 
 ENDED = ("finished", "crashed", "failed", "killed")
-THRESHOLDS = ("0.005", "0.01", "0.015", "0.02", "0.04")
-THE_ONLY_THRESHOLD = "0.04"  # that the keys `jac_above_*` hold where they all hold one number, see `_shares_above`
+LAST_OF_THE_ORIGINAL = "0.04"  # the largest of the thresholds at which the original's training counted elements
+COUNTED_AT = (*map(str, THRESHOLDS), LAST_OF_THE_ORIGINAL)
 
 CONFIG_NAMES = {
     "model": ("model_name", "model"),
@@ -58,7 +59,7 @@ METRIC_NAMES = {
         "reconstruction_quality/explained_variance2",
         "metrics/explained_variance2",
     ),
-    **{f"above_{threshold}": (f"above_{threshold}",) for threshold in THRESHOLDS},
+    **{f"above_{threshold}": (f"above_{threshold}",) for threshold in COUNTED_AT},
     "kurtosis": ("kurtosis", "jacobian_sparsity/jac_kurtosis"),
     "l1_over_l2": ("l1_over_l2",),
 }
@@ -563,12 +564,13 @@ def _metrics(summary: dict[str, Any], k: int | None) -> dict[str, float | None]:
 def _shares_above(numbers: dict[str, float], k: int) -> dict[str, float]:
     """From the counts per token in both generations of names.
 
-    In some runs every `jac_above_*` holds the count for one threshold, the last; they are told by holding one number.
+    Some runs logged the count at their last threshold under every `jac_above_*`. Where all of these are equal, that
+    count is taken, and no other.
     """
     older, newer = (_with_prefix(numbers, f"jacobian_sparsity/{name}_above_") for name in ("jac", "jac_abs"))
     if len(older) > 1 and len(set(older.values())) == 1:
-        older = {THE_ONLY_THRESHOLD: next(iter(older.values()))}
-    return {f"above_{t}": count / k**2 for t, count in (older | newer).items() if t in THRESHOLDS}
+        older = {LAST_OF_THE_ORIGINAL: next(iter(older.values()))}
+    return {f"above_{t}": count / k**2 for t, count in (older | newer).items() if t in COUNTED_AT}
 
 
 def _with_prefix(numbers: dict[str, float], prefix: str) -> dict[str, float]:

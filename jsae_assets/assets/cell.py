@@ -15,6 +15,7 @@ import dagster as dg
 
 from jsae_assets.catalog import SETTING_OF, Catalog, Model, Pair
 from jsae_assets.entries import confirm, depends_on
+from jsae_assets.memory_settings import naming_settings
 from jsae_assets.partitions import cells, of_same_model, split_cell
 from jsae_assets.resources import POOL, downloads_folder
 from jsae_assets.sources import LANGUAGE_MODEL_WEIGHTS
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from jsae_core import LanguageModel, SAEPair
 
 OWNERS = ["team:interpretability"]
-THRESHOLDS = (0.005, 0.01, 0.015, 0.02)
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ def cell_asset(
     priority: int = 0,
 ) -> Callable[..., dg.AssetsDefinition]:
     """`dagster.asset` with what all assets of cells have in common: it exists at the cells that all of `variants` hold,
-    and its group is its variant unless named.
+    its group is its variant unless named, and its errors about memory name the settings that help.
 
     Args:
         priority: of the steps that could begin, that of the highest begins first.
     """
     partitions = cells(catalog, variants)
-    return dg.asset(
+    asset = dg.asset(
         key=prefix.split("/") + [name],
         description=description,
         code_version=code_version,
@@ -129,6 +129,7 @@ def cell_asset(
         owners=OWNERS,
         op_tags=step_priority(priority),
     )
+    return lambda body: asset(naming_settings(body))
 
 
 def step_priority(priority: int) -> dict[str, str]:

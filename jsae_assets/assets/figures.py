@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jsae_assets.assets.cell import THRESHOLDS
 from jsae_assets.stored import StoredTable, StoredTensors
+from jsae_core.terms import FUNCTION_SHAPES, THRESHOLDS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -96,7 +96,7 @@ def _draw_curves(results: Mapping[Variant, Results], subtitle: str) -> go.Figure
 def _draw_shapes(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
     from jsae_core.figures import function_shapes_figure
 
-    names = {shape: f"share_{shape}" for shape in ("linear", "jumprelu", "other")}
+    names = {shape: f"share_{shape}" for shape in FUNCTION_SHAPES}
     return function_shapes_figure(_frames(results, "function_shapes"), subtitle, _published(results, names))
 
 

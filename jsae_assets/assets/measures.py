@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import dagster as dg
 
 from jsae_assets.assets.cell import (
-    THRESHOLDS,
     Cell,
     Stopwatch,
     cell_asset,
@@ -24,6 +23,7 @@ from jsae_assets.assets.cell import (
 from jsae_assets.catalog import Catalog
 from jsae_assets.resources import Compute
 from jsae_assets.stored import StoredTensors
+from jsae_core.terms import FUNCTION_SHAPES, NORMS, NOTEWORTHY, THRESHOLDS, is_above
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,7 +163,6 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
 
 def _jacobian_histogram(subject: Subject) -> Measured:
     from jsae_core.measures import jacobian_histograms, share_above
-    from jsae_core.measures.histogram import NORMS
 
     stream = subject.mlp_inputs
     histograms = jacobian_histograms(subject.pair, stream, memory_bytes=subject.compute.memory_bytes)
@@ -199,7 +198,7 @@ def _jacobian_examples(subject: Subject) -> Measured:
     said = {
         "tokens": len(document) - 1,
         "prompt": subject.cell.model.prompt,
-        "share_above_0.01": (sandwich.jacobian.abs() > 0.01).float().mean().item(),
+        "share_above_0.01": is_above(sandwich.jacobian.abs(), NOTEWORTHY).float().mean().item(),
     }
     return Measured(tensors, len(document) - 1, said)
 
@@ -215,13 +214,12 @@ def _ablation_samples(subject: Subject) -> Measured:
 
 def _function_shapes(subject: Subject) -> Measured:
     from jsae_core.measures import function_shapes
-    from jsae_core.measures.linearity import SHAPES
 
     stream = subject.mlp_inputs
     with _explained(subject.cell, "function_shapes"):
         shapes = function_shapes(subject.pair, stream, subject.cell.model.function_shapes, n_curves=KEPT_CURVES)
     said = {
-        **{f"share_{shape}": float((shapes["shape"] == shape).mean()) for shape in SHAPES},
+        **{f"share_{shape}": float((shapes["shape"] == shape).mean()) for shape in FUNCTION_SHAPES},
         "share_flat": float(shapes["flat"].mean()),
         "samples": len(shapes),
     }

@@ -14,19 +14,19 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from jsae_core.figures.style import FONT_SIZE, INK, MAGNITUDE, WIDTH, Variant, apply_style, plain, require_variants
+from jsae_core.terms import AGREEMENTS, NOTEWORTHY
 
 POINTS = 2000  # of each variant; more would hide each other
 HIDDEN_SHARE = 0.01  # of a variant's values that may be too small for the axes
 DECADES = 7  # that an axis has at most; with more its numbers would overlap
-CLUSTER = 0.01  # the samples with neither |J| nor |change| above it are the cluster
 EDGE = 0.08  # decades that the axes go on below their lower edges, so that points there are seen whole
 BINS_PER_DECADE = 8  # of the marginals
-# what `agreement` says: its name in the figure, and when it is said
-AGREEMENTS = {
-    "line": ("on the line", "not in the cluster, change = −J ± 10 %"),
-    "cluster": ("in the cluster", "|J| and |change| at most 0.01"),
-    "off": ("off the line", "all others"),
-}
+# of each of AGREEMENTS: its name in the figure, and when it is said
+NAMES = (
+    ("on the line", "not in the cluster, change = −J ± 10 %"),
+    ("in the cluster", f"|J| and |change| below {NOTEWORTHY:g}"),
+    ("off the line", "all others"),
+)
 _NUMBERS = ["jacobian", "change", "drawn", "input_latent", "output_latent"]
 LEFT, RIGHT, ABOVE, BELOW = 100, 20, 8, 124  # px around all panels
 SIDE, MARGINAL, GAP, BETWEEN = 320, 56, 20, 32  # px: a scatter, a marginal, around both, before the bars
@@ -62,7 +62,7 @@ def ablation_figure(variants: Mapping[Variant, pd.DataFrame], subtitle: str) -> 
         figure.add_annotation(_label(variant, samples), row=row, col=1)
     for place, (variant, samples) in enumerate(variants.items()):
         figure.add_trace(_bars(variant, samples, place, len(variants)), row=1, col=3)
-    for place, (name, meaning) in enumerate(AGREEMENTS.values()):
+    for place, (name, meaning) in enumerate(NAMES):
         figure.add_annotation(_heading(place, name, meaning), row=1, col=3)
 
     apply_style(figure, "Taking one unit of an input latent away", subtitle + _remarks(variants), height=round(height))
@@ -89,7 +89,7 @@ def _check(variant: Variant, samples: pd.DataFrame) -> None:
 
 def _bins(variants: Mapping[Variant, pd.DataFrame]) -> np.ndarray:
     """Edges of the marginals' bins, and with them the ends of both axes. The cluster is always in between."""
-    lower, upper = CLUSTER / 10, CLUSTER * 10
+    lower, upper = NOTEWORTHY / 10, NOTEWORTHY * 10
     for samples in variants.values():
         for column in ("jacobian", "change"):
             magnitudes = samples[column].abs()
@@ -158,7 +158,8 @@ def _points(variant: Variant, samples: pd.DataFrame, least: float) -> list[go.Sc
             marker={"color": variant.colour, "size": 4, "opacity": 0.5},
             customdata=alike[["input_latent", "output_latent", "jacobian", "change"]].to_numpy(np.float32),
             hovertemplate=(
-                f"{AGREEMENTS[agreement][0]}: J = %{{customdata[2]:.3~g}}, change = %{{customdata[3]:.3~g}}<br>"
+                f"{NAMES[AGREEMENTS.index(agreement)][0]}: "
+                "J = %{customdata[2]:.3~g}, change = %{customdata[3]:.3~g}<br>"
                 "input latent %{customdata[0]}, output latent %{customdata[1]}"
             ),
         )
@@ -187,7 +188,7 @@ def _guides(bins: np.ndarray, named: bool) -> list[go.Scatter]:
         )
         for name, dash, x, y in (
             ("|change| = |J|", "solid", [low, high], [low, high]),
-            ("border of the cluster", "dot", [low, CLUSTER, CLUSTER], [CLUSTER, CLUSTER, low]),
+            ("border of the cluster", "dot", [low, NOTEWORTHY, NOTEWORTHY], [NOTEWORTHY, NOTEWORTHY, low]),
         )
     ]
 
@@ -231,7 +232,7 @@ def _bars(variant: Variant, samples: pd.DataFrame, place: int, n_variants: int) 
         textposition="outside",
         textfont={"size": FONT_SIZE - 2},
         cliponaxis=False,
-        customdata=[name for name, _ in AGREEMENTS.values()],
+        customdata=[name for name, _ in NAMES],
         hovertemplate="%{customdata}: %{x:.3~g} %",
     )
 

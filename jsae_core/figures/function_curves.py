@@ -15,8 +15,9 @@ import plotly.graph_objects as go
 
 from jsae_core.figures.style import FONT_SIZE, INK, WIDTH, Variant, apply_style, plain, require_variants
 from jsae_core.figures.thresholds import PUBLISHED
+from jsae_core.terms import FUNCTION_SHAPES as SHAPES
+from jsae_core.terms import STRAIGHT_WITHIN
 
-SHAPES = ("linear", "jumprelu", "other")
 LEAST_HEIGHT = 0.1  # activation; magnified further, a curve that passes for linear (within 0.01) would look bent
 STRAIGHT = 0.3  # px; a curve's point is left out if it is nearer than this to the line between others
 HATCHING = {"shape": "/", "fillmode": "replace", "size": 7, "solidity": 0.35}  # of bars of flat functions
@@ -33,7 +34,7 @@ CHARTS_LEFT, BARS_LEFT, RIGHT = 36, 68, 12  # px beside all charts, and beside c
 AXIS_TITLE, SLIDER = 44, 104  # px below charts
 BARS, BARS_BELOW = 280, 90  # px: how high the bars' axis is, and what is below it, a row of legend included
 READING = " · above each chart: input → output latent; dot: where the token was"
-RULE = "; linear: within 0.01 of a line"
+RULE = f"; linear: within {STRAIGHT_WITHIN:g} of a line"
 MEASURED = " · numbers as measured here"
 
 _NUMBERS = ["drawn", "input_latent", "output_latent", "input_activation", "output_activation"]
@@ -393,7 +394,11 @@ def _add_bars(
     if diamonds:
         figure.add_trace(_diamonds(diamonds))
     figure.update_layout(
-        xaxis2={"anchor": "y2", "range": [-0.5, len(SHAPES) - 0.5], "tickvals": [*range(len(SHAPES))]},
+        xaxis2={
+            "anchor": "y2",
+            "range": [-0.5, len(SHAPES) - 0.5],
+            "tickvals": [*range(len(SHAPES))],
+        },
         yaxis2={"anchor": "x2", "range": [0, pixel * BARS], "title": {"text": "sampled functions (%)"}},
         barmode="overlay",
     )
@@ -453,7 +458,7 @@ def _flat_in_legend() -> go.Bar:
     return go.Bar(
         x=[None],
         y=[None],
-        name="flat: range below 0.01",
+        name=f"flat: range below {STRAIGHT_WITHIN:g}",
         marker={"color": INK, "pattern": HATCHING},
         xaxis="x2",
         yaxis="y2",

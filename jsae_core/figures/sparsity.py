@@ -25,9 +25,8 @@ from jsae_core.figures.histogram import (
 )
 from jsae_core.figures.style import FONT_SIZE, MAGNITUDE, Variant, apply_style, plain, require_variants
 from jsae_core.figures.thresholds import threshold_bars
+from jsae_core.terms import NORMS, THRESHOLDS
 
-THRESHOLDS = [0.005, 0.01, 0.015, 0.02]
-NORMS = {"l2t": "root mean square", "l4t": "fourth-power mean", "linft": "maximum"}
 RARE = 1e-3  # per cent of the pairs of latents: fewer are not shown
 SCALED = "<b>A  Measures that follow the scale of J</b>: sparser, or merely smaller?"
 SCALE_FREE = "<b>B  Measures without the scale of J</b>: sparser? (Norms are means over tokens.)"

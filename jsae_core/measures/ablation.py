@@ -18,12 +18,11 @@ from jsae_core.measures.nearby import Lines, activations
 from jsae_core.measures.samples import Ranks, Samples, draw_samples, joined, table
 from jsae_core.sae import inputs_at_once
 from jsae_core.sae_pair import SAEPair
+from jsae_core.terms import AGREEMENTS, NOTEWORTHY, is_above
 
 ABSOLUTE_TOLERANCE = 0.1  # the published criterion: |J + change| below it
 RELATIVE_TOLERANCE = 0.1  # |J + change| below this share of |J|
 ROUNDING = 1e-12  # equal elements computed in float32 have a variance of up to this share of their mean square
-NOTEWORTHY = 0.01  # most |J| are so small that the absolute criterion passes by itself; those above it decide
-AGREEMENTS = ("line", "cluster", "off")
 SAMPLES_AT_ONCE = 2**17
 
 
@@ -45,8 +44,8 @@ def ablation_samples(
         One row a sample, in token order: `token` (place in the stream), `output_rank`, `input_rank` (place in the
         descending order of activations), `drawn` (place in the order of drawing), `output_latent`, `input_latent`,
         `jacobian`, `change`, `input_activation`, `output_activation` (before the intervention), `ablated_activation`
-        (the output latent's after it; 0 where it left the TopK), `agreement`: "cluster" if neither |J| nor |change|
-        exceeds 0.01, else "line" if |J + change| is below a tenth of |J|, else "off".
+        (the output latent's after it; 0 where it left the TopK), `agreement`: "cluster" if both |J| and |change|
+        are below 0.01, else "line" if |J + change| is below a tenth of |J|, else "off".
 
     Raises:
         ValueError: the stream is empty, not finite, or holds fewer elements than `n_samples`, or `ranks` is unknown.
@@ -60,14 +59,14 @@ def ablation_samples(
 
 
 def ablation_summary(samples: pd.DataFrame) -> dict[str, float]:
-    """How well -J predicts the change: over all samples, and (suffix `_noteworthy`) over those with |J| above 0.01.
+    """How well -J predicts the change: over all samples, and (suffix `_noteworthy`) over those with |J| from 0.01 on.
 
     `slope` and `correlation` of change against -J (0 where one of them does not vary); `on_line_absolute`: share with
     |J + change| below 0.1, which nearly anything passes since most |J| are smaller; `on_line_relative`: share with
     |J + change| below a tenth of |J|; `samples`: how many. All 0 where there is no sample. Over all samples also the
     share of each `agreement`.
     """
-    noteworthy = samples[samples["jacobian"].abs() > NOTEWORTHY]
+    noteworthy = samples[is_above(samples["jacobian"].abs(), NOTEWORTHY)]
     agreement = _agreement(samples["jacobian"], samples["change"])
     return (
         _line(samples)
@@ -139,5 +138,5 @@ def _ablate(pair: SAEPair, x: Tensor, samples: Samples) -> dict[str, Tensor]:
 def _agreement(jacobian: pd.Series, change: pd.Series) -> np.ndarray:
     line, cluster, off = AGREEMENTS
     close = (jacobian + change).abs() < RELATIVE_TOLERANCE * jacobian.abs()
-    small = (jacobian.abs() <= NOTEWORTHY) & (change.abs() <= NOTEWORTHY)
+    small = ~is_above(jacobian.abs(), NOTEWORTHY) & ~is_above(change.abs(), NOTEWORTHY)
     return np.select([small, close], [cluster, line], off)

@@ -15,10 +15,10 @@ from jsae_core.jacobian import run_sandwich
 from jsae_core.measures.kept_jacobians import KeptJacobians
 from jsae_core.memory import piece_factor
 from jsae_core.sae_pair import SAEPair
+from jsae_core.terms import NORMS
 
 BIN_WIDTH = 0.001
 PLAIN_BINS, NORMED_BINS = 1100, 1500  # [0, 1.1] and [0, 1.5]
-NORMS = ("l2t", "l4t", "linft")
 MEMORY_BYTES = 2**29  # on a CPU
 
 

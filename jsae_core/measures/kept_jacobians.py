@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jsae_core.measures.pair_sums import PairSums, sums_fit
-from jsae_core.memory import piece_factor
+from jsae_core.memory import TemporaryFileError, piece_factor
 
 SUMS_AT_ONCE = 2**20  # 8 MiB of sums and 4 MiB of numbers, which stay in a CPU's cache
 ROWS_AT_ONCE = 2**15  # of k elements: what is made of them takes tens of MiB
@@ -161,10 +161,10 @@ class KeptJacobians:
         try:
             array.tofile(self._file)
         except OSError as error:
-            raise OSError(
+            raise TemporaryFileError(
                 f"the Jacobians could not be kept in a temporary file in {tempfile.gettempdir()}, after "
-                f"{offset / 1e9:.1f} GB: {error}. Name a larger disk in TMPDIR, measure fewer tokens, or allow more "
-                "memory (JSAE_MEMORY_GIB in the asset graph)"
+                f"{offset / 1e9:.1f} GB: {error}. Name a folder on a larger disk in TMPDIR, measure fewer tokens, "
+                "or allow more memory"
             ) from error
         return _InFile(offset, array.shape, array.dtype)
 

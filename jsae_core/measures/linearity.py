@@ -18,11 +18,10 @@ from jsae_core.measures.nearby import Lines, activations
 from jsae_core.measures.samples import Samples, draw_samples, joined, table
 from jsae_core.sae import inputs_at_once
 from jsae_core.sae_pair import SAEPair
+from jsae_core.terms import FUNCTION_SHAPES, STRAIGHT_WITHIN
 
 POINTS = 100
 LEAST_RANGE = 5.0  # curves reach at least this activation of the input latent
-TOLERANCE = 0.01  # the published rule: every residual of the line below it
-SHAPES = ("linear", "jumprelu", "other")
 CURVES = ["input_values", "output_values"]
 KEPT_OF_EACH_SHAPE = 30  # curves, whatever else is kept: rare shapes are worth a look
 
@@ -88,7 +87,7 @@ def classify_curves(input_values: Tensor, output_values: Tensor) -> list[str]:
     jump = np.zeros(len(y), dtype=bool)
     for run in (leading, trailing):
         jump |= run.any(axis=1) & _is_linear(x, y, ~run)
-    return np.where(linear, "linear", np.where(jump, "jumprelu", "other")).tolist()
+    return np.select([linear, jump], FUNCTION_SHAPES[:2], FUNCTION_SHAPES[2]).tolist()
 
 
 def function_shapes(
@@ -138,7 +137,7 @@ def _shapes(pair: SAEPair, x: Tensor, samples: Samples) -> pd.DataFrame:
             "drawn": samples.drawn,
             "output_latent": sandwich.output_latents[row, output_rank],
             "input_latent": sandwich.input_latents[row, input_rank],
-            "flat": output_values.amax(dim=1) - output_values.amin(dim=1) < TOLERANCE,
+            "flat": output_values.amax(dim=1) - output_values.amin(dim=1) < STRAIGHT_WITHIN,
             "input_activation": sandwich.input_activations[row, input_rank],
             "output_activation": sandwich.output_activations[row, output_rank],
         }
@@ -150,11 +149,11 @@ def _shapes(pair: SAEPair, x: Tensor, samples: Samples) -> pd.DataFrame:
 
 
 def _is_linear(x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Whether a least-squares line through the masked points of each row leaves all their residuals below TOLERANCE."""
+    """Whether a least-squares line through the masked points of each row leaves all their residuals small."""
     count = np.maximum(mask.sum(axis=1, keepdims=True), 1)
     x_mean = (x * mask).sum(axis=1, keepdims=True) / count
     y_mean = (y * mask).sum(axis=1, keepdims=True) / count
     dx, dy = (x - x_mean) * mask, (y - y_mean) * mask
     spread = (dx**2).sum(axis=1, keepdims=True)
     slope = np.divide((dx * dy).sum(axis=1, keepdims=True), spread, out=np.zeros_like(spread), where=spread > 0)
-    return (np.abs(dy - slope * dx) < TOLERANCE).all(axis=1)
+    return (np.abs(dy - slope * dx) < STRAIGHT_WITHIN).all(axis=1)

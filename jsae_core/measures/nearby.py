@@ -78,9 +78,10 @@ def exact(lines: Lines, line: Tensor, output_latent: Tensor) -> Tensor:
     """
     sae, mlp, (n_lines, n_points) = lines.pair.output_sae, lines.pair.mlp, lines.steps.shape
     every_line, points = (torch.arange(n, device=line.device) for n in (n_lines, n_points))
+    at_once = max(1, min(inputs_at_once(sae), _hidden_layers_at_once(lines)) // n_points)
     parts = [
         active_latents(sae, mlp.project(lines.hidden(part[:, None], points)).flatten(0, 1))
-        for part in every_line.split(max(1, inputs_at_once(sae) // n_points))
+        for part in every_line.split(at_once)
     ]
     activations, latents = (
         torch.cat(tensors).view(n_lines, n_points, sae.cfg.k)[line] for tensors in zip(*parts, strict=True)
@@ -176,7 +177,7 @@ def _from_nodes(lines: Lines, line: Tensor, output_latent: Tensor) -> tuple[Tens
     offset = pre_activations(sae, pair.mlp.b_out[None])[0]
     longest_row, largest_offset = E.norm(dim=1).max(), _largest_offset(pair)
 
-    at_once = max(1, piece_factor(device) * HIDDEN_BYTES // (n_points * E[0].nbytes))
+    at_once = max(1, _hidden_layers_at_once(lines) // n_points)
     starts = torch.arange(0, n_lines + at_once, at_once, device=device)
     order = line.argsort()
     first_question = torch.searchsorted(line[order], starts)
@@ -315,6 +316,11 @@ def _largest_offset(pair: SAEPair) -> Tensor:
     """What no part of a pre-activation that does not depend on the MLP's input exceeds."""
     sae, b_out = pair.output_sae, pair.mlp.b_out
     return sae.W_enc.norm(dim=0).max() * (b_out.norm() + sae.b_dec.norm()) + sae.b_enc.abs().max()
+
+
+def _hidden_layers_at_once(lines: Lines) -> int:
+    values = lines.branch_values[0]
+    return piece_factor(values.device) * HIDDEN_BYTES // (values.shape[1] * values.element_size())
 
 
 def _place_in_run(ascending: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from jsae_core.measures.reconstruction import ReconstructionSums, reconstruct
 from jsae_core.memory import piece_factor
 from jsae_core.sae import decode
 from jsae_core.sae_pair import SAEPair
+from jsae_core.terms import THRESHOLDS, is_above
 
-THRESHOLDS = (0.005, 0.01, 0.015, 0.02)
 LOGIT_BYTES = 64 * 2**20  # of all predictions at once
 BATCH_TOKENS = 4096
 MOST_BATCHES = 4  # of them that an accelerator is given at once: fewer launches, for the same work
@@ -227,7 +227,7 @@ def _jacobian_measures(magnitude: Tensor) -> dict[str, Tensor]:
     """Per token of |J| [n, k, k]; each [n]."""
     norms = token_norms(magnitude)
     root = norms["l2t"].clamp(min=torch.finfo(magnitude.dtype).tiny)
-    above = {f"above_{threshold}": (magnitude > threshold).double().mean(dim=(1, 2)) for threshold in THRESHOLDS}
+    above = {f"above_{threshold}": is_above(magnitude, threshold).double().mean(dim=(1, 2)) for threshold in THRESHOLDS}
     return (
         above
         | {f"norm_{name}": values for name, values in norms.items()}

@@ -248,7 +248,7 @@ def by_numpy(jacobian: numpy.ndarray, change: numpy.ndarray) -> dict[str, float]
 
 def agreement_of(jacobian: float, change: float) -> str:
     """The rule, for one element."""
-    if abs(jacobian) <= 0.01 and abs(change) <= 0.01:
+    if abs(jacobian) < 0.01 and abs(change) < 0.01:
         return "cluster"
     return "line" if abs(jacobian + change) < 0.1 * abs(jacobian) else "off"
 
@@ -280,9 +280,12 @@ def test_the_shares_of_the_agreements_are_those_of_the_rule_and_sum_to_one(eleme
     ("jacobian", "change", "agreement"),
     [
         (0.0, 0.0, "cluster"),
-        (0.01, -0.01, "cluster"),
-        (-0.01, -0.01, "cluster"),
-        (0.0, 0.01, "cluster"),
+        (0.0099, -0.0099, "cluster"),
+        (-0.0099, -0.0099, "cluster"),
+        (0.0, 0.0099, "cluster"),
+        (0.01, -0.01, "line"),
+        (-0.01, -0.01, "off"),
+        (0.0, 0.01, "off"),
         (0.0, 0.0101, "off"),
         (0.0, -5.0, "off"),
         (0.005, -0.0101, "off"),
@@ -322,7 +325,7 @@ def test_the_summary_is_what_numpy_says(seed, n, noise, slope):
     random = numpy.random.default_rng(seed)
     jacobian = random.normal(scale=0.02, size=n)
     change = slope * -jacobian + random.normal(scale=noise, size=n)
-    large = numpy.abs(jacobian) > 0.01
+    large = numpy.abs(jacobian) >= 0.01
     expected = by_numpy(jacobian, change)
     expected |= {f"{name}_noteworthy": value for name, value in by_numpy(jacobian[large], change[large]).items()}
     agreements = list(map(agreement_of, jacobian, change))
@@ -330,8 +333,8 @@ def test_the_summary_is_what_numpy_says(seed, n, noise, slope):
     assert ablation_summary(frame_of(jacobian, change)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-def test_the_noteworthy_are_those_above_a_hundredth_in_magnitude():
-    summary = ablation_summary(frame_of([0.01, -0.01, 0.0101, -0.5, 0.0], [0, 0, 0, 0.5, 0]))
+def test_the_noteworthy_are_those_from_a_hundredth_on_in_magnitude():
+    summary = ablation_summary(frame_of([0.0099, -0.0099, 0.01, -0.5, 0.0], [0, 0, 0, 0.5, 0]))
     assert (summary["samples"], summary["samples_noteworthy"]) == (5, 2)
     assert (summary["on_line_absolute"], summary["on_line_absolute_noteworthy"]) == (1, 1)
     assert (summary["on_line_relative"], summary["on_line_relative_noteworthy"]) == (0.2, 0.5)

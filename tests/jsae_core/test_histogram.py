@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich
 from jsae_core.measures import jacobian_histogram, jacobian_histograms, share_above
+from jsae_core.terms import THRESHOLDS, is_above
 from tests.jsae_core.builders import (
     D_MODEL,
     D_SAE,
     K,
+    changed,
     random_inputs,
     random_pair,
     save_language_model,
@@ -273,3 +275,16 @@ def test_a_jacobian_that_is_zero_everywhere_has_a_histogram_but_no_normed_one(pa
     assert jacobian_histogram(flat, [x])["hist"][0] == N_TOKENS * K * K
     with pytest.raises(ValueError, match="zero"):
         jacobian_histogram(flat, [x], "l2t")
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_an_element_at_a_threshold_is_above_it_in_the_histogram_as_everywhere(threshold):
+    # the one element of the Jacobian is the product of the weights along its way, all of them 1 but one
+    pair = random_pair("linear", d_model=1, d_mlp=1, d_sae=1, k=1)
+    names = ("_W_dec", "_W_enc_out", "mlp.W_in", "mlp.W_out")
+    pair = changed(pair, **{name: torch.ones(1, 1).double() for name in names})
+    pair = changed(pair, _W_dec=torch.full((1, 1), threshold, dtype=torch.float64))
+    x = torch.ones(1, 1).double()
+    jacobian = run_sandwich(pair, x).jacobian
+    assert is_above(jacobian.abs(), threshold).all()
+    assert share_above(jacobian_histogram(pair, [x]), threshold) == 1

@@ -1,0 +1,28 @@
+"""Names and numbers that measures, figures, sweeps and the platform must agree on.
+
+Here: what several of them say or store. Not here: what one of them alone decides. Imports nothing, so that whoever
+draws or declares need not load what computes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+THRESHOLDS = (0.005, 0.01, 0.015, 0.02)  # of |J|
+NOTEWORTHY = 0.01  # |J| and changes below it are of no interest by themselves: most are
+
+# Norms of one token's Jacobian, by which histograms are divided
+NORMS = {"l2t": "root mean square", "l4t": "fourth-power mean", "linft": "maximum"}
+
+# What becomes of an output latent after an intervention, beside what the Jacobian predicts
+AGREEMENTS = ("line", "cluster", "off")
+
+# Shapes of an output latent as a function of an input latent
+FUNCTION_SHAPES = ("linear", "jumprelu", "other")
+STRAIGHT_WITHIN = 0.01  # a curve is straight where no residual of its least-squares line reaches this; flat, no range
+
+
+def is_above(magnitude: Any, threshold: float) -> Any:
+    """Whether magnitudes (a number, an array or a tensor) are above a threshold. The threshold itself counts as above,
+    as it does in a histogram, whose bins are [edge, edge + width)."""
+    return magnitude >= threshold

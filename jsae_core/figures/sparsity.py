@@ -136,7 +136,7 @@ def _thresholds(elements: Mapping[Variant, Distribution]) -> _Panel:
         percents = np.interp(THRESHOLDS, distribution.edges, distribution.above)
         shares = dict(zip(THRESHOLDS, (percents / 100).clip(0, 1), strict=True))
         # there is no room for numbers
-        bars.append(threshold_bars(variant, shares, THRESHOLDS).update(showlegend=False, textposition="none"))
+        bars.append(threshold_bars(variant, shares, list(THRESHOLDS)).update(showlegend=False, textposition="none"))
     x = {"title_text": f"threshold on {MAGNITUDE}", "type": "category"}
     return _Panel(bars, x, {"title_text": "elements above (%)", "rangemode": "tozero"})
 

@@ -20,7 +20,7 @@ def histogram_failure(graph, entries) -> str:
 def test_a_full_disk_names_the_setting_for_more_memory(entries, graph, monkeypatch):
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **kwargs: open("/dev/full", "w+b", buffering=0))
     keep = kept_jacobians.KeptJacobians
-    monkeypatch.setattr(histogram, "KeptJacobians", lambda d_sae, memory_bytes, device: keep(d_sae, 0, device))
+    monkeypatch.setattr(histogram, "KeptJacobians", lambda d_sae, _, *rest, **more: keep(d_sae, 0, *rest, **more))
     message = histogram_failure(graph, entries)
     assert "TMPDIR" in message and "JSAE_MEMORY_GIB" in message
 

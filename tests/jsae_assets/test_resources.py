@@ -10,6 +10,9 @@ from safetensors.torch import load_file
 import jsae_core
 from jsae_assets.definitions import build_definitions, default_resources
 from jsae_assets.resources import Compute
+from jsae_core import LanguageModel
+from jsae_core.activations import packed
+from jsae_core.text import split_documents
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, SETTINGS, materialised, metadata
 
 
@@ -120,7 +123,7 @@ def test_a_run_loads_its_model_once_and_holds_the_one_slot_of_the_pool_while_it_
     assert len(loaded) == 1
     result = tiny.measure(1, raise_on_error=True)
     assert len(materialised(result)) == 2 * len(PER_VARIANT) + len(CELL_FIGURES)
-    assert loaded == [tiny.catalog.models["tiny"].source[0]] * 2  # once in each of the two runs
+    assert loaded == [tiny.catalog.models["tiny"].source[0]] * (1 + len(result.runs))  # once in each
     assert len(slots) > 8
     assert set(slots) == {(1, 1)}
 
@@ -182,3 +185,25 @@ def test_what_a_run_makes_is_made_once_unless_it_had_to_make_room(at_most, expec
     asked = "aabbcab"
     assert [compute.cached("letter", key, make(key), at_most) for key in asked] == list(asked)
     assert "".join(made) == expected
+
+
+def test_a_run_gives_the_model_the_tokens_of_a_cell_once(monkeypatch, entries, graph):
+    tiny = graph(entries())
+    tiny.tokenise()
+    tiny.measure(1, "jsae/sae_pair", raise_on_error=True)
+    real, given = LanguageModel.mlp_activations, []
+
+    def counting(language_model, tokens, layer):
+        given.append(tokens)
+        return real(language_model, tokens, layer)
+
+    monkeypatch.setattr(LanguageModel, "mlp_activations", counting)
+    read = ("jacobian_histogram", "ablation_samples", "function_shapes", "jacobian_examples")
+    result = tiny.measure(1, *(f"jsae/{name}" for name in read), raise_on_error=True)
+    assert len(materialised(result)) == len(read)
+    documents = split_documents(load_file(tiny.file("tokens", None)))
+    batches = [batch.tokens for batch in packed(documents, Compute(device="cpu").batch_tokens)]
+    prompt = tiny.catalog.models["tiny"].prompt
+    assert sorted(tokens.numel() for tokens in given) == sorted(
+        [*(tokens.numel() for tokens in batches), 1 + len(prompt)]
+    )

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jsae_core import MLPInputs, load_language_model
-from jsae_core.activations import packed, with_documents
+from jsae_core.activations import FirstDocuments, packed, with_documents
+from jsae_core.memory import MemoryBudget
 from tests.jsae_core.builders import save_language_model
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=12)
@@ -95,3 +96,49 @@ def test_each_row_of_a_stream_is_told_with_its_document(language_model, lengths,
 def test_in_a_stream_without_documents_each_token_is_one():
     stream = [torch.zeros(3, 2), torch.zeros(0, 2), torch.zeros(2, 2)]
     assert [documents.tolist() for _, documents in with_documents(stream)] == [[0, 1, 2], [], [3, 4]]
+
+
+class Counting:
+    """A language model that counts how often it is run."""
+
+    def __init__(self, language_model):
+        self._language_model, self.runs, self.device = language_model, 0, language_model.device
+
+    def mlp_activations(self, tokens, layer):
+        self.runs += 1
+        return self._language_model.mlp_activations(tokens, layer)
+
+
+@given(lengths=LENGTHS, batch_tokens=st.integers(1, 60), room=st.integers(0, 100))
+def test_what_a_stream_has_room_for_is_computed_once_and_every_read_gives_the_same(
+    language_model, lengths, batch_tokens, room
+):
+    documents = documents_of(lengths)
+    plain = list(MLPInputs(language_model, documents, 1, batch_tokens))
+    token_bytes = 4 * language_model.d_model
+    counting = Counting(language_model)
+    stream = MLPInputs(counting, documents, 1, batch_tokens, MemoryBudget(language_model.device, room * token_bytes))
+    left, fitting = room, 0
+    for batch in plain:
+        if len(batch) <= left:
+            left, fitting = left - len(batch), fitting + 1
+    for read in range(1, 4):
+        assert all(torch.equal(a, b) for a, b in zip(plain, stream, strict=True))
+        assert counting.runs == fitting + read * (len(plain) - fitting)
+
+
+@given(lengths=LENGTHS, batch_tokens=st.integers(1, 60), n=st.integers(0, 14))
+def test_the_first_documents_of_a_stream_are_its_beginning_and_no_more_is_computed(
+    language_model, lengths, batch_tokens, n
+):
+    documents = documents_of(lengths)
+    counting = Counting(language_model)
+    stream = MLPInputs(counting, documents, 1, batch_tokens)
+    first = FirstDocuments(stream, n)
+    rows = sum(first.document_lengths)
+    read = [torch.empty(0, language_model.d_model), *first]
+    runs, batches = counting.runs, list(stream)
+    assert torch.equal(torch.cat(read), torch.cat([read[0], *batches])[:rows])
+    ends = torch.tensor([len(batch) for batch in batches]).cumsum(0)
+    assert runs == (0 if rows == 0 else 1 + int((ends < rows).sum()))
+    assert first.document_lengths == [len(document) - 1 for document in documents[:n]]

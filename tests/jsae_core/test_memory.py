@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from jsae_core.memory import available_bytes, piece_factor
+from jsae_core.memory import MemoryBudget, available_bytes, piece_factor
+from tests.accelerator import Accelerator
 
 PROGRAM = """
 import ctypes
@@ -49,3 +50,19 @@ def test_pieces_of_work_are_the_larger_the_more_memory_a_cuda_device_has(gigabyt
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     assert piece_factor(torch.device("cuda", 0)) == factor
     assert piece_factor(torch.device("cpu")) == 1
+
+
+def test_what_is_kept_fills_the_device_then_the_host_and_then_nothing_is():
+    with Accelerator() as accelerator:
+        budget = MemoryBudget(accelerator.device, 100)
+        places = []
+        for size in (60, 60, 30, 60, 40):  # bytes
+            kept = budget.kept(torch.ones(size // 4).to(accelerator.device))
+            places.append(kept if kept is None else kept.device.type)
+    assert places == ["xpu", "cpu", "xpu", None, "cpu"]
+
+
+def test_without_a_limit_a_quarter_of_what_is_free_is_used(monkeypatch):
+    monkeypatch.setattr("jsae_core.memory.available_bytes", lambda device: 400)
+    budget = MemoryBudget(torch.device("cpu"))
+    assert [budget.kept(torch.ones(12)) is not None for _ in range(3)] == [True, True, False]  # 48 bytes each

@@ -154,8 +154,8 @@ def fetch_wandb_artifact(path: str, folder: str | Path) -> FetchedArtifact:
 
 
 def artifact_name(config: PairConfig) -> str:
-    """The name that published pairs have in wandb: sae_pair_{model}[-randomized]_layer{L}_{d_sae}_J{coef}_k{k}; where the
-    training objective is not the mean of |J|, its name stands after the coefficient."""
+    """The name that published pairs have in wandb: sae_pair_{model}[-randomized]_layer{L}_{d_sae}_J{coef}_k{k}, with
+    the training objective after the coefficient where it is not the mean of |J|."""
     model = Path(config.model_name).name + ("-randomized" if config.randomize_llm_weights else "")
     objective = config.extra.get("objective", "l1")
     coefficient = f"{config.jacobian_coefficient:.12g}" + ("" if objective == "l1" else str(objective))

@@ -244,7 +244,7 @@ def _active(latents: Tensor, W_dec: Tensor) -> _Active:
     return _Active(latents, len(W_dec)) if kernels is None else _ActiveOnGPU(latents, len(W_dec), kernels)
 
 
-def _published_recipe(config: TrainingConfig) -> dict[str, float]:
+def _published_recipe(config: TrainingConfig) -> dict[str, float | str]:
     """The recipe under the names that published configurations give it."""
     return {
         "lr": config.learning_rate,

@@ -1,0 +1,43 @@
+"""Measures and figures as declarations: what a change of one makes out of date, and what the catalog knows of them."""
+
+from dataclasses import replace
+
+import pytest
+
+from jsae_assets.assets import figure_assets, measures
+from jsae_assets.catalog import SETTING_OF
+from jsae_assets.freshness import Freshness
+
+
+def out_of_date(graph) -> set[str]:
+    """What is out of date of layer 1 of the graph, as its declarations are now."""
+    now = graph.with_catalog(graph.catalog)
+    freshness = Freshness(now.catalog, now.definitions.resolve_asset_graph(), now.definitions.resources, now.instance)
+    return {str(place).removesuffix(" tiny:1") for place in freshness.out_of_date if place.partition == "tiny:1"}
+
+
+def with_new_code(declarations, name: str):
+    assert name in [one.name for one in declarations]
+    return tuple(replace(one, code_version="another") if one.name == name else one for one in declarations)
+
+
+@pytest.mark.parametrize("name", ["function_curves", "jacobian_examples_l1"])
+def test_a_figure_that_is_drawn_differently_is_drawn_again_and_nothing_else(measured, monkeypatch, name):
+    assert out_of_date(measured.graph) == set()
+    monkeypatch.setattr(figure_assets, "CELL_FIGURES", with_new_code(figure_assets.CELL_FIGURES, name))
+    assert out_of_date(measured.graph) == {f"figures/jsae/{name}"}
+
+
+def test_a_measure_whose_code_changed_is_measured_again_with_the_figures_that_show_it(measured, monkeypatch):
+    monkeypatch.setattr(measures, "MEASURES", with_new_code(measures.MEASURES, "function_shapes"))
+    assert out_of_date(measured.graph) == {
+        "traditional/function_shapes",
+        "jsae/function_shapes",
+        "figures/jsae/function_curves",
+        "figures/jsae/function_shapes",
+    }
+
+
+def test_the_catalog_counts_a_setting_to_the_measure_that_declares_it():
+    declared = {setting: measure.name for measure in measures.MEASURES for setting in measure.settings}
+    assert declared | {"text": "tokens", "tokens": "tokens"} == SETTING_OF

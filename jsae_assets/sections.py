@@ -5,7 +5,6 @@ Here: types of single settings, and what they refuse. Not here: the sections (`c
 
 from __future__ import annotations
 
-import glob
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchema
 from pydantic_core import CoreSchema, core_schema
 
 from jsae_core.recipe import LARGEST_SEED
+from jsae_core.text_files import matching_files
 
 LONGEST_KEY = 100  # a key becomes a file's name, with an ending, and file systems take 255 bytes
 LONGEST_TEXT = 1000
 FOLDER = "folder"  # in the context of validation: the catalog's own folder, which relative places start at
+RECORDED = "recorded"  # the context of writing out what may be recorded
 OTHER_ASSETS = ("catalog", "figures", "site", "sweep_runs", "tokens")
 
 
@@ -35,6 +36,10 @@ class Section(BaseModel):
         A default that changes is a changed asset for everyone who left it out: raise the code version of what reads it.
         """
         return self.model_dump_json(exclude=exclude, exclude_defaults=True)
+
+    def recorded(self) -> str:
+        """The entry as it may be recorded beside what was made from it: without a path of this machine."""
+        return self.model_dump_json(exclude_defaults=True, context=RECORDED)
 
 
 def exactly_one(entry: Section, names: tuple[str, ...]) -> None:
@@ -115,13 +120,15 @@ class Place:
         return self
 
     def files(self) -> Place:
-        """This place, if there is a file of this name, or one that the pattern matches.
+        """This place, if there is a file of documents of this name, or one that the pattern matches.
 
         Raises:
             ValueError: there is none.
         """
-        if not self.path.is_file() and not any(Path(name).is_file() for name in glob.iglob(str(self), recursive=True)):
-            raise ValueError(f"{self.path} matches no file. Relative places start at the catalog's own folder")
+        try:
+            matching_files(str(self))
+        except ValueError as error:
+            raise ValueError(f"{error}. Relative places start at the catalog's own folder") from error
         return self
 
     @classmethod
@@ -138,7 +145,9 @@ class Place:
         return core_schema.with_info_after_validator_function(
             cls._named,
             core_schema.str_schema(min_length=1, max_length=LONGEST_TEXT),
-            serialization=core_schema.plain_serializer_function_ser_schema(lambda place: place.written),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda place, info: place.label if info.context == RECORDED else place.written, info_arg=True
+            ),
         )
 
 

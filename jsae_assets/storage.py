@@ -7,6 +7,7 @@ Here: paths below the storage, which may be any fsspec path. Not here: what a st
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import uuid
@@ -21,7 +22,7 @@ from jsae_assets.partitions import stored_below
 
 def storage(base_path: str | None, instance: dg.DagsterInstance) -> UPath:
     """The folder that everything stored is below: the one that is named, else the instance's own."""
-    return UPath(base_path or instance.storage_directory())
+    return UPath(os.path.expanduser(base_path) if base_path else instance.storage_directory())
 
 
 def stored_at(key: dg.AssetKey, partition: str | None, extension: str) -> str:

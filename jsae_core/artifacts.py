@@ -228,7 +228,15 @@ def _logged(
 ) -> PublishedPair:
     import wandb
 
-    settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
+    # a run would also say on which machine it was made, by what program and with which packages
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        host="unnamed",
+    )
     with wandb.init(
         entity=entity,
         project=project,

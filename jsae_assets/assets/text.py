@@ -123,7 +123,7 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
         "documents": len(made),
         "longest_document": max(len(document) for document in made),
         "rows_without_text": source.missing,
-        "source": text.model_dump_json(exclude_none=True),
+        "source": text.recorded(),
         "source_digest": digest,
         "dataset_revision": source.revision or "none",
         "language_model_revision": language_model.revision or "none",

@@ -455,7 +455,7 @@ def test_absolute_paths_and_hub_names_stay_as_they_are(tmp_path):
 def test_what_is_not_there_is_an_error_of_the_catalog_with_its_entry_and_place(tmp_path, place, value, entry):
     message = refusal(tmp_path, with_change(place, value))
     assert entry in message
-    assert any(words in message for words in ("does not exist", "is no directory", "matches no file"))
+    assert any(words in message for words in ("does not exist", "is no directory", "nothing matches"))
     assert str(tmp_path) in message.split(entry)[1]
 
 
@@ -532,6 +532,8 @@ DEFAULTS = {
         "prompt": "The quick brown fox jumps over the lazy dog.",
     },
     Text: {
+        "revision": None,
+        "long_documents": "cut",
         "standard_library": None,
         "files": None,
         "dataset": None,

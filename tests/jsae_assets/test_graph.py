@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jsae_assets.freshness import Freshness
+from jsae_assets.sections import Place
 from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich
 from jsae_core.measures import jacobian_histogram
 from jsae_core.pair_format import PairConfig
@@ -334,7 +335,7 @@ def test_a_pair_from_a_directory_is_stored_as_it_is_and_measured(from_directory,
     assert published.keys() == stored.keys()
     assert all(torch.equal(published[name], stored[name]) for name in published)
     told = metadata(result, "jsae/sae_pair")
-    assert told["source"] == f"directory {tmp_path / 'pairs' / '1'}"
+    assert told["source"] == "directory pairs/1"  # relative to the catalog's folder
     assert len(told["source_digest"]) == 64
     assert told["mlp_activation"] == "gelu"
     assert contents(tmp_path / "pairs" / "1") == before
@@ -411,27 +412,26 @@ def test_a_damaged_artifact_is_refused_by_name_and_the_pair_already_stored_stays
     stored = from_directory.file("jsae/sae_pair")
     stored.parent.mkdir(parents=True)
     stored.write_bytes(b"the pair of last week")
-    before = from_directory.stored()
     damage(tmp_path / "pairs" / "1")
     result = from_directory.measure(1, "jsae/sae_pair")
     assert not result.success
     (message,) = failures(result).values()
     for words in expected:
         assert words in message
-    assert from_directory.stored() == before
+    assert stored.read_bytes() == b"the pair of last week"
 
 
 def test_a_pair_of_a_model_with_another_width_is_refused_naming_both(from_directory, language_model, tmp_path):
     save_language_model(tmp_path / "wide", hidden_size=24)
     catalog = from_directory.catalog
-    wide = catalog.models["tiny"].model_copy(update={"directory": str(tmp_path / "wide")})
+    wide = catalog.models["tiny"].model_copy(update={"directory": Place(tmp_path / "wide", "wide")})
     result = from_directory.with_catalog(catalog.model_copy(update={"models": {"tiny": wide}})).measure(
         1, "jsae/sae_pair"
     )
     (message,) = failures(result).values()
     for words in ("d_in is 16", "d_model 24", "do not belong together"):
         assert words in message
-    assert from_directory.stored() == {}
+    assert not from_directory.file("jsae/sae_pair").exists()
 
 
 # Bad input
@@ -449,7 +449,7 @@ def test_a_layer_beyond_the_model_is_refused_naming_its_layers(entries, graph, a
     (message,) = failures(result).values()
     assert "layer 7" in message
     assert "layers 0 to 2" in message or "layer 1" in message
-    assert tiny.stored() == {}
+    assert not tiny.file("jsae/sae_pair", layer=7).exists()
 
 
 def damaged_model(source: Path, folder: Path, damage) -> str:
@@ -461,12 +461,11 @@ def damaged_model(source: Path, folder: Path, damage) -> str:
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (shutil.rmtree, "holds no config.json"),
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "could not be loaded"),
     ],
-    ids=["no directory", "no config.json", "no weights", "truncated weights"],
+    ids=["no config.json", "no weights", "truncated weights"],
 )
 def test_a_model_directory_that_is_not_whole_is_refused_by_name(
     entries, graph, language_model, tmp_path, damage, expected

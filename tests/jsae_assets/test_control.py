@@ -13,7 +13,15 @@ from jsae_core import MLPInputs, SAEPair, load_language_model
 from jsae_core.measures import jacobian_histogram, share_above
 from jsae_core.pair_format import PairConfig
 from jsae_core.text import split_documents
-from tests.jsae_assets.conftest import ANYTHING_GOES, Graph, failures, materialised, metadata, write_catalog
+from tests.jsae_assets.conftest import (
+    ANYTHING_GOES,
+    CELL_FIGURES,
+    Graph,
+    failures,
+    materialised,
+    metadata,
+    write_catalog,
+)
 from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, write_artifact
 
 VARIANTS = ("traditional", "jsae", "traditional_randomised", "jsae_randomised")
@@ -91,7 +99,7 @@ def test_a_cell_without_the_controls_has_every_other_figure(controlled_entries, 
     result = tiny.measure(1)
     assert result.success
     made = {asset for asset in materialised(result) if asset.startswith("figures/")}
-    assert len(made) == 9 and "figures/jsae/randomised_control" not in made
+    assert len(made) == len(CELL_FIGURES) and "figures/jsae/randomised_control" not in made
 
 
 @pytest.mark.parametrize(("variant", "randomised"), [("jsae_randomised", False), ("jsae", True)])

@@ -341,7 +341,7 @@ def examples(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
 
 
 def loading(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
-    """A pair from a published artifact's directory."""
+    """A pair from an artifact's directory."""
     with tempfile.TemporaryDirectory() as directory, torch.no_grad():
         random_pair(shape, torch.device("cpu")).save(directory)
         size = sum(path.stat().st_size for path in Path(directory).iterdir())

@@ -3,7 +3,7 @@
 One plain function a measure. It is the order of work that is kept: a document, a token or a sample at a time; both
 tables of the Jacobian rebuilt at every call; activations as dense vectors of d_sae; both SAEs decoded densely, whether
 the reconstruction is needed or not; sums of |J| in a dense d_sae x d_sae matrix. The results are those of `jsae_core`,
-in a form that can be compared. Pairs are expected without `apply_b_dec_to_input`, as published.
+in a form that can be compared. Pairs are expected without `apply_b_dec_to_input`, as the paper's are.
 
 Nothing here may call what `jsae_core` makes fast: of a pair and a language model only the weights and the hooks are
 used. Gated MLPs, which the original does not have, are treated alike.
@@ -291,7 +291,7 @@ class Trainer:
 
 def load(directory: Path, device: torch.device) -> dict[str, Tensor]:
     """Both SAEs, drawn at random by their constructors and then given the artifact's weights, and the MLP's weights;
-    all tensors under their published names."""
+    all tensors under their artifact names."""
     config = json.loads((directory / "cfg.json").read_text())
     tensors = load_file(directory / "sae_weights.safetensors", device=str(device))
     loaded = {name: tensor for name, tensor in tensors.items() if name.startswith("mlp.")}

@@ -61,7 +61,8 @@ class Text(Section):
         return self
 
 
-C4 = Text(dataset="allenai/c4", config="en", split="validation", long_documents="truncate")  # as published numbers were
+# as the reported numbers were measured
+C4 = Text(dataset="allenai/c4", config="en", split="validation", long_documents="truncate")
 
 
 class Model(Section):
@@ -95,8 +96,8 @@ class Model(Section):
             return self.hub, self.revision or "main"
         return embedded_model.FOLDER if self.embedded else Path(str(self.directory)), None
 
-    def published_name(self, key: str) -> str:
-        """The name under which results of this model are published: the hub's, without its organisation."""
+    def reported_name(self, key: str) -> str:
+        """The name under which results of this model are reported: the hub's, without its organisation."""
         return (self.hub or key).split("/")[-1]
 
     @model_validator(mode="after")

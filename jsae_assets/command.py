@@ -155,7 +155,7 @@ def say_plan(freshness: Freshness, wanted: Callable[[Place], bool]) -> None:
 def summary(catalog: Catalog, instance: dg.DagsterInstance) -> str:
     """A line for each pair: what the figures show in full."""
     columns = {
-        **{f"|J|>{threshold:g}": ("jacobian_histogram", f"share_above_{threshold}") for threshold in THRESHOLDS},
+        **{f"|J|≥{threshold:g}": ("jacobian_histogram", f"share_above_{threshold}") for threshold in THRESHOLDS},
         "linear": ("function_shapes", "share_linear"),
         "explained: input": ("pair_quality", "explained_variance_input"),
         "output": ("pair_quality", "explained_variance_output"),

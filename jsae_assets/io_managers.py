@@ -110,7 +110,7 @@ class SafetensorsIOManager(StoringIOManager):
         if isinstance(obj, dict):
             write_tensors(obj, path, header)
         else:
-            write_tensors(obj.tensors(), path, {**header, "cfg": json.dumps(obj.config.to_published())})
+            write_tensors(obj.tensors(), path, {**header, "cfg": json.dumps(obj.config.to_artifact())})
 
     def read(self, stored: StoredTensors, wanted: Any) -> StoredTensors | dict[str, Tensor]:
         return dict(stored) if wanted is dict else stored

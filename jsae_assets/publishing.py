@@ -25,7 +25,7 @@ class Publication(dg.Config):
 
 
 def publish_job(catalog: Catalog) -> dg.JobDefinition:
-    @dg.op(name="publish", description="Logs a run and uploads the pair in the published format as its artifact.")
+    @dg.op(name="publish", description="Logs a run and uploads the pair in the artifact format as its artifact.")
     def publish(
         context: dg.OpExecutionContext, config: Publication, tensors: dg.ResourceParam[StoringIOManager]
     ) -> None:

@@ -46,7 +46,7 @@ class Workshop(Protocol):
     def train(self, recipe: Recipe) -> SAEPair: ...
 
     def load(self, directory: Path) -> SAEPair:
-        """From the published format, checked against the model and the layer."""
+        """From the artifact format, checked against the model and the layer."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class TrainedPair(Pair):
         return Produced(pair, content_digest(pair.tensors()), record)
 
 
-class PublishedPair(Pair):
-    """In the published format, somewhere."""
+class FetchedPair(Pair):
+    """In the artifact format, somewhere."""
 
     @abstractmethod
     def named(self, layer: int) -> str:
@@ -193,7 +193,7 @@ def _with_weights(pair: SAEPair, fetched: FetchedArtifact, source: str) -> SAEPa
     return pair
 
 
-class PairInDirectory(PublishedPair):
+class PairInDirectory(FetchedPair):
     """In a directory of this machine."""
 
     kind = "directory"
@@ -230,7 +230,7 @@ def _artifact_path(path: str) -> str:
     return path
 
 
-class PairInWandb(PublishedPair):
+class PairInWandb(FetchedPair):
     """An artifact in wandb, by a version or by an alias, which may move."""
 
     kind = "wandb"
@@ -271,7 +271,7 @@ def _folder_of_repository(path: str) -> str:
     return path
 
 
-class PairOnHub(PublishedPair):
+class PairOnHub(FetchedPair):
     """A repository on the Hugging Face hub, or a folder in one, at a revision: a commit, or a branch or tag, which may
     move."""
 

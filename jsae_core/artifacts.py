@@ -1,4 +1,4 @@
-"""Where a pretrained pair comes from, and goes to: a directory in the published format, or an artifact in wandb.
+"""Where a pretrained pair comes from, and goes to: a directory in the artifact format, or an artifact in wandb.
 
 Here: finding the files, saying what they are, fetching them from wandb whole and verified, publishing a pair there.
 Not here: what is inside them (`sae_pair.py`), how wandb is reached (`wandb_client.py`).
@@ -53,9 +53,7 @@ def directory_digest(directory: str | Path) -> str:
     """
     root = Path(directory)
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"{root} is no directory; expected a published pair's sae_weights.safetensors and cfg.json"
-        )
+        raise FileNotFoundError(f"{root} is no directory; expected a pair's sae_weights.safetensors and cfg.json")
     digest = hashlib.sha256()
     for path in sorted(root.iterdir()):
         if path.is_file() and not path.name.startswith("."):
@@ -154,7 +152,7 @@ def fetch_wandb_artifact(path: str, folder: str | Path) -> FetchedArtifact:
 
 
 def artifact_name(config: PairConfig) -> str:
-    """The name that published pairs have in wandb: sae_pair_{model}[-randomized]_layer{L}_{d_sae}_J{coef}_k{k}, with
+    """The name that the paper's pairs have in wandb: sae_pair_{model}[-randomized]_layer{L}_{d_sae}_J{coef}_k{k}, with
     the training objective after the coefficient where it is not the mean of |J|."""
     model = Path(config.model_name).name + ("-randomized" if config.randomize_llm_weights else "")
     objective = config.extra.get("objective", "l1")
@@ -171,7 +169,7 @@ def publish_pair(
     offline: bool,
     language_model_weights: Path | None = None,
 ) -> PublishedPair:
-    """Log a run with the pair's configuration, and the pair in the published format as its artifact of type `model`.
+    """Log a run with the pair's configuration, and the pair in the artifact format as its artifact of type `model`.
 
     Args:
         project_path: entity/project.
@@ -242,7 +240,7 @@ def _logged(
         project=project,
         name=name,
         job_type="publish",
-        config=config.to_published(),
+        config=config.to_artifact(),
         dir=str(folder),
         mode="offline" if offline else "online",
         reinit="create_new",  # a run that goes on in this process stays the current one
@@ -350,7 +348,7 @@ def _listed(artifact: wandb.Artifact, found: FoundArtifact, names: list[str] | N
 
 def _check_list(files: dict[str, _File], found: FoundArtifact, staging: Path) -> None:
     if not files:
-        raise WandbError(f"{found.path} has no files; expected a published pair's sae_weights.safetensors and cfg.json")
+        raise WandbError(f"{found.path} has no files; expected a pair's sae_weights.safetensors and cfg.json")
     # a list that gives the artifact's digest says what the manifest says
     if found.digest not in _manifest_digests({name: file.digest for name, file in files.items()}):
         raise WandbError(

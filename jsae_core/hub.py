@@ -1,4 +1,4 @@
-"""Pairs in the published format on the Hugging Face hub: which one a revision names, and its files, whole and verified.
+"""Pairs in the artifact format on the Hugging Face hub: which one a revision names, and its files, whole and verified.
 
 Here: asking the hub, what is kept of its files, its errors in plain words. Not here: what is inside the files
 (`pair_format.py`), wandb (`artifacts.py`).
@@ -43,7 +43,7 @@ def find_hub_pair(repository: str, revision: str = "main", subfolder: str = "") 
 
     Raises:
         HubError: the hub does not answer or refuses the token, there is no such repository or revision, or a file of
-            the published format is missing there.
+            the artifact format is missing there.
     """
     return _found(repository, revision, subfolder)[0]
 
@@ -96,7 +96,7 @@ def _found(repository: str, revision: str, subfolder: str) -> tuple[FoundArtifac
     missing = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if name not in files]
     if missing:
         raise HubError(
-            f"{place} holds no {' and no '.join(missing)}; expected a pair in the published format, {WEIGHTS_FILE} and "
+            f"{place} holds no {' and no '.join(missing)}; expected a pair in the artifact format, {WEIGHTS_FILE} and "
             f"{CONFIG_FILE}. Check the repository's folders, and name the pair's as subfolder"
         )
     lines = "".join(f"{name}\0{_listed_digest(files[name])}\n" for name in sorted(files))

@@ -320,7 +320,7 @@ def load_language_model(
             control that shows what training the language model has to do with sparse Jacobians). The same seed gives
             the same weights on every device.
         randomised_weights: a safetensors file with weights that were randomised before, in TransformerLens's names, as
-            published artifacts bring them; instead of a seed.
+            artifacts bring them; instead of a seed.
         revision: a branch, tag or commit of a hub model. With one, text is a name on the hub even if there is such a
             folder.
 

@@ -1,4 +1,4 @@
-"""The published format of a pair: its configuration, its files, and whether it belongs to a language model.
+"""The artifact format of a pair: its configuration, its files, and whether it belongs to a language model.
 
 Here: `PairConfig` and cfg.json, the names of files and tensors, reading and writing them, the checks on what is read.
 Not here: what a pair does (`sae_pair.py`), where an artifact comes from (`artifacts.py`).
@@ -79,7 +79,7 @@ class PairConfig:
         return getattr(torch, self.dtype)
 
     @classmethod
-    def from_published(cls, published: Mapping[str, Any]) -> PairConfig:
+    def from_artifact(cls, written: Mapping[str, Any]) -> PairConfig:
         """Read a cfg.json: older and newer key names, the newer layout of SAELens 6 (a top-level `k`, a section
         `metadata`), and what was meant where a key is absent.
 
@@ -87,7 +87,7 @@ class PairConfig:
             ValueError: a key is missing, has a value that no pair can have, or asks for something that is not computed
                 here. The message names the key.
         """
-        values = _flat(published)
+        values = _flat(written)
         _check_supported(values)
         values.pop("normalize_activations", None)
         k = _k(values)
@@ -133,8 +133,8 @@ class PairConfig:
         if self.mlp_activation is not None:
             activation_function(self.mlp_activation)
 
-    def to_published(self) -> dict[str, Any]:
-        """The cfg.json of this pair, in the newer of the published key names."""
+    def to_artifact(self) -> dict[str, Any]:
+        """The cfg.json of this pair, in the newer of the artifact format's key names."""
         return {
             "hook_name": f"blocks.{self.layer}.ln2.hook_normalized",
             "hook_head_index": None,
@@ -159,12 +159,12 @@ class PairConfig:
         }
 
 
-def _flat(published: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(written: Mapping[str, Any]) -> dict[str, Any]:
     """All settings at one level, under their newer names; what stands at the top counts before what is in metadata."""
-    metadata = published.get("metadata") or {}
+    metadata = written.get("metadata") or {}
     if not isinstance(metadata, Mapping):
         raise ValueError(f"metadata is {metadata!r}, expected an object of settings")
-    top = {key: value for key, value in published.items() if key != "metadata"}
+    top = {key: value for key, value in written.items() if key != "metadata"}
     return {RENAMED_KEYS.get(str(key), str(key)): value for key, value in (dict(metadata) | top).items()}
 
 
@@ -181,7 +181,7 @@ def _check_supported(values: Mapping[str, Any]) -> None:
         if value and name not in HARMLESS_MODEL_ARGUMENTS:
             raise ValueError(
                 f"model_from_pretrained_kwargs.{name} is {value!r}, which is not supported: the language model is used "
-                "as it is published, with unprocessed weights"
+                "as its authors give it, with unprocessed weights"
             )
 
 
@@ -220,12 +220,12 @@ def _is_whole(value: Any) -> bool:
 
 
 def tensor_name(side: str, weight: str) -> str:
-    """The published name of an SAE's weight, such as `_W_enc_out`; `side` is "input" or "output"."""
+    """The artifact name of an SAE's weight, such as `_W_enc_out`; `side` is "input" or "output"."""
     return f"_{weight}{SIDES[side]}"
 
 
 def read_artifact(path: str | Path) -> tuple[dict[str, Tensor], PairConfig, Path]:
-    """The tensors and the configuration of a published artifact directory or of a stored pair's one file, and the file
+    """The tensors and the configuration of an artifact's directory or of a stored pair's one file, and the file
     that the tensors are in.
 
     Raises:
@@ -250,7 +250,7 @@ def read_artifact(path: str | Path) -> tuple[dict[str, Tensor], PairConfig, Path
     else:
         raise ValueError(f"{path}: its header has no 'cfg', so it is no stored pair; pass the artifact directory")
     try:
-        config = PairConfig.from_published(_json_object(written))
+        config = PairConfig.from_artifact(_json_object(written))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{config_path}: {error}") from error
     return tensors, config, weights_path
@@ -263,7 +263,7 @@ def write_artifact(tensors: Mapping[str, Tensor], config: PairConfig, directory:
     staged = {name: directory / f".{name}.{os.getpid()}.part" for name in (WEIGHTS_FILE, CONFIG_FILE)}
     try:
         write_tensors(tensors, staged[WEIGHTS_FILE])
-        staged[CONFIG_FILE].write_text(json.dumps(config.to_published(), indent=2), encoding="utf-8")
+        staged[CONFIG_FILE].write_text(json.dumps(config.to_artifact(), indent=2), encoding="utf-8")
         for name, part in staged.items():
             part.replace(directory / name)
     finally:

@@ -14,7 +14,7 @@ LARGEST_SEED = 2**63 - 1  # what torch's and numpy's generators both take
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A recipe. The defaults are those of the published pairs, where they do not depend on the model.
+    """A recipe. The defaults are those of the paper's pairs, where they do not depend on the model.
 
     Attributes:
         jacobian_coefficient: lambda; 0 trains the traditional twin and computes no Jacobian.

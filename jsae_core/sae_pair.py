@@ -1,6 +1,6 @@
 """The pair: two SAEs with a frozen MLP between them.
 
-Here: `SAEPair`, where it is and what it is made of. Not here: the published format (`pair_format.py`), one SAE
+Here: `SAEPair`, where it is and what it is made of. Not here: the artifact format (`pair_format.py`), one SAE
 (`sae.py`), the tables of the Jacobian (`tables.py`), the Jacobian (`jacobian.py`), training (`training.py`).
 """
 
@@ -90,7 +90,7 @@ class SAEPair(nn.Module):
     def load(
         cls, path: str | Path, device: str | torch.device = "cpu", language_model: LanguageModel | None = None
     ) -> SAEPair:
-        """Read a published artifact directory, or a stored pair's one file.
+        """Read an artifact's directory, or a stored pair's one file.
 
         Args:
             language_model: gives the MLP's activation, and the MLP where the artifact lacks it. Without one, both must
@@ -114,7 +114,7 @@ class SAEPair(nn.Module):
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], config: PairConfig, language_model: LanguageModel | None = None
     ) -> SAEPair:
-        """A pair from tensors under their published names. Raises ValueError as `load` does."""
+        """A pair from tensors under their artifact names. Raises ValueError as `load` does."""
         check_tensors(tensors, config)
         tensors = {name: tensor.to(config.torch_dtype) for name, tensor in tensors.items()}
         if language_model is None:
@@ -136,7 +136,7 @@ class SAEPair(nn.Module):
         return cls(replace(config, mlp_activation=mlp.activation), input_sae, output_sae, mlp)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the artifact, under its published name, on the CPU."""
+        """Every tensor of the artifact, under its artifact name, on the CPU."""
         named = {
             tensor_name(side, name): getattr(sae, name)
             for side, sae in (("input", self.input_sae), ("output", self.output_sae))

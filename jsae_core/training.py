@@ -115,7 +115,7 @@ def train_pair(
         apply_b_dec_to_input=False,
         randomize_llm_weights=randomize_llm_weights,
         mlp_activation=mlp.activation,
-        extra=_published_recipe(config),
+        extra=_artifact_recipe(config),
     )
     return SAEPair.from_tensors(tensors, pair_config)
 
@@ -244,8 +244,8 @@ def _active(latents: Tensor, W_dec: Tensor) -> _Active:
     return _Active(latents, len(W_dec)) if kernels is None else _ActiveOnGPU(latents, len(W_dec), kernels)
 
 
-def _published_recipe(config: TrainingConfig) -> dict[str, float | str]:
-    """The recipe under the names that published configurations give it."""
+def _artifact_recipe(config: TrainingConfig) -> dict[str, float | str]:
+    """The recipe under the names that the artifact format gives it."""
     return {
         "lr": config.learning_rate,
         "lr_warm_up_steps": round(config.steps * config.learning_rate_warm_up),

@@ -1,6 +1,6 @@
 """Weights that TransformerLens wrote, put into a Hugging Face model: what an artifact of a randomised model brings.
 
-Here: TransformerLens 2's names and shapes, undone for GPT-NeoX, the architecture of every published pair.
+Here: TransformerLens 2's names and shapes, undone for GPT-NeoX, the architecture of each of the paper's pairs.
 Not here: loading the model (`language_model.py`), fetching the file (`artifacts.py`).
 """
 

@@ -78,7 +78,7 @@ def _cell_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequenc
         for variant in variants:
             stored = {measure: inputs[f"{variant}__{measure}"] for measure in figure.reads}
             settings.append(stored[figure.reads[0]].settings)
-            results[_style(catalog, variant)] = Results(stored, _published(cell, variant, settings[-1]))
+            results[_style(catalog, variant)] = Results(stored, _reported(cell, variant, settings[-1]))
         yield dg.Output(
             figure.draw(results, _subtitle(str(cell), [[setting] for setting in settings])),
             metadata={
@@ -188,11 +188,11 @@ def _style(catalog: Catalog, variant: str) -> "Variant":
     return Variant(entry.label, entry.colour)
 
 
-def _published(cell: Cell, variant: str, setting: Mapping[str, float]) -> dict[str, float]:
-    from jsae_core.published import published_results
+def _reported(cell: Cell, variant: str, setting: Mapping[str, float]) -> dict[str, float]:
+    from jsae_core.reported import reported_results
 
-    model = cell.model.published_name(cell.model_key)
-    return published_results(model, cell.layer, variant, setting["jacobian_coefficient"])
+    model = cell.model.reported_name(cell.model_key)
+    return reported_results(model, cell.layer, variant, setting["jacobian_coefficient"])
 
 
 def _subtitle(where: str, settings: Sequence[Sequence[Mapping[str, float]]]) -> str:

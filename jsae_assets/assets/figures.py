@@ -31,11 +31,11 @@ class Results:
 
     Attributes:
         stored: the measures that it reads, by name.
-        published: what was published of the same pair, by the names under which the measures tell theirs.
+        reported: what was reported of the same pair, by the names under which the measures tell theirs.
     """
 
     stored: Mapping[str, StoredTensors | StoredTable]
-    published: Mapping[str, float]
+    reported: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _draw_thresholds(results: Mapping[Variant, Results], subtitle: str) -> go.Fi
         for variant, histogram in _of_each(results, "jacobian_histogram").items()
     }
     names = {threshold: f"share_above_{threshold}" for threshold in THRESHOLDS}
-    return jacobian_thresholds_figure(shares, subtitle, _published(results, names))
+    return jacobian_thresholds_figure(shares, subtitle, _reported(results, names))
 
 
 def _draw_sparsity(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
@@ -97,7 +97,7 @@ def _draw_shapes(results: Mapping[Variant, Results], subtitle: str) -> go.Figure
     from jsae_core.figures import function_shapes_figure
 
     names = {shape: f"share_{shape}" for shape in FUNCTION_SHAPES}
-    return function_shapes_figure(_frames(results, "function_shapes"), subtitle, _published(results, names))
+    return function_shapes_figure(_frames(results, "function_shapes"), subtitle, _reported(results, names))
 
 
 def _draw_edge_curve(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
@@ -132,11 +132,11 @@ def _draw_quality_by_layer(rows: Mapping[Variant, DataFrame], subtitle: str) -> 
 
 def _draw_tradeoff(runs: DataFrame, subtitle: str) -> go.Figure:
     from jsae_core.figures import sweep_tradeoff_figure
-    from jsae_core.published import published_sweep
+    from jsae_core.reported import reported_sweep
 
     places = runs[["model", "layer"]].dropna().drop_duplicates()
-    published = published_sweep(*places.iloc[0]) if len(places) == 1 else None
-    return sweep_tradeoff_figure(runs, subtitle, published if published is not None and len(published) else None)
+    reported = reported_sweep(*places.iloc[0]) if len(places) == 1 else None
+    return sweep_tradeoff_figure(runs, subtitle, reported if reported is not None and len(reported) else None)
 
 
 def _draw_grid(runs: DataFrame, subtitle: str) -> go.Figure:
@@ -153,10 +153,10 @@ def _frames(results: Mapping[Variant, Results], measure: str) -> dict[Variant, D
     return {variant: table.frame for variant, table in _of_each(results, measure).items()}
 
 
-def _published(results: Mapping[Variant, Results], names: Mapping) -> dict[Variant, dict]:
-    """The published results that a figure draws, under the figure's own keys; variants without any are left out."""
+def _reported(results: Mapping[Variant, Results], names: Mapping) -> dict[Variant, dict]:
+    """The reported results that a figure draws, under the figure's own keys; variants without any are left out."""
     chosen = {
-        variant: {key: result.published[name] for key, name in names.items() if name in result.published}
+        variant: {key: result.reported[name] for key, name in names.items() if name in result.reported}
         for variant, result in results.items()
     }
     return {variant: values for variant, values in chosen.items() if values}
@@ -169,6 +169,7 @@ CELL_FIGURES = (
         "jacobian_thresholds",
         "Share of Jacobian elements above thresholds",
         _draw_thresholds,
+        code_version="2",
         reads=["jacobian_histogram"],
     ),
     Figure(
@@ -193,6 +194,7 @@ CELL_FIGURES = (
         "function_shapes",
         "Linear, jumprelu and other functions, and their shares",
         _draw_shapes,
+        code_version="2",
         reads=["function_shapes"],
     ),
     Figure(
@@ -218,6 +220,7 @@ CONTROL_FIGURES = (
         "randomised_control",
         "Share of Jacobian elements above thresholds, pretrained against randomised language model",
         _draw_thresholds,
+        code_version="2",
         reads=["jacobian_histogram"],
     ),
 )
@@ -234,6 +237,11 @@ LAYER_FIGURES = (
 
 # Of one sweep. Drawn from the table of its runs.
 SWEEP_FIGURES = (
-    Figure("tradeoff", "Cross-entropy score against the share of Jacobian elements above 0.01", _draw_tradeoff),
-    Figure("grid", "Many measures of sparsity against many of quality", _draw_grid),
+    Figure(
+        "tradeoff",
+        "Cross-entropy score against the share of Jacobian elements above 0.01",
+        _draw_tradeoff,
+        code_version="2",
+    ),
+    Figure("grid", "Many measures of sparsity against many of quality", _draw_grid, code_version="2"),
 )

@@ -26,7 +26,7 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
         variant,
         "sae_pair",
         f"The {catalog.variants[variant].label} pair: a TopK SAE on the MLP's input, one on its output, and the MLP "
-        "between them, in the published tensor names.",
+        "between them, under the artifact format's tensor names.",
         code_version="1",
         kinds={"pytorch", "safetensors"},
         ins={},

@@ -150,7 +150,7 @@ def _train_run(
     held_out = compute.cached("held-out documents", sweep.model, lambda: _documents(catalog, sweep.model, compute))
     quality = pair_quality(pair, compute.language_model(model.source), held_out, compute.batch_tokens)
     run = {"created_at": datetime.now(UTC).isoformat(), "quality": quality}
-    header = {"cfg": json.dumps(pair.config.to_published()), "run": json.dumps(run)}
+    header = {"cfg": json.dumps(pair.config.to_artifact()), "run": json.dumps(run)}
     with staged(stored.path) as local:
         write_tensors(pair.tensors(), local, header)
 

@@ -14,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from jsae_core.figures.style import FONT_SIZE, INK, WIDTH, Variant, apply_style, plain, require_variants
-from jsae_core.figures.thresholds import PUBLISHED
+from jsae_core.figures.thresholds import REPORTED
 from jsae_core.terms import FUNCTION_SHAPES as SHAPES
 from jsae_core.terms import STRAIGHT_WITHIN
 
@@ -123,7 +123,7 @@ def function_curves_figure(variants: Mapping[Variant, pd.DataFrame], subtitle: s
 def function_shapes_figure(
     variants: Mapping[Variant, pd.DataFrame],
     subtitle: str,
-    published: Mapping[Variant, Mapping[str, float]] | None = None,
+    reported: Mapping[Variant, Mapping[str, float]] | None = None,
 ) -> go.Figure:
     """Examples of linear, jumprelu and other functions for each variant (above), in charts like those of
     `function_curves_figure`, and bars of the share of each shape in per cent (below), the flat functions, whose range
@@ -134,14 +134,14 @@ def function_shapes_figure(
     Args:
         variants: for each variant the samples as `function_shapes` returns them, with columns for curves.
         subtitle: model, layer, tokens and settings. It is added how to read a chart.
-        published: shares in [0, 1] of shapes, drawn as diamonds on the bars of their variants.
+        reported: shares in [0, 1] of shapes, drawn as diamonds on the bars of their variants.
 
     Raises:
         ValueError: no variant, no sample, a column missing, numbers that are not finite, values that are no curve, an
-            unknown shape, or published shares that are none or of a variant that is not drawn.
+            unknown shape, or reported shares that are none or of a variant that is not drawn.
     """
     curves = _all_curves(variants)
-    expected = {variant: _published_percents(variant, given, curves) for variant, given in (published or {}).items()}
+    expected = {variant: _reported_percents(variant, given, curves) for variant, given in (reported or {}).items()}
 
     figure = go.Figure()
     width = (WIDTH - BARS_LEFT - RIGHT) / (EXAMPLE_COLUMNS * len(SHAPES))
@@ -208,15 +208,15 @@ def _curves(variant: Variant, samples: pd.DataFrame) -> pd.DataFrame:
     return kept
 
 
-def _published_percents(
+def _reported_percents(
     variant: Variant, given: Mapping[str, float], drawn: Mapping[Variant, object]
 ) -> dict[str, float]:
     if variant not in drawn:
-        raise ValueError(f"there are published shares of {variant.label!r}, which is not drawn")
+        raise ValueError(f"there are reported shares of {variant.label!r}, which is not drawn")
     for shape, share in given.items():
         if shape not in SHAPES or not 0 <= share <= 1:  # NaN is wrong, too
             raise ValueError(
-                f"the published share of {shape!r} of {variant.label!r} is {share}; expected a number between 0 and 1 "
+                f"the reported share of {shape!r} of {variant.label!r} is {share}; expected a number between 0 and 1 "
                 f"for one of {', '.join(SHAPES)}"
             )
     return {shape: 100 * float(share) for shape, share in given.items()}
@@ -375,16 +375,16 @@ def _slider(figure: go.Figure, pages: Mapping[int, int]) -> dict:
 
 
 def _add_bars(
-    figure: go.Figure, variants: Mapping[Variant, pd.DataFrame], published: Mapping[Variant, Mapping[str, float]]
+    figure: go.Figure, variants: Mapping[Variant, pd.DataFrame], reported: Mapping[Variant, Mapping[str, float]]
 ) -> None:
-    """On the second axes: of each shape a bar for each variant, and its published share where there is one."""
+    """On the second axes: of each shape a bar for each variant, and its reported share where there is one."""
     width = 0.8 / len(variants)
     highest, numbers, diamonds = 0.0, [], []
     for place, (variant, samples) in enumerate(variants.items()):
         centres = [kind - 0.4 + width * (place + 0.5) for kind in range(len(SHAPES))]
         percents = [100 * float((samples["shape"] == shape).mean()) for shape in SHAPES]
         figure.add_traces(_bars(variant, samples, centres, percents, 0.94 * width))
-        given = published.get(variant, {})
+        given = reported.get(variant, {})
         numbers += [(x, percent, given.get(shape)) for x, percent, shape in zip(centres, percents, SHAPES, strict=True)]
         diamonds += [(centres[SHAPES.index(shape)], percent, variant) for shape, percent in given.items()]
         highest = max(highest, *percents, *given.values())
@@ -433,7 +433,7 @@ def _bars(
 
 
 def _bar_numbers(bars: Sequence[tuple[float, float, float | None]], pixel: float) -> go.Scatter:
-    """What is written on bars, given by centre, per cent and the published per cent, which it must not cover. `pixel`
+    """What is written on bars, given by centre, per cent and the reported per cent, which it must not cover. `pixel`
     is the height of one in per cent."""
     heights = [
         above + 12 * pixel if above is not None and -10 * pixel < above - percent < 32 * pixel else percent
@@ -478,7 +478,7 @@ def _diamonds(shares: Sequence[tuple[float, float, Variant]]) -> go.Scatter:
         x=[x for x, _, _ in shares],
         y=[percent for _, percent, _ in shares],
         mode="markers",
-        name=PUBLISHED,
+        name=REPORTED,
         marker={"symbol": "diamond", "size": 14, "color": "white", "line": {"color": INK, "width": 2.5}},
         cliponaxis=False,
         customdata=[plain(variant.label) for _, _, variant in shares],

@@ -1,7 +1,7 @@
 """What sparse Jacobians cost over a sweep of the coefficient λ: the trade-off, and a grid of such charts.
 
 Here: drawing a table of runs, and finding its knee. Not here: making the table (`jsae_core.sweeps`), looking up what
-was published (`jsae_core.published`), and the measures of a single pair (`thresholds`, `quality`).
+was reported (`jsae_core.reported`), and the measures of a single pair (`thresholds`, `quality`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from plotly.subplots import make_subplots
 
 from jsae_core.figures.labels import SMALL, Room, along, around, beside, boxes
 from jsae_core.figures.style import INK, WIDTH, apply_style, plain
-from jsae_core.figures.thresholds import PUBLISHED
+from jsae_core.figures.thresholds import REPORTED
 
 SPARSITY = ("l1_over_l2", "kurtosis", "above_0.005", "above_0.01", "above_0.02")
 QUALITY = ("ce_score", "kl_score", "explained_variance_output")
@@ -97,7 +97,7 @@ class _Knee(NamedTuple):
         return f"knee: λ = {self.coefficient:.3g}"
 
 
-def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, published: pd.DataFrame | None = None) -> go.Figure:
+def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, reported: pd.DataFrame | None = None) -> go.Figure:
     """Cross-entropy score against the share of elements with |J| above 0.01, a dot a run, coloured by its λ and
     labelled with it where the label covers nothing.
 
@@ -113,16 +113,16 @@ def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, published: pd.DataF
     Args:
         runs: the table of runs.
         subtitle: model, layer and settings. It is added how many runs are drawn, deleted upstream and left out.
-        published: `jacobian_coefficient`, `above_0.01` and `ce_score` of published runs, drawn as diamonds; may be
+        reported: `jacobian_coefficient`, `above_0.01` and `ce_score` of reported runs, drawn as diamonds; may be
             empty.
 
     Raises:
-        ValueError: a column missing, no run, or none that is finished and has the numbers, or a published one that
+        ValueError: a column missing, no run, or none that is finished and has the numbers, or a reported one that
             cannot be.
     """
     drawn, remark = _drawn(runs, [LAMBDA, SHARE, SCORE], [SHARE, SCORE])
-    published = drawn.iloc[:0] if published is None else _checked_published(published)
-    x, y = (_axis(_measure(name), pd.concat([drawn[name], published[name]])) for name in (SHARE, SCORE))
+    reported = drawn.iloc[:0] if reported is None else _checked_reported(reported)
+    x, y = (_axis(_measure(name), pd.concat([drawn[name], reported[name]])) for name in (SHARE, SCORE))
     groups = _groups(drawn)
     dots = _dots(drawn, groups, (x, SHARE), (y, SCORE))
     curves = _curves(dots)
@@ -130,9 +130,9 @@ def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, published: pd.DataF
     knees = {group: knee for group, curve in curves.items() if told_apart and (knee := _knee(curve))}
 
     lines, circles = _lines(curves), _circles(dots, (x, y), DOT if len(dots) <= MANY else SMALL_DOT)
-    published = published.sort_values(LAMBDA).assign(group=PUBLISHED)
-    diamonds = _diamonds(published, x, y)
-    names = _write_labels((x, y), lines, [*knees.values()], [(circles, dots), (diamonds, published)])
+    reported = reported.sort_values(LAMBDA).assign(group=REPORTED)
+    diamonds = _diamonds(reported, x, y)
+    names = _write_labels((x, y), lines, [*knees.values()], [(circles, dots), (diamonds, reported)])
     rings, symbols = _rings([*knees.values()]), _symbols(groups, knees)
     figure = go.Figure([lines, diamonds, circles, rings, *symbols], layout={"annotations": names})
     figure.update_xaxes(title_text="elements with |J| above 0.01 (%)", **x.layout())
@@ -259,25 +259,25 @@ def _remark_on_runs(drawn: pd.DataFrame, unfinished: int, incomplete: int, odd: 
     return remark + (f"; left out: {', '.join(left_out)}" if left_out else "")
 
 
-def _checked_published(published: pd.DataFrame) -> pd.DataFrame:
+def _checked_reported(reported: pd.DataFrame) -> pd.DataFrame:
     names = [LAMBDA, SHARE, SCORE]
-    missing = [name for name in names if name not in published]
+    missing = [name for name in names if name not in reported]
     if missing:
-        raise ValueError(f"the table of published runs lacks {', '.join(missing)}")
-    published = published.assign(**{name: published[name].astype(float) for name in names})
+        raise ValueError(f"the table of reported runs lacks {', '.join(missing)}")
+    reported = reported.assign(**{name: reported[name].astype(float) for name in names})
     for name in names:
-        impossible = _impossible(name, published[name])
+        impossible = _impossible(name, reported[name])
         if not impossible.empty:
-            raise ValueError(f"the table of published runs holds {name} = {impossible.iloc[0]:g}, which cannot be")
-    if published[names].isna().any(axis=None):
-        raise ValueError("the table of published runs holds NaN")
-    return published
+            raise ValueError(f"the table of reported runs holds {name} = {impossible.iloc[0]:g}, which cannot be")
+    if reported[names].isna().any(axis=None):
+        raise ValueError("the table of reported runs holds NaN")
+    return reported
 
 
 def _measure(name: str) -> _Measure:
     """How a column of the table is drawn."""
     if name.startswith("above_"):
-        return _Measure(f"|J| > {name.removeprefix('above_')}", "(%)", 0, 100, narrowest=2, unit=100)
+        return _Measure(f"|J| ≥ {name.removeprefix('above_')}", "(%)", 0, 100, narrowest=2, unit=100)
     if name == "kurtosis":
         return _Measure("kurtosis", "↑ sparser", least=0, narrowest=0.3, log=True)
     if name == "l1_over_l2":
@@ -426,19 +426,19 @@ def _circles(dots: pd.DataFrame, axes: tuple[_Axis, _Axis], size: int) -> go.Sca
     )
 
 
-def _diamonds(published: pd.DataFrame, x: _Axis, y: _Axis) -> go.Scatter:
+def _diamonds(reported: pd.DataFrame, x: _Axis, y: _Axis) -> go.Scatter:
     return go.Scatter(
-        x=x.places(published[SHARE]),
-        y=y.places(published[SCORE]),
+        x=x.places(reported[SHARE]),
+        y=y.places(reported[SCORE]),
         mode="lines+markers+text",
-        name=PUBLISHED,
+        name=REPORTED,
         line={**JOINING, "dash": "dot"},
         marker={"symbol": "diamond", "size": DIAMOND, "color": "white", "line": {"color": INK, "width": 2}},
         textfont={"size": SMALL},
-        customdata=published[[LAMBDA, SHARE, SCORE]] * [1, 100, 1],
-        hovertemplate=f"{PUBLISHED}<br>λ = %{{customdata[0]:~g}}<br>|J| > 0.01: %{{customdata[1]:.4~g}} %<br>"
+        customdata=reported[[LAMBDA, SHARE, SCORE]] * [1, 100, 1],
+        hovertemplate=f"{REPORTED}<br>λ = %{{customdata[0]:~g}}<br>|J| ≥ 0.01: %{{customdata[1]:.4~g}} %<br>"
         "CE score: %{customdata[2]:.4~g}<extra></extra>",
-        showlegend=not published.empty,
+        showlegend=not reported.empty,
     )
 
 

@@ -1,7 +1,7 @@
 """How many elements of the Jacobian are large: bars of the share above thresholds, variants side by side.
 
-Here: drawing shares, beside published ones. Not here: measuring them (`measures.histogram.share_above`), looking up
-what was published, and the whole distribution (`histogram`).
+Here: drawing shares, beside reported ones. Not here: measuring them (`measures.histogram.share_above`), looking up
+what was reported, and the whole distribution (`histogram`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from jsae_core.figures.style import FONT_SIZE, INK, MAGNITUDE, Variant, apply_style, plain, require_variants
 
-PUBLISHED = "published (Farnik et al., 2025)"
+REPORTED = "reported (Farnik et al., 2025)"
 DIAMOND, NUMBER = 0.03, 0.08  # how much of the axis half a diamond and a number on a bar take
 ROOM = 0.1  # of the axis, left above the highest bar or diamond
 
@@ -20,31 +20,31 @@ ROOM = 0.1  # of the axis, left above the highest bar or diamond
 def jacobian_thresholds_figure(
     shares: Mapping[Variant, Mapping[float, float]],
     subtitle: str,
-    published: Mapping[Variant, Mapping[float, float]] | None = None,
+    reported: Mapping[Variant, Mapping[float, float]] | None = None,
 ) -> go.Figure:
     """Bars of the share of elements with |J| above each threshold, in per cent, the number written on each bar, and
-    published shares as diamonds over the bars of their variant.
+    reported shares as diamonds over the bars of their variant.
 
     Args:
         shares: for each variant the share, in [0, 1], above each threshold.
-        subtitle: model, layer, tokens and settings. Where published shares are drawn, it is added that the numbers are
+        subtitle: model, layer, tokens and settings. Where reported shares are drawn, it is added that the numbers are
             not theirs.
-        published: of some of the variants, shares in [0, 1] above some thresholds; thresholds not drawn are ignored.
+        reported: of some of the variants, shares in [0, 1] above some thresholds; thresholds not drawn are ignored.
 
     Raises:
         ValueError: no variant, no threshold, thresholds that differ between variants, a share outside [0, 1], or
-            published shares of a variant that is not drawn.
+            reported shares of a variant that is not drawn.
     """
     require_variants(shares)
-    published = published or {}
+    reported = reported or {}
     thresholds = sorted(next(iter(shares.values())))
     if not thresholds:
         raise ValueError("there is no threshold to draw; expected at least one")
-    strangers = [variant.label for variant in published if variant not in shares]
+    strangers = [variant.label for variant in reported if variant not in shares]
     if strangers:
-        raise ValueError(f"{strangers[0]!r} has published shares, but is not drawn")
+        raise ValueError(f"{strangers[0]!r} has reported shares, but is not drawn")
     bars = {variant: threshold_bars(variant, above, thresholds) for variant, above in shares.items()}
-    diamonds = {variant: _diamonds(variant, above, thresholds) for variant, above in published.items()}
+    diamonds = {variant: _diamonds(variant, above, thresholds) for variant, above in reported.items()}
     diamonds = {variant: trace for variant, trace in diamonds.items() if trace.x}
     highest = max(percent for trace in [*bars.values(), *diamonds.values()] for percent in trace.y)
     # an axis from 0 to 0 if nothing is above any threshold would be no axis
@@ -82,25 +82,25 @@ def threshold_bars(variant: Variant, above: Mapping[float, float], thresholds: l
         textangle=0,
         textfont={"size": FONT_SIZE - 2},
         cliponaxis=False,
-        hovertemplate="|J| > %{x}: %{y:.3g} %",
+        hovertemplate="|J| ≥ %{x}: %{y:.3g} %",
     )
 
 
-def _diamonds(variant: Variant, published: Mapping[float, float], thresholds: list[float]) -> go.Scatter:
-    _check_shares(variant, published)
-    drawn = [threshold for threshold in thresholds if threshold in published]
+def _diamonds(variant: Variant, reported: Mapping[float, float], thresholds: list[float]) -> go.Scatter:
+    _check_shares(variant, reported)
+    drawn = [threshold for threshold in thresholds if threshold in reported]
     return go.Scatter(
         x=[f"{threshold:g}" for threshold in drawn],
-        y=[100 * float(published[threshold]) for threshold in drawn],
-        name=PUBLISHED,
-        legendgroup=PUBLISHED,
+        y=[100 * float(reported[threshold]) for threshold in drawn],
+        name=REPORTED,
+        legendgroup=REPORTED,
         offsetgroup=variant.label,
         mode="markers+text",
         textposition="top center",
         textfont={"size": FONT_SIZE - 2},
         marker={"symbol": "diamond", "size": 14, "color": "white", "line": {"color": INK, "width": 2.5}},
         cliponaxis=False,
-        hovertemplate=f"{plain(variant.label)}, published: |J| > %{{x}}: %{{y:.3g}} %<extra></extra>",
+        hovertemplate=f"{plain(variant.label)}, reported: |J| ≥ %{{x}}: %{{y:.3g}} %<extra></extra>",
     )
 
 

@@ -20,7 +20,7 @@ from jsae_core.sae import inputs_at_once
 from jsae_core.sae_pair import SAEPair
 from jsae_core.terms import AGREEMENTS, NOTEWORTHY, is_above
 
-ABSOLUTE_TOLERANCE = 0.1  # the published criterion: |J + change| below it
+ABSOLUTE_TOLERANCE = 0.1  # the paper's criterion: |J + change| below it
 RELATIVE_TOLERANCE = 0.1  # |J + change| below this share of |J|
 ROUNDING = 1e-12  # equal elements computed in float32 have a variance of up to this share of their mean square
 SAMPLES_AT_ONCE = 2**17

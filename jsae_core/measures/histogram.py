@@ -1,7 +1,7 @@
 """How large the elements of the Jacobian are: histograms of |J| and of the mean |J| of each pair of latents.
 
-Here: the counting, in the published tensor names. Not here: how means over tokens are taken (`kept_jacobians.py`), what
-is drawn of it (`figures/`).
+Here: the counting, in the original's tensor names. Not here: how means over tokens are taken (`kept_jacobians.py`),
+what is drawn of it (`figures/`).
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def _curves(
 
 
 def classify_curves(input_values: Tensor, output_values: Tensor) -> list[str]:
-    """The published rule, for curves [n, points] each: "linear" if a least-squares line leaves every residual below
+    """The paper's rule, for curves [n, points] each: "linear" if a least-squares line leaves every residual below
     0.01; else "jumprelu" if one run of exact zeros touches an end and the rest is linear in the same sense; else
     "other"."""
     x, y = input_values.double().cpu().numpy(), output_values.double().cpu().numpy()

@@ -95,7 +95,7 @@ def test_the_original_s_jacobian_is_autograd_s(gated):
     torch.testing.assert_close(sandwich.jacobian, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_the_original_s_shapes_of_curves_are_the_published_rule_s():
+def test_the_original_s_shapes_of_curves_are_the_paper_s_rule_s():
     x = torch.linspace(0, 5, original.SWEEP_POINTS).numpy()
     jump, bump = (x > 2) * (x + 1), ((x > 2) & (x < 3)) * (x + 1)
     assert [original._shape(x, y) for y in (0 * x, 2 * x + 1, jump, jump[::-1], bump, x**2)] == [

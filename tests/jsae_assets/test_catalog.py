@@ -100,7 +100,7 @@ def test_every_shipped_catalog_loads_and_holds_pairs_of_both_lineages(path):
     assert {pair.variant for pair in catalog.pairs} >= {"traditional", "jsae"}
 
 
-def test_a_catalog_for_the_embedded_model_and_one_for_the_published_pairs_are_shipped():
+def test_a_catalog_for_the_embedded_model_and_one_for_the_paper_s_pairs_are_shipped():
     assert {path.name for path in CATALOGS} == {"default.yaml", "pythia.yaml"}
 
 

@@ -43,10 +43,10 @@ def norm_parameters(lm):
 
 
 def pair_artifact(folder, inputs, mlp):
-    """A published artifact without an MLP of its own, as older ones are, of a pair trained on these inputs."""
+    """An artifact without an MLP of its own, as older ones are, of a pair trained on these inputs."""
     pair = train_pair(inputs, mlp, CONFIG, model_name="tiny", layer=LAYER)
     tensors = {name: tensor for name, tensor in pair.tensors().items() if not name.startswith("mlp.")}
-    return write_artifact(folder, tensors, pair.config.to_published())
+    return write_artifact(folder, tensors, pair.config.to_artifact())
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def not_finite(value: float):
 
 def of_another_width(tensors, config):
     narrow = random_pair(dtype=torch.float32)
-    return narrow.tensors(), narrow.config.to_published()
+    return narrow.tensors(), narrow.config.to_artifact()
 
 
 @pytest.mark.parametrize(

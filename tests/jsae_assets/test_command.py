@@ -308,7 +308,7 @@ def demo(home: Path, catalog: Path) -> subprocess.CompletedProcess:
 def test_the_command_runs_the_catalog_shows_progress_and_prints_table_and_figures(instance, entries, tmp_path):
     result = demo(Path(instance.root_directory), write_catalog(tmp_path, entries()))
     assert result.returncode == 0, result.stderr
-    for words in ("[1/5] tiny: tokens", "[3/5] tiny, layer 1", " s left", "|J|>0.01", "Traditional", "JSAE", ".html"):
+    for words in ("[1/5] tiny: tokens", "[3/5] tiny, layer 1", " s left", "|J|≥0.01", "Traditional", "JSAE", ".html"):
         assert words in result.stdout
 
 

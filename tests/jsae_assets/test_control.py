@@ -109,7 +109,7 @@ def test_an_artifact_on_the_other_model_is_refused(
     lm = load_language_model(language_model, randomise_seed=None if variant == "jsae" else 0)
     config = PairConfig(model_name="tiny", layer=1, d_in=lm.d_model, d_sae=40, k=5, randomize_llm_weights=randomised)
     tensors = random_sae_tensors(lm.d_model, 40, torch.float32) | mlp_tensors(lm.mlp(1))
-    write_artifact(tmp_path / "artifact", tensors, config.to_published())
+    write_artifact(tmp_path / "artifact", tensors, config.to_artifact())
     changed = controlled_entries()
     (entry,) = [entry for entry in changed["pairs"] if entry["variant"] == variant]
     del entry["train"]

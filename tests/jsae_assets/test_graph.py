@@ -301,13 +301,13 @@ def test_a_measure_whose_pair_was_not_materialised_yet_says_what_to_materialise(
 
 @pytest.fixture(scope="module")
 def artifact(language_model, tmp_path_factory) -> Path:
-    """A published artifact of a random pair around the tiny model's MLP at layer 1."""
+    """An artifact of a random pair around the tiny model's MLP at layer 1."""
     lm = load_language_model(language_model)
     config = PairConfig(model_name="tiny", layer=1, d_in=lm.d_model, d_sae=40, k=5, jacobian_coefficient=0.5)
     tensors = random_sae_tensors(lm.d_model, 40, torch.float32) | mlp_tensors(lm.mlp(1))
-    published = config.to_published()
-    del published["mlp_activation"]
-    return write_artifact(tmp_path_factory.mktemp("artifacts") / "layer1", tensors, published)
+    written = config.to_artifact()
+    del written["mlp_activation"]
+    return write_artifact(tmp_path_factory.mktemp("artifacts") / "layer1", tensors, written)
 
 
 @pytest.fixture
@@ -331,9 +331,9 @@ def test_a_pair_from_a_directory_is_stored_as_it_is_and_measured(from_directory,
     result = from_directory.measure(1, "jsae/sae_pair", "jsae/jacobian_histogram")
     assert failures(result) == {}
     assert materialised(result) == {"jsae/sae_pair", "jsae/jacobian_histogram"}
-    published, stored = load_file(artifact / "sae_weights.safetensors"), load_file(from_directory.file("jsae/sae_pair"))
-    assert published.keys() == stored.keys()
-    assert all(torch.equal(published[name], stored[name]) for name in published)
+    written, stored = load_file(artifact / "sae_weights.safetensors"), load_file(from_directory.file("jsae/sae_pair"))
+    assert written.keys() == stored.keys()
+    assert all(torch.equal(written[name], stored[name]) for name in written)
     told = metadata(result, "jsae/sae_pair")
     assert told["source"] == "directory pairs/1"  # relative to the catalog's folder
     assert len(told["source_digest"]) == 64

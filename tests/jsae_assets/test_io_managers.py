@@ -125,17 +125,17 @@ def test_a_pair_is_read_again_as_it_was_from_the_one_file_stored(tmp_path):
     pair = random_pair(activation="relu", dtype=torch.float32)
     store("tensors", pair, tmp_path)
     again = SAEPair.load(place("tensors", tmp_path))
-    assert again.config.to_published() == pair.config.to_published()
+    assert again.config.to_artifact() == pair.config.to_artifact()
     assert again.tensors().keys() == pair.tensors().keys()
     for name, tensor in pair.tensors().items():
         assert torch.equal(again.tensors()[name], tensor)
 
 
-def test_a_stored_pair_has_the_published_tensor_names(tmp_path):
+def test_a_stored_pair_has_the_artifact_format_s_tensor_names(tmp_path):
     store("tensors", random_pair(), tmp_path)
     with safe_open(place("tensors", tmp_path), framework="pt") as file:
-        published = {f"_{part}{side}" for part in ("W_enc", "b_enc", "W_dec", "b_dec") for side in ("", "_out")}
-        assert set(file.keys()) == published | {"mlp.W_in", "mlp.b_in", "mlp.W_out", "mlp.b_out"}
+        expected = {f"_{part}{side}" for part in ("W_enc", "b_enc", "W_dec", "b_dec") for side in ("", "_out")}
+        assert set(file.keys()) == expected | {"mlp.W_in", "mlp.b_in", "mlp.W_out", "mlp.b_out"}
 
 
 @pytest.mark.parametrize("annotation", [dict, dict[str, Tensor]])

@@ -218,7 +218,7 @@ def odd(entries, graph, language_model, tmp_path):
                 tensors[name] += bias
             config = PairConfig(model_name="tiny", layer=1, d_in=lm.d_model, d_sae=40, k=k, jacobian_coefficient=seed)
             folder = tmp_path / f"pair-{seed}"
-            write_artifact(folder, tensors | mlp_tensors(lm.mlp(1)), config.to_published())
+            write_artifact(folder, tensors | mlp_tensors(lm.mlp(1)), config.to_artifact())
             del entry["train"]
             entry |= {"layers": [1], "directory": str(folder), "least_explained_variance": ANYTHING_GOES}
         tiny = graph(changed)

@@ -27,7 +27,7 @@ def hub(point_client_at_hub):
 
 @pytest.fixture
 def files(language_model, tmp_path):
-    return artifact_files(tmp_path / "published", load_language_model(language_model))
+    return artifact_files(tmp_path / "artifact", load_language_model(language_model))
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def test_a_pair_from_the_hub_is_stored_as_it_is_with_commit_and_digest(on_hub, h
     wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey(["jsae", "sae_pair"]))
     (record,) = tiny.instance.fetch_materializations(wanted, limit=1).records
     assert record.asset_materialization.tags["dagster/data_version"] == told["source_digest"]
-    published, stored = load_file(tmp_path / "published" / WEIGHTS), load_file(tiny.file("jsae/sae_pair"))
-    assert all(torch.equal(published[name], stored[name]) for name in published)
+    fetched, stored = load_file(tmp_path / "artifact" / WEIGHTS), load_file(tiny.file("jsae/sae_pair"))
+    assert all(torch.equal(fetched[name], stored[name]) for name in fetched)
     downloaded = len(hub.downloads())
     assert failures(tiny.measure(1, "jsae/sae_pair")) == {}
     assert len(hub.downloads()) == downloaded > 0

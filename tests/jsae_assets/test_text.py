@@ -41,7 +41,7 @@ def test_the_catalog_can_have_it_truncated(measured_on):
     assert lengths(graph) == [32, 28]
 
 
-def test_the_default_catalog_and_c4_truncate_as_the_stored_and_the_published_numbers_were_made():
+def test_the_default_catalog_and_c4_truncate_as_the_stored_and_the_reported_numbers_were_made():
     assert {text.long_documents for text in load_catalog().text.values()} == {C4.long_documents} == {"truncate"}
 
 

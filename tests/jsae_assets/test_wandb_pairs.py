@@ -18,15 +18,15 @@ NAME = "sae_pair_tiny_layer1_40_J0.5_k5"
 def artifact_files(folder, lm, seed: int = 0, **config) -> dict[str, bytes]:
     tensors = random_sae_tensors(lm.d_model, 40, torch.float32, seed) | mlp_tensors(lm.mlp(1))
     settings = {"model_name": "tiny", "layer": 1, "d_in": lm.d_model, "d_sae": 40, "k": 5, "jacobian_coefficient": 0.5}
-    published = PairConfig(**settings, **config).to_published()
-    del published["mlp_activation"]
-    write_artifact(folder, tensors, published)
+    written = PairConfig(**settings, **config).to_artifact()
+    del written["mlp_activation"]
+    write_artifact(folder, tensors, written)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture
 def files(language_model, tmp_path):
-    return artifact_files(tmp_path / "published", load_language_model(language_model))
+    return artifact_files(tmp_path / "artifact", load_language_model(language_model))
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def test_a_pair_is_fetched_checked_measured_and_drawn(remote, server, files, tmp
     assert failures(result) == {}
     assert {f"jsae/{name}" for name in PER_VARIANT} <= materialised(result)
     assert {f"figures/jsae/{name}" for name in CELL_FIGURES} <= materialised(result)
-    published = load_file(tmp_path / "published" / "sae_weights.safetensors")
+    fetched = load_file(tmp_path / "artifact" / "sae_weights.safetensors")
     stored = load_file(tiny.file("jsae/sae_pair"))
-    assert published.keys() == stored.keys()
-    assert all(torch.equal(published[name], stored[name]) for name in published)
+    assert fetched.keys() == stored.keys()
+    assert all(torch.equal(fetched[name], stored[name]) for name in fetched)
 
 
 def test_version_and_digest_are_told_and_are_the_data_version(remote, server, files):
@@ -177,7 +177,7 @@ def test_a_randomised_pair_brings_its_language_models_weights_along(
     weights = tmp_path / "weights.safetensors"
     save_file(transformer_lens_weights(model), weights)
     lm = load_language_model(language_model, randomised_weights=weights)
-    files = artifact_files(tmp_path / "published", lm, randomize_llm_weights=True)
+    files = artifact_files(tmp_path / "artifact", lm, randomize_llm_weights=True)
     files["randomized_llm_weights.safetensors"] = weights.read_bytes()
     server.add_artifact("lab", "pairs", "randomised", files)
     changed = controlled_entries()

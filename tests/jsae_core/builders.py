@@ -73,7 +73,7 @@ def random_mlp(
 def random_sae_tensors(
     d_in: int = D_MODEL, d_sae: int = D_SAE, dtype: torch.dtype = torch.float64, seed: int = 1
 ) -> dict[str, Tensor]:
-    """The eight tensors of both SAEs under their published names, decoder rows of unit norm."""
+    """The eight tensors of both SAEs under their artifact names, decoder rows of unit norm."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {"_W_enc": (d_in, d_sae), "_b_enc": (d_sae,), "_W_dec": (d_sae, d_in), "_b_dec": (d_in,)}
     tensors = {
@@ -113,7 +113,7 @@ def random_pair(
 
 
 def changed(pair: SAEPair, **tensors: Tensor) -> SAEPair:
-    """The pair with other tensors under some of its published names."""
+    """The pair with other tensors under some of its artifact names."""
     return SAEPair.from_tensors(pair.tensors() | tensors, pair.config)
 
 
@@ -138,8 +138,8 @@ def mlp_tensors(mlp: MLP) -> dict[str, Tensor]:
     return {f"mlp.{name}": getattr(mlp, name) for name in names}
 
 
-def published_config(**changes) -> dict:
-    """A cfg.json as published: among many others, the keys that matter here."""
+def artifact_config(**changes) -> dict:
+    """A cfg.json as the original writes it: among many others, the keys that matter here."""
     return {
         "model_name": "tiny",
         "hook_name": f"blocks.{changes.get('hook_layer', 1)}.ln2.hook_normalized",

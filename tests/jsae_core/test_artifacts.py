@@ -559,7 +559,7 @@ def published(run_directory):
     return run, artifact, files
 
 
-def test_publishing_offline_keeps_a_run_whose_artifact_holds_the_published_files_and_asks_nothing(
+def test_publishing_offline_keeps_a_run_whose_artifact_holds_the_artifact_format_s_files_and_asks_nothing(
     server, folder, tmp_path, monkeypatch
 ):
     monkeypatch.delenv("WANDB_API_KEY")
@@ -649,6 +649,6 @@ def test_publishing_online_is_refused_at_once_where_the_key_is(server, folder, m
         ({"model_name": "/home/me/my model (2)"}, "sae_pair_my-model--2-_layer3_16384_J1_k32"),
     ],
 )
-def test_an_artifact_is_named_as_the_published_ones_are(changes, name):
+def test_an_artifact_is_named_as_the_paper_s_are(changes, name):
     config = PairConfig(model_name="pythia-70m-deduped", layer=3, d_in=512, d_sae=16384, k=32, jacobian_coefficient=1)
     assert artifact_name(replace(config, **changes)) == name

@@ -280,8 +280,8 @@ def test_variants_counted_in_different_bins_are_refused():
 
 
 def test_bars_show_the_numbers_given_in_per_cent_with_the_value_on_each():
-    published = {0.02: 0.0194, 0.005: 0.771, 0.01: 0.583, 0.015: 0.44}
-    (bars,) = jacobian_thresholds_figure({TRADITIONAL: published}, SUBTITLE).data
+    reported = {0.02: 0.0194, 0.005: 0.771, 0.01: 0.583, 0.015: 0.44}
+    (bars,) = jacobian_thresholds_figure({TRADITIONAL: reported}, SUBTITLE).data
     assert list(bars.x) == ["0.005", "0.01", "0.015", "0.02"]
     np.testing.assert_allclose(bars.y, [77.1, 58.3, 44.0, 1.94])
     assert list(bars.text) == ["77.1", "58.3", "44.0", "1.94"]
@@ -324,7 +324,7 @@ FOUR = {
 }
 
 
-def published_traces(figure) -> dict:
+def reported_traces(figure) -> dict:
     """By the variant over whose bars they are."""
     return {trace.offsetgroup: trace for trace in figure.data if trace.type == "scatter"}
 
@@ -336,10 +336,10 @@ def test_four_variants_have_four_bars_a_threshold_each_with_its_number():
     assert len({bars.offsetgroup for bars in figure.data}) == 4 and figure.layout.barmode == "group"
 
 
-def test_published_shares_are_open_diamonds_over_the_bars_of_their_variant():
-    published = {JSAE: {0.015: 0.3, 0.005: 0.7}, TRADITIONAL: {0.01: 0.6}}
-    figure = jacobian_thresholds_figure(FOUR, SUBTITLE, published)
-    traces = published_traces(figure)
+def test_reported_shares_are_open_diamonds_over_the_bars_of_their_variant():
+    reported = {JSAE: {0.015: 0.3, 0.005: 0.7}, TRADITIONAL: {0.01: 0.6}}
+    figure = jacobian_thresholds_figure(FOUR, SUBTITLE, reported)
+    traces = reported_traces(figure)
     assert set(traces) == {"JSAE", "Traditional"}
     assert list(traces["JSAE"].x) == ["0.005", "0.015"]
     np.testing.assert_allclose(traces["JSAE"].y, [70, 30])
@@ -351,11 +351,11 @@ def test_published_shares_are_open_diamonds_over_the_bars_of_their_variant():
     assert set(traces) <= {bars.offsetgroup for bars in figure.data if bars.type == "bar"}
 
 
-def test_published_shares_are_in_the_legend_once():
-    published = {JSAE: {0.015: 0.3}, TRADITIONAL: {0.01: 0.6}}
-    figure = jacobian_thresholds_figure(FOUR, SUBTITLE, published)
+def test_reported_shares_are_in_the_legend_once():
+    reported = {JSAE: {0.015: 0.3}, TRADITIONAL: {0.01: 0.6}}
+    figure = jacobian_thresholds_figure(FOUR, SUBTITLE, reported)
     names = [trace.name for trace in figure.data if trace.showlegend is not False]
-    assert names == [*(variant.label for variant in FOUR), "published (Farnik et al., 2025)"]
+    assert names == [*(variant.label for variant in FOUR), "reported (Farnik et al., 2025)"]
 
 
 @pytest.mark.parametrize("share", [0.39, 0.4, 0.41, 0.44])
@@ -373,7 +373,7 @@ def test_a_number_that_no_diamond_covers_stays_on_its_bar(share):
     assert list(bars.text) == ["40.0"] and list(diamonds.text) == [""]
 
 
-def test_numbers_beside_published_shares_are_said_to_be_measured():
+def test_numbers_beside_reported_shares_are_said_to_be_measured():
     figure = jacobian_thresholds_figure(FOUR, SUBTITLE, {JSAE: {0.01: 0.6}})
     assert figure.layout.title.subtitle.text.replace("<br>", " ") == SUBTITLE + " · numbers as measured here"
 
@@ -383,18 +383,18 @@ def test_the_axis_leaves_room_above_the_highest_diamond():
     assert figure.layout.yaxis.range[1] > 1.1 * 80
 
 
-@pytest.mark.parametrize("published", [None, {}, {JSAE: {}}, {JSAE: {0.03: 0.5}}])
-def test_where_nothing_that_is_drawn_was_published_the_figure_is_the_same(published):
-    assert jacobian_thresholds_figure(FOUR, SUBTITLE, published) == jacobian_thresholds_figure(FOUR, SUBTITLE)
+@pytest.mark.parametrize("reported", [None, {}, {JSAE: {}}, {JSAE: {0.03: 0.5}}])
+def test_where_nothing_that_is_drawn_was_reported_the_figure_is_the_same(reported):
+    assert jacobian_thresholds_figure(FOUR, SUBTITLE, reported) == jacobian_thresholds_figure(FOUR, SUBTITLE)
 
 
-def test_published_shares_of_a_variant_that_is_not_drawn_are_refused():
-    with pytest.raises(ValueError, match="'JSAE' has published shares, but is not drawn"):
+def test_reported_shares_of_a_variant_that_is_not_drawn_are_refused():
+    with pytest.raises(ValueError, match="'JSAE' has reported shares, but is not drawn"):
         jacobian_thresholds_figure({TRADITIONAL: {0.01: 0.5}}, SUBTITLE, {JSAE: {0.01: 0.5}})
 
 
 @pytest.mark.parametrize("bad", [*BAD_NUMBERS, 77.1])
-def test_a_published_share_outside_zero_to_one_is_refused(bad):
+def test_a_reported_share_outside_zero_to_one_is_refused(bad):
     with pytest.raises(ValueError, match="'JSAE' has a share of"):
         jacobian_thresholds_figure({JSAE: {0.01: 0.5}}, SUBTITLE, {JSAE: {0.01: bad}})
 

@@ -325,40 +325,40 @@ def test_the_legend_names_each_variant_once_and_the_hatching(shapes_figure):
     assert shapes_figure.layout.yaxis2.title.text == "sampled functions (%)"
 
 
-def test_published_shares_are_open_diamonds_on_the_bars_of_their_variant():
-    published = {JSAE: {"other": 0.25, "linear": 0.55}}
-    figure = function_shapes_figure({TRADITIONAL: ONE_OF_EACH, JSAE: ONE_OF_EACH}, SUBTITLE, published)
+def test_reported_shares_are_open_diamonds_on_the_bars_of_their_variant():
+    reported = {JSAE: {"other": 0.25, "linear": 0.55}}
+    figure = function_shapes_figure({TRADITIONAL: ONE_OF_EACH, JSAE: ONE_OF_EACH}, SUBTITLE, reported)
     (drawn,) = diamonds(figure)
     every, _ = bars(figure)["JSAE"]
     assert drawn.x == (every.x[2], every.x[0])
     np.testing.assert_allclose(drawn.y, [25, 55])
-    assert drawn.name == "published (Farnik et al., 2025)" and drawn.showlegend is not False
+    assert drawn.name == "reported (Farnik et al., 2025)" and drawn.showlegend is not False
     assert (drawn.marker.color, drawn.marker.line.color) == ("white", "#222222")
     assert figure.layout.yaxis2.range[1] > 55
     assert "numbers as measured here" in figure.layout.title.subtitle.text.replace("<br>", " ")
 
 
-@pytest.mark.parametrize("published", [None, {}, {JSAE: {}}])
-def test_without_published_shares_there_is_no_word_of_them(published):
-    figure = function_shapes_figure({JSAE: ONE_OF_EACH}, SUBTITLE, published)
-    assert not diamonds(figure) and "published" not in figure.to_json()
+@pytest.mark.parametrize("reported", [None, {}, {JSAE: {}}])
+def test_without_reported_shares_there_is_no_word_of_them(reported):
+    figure = function_shapes_figure({JSAE: ONE_OF_EACH}, SUBTITLE, reported)
+    assert not diamonds(figure) and "reported" not in figure.to_json()
     assert "measured here" not in figure.layout.title.subtitle.text
 
 
-@pytest.mark.parametrize(("published", "covers"), [(0.5, True), (0.55, True), (0.3, False), (0.8, False)])
-def test_a_number_that_a_diamond_would_cover_is_above_the_diamond(published, covers):
-    figure = function_shapes_figure({JSAE: ONE_OF_EACH}, SUBTITLE, {JSAE: {"linear": published}})
+@pytest.mark.parametrize(("reported", "covers"), [(0.5, True), (0.55, True), (0.3, False), (0.8, False)])
+def test_a_number_that_a_diamond_would_cover_is_above_the_diamond(reported, covers):
+    figure = function_shapes_figure({JSAE: ONE_OF_EACH}, SUBTITLE, {JSAE: {"linear": reported}})
     height = numbers_on_bars(figure).y[0]
-    assert height > 100 * published if covers else height == 50
+    assert height > 100 * reported if covers else height == 50
 
 
 @pytest.mark.parametrize("bad", [-0.1, 55.0, float("nan")])
-def test_published_shares_outside_zero_to_one_are_refused(bad):
-    with pytest.raises(ValueError, match="published share of 'linear' of 'JSAE'.*between 0 and 1"):
+def test_reported_shares_outside_zero_to_one_are_refused(bad):
+    with pytest.raises(ValueError, match="reported share of 'linear' of 'JSAE'.*between 0 and 1"):
         function_shapes_figure({JSAE: ONE_OF_EACH}, SUBTITLE, {JSAE: {"linear": bad}})
 
 
-def test_published_shares_of_an_unknown_shape_or_of_what_is_not_drawn_are_refused():
+def test_reported_shares_of_an_unknown_shape_or_of_what_is_not_drawn_are_refused():
     with pytest.raises(ValueError, match="'wavy'.*one of linear, jumprelu, other"):
         function_shapes_figure({JSAE: ONE_OF_EACH}, SUBTITLE, {JSAE: {"wavy": 0.1}})
     with pytest.raises(ValueError, match="'Traditional', which is not drawn"):
@@ -367,8 +367,8 @@ def test_published_shares_of_an_unknown_shape_or_of_what_is_not_drawn_are_refuse
 
 def test_a_legend_of_many_variants_has_room_below_the_bars(shapes_figure):
     many_variants = {Variant(f"Traditional, randomised {place}", "#D55E00"): ONE_OF_EACH for place in range(4)}
-    published = {next(iter(many_variants)): {"linear": 0.5}}
-    figure = function_shapes_figure(many_variants, SUBTITLE, published)
+    reported = {next(iter(many_variants)): {"linear": 0.5}}
+    figure = function_shapes_figure(many_variants, SUBTITLE, reported)
     assert figure.layout.margin.b == shapes_figure.layout.margin.b + 60
 
 

@@ -21,7 +21,7 @@ from tests.jsae_core.builders import (
 
 N_TOKENS = 60
 NORMS = ("l2t", "l4t", "linft")
-PUBLISHED = {"hist", "mean_jac_hist", "bin_edges", "bin_centers", "count_jac"}
+ORIGINAL_NAMES = {"hist", "mean_jac_hist", "bin_edges", "bin_centers", "count_jac"}
 
 
 def scaled(pair: SAEPair, factor: float) -> SAEPair:
@@ -109,9 +109,9 @@ def test_a_normed_histogram_divides_by_the_data_s_mean_of_the_token_norm(pair, x
 
 
 @pytest.mark.parametrize("norm", [None, *NORMS])
-def test_names_shapes_and_dtypes_are_the_published_ones(pair, x, norm):
+def test_names_shapes_and_dtypes_are_the_original_s(pair, x, norm):
     result, bins = jacobian_histogram(pair, [x], norm), 1100 if norm is None else 1500
-    assert result.keys() - {"mean_norm"} == PUBLISHED | {"overflow", "mean_jac_overflow", "n_tokens"}
+    assert result.keys() - {"mean_norm"} == ORIGINAL_NAMES | {"overflow", "mean_jac_overflow", "n_tokens"}
     assert ("mean_norm" in result) == (norm is not None)
     for name in ("hist", "mean_jac_hist", "count_jac", "overflow", "mean_jac_overflow", "n_tokens"):
         assert result[name].dtype == torch.int64

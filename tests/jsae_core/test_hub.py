@@ -8,7 +8,7 @@ import pytest
 from jsae_core import SAEPair
 from jsae_core.hub import HubError, fetch_hub_pair, find_hub_pair
 from tests.hub_server import HubServer
-from tests.jsae_core.builders import mlp_tensors, published_config, random_mlp, random_sae_tensors, write_artifact
+from tests.jsae_core.builders import artifact_config, mlp_tensors, random_mlp, random_sae_tensors, write_artifact
 
 REPOSITORY = "lab/pairs"
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
@@ -23,9 +23,9 @@ def hub(point_client_at_hub):
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("pair") / "published"
+    folder = tmp_path_factory.mktemp("pair") / "artifact"
     tensors = random_sae_tensors() | mlp_tensors(random_mlp())
-    write_artifact(folder, tensors, published_config(mlp_activation="gelu"))
+    write_artifact(folder, tensors, artifact_config(mlp_activation="gelu"))
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

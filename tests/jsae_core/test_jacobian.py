@@ -8,8 +8,8 @@ from tests.jsae_core.builders import (
     D_MODEL,
     D_SAE,
     K,
+    artifact_config,
     mlp_tensors,
-    published_config,
     random_inputs,
     random_mlp,
     random_pair,
@@ -84,9 +84,9 @@ def test_the_jacobian_is_what_autograd_says_in_float64(activation, gated):
 
 @each_activation
 @plain_and_gated
-def test_a_pair_read_from_a_published_artifact_has_autograd_s_jacobian(activation, gated, tmp_path):
+def test_a_pair_read_from_an_artifact_has_autograd_s_jacobian(activation, gated, tmp_path):
     tensors = random_sae_tensors() | mlp_tensors(random_mlp(activation, gated))
-    directory = write_artifact(tmp_path, tensors, published_config(dtype="torch.float64", mlp_activation=activation))
+    directory = write_artifact(tmp_path, tensors, artifact_config(dtype="torch.float64", mlp_activation=activation))
     pair, x = SAEPair.load(directory), random_inputs(5)
     for token, ours in zip(x, run_sandwich(pair, x).jacobian, strict=True):
         expected = autograd_jacobian(tensors, ACTIVATIONS[activation], token, K)

@@ -206,7 +206,7 @@ HAND_MADE = {
 
 
 @pytest.mark.parametrize(("curve", "shape"), HAND_MADE.values(), ids=HAND_MADE)
-def test_a_hand_made_curve_has_the_class_the_published_rule_gives_it(curve, shape):
+def test_a_hand_made_curve_has_the_class_the_paper_s_rule_gives_it(curve, shape):
     assert classify_curves(VALUES[None], curve[None]) == [shape]
 
 
@@ -222,7 +222,7 @@ def test_the_largest_residual_decides_at_a_hundredth(residual, shape):
     assert classify_curves(VALUES[None], curve[None]) == [shape]
 
 
-def published_rule(x: numpy.ndarray, y: numpy.ndarray) -> str:
+def paper_rule(x: numpy.ndarray, y: numpy.ndarray) -> str:
     """By numpy's polyfit, one curve at a time."""
 
     def linear(x, y):
@@ -249,7 +249,7 @@ def test_a_curve_has_the_class_that_numpy_s_polyfit_gives_it(ends, coefficients,
     curve = a + b * VALUES + c * VALUES**2 + noise * torch.tensor(numpy.random.default_rng(seed).normal(size=POINTS))
     curve[:start] = 0
     curve[stop:] = 0
-    assert classify_curves(VALUES[None], curve[None]) == [published_rule(VALUES.numpy(), curve.numpy())]
+    assert classify_curves(VALUES[None], curve[None]) == [paper_rule(VALUES.numpy(), curve.numpy())]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -78,7 +78,7 @@ def check(values: Tensor, lines: Lines, x: Tensor, line: Tensor, latent: Tensor)
 
 
 def in_dtype(pair: SAEPair, dtype: torch.dtype, **tensors: Tensor) -> SAEPair:
-    """A copy, with other tensors under some of its published names."""
+    """A copy, with other tensors under some of its artifact names."""
     config = dataclasses.replace(pair.config, dtype=str(dtype).removeprefix("torch."))
     return SAEPair.from_tensors(pair.tensors() | tensors, config)
 

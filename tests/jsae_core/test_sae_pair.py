@@ -14,9 +14,9 @@ from tests.jsae_core.builders import (
     D_MODEL,
     D_SAE,
     K,
+    artifact_config,
     contents,
     mlp_tensors,
-    published_config,
     random_inputs,
     random_mlp,
     random_pair,
@@ -30,14 +30,14 @@ SAE_KEYS = {f"_{name}{side}" for side in ("", "_out") for name in ("W_enc", "b_e
 MLP_KEYS = {"mlp.W_in", "mlp.b_in", "mlp.W_out", "mlp.b_out"}
 
 
-def published_tensors(activation: str = "gelu") -> dict[str, torch.Tensor]:
+def artifact_tensors(activation: str = "gelu") -> dict[str, torch.Tensor]:
     return random_sae_tensors(dtype=torch.float32) | mlp_tensors(random_mlp(activation, dtype=torch.float32))
 
 
 @pytest.fixture
 def artifact(tmp_path):
     """A whole, good artifact that names its MLP's activation."""
-    return write_artifact(tmp_path / "pair", published_tensors(), published_config(mlp_activation="gelu"))
+    return write_artifact(tmp_path / "pair", artifact_tensors(), artifact_config(mlp_activation="gelu"))
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +59,11 @@ def rewrite_tensors(directory, changes):
     save_file({name: t for name, t in tensors.items() if t is not None}, directory / WEIGHTS)
 
 
-# --- the published format ---
+# --- the artifact format ---
 
 
-def test_a_published_artifact_is_read_with_every_tensor_in_its_place(artifact):
-    pair, tensors = SAEPair.load(artifact), published_tensors()
+def test_an_artifact_is_read_with_every_tensor_in_its_place(artifact):
+    pair, tensors = SAEPair.load(artifact), artifact_tensors()
     for side, sae in (("", pair.input_sae), ("_out", pair.output_sae)):
         for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
             assert torch.equal(getattr(sae, name), tensors[f"_{name}{side}"])
@@ -71,7 +71,7 @@ def test_a_published_artifact_is_read_with_every_tensor_in_its_place(artifact):
         assert torch.equal(getattr(pair.mlp, name), tensors[f"mlp.{name}"])
 
 
-def test_a_published_configuration_is_read_whole(artifact):
+def test_an_artifact_s_configuration_is_read_whole(artifact):
     config = SAEPair.load(artifact).config
     assert (config.model_name, config.layer) == ("tiny", 1)
     assert (config.d_in, config.d_sae, config.k, config.jacobian_coefficient) == (D_MODEL, D_SAE, K, 1.0)
@@ -115,21 +115,21 @@ def test_absent_keys_mean_what_they_meant_when_they_were_not_written(artifact):
 @pytest.mark.parametrize("name", ["sae_pair_tiny_layer1_20_J0_k4", "sae_pair_tiny_layer1_20_J0.0_k4", "any name"])
 @pytest.mark.parametrize("coefficient", [0, 0.0])
 def test_how_a_zero_coefficient_is_spelt_makes_no_difference(tmp_path, name, coefficient):
-    config = published_config(mlp_activation="gelu", jacobian_coefficient=coefficient)
-    pair = SAEPair.load(write_artifact(tmp_path / name, published_tensors(), config))
+    config = artifact_config(mlp_activation="gelu", jacobian_coefficient=coefficient)
+    pair = SAEPair.load(write_artifact(tmp_path / name, artifact_tensors(), config))
     assert pair.config.jacobian_coefficient == 0.0
 
 
-def test_the_activation_that_a_published_artifact_does_not_name_comes_from_the_language_model(tmp_path, language_model):
+def test_the_activation_that_an_artifact_does_not_name_comes_from_the_language_model(tmp_path, language_model):
     artifact = write_artifact(
-        tmp_path, random_sae_tensors(dtype=torch.float32) | mlp_tensors(language_model.mlp(1)), published_config()
+        tmp_path, random_sae_tensors(dtype=torch.float32) | mlp_tensors(language_model.mlp(1)), artifact_config()
     )
     pair = SAEPair.load(artifact, language_model=language_model)
     assert pair.mlp.activation == pair.config.mlp_activation == "gelu_new"
 
 
 def test_an_mlp_that_the_artifact_lacks_comes_from_the_language_model_s_layer(tmp_path, language_model):
-    artifact = write_artifact(tmp_path, random_sae_tensors(dtype=torch.float32), published_config(hook_layer=2))
+    artifact = write_artifact(tmp_path, random_sae_tensors(dtype=torch.float32), artifact_config(hook_layer=2))
     pair, x = SAEPair.load(artifact, language_model=language_model), random_inputs(3, dtype=torch.float32)
     torch.testing.assert_close(pair.mlp(x), language_model.mlp(2)(x), rtol=0, atol=0)
 
@@ -153,7 +153,7 @@ def test_a_pair_with_another_model_s_mlp_is_refused(artifact, language_model):
 
 def test_a_pair_of_another_activation_than_the_language_model_s_is_refused(tmp_path, language_model):
     tensors = random_sae_tensors(dtype=torch.float32) | mlp_tensors(language_model.mlp(1))
-    artifact = write_artifact(tmp_path, tensors, published_config(mlp_activation="relu"))
+    artifact = write_artifact(tmp_path, tensors, artifact_config(mlp_activation="relu"))
     with pytest.raises(ValueError, match="'relu'.*do not belong together"):
         SAEPair.load(artifact, language_model=language_model)
 
@@ -161,17 +161,17 @@ def test_a_pair_of_another_activation_than_the_language_model_s_is_refused(tmp_p
 def test_a_pair_of_another_layer_of_the_same_model_is_refused(tmp_path, language_model):
     tensors = random_sae_tensors(dtype=torch.float32) | mlp_tensors(language_model.mlp(2))
     with pytest.raises(ValueError, match="do not belong together"):
-        SAEPair.load(write_artifact(tmp_path, tensors, published_config(hook_layer=1)), language_model=language_model)
+        SAEPair.load(write_artifact(tmp_path, tensors, artifact_config(hook_layer=1)), language_model=language_model)
 
 
 def test_a_pair_of_another_width_than_the_model_is_refused_with_both_widths(tmp_path, language_model):
-    artifact = write_artifact(tmp_path, random_sae_tensors(d_in=6), published_config(d_in=6))
+    artifact = write_artifact(tmp_path, random_sae_tensors(d_in=6), artifact_config(d_in=6))
     with pytest.raises(ValueError, match=f"d_in is 6.*d_model {D_MODEL}"):
         SAEPair.load(artifact, language_model=language_model)
 
 
 def test_a_pair_of_a_layer_beyond_the_model_is_refused_naming_the_model_s_layers(tmp_path, language_model):
-    artifact = write_artifact(tmp_path, random_sae_tensors(), published_config(hook_layer=3))
+    artifact = write_artifact(tmp_path, random_sae_tensors(), artifact_config(hook_layer=3))
     with pytest.raises(ValueError, match="layers 0 to 2; there is no layer 3"):
         SAEPair.load(artifact, language_model=language_model)
 
@@ -217,13 +217,13 @@ def test_a_saved_pair_loads_again_unchanged_without_a_language_model(tmp_path, g
         assert getattr(again.config, key) == getattr(pair.config, key)
 
 
-def test_a_saved_pair_has_the_published_files_tensors_and_keys(tmp_path):
+def test_a_saved_pair_has_the_artifact_format_s_files_tensors_and_keys(tmp_path):
     random_pair().save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, CONFIG}
     assert load_file(tmp_path / WEIGHTS).keys() == SAE_KEYS | MLP_KEYS
     config = json.loads((tmp_path / CONFIG).read_text())
     unneeded = {"dataset_path", "lr"}
-    assert published_config().keys() - unneeded <= config.keys()
+    assert artifact_config().keys() - unneeded <= config.keys()
     assert config["activation_fn_kwargs"] == {"k": K}
     assert config["hook_name"] == "blocks.1.ln2.hook_normalized" and config["hook_layer"] == 1
 
@@ -269,7 +269,7 @@ def test_loading_changes_nothing_in_the_artifact(artifact):
 
 def test_a_pair_stored_in_one_file_loads_from_its_header(tmp_path):
     pair = random_pair()
-    save_file(pair.tensors(), tmp_path / "pair.safetensors", {"cfg": json.dumps(pair.config.to_published())})
+    save_file(pair.tensors(), tmp_path / "pair.safetensors", {"cfg": json.dumps(pair.config.to_artifact())})
     again = SAEPair.load(tmp_path / "pair.safetensors")
     assert torch.equal(again.output_sae.W_dec, pair.output_sae.W_dec) and again.config.k == K
 
@@ -328,7 +328,7 @@ def test_a_tensor_of_the_wrong_shape_is_refused_with_its_name(artifact, name):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["_W_enc", "_b_dec_out", "mlp.W_out"])
 def test_weights_that_are_not_finite_are_refused_with_their_name(artifact, name, value):
-    tensor = published_tensors()[name]
+    tensor = artifact_tensors()[name]
     tensor.view(-1)[0] = value
     rewrite_tensors(artifact, {name: tensor})
     message = refused(artifact)
@@ -453,7 +453,7 @@ def test_the_newer_layout_with_k_on_top_and_a_metadata_section_is_read_as_the_ol
             "model_from_pretrained_kwargs": {},
         },
     }
-    pair = SAEPair.load(write_artifact(tmp_path / "newer", published_tensors(), newer))
+    pair = SAEPair.load(write_artifact(tmp_path / "newer", artifact_tensors(), newer))
     names = (
         "model_name",
         "layer",
@@ -485,7 +485,7 @@ def test_a_lone_weights_file_is_refused_asking_for_its_directory(artifact):
 
 @pytest.mark.parametrize("header", ["{not json", "[1]", '"text"'])
 def test_a_stored_file_with_a_broken_header_is_refused_with_its_name(tmp_path, header):
-    save_file(published_tensors(), tmp_path / "pair.safetensors", {"cfg": header})
+    save_file(artifact_tensors(), tmp_path / "pair.safetensors", {"cfg": header})
     assert str(tmp_path / "pair.safetensors") in refused(tmp_path / "pair.safetensors")
 
 

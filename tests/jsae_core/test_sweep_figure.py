@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jsae_core.figures import odd_runs, sweep_grid_figure, sweep_tradeoff_figure
 from jsae_core.figures.sweep import QUALITY, SPARSITY
-from jsae_core.published import published_sweep
+from jsae_core.reported import reported_sweep
 
 SUBTITLE = "a sweep"
 COEFFICIENTS = (0.0, 0.1, 0.5, 1.0, 5.0)
@@ -57,8 +57,8 @@ def of(runs: pd.DataFrame, place: int, **changes) -> pd.DataFrame:
     return changed
 
 
-def published() -> pd.DataFrame:
-    return published_sweep("pythia-70m-deduped", 3)
+def reported() -> pd.DataFrame:
+    return reported_sweep("pythia-70m-deduped", 3)
 
 
 def tradeoff(runs: pd.DataFrame, subtitle: str = SUBTITLE, **more):
@@ -166,7 +166,7 @@ def test_a_single_run_is_a_dot_with_its_label_in_the_middle_of_the_axes_without_
 
 
 def test_all_points_are_inside_the_axes():
-    figure = tradeoff(table(), published=published())
+    figure = tradeoff(table(), reported=reported())
     (left, right), (low, high) = figure.layout.xaxis.range, figure.layout.yaxis.range
     for trace in (dots(figure), diamonds(figure)):
         assert left < min(trace.x) and max(trace.x) < right
@@ -225,7 +225,7 @@ numbers = st.floats(0, 1)
     st.lists(st.tuples(st.sampled_from([0, 0.001, 0.25, 1, 2.5, 33.333]), numbers, numbers), min_size=1, max_size=30)
 )
 def test_labels_cover_neither_each_other_nor_dots(runs):
-    assert_labels_cover_nothing(tradeoff(table(*zip(*runs, strict=True)), published=published()))
+    assert_labels_cover_nothing(tradeoff(table(*zip(*runs, strict=True)), reported=reported()))
 
 
 def test_of_500_runs_some_are_labelled_and_no_label_covers_anything():
@@ -245,8 +245,8 @@ def test_the_knee_is_ringed_named_and_explained():
     assert "ring: the knee, farthest from the line between both ends" in remark(figure)
 
 
-def test_the_knee_of_the_published_sweep_is_where_it_was_published():
-    runs = published()
+def test_the_knee_of_the_reported_sweep_is_where_it_was_reported():
+    runs = reported()
     figure = tradeoff(table(runs["jacobian_coefficient"], runs["above_0.01"], runs["ce_score"]))
     assert knees(figure) == ["<b>knee: λ = 1</b>"]
 
@@ -383,41 +383,41 @@ def test_runs_without_penalty_alone_can_be_drawn():
     assert len(dots(figure).x) == 2 and not figure.layout.coloraxis.showscale
 
 
-def test_published_runs_are_labelled_diamonds_on_a_line_in_the_order_of_their_coefficients():
-    trace = diamonds(tradeoff(table(), published=published().iloc[::-1]))
-    assert trace.name == "published (Farnik et al., 2025)" and trace.showlegend
-    np.testing.assert_allclose(trace.x, 100 * published()["above_0.01"])
-    np.testing.assert_allclose(trace.y, published()["ce_score"])
+def test_reported_runs_are_labelled_diamonds_on_a_line_in_the_order_of_their_coefficients():
+    trace = diamonds(tradeoff(table(), reported=reported().iloc[::-1]))
+    assert trace.name == "reported (Farnik et al., 2025)" and trace.showlegend
+    np.testing.assert_allclose(trace.x, 100 * reported()["above_0.01"])
+    np.testing.assert_allclose(trace.y, reported()["ce_score"])
     assert "lines" in trace.mode and set(labels(trace)) & {"0.2", "3", "50"}
 
 
-@pytest.mark.parametrize("none", [None, published_sweep("gpt2", 3)], ids=["None", "no row"])
-def test_where_nothing_was_published_there_are_no_diamonds(none):
-    figure = tradeoff(table(), published=none)
+@pytest.mark.parametrize("none", [None, reported_sweep("gpt2", 3)], ids=["None", "no row"])
+def test_where_nothing_was_reported_there_are_no_diamonds(none):
+    figure = tradeoff(table(), reported=none)
     assert legend(figure) == [] and len(diamonds(figure).x) == 0
 
 
-def test_the_published_sweep_is_the_published_one():
-    runs = published()
+def test_the_reported_sweep_is_the_reported_one():
+    runs = reported()
     assert list(runs.columns) == ["jacobian_coefficient", "ce_score", "above_0.01"]
     assert runs["jacobian_coefficient"].tolist() == [0.01, 0.2, 0.5, 1, 3, 4, 5, 50]
     assert (1024 * runs["above_0.01"]).tolist() == [526, 323, 213, 84, 43, 37, 15, 0]
     assert runs["ce_score"].tolist() == [0.933, 0.932, 0.929, 0.92, 0.889, 0.792, 0.632, 0.54]
-    assert published_sweep("pythia-70m-deduped", 2).empty
+    assert reported_sweep("pythia-70m-deduped", 2).empty
 
 
 @pytest.mark.parametrize(
     "bad, complaint",
     [
-        (lambda runs: runs.drop(columns="ce_score"), "published runs lacks ce_score"),
-        (lambda runs: runs.assign(ce_score=np.nan), "published runs holds NaN"),
-        (lambda runs: runs.assign(ce_score=np.inf), "published runs holds ce_score = inf, which cannot be"),
-        (lambda runs: runs.assign(**{"above_0.01": 8.2}), "published runs holds above_0.01 = 8.2, which cannot be"),
+        (lambda runs: runs.drop(columns="ce_score"), "reported runs lacks ce_score"),
+        (lambda runs: runs.assign(ce_score=np.nan), "reported runs holds NaN"),
+        (lambda runs: runs.assign(ce_score=np.inf), "reported runs holds ce_score = inf, which cannot be"),
+        (lambda runs: runs.assign(**{"above_0.01": 8.2}), "reported runs holds above_0.01 = 8.2, which cannot be"),
     ],
 )
-def test_published_runs_that_make_no_sense_are_refused(bad, complaint):
+def test_reported_runs_that_make_no_sense_are_refused(bad, complaint):
     with pytest.raises(ValueError, match=complaint):
-        tradeoff(table(), published=bad(published()))
+        tradeoff(table(), reported=bad(reported()))
 
 
 def panels(figure) -> dict:
@@ -443,9 +443,9 @@ def panels(figure) -> dict:
 ROWS = {
     "L1/√L2": ("l1_over_l2", 1),
     "kurtosis": ("kurtosis", 1),
-    "|J| &gt; 0.005": ("above_0.005", 100),
-    "|J| &gt; 0.01": ("above_0.01", 100),
-    "|J| &gt; 0.02": ("above_0.02", 100),
+    "|J| ≥ 0.005": ("above_0.005", 100),
+    "|J| ≥ 0.01": ("above_0.01", 100),
+    "|J| ≥ 0.02": ("above_0.02", 100),
 }
 
 
@@ -480,7 +480,7 @@ def test_the_grid_says_what_means_sparser_and_whose_scores_are_shown():
     assert {
         "L1/√L2<br>↓ sparser",
         "kurtosis<br>↑ sparser",
-        "|J| &gt; 0.01<br>(%)",
+        "|J| ≥ 0.01<br>(%)",
         "CE score<br>mean of both SAEs",
         "explained variance<br>output SAE",
     } <= titles
@@ -496,7 +496,7 @@ def test_the_kurtosis_is_logarithmic_with_plain_numbers():
 def test_any_columns_can_be_rows_and_columns():
     runs = table(speed=[1.0, 2, 3, 4, -2])
     found = panels(sweep_grid_figure(runs, SUBTITLE, ["above_0.015", "speed"], ["kl_score_input"]))
-    assert set(found) == {("|J| &gt; 0.015", "KL score"), ("speed", "KL score")}
+    assert set(found) == {("|J| ≥ 0.015", "KL score"), ("speed", "KL score")}
     trace, _, y = found["speed", "KL score"]
     np.testing.assert_allclose(trace.y, runs["speed"])
     assert y.range[0] < -2 and 4 < y.range[1]

@@ -95,7 +95,7 @@ def row_of(summary=SUMMARY, config=CONFIG):
 # --- The table
 
 
-def test_a_run_of_the_published_sweep_becomes_a_row_of_settings_and_metrics():
+def test_a_run_of_the_paper_s_sweep_becomes_a_row_of_settings_and_metrics():
     row = row_of()
     assert row["model"] == "pythia-70m-deduped"
     assert (row["layer"], row["k"], row["d_sae"], row["jacobian_coefficient"]) == (3, 32, 16384, 1.0)

@@ -249,7 +249,7 @@ def test_the_jacobian_coefficient_rises_from_zero_and_stays():
     assert [config.jacobian_coefficient_at(step) for step in range(6)] == [0, 0.5, 1, 1.5, 2, 2]
 
 
-def test_the_published_schedule_is_the_default():
+def test_the_paper_s_schedule_is_the_default():
     config = recipe(steps=1000, jacobian_coefficient=1.0)
     assert config.learning_rate_at(0) == pytest.approx(5e-5)
     assert config.learning_rate_at(9) == config.learning_rate_at(800) == 5e-4

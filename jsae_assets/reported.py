@@ -1,7 +1,7 @@
-"""`python -m jsae_assets.published`: what was measured beside what was published, for the pairs that the catalog shares
+"""`python -m jsae_assets.reported`: what was measured beside what was reported, for the pairs that the catalog shares
 with Farnik et al. (2025).
 
-Here: the comparison. Not here: the published numbers (`jsae_core.published`), measuring (materialise the assets first).
+Here: the comparison. Not here: the reported numbers (`jsae_core.reported`), measuring (materialise the assets first).
 """
 
 import sys
@@ -12,20 +12,20 @@ from tabulate import tabulate
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
 from jsae_assets.freshness import latest_metadata
 from jsae_assets.partitions import cell_key
-from jsae_core.published import PublishedResult, all_published_results
+from jsae_core.reported import ReportedResult, all_reported_results
 from jsae_core.terms import FUNCTION_SHAPES
 
-HEADER = ("model", "layer", "variant", "λ", "measure", "published", "measured", "difference")
+HEADER = ("model", "layer", "variant", "λ", "measure", "reported", "measured", "difference")
 SHARES_OF_SHAPES = {f"share_{shape}" for shape in FUNCTION_SHAPES}
 
 
 def comparison(catalog: Catalog, instance: dg.DagsterInstance) -> list[tuple[str, ...]]:
-    """A row a published number, as `HEADER` names them; "measured" says why where there is nothing to compare."""
-    return [_row(result, _measured(result, catalog, instance)) for result in all_published_results()]
+    """A row a reported number, as `HEADER` names them; "measured" says why where there is nothing to compare."""
+    return [_row(result, _measured(result, catalog, instance)) for result in all_reported_results()]
 
 
-def _measured(result: PublishedResult, catalog: Catalog, instance: dg.DagsterInstance) -> float | str:
-    model = next((key for key, entry in catalog.models.items() if entry.published_name(key) == result.model), None)
+def _measured(result: ReportedResult, catalog: Catalog, instance: dg.DagsterInstance) -> float | str:
+    model = next((key for key, entry in catalog.models.items() if entry.reported_name(key) == result.model), None)
     if model is None or catalog.pair(result.variant, model, result.layer) is None:
         return "not in the catalog"
     measure = "function_shapes" if result.measure in SHARES_OF_SHAPES else "jacobian_histogram"
@@ -40,7 +40,7 @@ def _measured(result: PublishedResult, catalog: Catalog, instance: dg.DagsterIns
     return measured[result.measure]
 
 
-def _row(result: PublishedResult, measured: float | str) -> tuple[str, ...]:
+def _row(result: ReportedResult, measured: float | str) -> tuple[str, ...]:
     named = (result.model, str(result.layer), result.variant, f"{result.jacobian_coefficient:g}", result.measure)
     if isinstance(measured, str):
         return *named, f"{result.value:.2%}", measured, ""

@@ -1,4 +1,4 @@
-"""Published results: the table, the comparison command, the overlay in the figures."""
+"""Reported results: the table, the comparison command, the overlay in the figures."""
 
 import os
 import subprocess
@@ -8,13 +8,13 @@ import pandas as pd
 import plotly.io
 import pytest
 
-from jsae_assets.published import comparison
-from jsae_core.published import all_published_results, published_results
+from jsae_assets.reported import comparison
+from jsae_core.reported import all_reported_results, reported_results
 from tests.jsae_assets.conftest import REPOSITORY, metadata
 
 
-def as_published(entries: dict, coefficient: float = 1) -> dict:
-    """The tiny model under the name of one that results were published of, its pairs at the published layer."""
+def as_reported(entries: dict, coefficient: float = 1) -> dict:
+    """The tiny model under the name of one that results were reported of, its pairs at the reported layer."""
     entries["models"]["pythia-70m-deduped"] = entries["models"].pop("tiny")
     for pair in entries["pairs"]:
         pair |= {"model": "pythia-70m-deduped", "layers": [3]}
@@ -31,16 +31,16 @@ def deep_model(tmp_path_factory):
 
 
 @pytest.fixture
-def published(entries, graph, deep_model):
-    changed = as_published(entries())
+def reported(entries, graph, deep_model):
+    changed = as_reported(entries())
     changed["models"]["pythia-70m-deduped"]["directory"] = str(deep_model)
     tiny = graph(changed)
     tiny.tokenise("pythia-70m-deduped")
     return tiny
 
 
-def test_every_published_share_is_one_and_shares_of_shapes_sum_to_one():
-    frame = pd.DataFrame(all_published_results())
+def test_every_reported_share_is_one_and_shares_of_shapes_sum_to_one():
+    frame = pd.DataFrame(all_reported_results())
     assert frame["value"].between(0, 1).all()
     assert not frame.duplicated(["model", "layer", "variant", "measure"]).any()
     shapes = frame[frame["measure"].isin(["share_linear", "share_jumprelu", "share_other"])]
@@ -48,17 +48,17 @@ def test_every_published_share_is_one_and_shares_of_shapes_sum_to_one():
 
 
 def test_results_are_found_by_model_layer_variant_and_lambda():
-    found = published_results("pythia-70m-deduped", 3, "jsae", 1.0)
+    found = reported_results("pythia-70m-deduped", 3, "jsae", 1.0)
     assert found["share_above_0.01"] == 0.113 and found["share_linear"] == 0.868
     assert len(found) == 7
-    assert published_results("pythia-70m-deduped", 3, "jsae", 2.0) == {}
-    assert published_results("pythia-70m-deduped", 2, "jsae", 1.0) == {}
+    assert reported_results("pythia-70m-deduped", 3, "jsae", 2.0) == {}
+    assert reported_results("pythia-70m-deduped", 2, "jsae", 1.0) == {}
 
 
-def test_the_comparison_sets_what_was_measured_beside_what_was_published(published):
-    run = published.measure(3, model="pythia-70m-deduped", raise_on_error=True)
-    rows = {(row[0], row[2], row[4]): row for row in comparison(published.catalog, published.instance)}
-    assert len(rows) == len(all_published_results())
+def test_the_comparison_sets_what_was_measured_beside_what_was_reported(reported):
+    run = reported.measure(3, model="pythia-70m-deduped", raise_on_error=True)
+    rows = {(row[0], row[2], row[4]): row for row in comparison(reported.catalog, reported.instance)}
+    assert len(rows) == len(all_reported_results())
     for measure, asset in (("share_above_0.01", "jacobian_histogram"), ("share_linear", "function_shapes")):
         share = metadata(run, f"jsae/{asset}")[measure]
         row = rows["pythia-70m-deduped", "jsae", measure]
@@ -67,17 +67,17 @@ def test_the_comparison_sets_what_was_measured_beside_what_was_published(publish
     assert rows["pythia-410m-deduped", "jsae", "share_above_0.01"][6:] == ("not in the catalog", "")
 
 
-def test_a_figure_overlays_what_was_published_of_its_pairs(published):
-    published.measure(3, model="pythia-70m-deduped", raise_on_error=True)
+def test_a_figure_overlays_what_was_reported_of_its_pairs(reported):
+    reported.measure(3, model="pythia-70m-deduped", raise_on_error=True)
     for name, value in (("jacobian_thresholds", 11.3), ("function_shapes", 86.8)):
-        path = published.file(f"figures/jsae/{name}", layer=3, model="pythia-70m-deduped", extension="json")
+        path = reported.file(f"figures/jsae/{name}", layer=3, model="pythia-70m-deduped", extension="json")
         figure = plotly.io.from_json(path.read_text(encoding="utf-8"))
         marks = [trace for trace in figure.data if trace.type == "scatter" and "Farnik" in (trace.name or "")]
         assert any(value == pytest.approx(y) for trace in marks for y in trace.y)
 
 
 def test_a_pair_with_another_lambda_is_compared_with_nothing(entries, graph, deep_model):
-    changed = as_published(entries(), coefficient=2)
+    changed = as_reported(entries(), coefficient=2)
     changed["models"]["pythia-70m-deduped"]["directory"] = str(deep_model)
     tiny = graph(changed)
     tiny.tokenise("pythia-70m-deduped")
@@ -89,7 +89,7 @@ def test_a_pair_with_another_lambda_is_compared_with_nothing(entries, graph, dee
 def test_the_command_prints_the_whole_table(tmp_path):
     environment = os.environ | {"DAGSTER_HOME": str(tmp_path), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
-        [sys.executable, "-m", "jsae_assets.published"],
+        [sys.executable, "-m", "jsae_assets.reported"],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,
@@ -98,6 +98,6 @@ def test_the_command_prints_the_whole_table(tmp_path):
         check=True,
     )
     lines = done.stdout.strip().splitlines()
-    assert len(lines) == 1 + len(all_published_results())
-    assert lines[0].split() == ["model", "layer", "variant", "λ", "measure", "published", "measured", "difference"]
+    assert len(lines) == 1 + len(all_reported_results())
+    assert lines[0].split() == ["model", "layer", "variant", "λ", "measure", "reported", "measured", "difference"]
     assert "11.30%" in done.stdout and "not in the catalog" in done.stdout

@@ -156,6 +156,7 @@ def summary(catalog: Catalog, instance: dg.DagsterInstance) -> str:
     """A line for each pair: what the figures show in full."""
     columns = {
         **{f"|J|≥{threshold:g}": ("jacobian_histogram", f"share_above_{threshold}") for threshold in THRESHOLDS},
+        "accounted": ("latent_accounting", "accounted_share"),
         "linear": ("function_shapes", "share_linear"),
         "explained: input": ("pair_quality", "explained_variance_input"),
         "output": ("pair_quality", "explained_variance_output"),

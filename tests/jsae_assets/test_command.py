@@ -208,7 +208,7 @@ def test_a_dry_run_says_what_would_be_made_and_why_and_makes_and_records_nothing
     tiny = graph(entries())
     assert main(tiny, monkeypatch, tmp_path, "run", "--dry-run") == 0
     said = capsys.readouterr().out
-    for line in ("tiny, layer 1:", "  tokens is missing", "  jsae/sae_pair is missing", "29 to materialise."):
+    for line in ("tiny, layer 1:", "  tokens is missing", "  jsae/sae_pair is missing", f"{len(EVERYTHING)} to materialise."):
         assert line in said
     assert tiny.instance.get_runs() == [] and tiny.stored() == {}
 
@@ -251,10 +251,11 @@ def test_what_the_catalog_does_not_hold_is_a_bad_argument(
 
 def test_the_exit_status_says_whether_anything_failed(entries, graph, monkeypatch, tmp_path):
     changed = entries()
-    changed["text"]["measured"] = {"files": [str(tmp_path / "nothing.jsonl")]}
+    (tmp_path / "text.jsonl").write_text("no JSON\n", encoding="utf-8")
+    changed["text"]["measured"] = {"files": [str(tmp_path / "text.jsonl")]}
     tiny = graph(changed)
     assert main(tiny, monkeypatch, tmp_path, "run", "--asset", "tokens") == 1
-    (tmp_path / "nothing.jsonl").write_text('{"text": "some words"}\n', encoding="utf-8")
+    (tmp_path / "text.jsonl").write_text('{"text": "some words"}\n', encoding="utf-8")
     assert main(tiny, monkeypatch, tmp_path, "run", "--asset", "tokens") == 0
 
 

@@ -21,8 +21,15 @@ from jsae_assets.partitions import stored_below
 
 
 def storage(base_path: str | None, instance: dg.DagsterInstance) -> UPath:
-    """The folder that everything stored is below: the one that is named, else the instance's own."""
-    return UPath(os.path.expanduser(base_path) if base_path else instance.storage_directory())
+    """The folder that everything stored is below: the one that is named, else the instance's own.
+
+    Raises:
+        ValueError: it is to be below the home of a user that there is not.
+    """
+    path = os.path.expanduser(base_path) if base_path else instance.storage_directory()
+    if path.startswith("~"):  # left as it was: it would become a folder of that name
+        raise ValueError(f"the storage is {path!r}, but there is no such user; expected a path, or one that begins ~/")
+    return UPath(path)
 
 
 def stored_at(key: dg.AssetKey, partition: str | None, extension: str) -> str:

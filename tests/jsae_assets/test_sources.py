@@ -207,3 +207,12 @@ def test_a_tilde_in_the_storage_is_the_home_of_whoever_runs_this(instance, tmp_p
         manager = stores[name].create_io_manager(dg.build_init_resource_context(instance=instance))
         assert str(manager.base) == str(tmp_path / "home-of-somebody" / "stored")
     assert not (tmp_path / "~").exists()
+
+
+def test_a_storage_below_the_home_of_nobody_is_refused_and_makes_no_folder(instance, tmp_path, monkeypatch):
+    monkeypatch.setenv("JSAE_STORAGE", "~no-such-user/stored")
+    monkeypatch.chdir(tmp_path)
+    for name in ("tensors", "tables", "figures"):
+        with pytest.raises(ValueError, match="'~no-such-user/stored', but there is no such user"):
+            default_resources()[name].create_io_manager(dg.build_init_resource_context(instance=instance))
+    assert not list(tmp_path.glob("~*"))

@@ -272,8 +272,8 @@ def write_artifact(tensors: Mapping[str, Tensor], config: PairConfig, directory:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], config: PairConfig) -> None:
-    """Raises ValueError: a tensor of the SAEs is missing or of another shape than the configuration says, or any tensor
-    holds NaN or infinite values."""
+    """Raises ValueError: a tensor of the SAEs is missing or of another shape than the configuration says, any tensor
+    holds NaN or infinite values, or latents are to be scaled, which the configuration may fail to say."""
     expected = {
         tensor_name(side, name): shape
         for side in SIDES
@@ -288,6 +288,8 @@ def check_tensors(tensors: Mapping[str, Tensor], config: PairConfig) -> None:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds {int((~torch.isfinite(tensor)).sum())} NaN or infinite values")
+        if "scaling_factor" in name and not (tensor == 1).all():
+            raise ValueError(f"{name} scales latents, which is not supported; expected none, or only ones")
 
 
 def sae_weights(tensors: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:

@@ -376,6 +376,15 @@ def test_a_configuration_that_no_pair_can_have_is_refused_with_its_key(artifact,
     assert str(artifact / CONFIG) in message and named in message
 
 
+@pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor_out"])
+def test_a_factor_that_scales_latents_is_refused_though_the_configuration_is_silent_and_ones_are_not(artifact, name):
+    rewrite_tensors(artifact, {name: torch.full((D_SAE,), 3.0)})
+    message = refused(artifact)
+    assert str(artifact / WEIGHTS) in message and f"{name} scales latents, which is not supported" in message
+    rewrite_tensors(artifact, {name: torch.ones(D_SAE)})
+    assert SAEPair.load(artifact).config.k == K
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

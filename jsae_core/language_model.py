@@ -44,8 +44,8 @@ class LanguageModel:
         n_layers, d_model, context_size, n_vocabulary: sizes.
 
     Raises:
-        ValueError: the model has no blocks that can be found, or its logits are not finite or depend on more than what
-            leaves the last block.
+        ValueError: the model has no blocks that can be found, or its logits are not finite, depend on tokens that come
+            later or on more than what leaves the last block.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LanguageModel:
         self.n_layers = len(self._blocks)
         self.d_model: int = config.hidden_size
         self.context_size: int = next(
-            (size for name in CONTEXT_NAMES if (size := getattr(config, name, None))), DEFAULT_CONTEXT
+            (size for name in CONTEXT_NAMES if (size := getattr(config, name, None) or 0) > 0), DEFAULT_CONTEXT
         )
         self.n_vocabulary: int = hugging_face.get_input_embeddings().weight.shape[0]
         self._verified: set[int] = set()
@@ -72,6 +72,7 @@ class LanguageModel:
         self._mlps, self._block_form, logits = find_mlps(hugging_face, self._blocks, self._probe)
         if not logits.isfinite().all():
             raise ValueError(f"{self._who()}: gives logits that are NaN or infinite; are its weights damaged?")
+        self._check_causal(logits)
         self._compare(
             "what its final norm and unembedding make of what leaves its last block",
             self.logits(hidden_state(self._block_form).flatten(0, 1)),
@@ -224,10 +225,26 @@ class LanguageModel:
         self._compare("what leaves its last block if another output of the MLP is put in", resumed, expected, layer)
         self._verified.add(layer)
 
-    def _compare(self, what: str, ours: Tensor, theirs: Tensor, layer: int | None = None) -> None:
+    @torch.no_grad()
+    def _check_causal(self, logits: Tensor) -> None:
+        """Documents are padded on the right without a mask, so what comes later must change nothing."""
+        other_end = self._probe.clone()
+        other_end[:, -1] = (other_end[:, -1] + 1) % self.n_vocabulary
+        changed = self.hugging_face(other_end, use_cache=False).logits
+        if self._off(changed[:, :-1], logits[:, :-1]) > self._tolerance():
+            raise ValueError(
+                f"{self._who()}: what it says at a token changes with tokens that come later, or from one run to the "
+                "next; expected a causal language model (is its attention made bidirectional in config.json?)"
+            )
+
+    def _off(self, ours: Tensor, theirs: Tensor) -> float:
+        """How far apart they are, by the norm of theirs."""
         wide = torch.promote_types(self.dtype, torch.float32)
         ours, theirs = ours.to(wide), theirs.to(wide)
-        off = float((ours - theirs).norm() / theirs.norm().clamp(min=torch.finfo(theirs.dtype).tiny))
+        return float((ours - theirs).norm() / theirs.norm().clamp(min=torch.finfo(theirs.dtype).tiny))
+
+    def _compare(self, what: str, ours: Tensor, theirs: Tensor, layer: int | None = None) -> None:
+        off = self._off(ours, theirs)
         if not off <= self._tolerance():
             at = "" if layer is None else f", layer {layer}"
             raise ValueError(

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, MixtralConfig
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MixtralConfig, XLNetConfig
 
 from jsae_core import load_language_model
 from tests.jsae_core.builders import ARCHITECTURES, character_tokenizer, contents, save_language_model
@@ -16,6 +16,8 @@ LAYERS = {
     "gemma2": lambda model: model.model.layers,
 }
 N_LAYERS = 3
+SMALL = {"vocab_size": 97, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+SMALL |= {"num_key_value_heads": 1, "max_position_embeddings": 32, "pad_token_id": None}
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -424,6 +426,23 @@ def test_a_token_outside_the_vocabulary_is_refused_with_the_vocabulary_s_size(ne
     for ask in (neox.mlp_activations, neox.clean_pass):
         with pytest.raises(ValueError, match=f"{token}.*vocabulary of 97"):
             ask(torch.tensor([0, 5, token]), 0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SMALL, is_causal=False),
+        Gemma3TextConfig(**SMALL, head_dim=8, use_bidirectional_attention=True),
+        XLNetConfig(vocab_size=97, d_model=16, n_layer=3, n_head=2, d_inner=24),  # -1 is what it says of its context
+    ],
+    ids=["Llama", "Gemma 3", "XLNet"],
+)
+def test_a_model_that_looks_ahead_is_refused_as_padding_would_change_what_it_says(tmp_path, config):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    character_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="changes with tokens that come later, .*; expected a causal language model"):
+        load_language_model(tmp_path)
 
 
 def test_a_mixture_of_experts_is_refused_as_it_has_no_single_mlp(tmp_path):

@@ -1,4 +1,11 @@
-"""Asset checks: is a stored pair fit to be measured?"""
+"""Asset checks: is a stored pair fit to be measured?
+
+Here: what is refused, and what is said then. Not here: what the refusal rests on, which is measured in
+`jsae_core.measures`.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -9,16 +16,26 @@ from jsae_assets.catalog import Catalog
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.partitions import cells
 from jsae_assets.resources import POOL, Compute
+from jsae_assets.sources import ExplainedVariance
 from jsae_assets.stored import StoredTensors
 
+if TYPE_CHECKING:
+    from jsae_core import SAEPair
+    from jsae_core.measures import InputConventions
+
 PROBE_DOCUMENTS = 32
+MARGIN = 0.02  # of explained variance, by which the true input must win
+MANY_DEAD = 0.1  # a share of latents that is worth a word
+CONVENTIONS = {
+    "true": "the MLP's true input",
+    "folded": "folded input (normalised without gain and bias)",
+    "unnormalised": "un-normalised input (what enters the normalisation)",
+}
 
 
 def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
-    """Blocks what is downstream of a pair that was trained on other activations than the model gives it.
-
-    Nothing crashes when an SAE is fed folded or un-normalised activations; only the variance it explains falls.
-    """
+    """Blocks what is downstream of a pair that was trained on other activations than the model gives it, has another
+    MLP than the model, or was trained badly."""
 
     @dg.asset_check(
         name="faithful",
@@ -27,8 +44,9 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
         blocking=True,
         pool=POOL,
         op_tags=step_priority(turn(catalog, variant)),
-        description="On held-out tokens both SAEs explain the variance they should; weights are finite; shapes agree "
-        "with the model.",
+        description="On held-out tokens both SAEs explain the variance they should, the input SAE more of that of the "
+        "MLP's true input than of folded or un-normalised input; the MLP computes what the model's does; weights are "
+        "finite; shapes agree with the model.",
     )
     def faithful(
         context: dg.AssetCheckExecutionContext,
@@ -37,7 +55,7 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
         sae_pair: StoredTensors,
     ) -> dg.AssetCheckResult:
         from jsae_core.activations import FirstDocuments
-        from jsae_core.measures import reconstruction_quality
+        from jsae_core.measures import input_conventions, reconstruction_quality
 
         cell = cell_at(context, catalog, variant)
         # read like this since a check has no partition mapping: as an input they would be those of this cell's name
@@ -53,17 +71,82 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
                 passed=False, description=f"the pair's d_in is {pair.config.d_in}, the model's d_model {d_model}"
             )
         quality = reconstruction_quality(pair, FirstDocuments(subject.mlp_inputs, PROBE_DOCUMENTS))
-        least = cell.pair.least_explained_variance
-        wanted = {"input": least.input, "output": least.output}
-        failing = [side for side in wanted if not quality[f"explained_variance_{side}"] >= wanted[side]]
+        conventions = input_conventions(
+            pair, subject.language_model, subject.documents[:PROBE_DOCUMENTS], compute.batch_tokens
+        )
+        faults = list(_faults(pair, quality, conventions, cell.pair.least_explained_variance))
         return dg.AssetCheckResult(
-            passed=not failing,
-            description="; ".join(
-                f"the {side} SAE explains {quality[f'explained_variance_{side}']:.1%} of the variance, expected at "
-                f"least {wanted[side]:.0%}" + (": was it trained on other activations?" if side in failing else "")
-                for side in wanted
-            ),
-            metadata=quality,
+            passed=not faults,
+            description="; ".join(faults) or _praise(quality, conventions),
+            metadata=quality
+            | {
+                f"explained_variance_input_{name}": value
+                for name, value in conventions.explained_variance.items()
+                if name != "true"
+            }
+            | {"mlp_difference": conventions.mlp_difference["true"]},
         )
 
     return faithful
+
+
+def _faults(
+    pair: "SAEPair", quality: Mapping[str, float], conventions: "InputConventions", least: ExplainedVariance
+) -> Iterator[str]:
+    """A sentence for each thing that is wrong with a pair."""
+    off, bound = conventions.mlp_difference, _most_mlp_difference(pair)
+    if not off["true"] <= bound:
+        agreeing = [CONVENTIONS[name] for name in off if off[name] <= bound]
+        yield (
+            f"on the same inputs the pair's MLP gives other outputs than the model's, by {off['true']:.1%} of their "
+            f"norm, expected at most {bound:.0%}" + (f"; it gives the model's on {agreeing[0]}" if agreeing else "")
+        )
+    explained, rival = conventions.explained_variance, conventions.rival(MARGIN)
+    # what explains too little under every convention was trained on none of them, as far as can be told
+    most = max(explained.values())
+    has_rival = rival is not None and most > 0 and most >= least.input
+    if has_rival:
+        yield (
+            f"the input SAE explains {explained['true']:.1%} of the variance of {CONVENTIONS['true']} and "
+            f"{explained[rival]:.1%} of that of {CONVENTIONS[rival]}, expected at least {MARGIN:.0%} more of the true "
+            "one: "
+            + (
+                "the other convention fits it better, so it was trained on other activations than the model gives it"
+                if explained[rival] > explained["true"]
+                else "which of them it was trained on cannot be told"
+            )
+        )
+    for side, at_least in {"input": least.input, "output": least.output}.items():
+        share = quality[f"explained_variance_{side}"]
+        if not share >= at_least and not (has_rival and side == "input"):
+            signs = ", ".join(_signs_of_bad_training(pair, quality, side))
+            others = [f"{value:.1%} of {CONVENTIONS[name]}" for name, value in explained.items() if name != "true"]
+            yield (
+                f"the {side} SAE explains {share:.1%} of the variance, expected at least {at_least:.0%}"
+                + (f" ({', '.join(others)})" if side == "input" and others else "")
+                + f": it was trained badly ({signs})"
+            )
+
+
+def _signs_of_bad_training(pair: "SAEPair", quality: Mapping[str, float], side: str) -> Iterator[str]:
+    yield f"the Jacobian coefficient is {pair.config.jacobian_coefficient:g}"
+    if (dead := quality[f"dead_{side}"]) > MANY_DEAD:
+        yield f"{dead:.0%} of its latents are dead on these {quality['n_tokens']:,.0f} tokens"
+
+
+def _praise(quality: Mapping[str, float], conventions: "InputConventions") -> str:
+    said = [
+        f"the {side} SAE explains {quality[f'explained_variance_{side}']:.1%} of the variance"
+        for side in ("input", "output")
+    ]
+    others = {name: value for name, value in conventions.explained_variance.items() if name != "true"}
+    said += [f"{value:.1%} of {CONVENTIONS[name]}" for name, value in others.items()]
+    if not others:
+        said.append("the model does not normalise the MLP's input, so there was no other convention to compare")
+    return "; ".join(said)
+
+
+def _most_mlp_difference(pair: "SAEPair") -> float:
+    """The most that rounding explains, as a share of the outputs' norm: a pair may be stored in bfloat16, and compute
+    in it."""
+    return 0.05 if pair.mlp.W_in.element_size() < 4 else 0.01

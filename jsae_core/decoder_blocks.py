@@ -24,7 +24,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ACTIVATION_RANGE = torch.linspace(-20, 20, 8001, dtype=torch.float64)  # wide enough for clipped activations
+SAME_UP_TO_ROUNDING = 0.01  # a share of the norm; in bfloat16 what is the same is off by about 0.003
+EPS_NAMES = ("eps", "variance_epsilon")
 SAME_ACTIVATION = 1e-6  # gelu and its tanh approximation differ by 5e-4, two ways to write the latter by 1e-8
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A LayerNorm (`centred`) or RMSNorm, whatever its class is called and however it keeps its gain and bias."""
+
+    module: nn.Module
+    centred: bool
+
+    def standardised(self, x: Tensor) -> Tensor:
+        """x [..., d_model] normalised, without gain and bias."""
+        return _standardised(x, self.centred, self.module)
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class BlockMLP:
             weights are not kept as one - and how many numbers each gives.
         down: the linear map whose output is the MLP's, before anything is added to it or normalised.
         activation: the name that Hugging Face has for the activation.
+        norm: what normalises the MLP's input; None where nothing does (a model that normalises outputs alone).
         before: the parts of the block that hold weight matrices and are finished when the MLP begins: attention.
         example: what entered and what left it, [n, d_model] each, in the pass in which it was found.
     """
@@ -44,6 +59,7 @@ class BlockMLP:
     widths: tuple[int, ...]
     down: nn.Module
     activation: str
+    norm: Norm | None
     before: tuple[nn.Module, ...]
     example: tuple[Tensor, Tensor]
     W_in: Tensor
@@ -183,6 +199,7 @@ def _mlp_in(holder: nn.Module, block: nn.Module, trace: Sequence[_Call], names: 
                 widths=tuple(call.gave.shape[-1] for call in into),
                 down=down.module,
                 activation=name,
+                norm=_find_norm(trace[: trace.index(into[0])], x),
                 before=tuple(_finished(block, trace, trace.index(into[0]))),
                 example=(x.flatten(0, -2), down.gave.flatten(0, -2)),
                 W_in=plain.W,
@@ -199,6 +216,36 @@ def _branches(call: _Call, width: int) -> list[_Branch]:
     pieces = len(W) // width
     biases = [None] * pieces if b is None else b.chunk(pieces)
     return [_Branch(*parts) for parts in zip(W.chunk(pieces), biases, call.gave.chunk(pieces, dim=-1), strict=True)]
+
+
+def _find_norm(trace: Sequence[_Call], x: Tensor) -> Norm | None:
+    """The last of these calls that gave x and made of what it was given a standardised tensor times a gain plus a bias,
+    one of each a feature."""
+    x = x.flatten(0, -2)
+    for call in reversed(trace):
+        gave, given = call.gave.flatten(0, -2), call.given.flatten(0, -2)
+        if _holds_matrices(call.module) or not _same(gave, x) or given.shape != x.shape or _same(given, x):
+            continue
+        off = {centred: _off_affine(_standardised(given, centred, call.module), x) for centred in (True, False)}
+        centred = min(off, key=off.__getitem__)
+        if off[centred] < SAME_UP_TO_ROUNDING:
+            return Norm(call.module, centred)
+    return None
+
+
+def _standardised(x: Tensor, centred: bool, norm: nn.Module) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = wide - wide.mean(dim=-1, keepdim=True) if centred else wide
+    eps = next((value for name in EPS_NAMES if isinstance(value := getattr(norm, name, None), float)), 0.0)
+    return (wide * (wide.square().mean(dim=-1, keepdim=True) + eps).rsqrt()).to(x.dtype)
+
+
+def _off_affine(z: Tensor, x: Tensor) -> float:
+    """How far x [n, d] is from gain * z + bias for the best of either, one of each a feature; a share of x's norm."""
+    z, x = z.double(), x.double()
+    apart, wanted = z - z.mean(dim=0), x - x.mean(dim=0)
+    gain = (apart * wanted).sum(dim=0) / apart.square().sum(dim=0).clamp(min=1e-30)
+    return float((wanted - gain * apart).norm() / x.norm().clamp(min=1e-30))
 
 
 def _finished(block: nn.Module, trace: Sequence[_Call], start: int) -> Iterator[nn.Module]:

@@ -107,6 +107,32 @@ class LanguageModel:
         return self._activations(self._checked(tokens), layer, tokens.shape)
 
     @torch.no_grad()
+    def mlp_input_conventions(self, tokens: Tensor, layer: int) -> dict[str, Tensor]:
+        """What may be called the MLP's input at a layer, by the name of the convention, [..., position, d_model] each.
+
+        `true`: as `mlp_activations` gives it. And where the model normalises it, `folded`: normalised without gain and
+        bias, as where these are folded into the MLP's weights; `unnormalised`: what enters the normalisation.
+
+        Args:
+            tokens: as for `mlp_activations`.
+
+        Raises:
+            ValueError: as `mlp_activations` does.
+        """
+        self._verify(layer)
+        norm, kept = self._mlps[layer].norm, {}
+
+        def keep(module, args, kwargs) -> None:
+            kept["unnormalised"] = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+
+        with hooked([norm.module.register_forward_pre_hook(keep, with_kwargs=True)] if norm else []):
+            true, _ = self._activations(self._checked(tokens), layer, tokens.shape)
+        if norm is None:
+            return {"true": true}
+        before = kept["unnormalised"].reshape(true.shape)
+        return {"true": true, "folded": norm.standardised(before), "unnormalised": before}
+
+    @torch.no_grad()
     def clean_pass(self, tokens: Tensor, layer: int) -> CleanPass:
         """Run all blocks, and keep what is needed to go on from the MLP of a layer with other outputs of it.
 

@@ -4,6 +4,8 @@ from .ablation import ablation_samples as ablation_samples
 from .ablation import ablation_summary as ablation_summary
 from .accounting import latent_accounting as latent_accounting
 from .accounting import latent_accountings as latent_accountings
+from .conventions import InputConventions as InputConventions
+from .conventions import input_conventions as input_conventions
 from .histogram import jacobian_histogram as jacobian_histogram
 from .histogram import jacobian_histograms as jacobian_histograms
 from .histogram import share_above as share_above

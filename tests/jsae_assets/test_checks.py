@@ -1,6 +1,7 @@
 """The blocking check: pairs that were trained on other activations, or that are not of this model, go no further."""
 
 import json
+from dataclasses import replace
 
 import dagster as dg
 import pytest
@@ -42,9 +43,9 @@ def norm_parameters(lm):
     return norm.weight.detach(), norm.bias.detach()
 
 
-def pair_artifact(folder, inputs, mlp):
+def pair_artifact(folder, inputs, mlp, config=CONFIG):
     """An artifact without an MLP of its own, as older ones are, of a pair trained on these inputs."""
-    pair = train_pair(inputs, mlp, CONFIG, model_name="tiny", layer=LAYER)
+    pair = train_pair(inputs, mlp, config, model_name="tiny", layer=LAYER)
     tensors = {name: tensor for name, tensor in pair.tensors().items() if not name.startswith("mlp.")}
     return write_artifact(folder, tensors, pair.config.to_artifact())
 
@@ -62,6 +63,7 @@ def artifacts(tmp_path_factory, lm, true_inputs):
     return {
         "true": pair_artifact(folder / "true", true_inputs, mlp),
         "folded": pair_artifact(folder / "folded", folded_inputs, folded_mlp),
+        "badly": pair_artifact(folder / "badly", true_inputs, mlp, replace(CONFIG, steps=3, jacobian_coefficient=9.0)),
     }
 
 
@@ -97,11 +99,31 @@ def test_a_pair_that_was_trained_on_folded_activations_fails_and_is_not_measured
     check = evaluation(result)
     assert not check.passed
     assert check.blocking
-    assert "the input SAE explains" in check.description
-    assert "was it trained on other activations?" in check.description
-    assert check.metadata["explained_variance_input"].value < 0.5 < check.metadata["explained_variance_output"].value
+    assert "that of folded input (normalised without gain and bias)" in check.description
+    assert "so it was trained on other activations than the model gives it" in check.description
+    assert "trained badly" not in check.description
+    explained = {name: check.metadata[f"explained_variance_{name}"].value for name in ("input", "input_folded")}
+    assert explained["input"] < explained["input_folded"]
     assert materialised(result) == {CHECKED}
     assert not folded.file("jsae/jacobian_histogram").exists()
+
+
+def test_folded_activations_are_found_whatever_the_catalog_asks_to_be_explained(entries, graph, artifacts):
+    """The SAE explains much of the true input, too, so the bound alone does not find it."""
+    changed = entries()
+    pair = {"variant": "jsae", "model": "tiny", "layers": [LAYER], "directory": str(artifacts["folded"])}
+    changed["pairs"][1] = pair | {"least_explained_variance": {"input": 0.0, "output": 0.0}}
+    made = graph(changed)
+    made.tokenise()
+    check = evaluation(made.measure(LAYER, CHECKED))
+    assert not check.passed and "it was trained on other activations" in check.description
+
+
+def test_a_badly_trained_pair_is_told_so_and_not_that_it_was_trained_on_other_activations(graph_of, artifacts):
+    check = evaluation(graph_of(artifacts["badly"]).measure(LAYER, CHECKED))
+    assert not check.passed
+    assert "it was trained badly (the Jacobian coefficient is 9" in check.description
+    assert "other activations" not in check.description
 
 
 def test_the_variance_explained_that_the_check_tells_is_that_of_the_true_inputs(graph_of, artifacts, true_inputs, lm):
@@ -142,6 +164,11 @@ def not_finite(value: float):
     return damage
 
 
+def with_another_mlp(tensors, config):
+    tensors["mlp.W_in"] = 2 * tensors["mlp.W_in"]
+    return tensors, config
+
+
 def of_another_width(tensors, config):
     narrow = random_pair(dtype=torch.float32)
     return narrow.tensors(), narrow.config.to_artifact()
@@ -152,9 +179,10 @@ def of_another_width(tensors, config):
     [
         (not_finite(float("nan")), "_b_enc holds 1 NaN or infinite"),
         (not_finite(float("-inf")), "_b_enc holds 1 NaN or infinite"),
+        (with_another_mlp, "on the same inputs the pair's MLP gives other outputs than the model's, by"),
         (of_another_width, "d_in is 8, the model's d_model 16"),
     ],
-    ids=["NaN", "infinity", "another width"],
+    ids=["NaN", "infinity", "another MLP", "another width"],
 )
 def test_it_is_the_stored_pair_that_is_checked_and_damage_to_it_is_named(entries, graph, damage, expected):
     """Between storing and checking, something happens to the file."""

@@ -1,0 +1,109 @@
+"""Which convention of the MLP's input a pair was trained on: each is put to the input SAE and to the pair's MLP.
+
+Nothing crashes where a pair is fed folded or un-normalised activations, and it may still explain most of their
+variance. So what it explains is compared between conventions: a pair explains best what it was trained on.
+
+Here: measuring that. Not here: the conventions themselves (`language_model.py`), what is refused (the caller's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jsae_core.activations import packed
+from jsae_core.language_model import LanguageModel
+from jsae_core.measures.reconstruction import reconstruct
+from jsae_core.sae_pair import SAEPair
+
+
+@dataclass(frozen=True)
+class InputConventions:
+    """By convention, `true` first; that one alone for a model that does not normalise its MLP's input.
+
+    Attributes:
+        explained_variance: of the input SAE, as `reconstruction_quality` defines it.
+        mlp_difference: |y' - y| / |y| over all tokens, y' being what the pair's MLP makes of this input and y what the
+            model's own makes of the true one.
+        distance: |x' - x|^2 / sum |x - mean(x)|^2, x' being this input and x the true one: 0 for the same.
+    """
+
+    explained_variance: Mapping[str, float]
+    mlp_difference: Mapping[str, float]
+    distance: Mapping[str, float]
+
+    def rival(self, margin: float) -> str | None:
+        """The other convention under which the input SAE explains most, if the true one is not better by this margin.
+        Inputs that are closer to the true one than that are not another convention: no SAE could tell them apart."""
+        others = {name: ev for name, ev in self.explained_variance.items() if self.distance[name] > margin}
+        best = max(others, key=others.__getitem__, default=None)
+        return best if best and not self.explained_variance["true"] >= others[best] + margin else None
+
+
+@torch.no_grad()
+def input_conventions(
+    pair: SAEPair, language_model: LanguageModel, documents: Sequence[Tensor], batch_tokens: int = 8192
+) -> InputConventions:
+    """Put each convention to a pair, at the pair's layer.
+
+    Args:
+        documents: 1-d token tensors, BOS first; BOS is left out.
+        batch_tokens: the most tokens, padding counted, that the model is given at once.
+
+    Raises:
+        ValueError: there is no token but BOS, or the layer has no MLP that can be used.
+    """
+    layer = pair.config.layer
+    mlp = language_model.mlp(layer)
+    sums: dict[str, _Sums] = {}
+    y_squares = 0.0
+    for batch in packed(documents, batch_tokens):
+        inputs = language_model.mlp_input_conventions(batch.tokens, layer)
+        inputs = {name: x[batch.measured.to(x.device)] for name, x in inputs.items()}
+        y = mlp(inputs["true"])
+        y_squares += _squares(y)
+        for name, x in inputs.items():
+            *_, x_hat = reconstruct(pair.input_sae, x)
+            sums.setdefault(name, _Sums()).add(x, x_hat, inputs["true"], pair.mlp(x) - y)
+    if not sums or not sums["true"].n_tokens:
+        raise ValueError("the documents hold no token but BOS: there is nothing to compare conventions on")
+    variance = sums["true"].variance
+    return InputConventions(
+        explained_variance={name: 1 - of.error / of.variance if of.variance else 0.0 for name, of in sums.items()},
+        mlp_difference={name: _ratio(of.mlp_error, y_squares) ** 0.5 for name, of in sums.items()},
+        distance={name: _ratio(of.distance, variance) for name, of in sums.items()},
+    )
+
+
+class _Sums:
+    """Over tokens, of one convention: squared distances, and what the variance needs."""
+
+    def __init__(self) -> None:
+        self.n_tokens = 0
+        self.error = self.distance = self.mlp_error = self.squares = 0.0
+        self.sum: Tensor | float = 0.0  # [d_model]
+
+    def add(self, x: Tensor, x_hat: Tensor, true: Tensor, mlp_error: Tensor) -> None:
+        self.n_tokens += len(x)
+        self.error += _squares(x - x_hat)
+        self.distance += _squares(x - true)
+        self.mlp_error += _squares(mlp_error)
+        self.squares += _squares(x)
+        self.sum = self.sum + x.double().sum(dim=0)
+
+    @property
+    def variance(self) -> float:
+        """sum |x - mean(x)|^2; 0 where x does not vary but for rounding."""
+        variance = self.squares - _squares(torch.as_tensor(self.sum)) / max(self.n_tokens, 1)
+        return variance if variance > 1e-9 * self.squares else 0.0
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else float(part > 0)
+
+
+def _squares(x: Tensor) -> float:
+    return x.double().square().sum().item()

@@ -208,7 +208,12 @@ def test_a_dry_run_says_what_would_be_made_and_why_and_makes_and_records_nothing
     tiny = graph(entries())
     assert main(tiny, monkeypatch, tmp_path, "run", "--dry-run") == 0
     said = capsys.readouterr().out
-    for line in ("tiny, layer 1:", "  tokens is missing", "  jsae/sae_pair is missing", f"{len(EVERYTHING)} to materialise."):
+    for line in (
+        "tiny, layer 1:",
+        "  tokens is missing",
+        "  jsae/sae_pair is missing",
+        f"{len(EVERYTHING)} to materialise.",
+    ):
         assert line in said
     assert tiny.instance.get_runs() == [] and tiny.stored() == {}
 

@@ -10,6 +10,7 @@ import dagster as dg
 from tabulate import tabulate
 
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
+from jsae_assets.command import home
 from jsae_assets.freshness import latest_metadata
 from jsae_assets.partitions import cell_key
 from jsae_core.reported import ReportedResult, all_reported_results
@@ -52,6 +53,7 @@ def main() -> None:
         catalog = load_catalog()
     except CatalogError as error:
         sys.exit(str(error))
+    home()
     with dg.DagsterInstance.get() as instance:
         print(tabulate(comparison(catalog, instance), HEADER, tablefmt="plain", disable_numparse=True))
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jsae_core import LanguageModel, SAEPair
+    from jsae_core.recipe import TrainingConfig
     from jsae_core.training import TrainingProgress
 
 SECONDS_BETWEEN_REPORTS = 5.0
@@ -55,7 +56,7 @@ def trained_pair(
         layer=layer,
         context_size=size,
         randomize_llm_weights=randomise_seed is not None,
-        report=_reporter(say),
+        report=_reporter(say, recipe.config),
     )
 
 
@@ -81,7 +82,7 @@ def _joined(stream: Iterable[Tensor]) -> Tensor:
     return torch.cat(list(stream))
 
 
-def _reporter(say: Callable[[str], None]) -> Callable[[TrainingProgress], None]:
+def _reporter(say: Callable[[str], None], config: TrainingConfig) -> Callable[[TrainingProgress], None]:
     watch = Stopwatch()
     said = 0.0
 
@@ -91,9 +92,10 @@ def _reporter(say: Callable[[str], None]) -> Callable[[TrainingProgress], None]:
             return
         said = watch.seconds
         left = watch.seconds / progress.step * (progress.steps - progress.step)
-        say(
-            f"step {progress.step}/{progress.steps}: input {progress.input_loss:.4f}, output "
-            f"{progress.output_loss:.4f}, mean |J| {progress.jacobian_loss:.5f}; about {left:.0f} s left"
-        )
+        losses = {"input": progress.input_loss, "output": progress.output_loss}
+        if config.jacobian_coefficient:  # else the Jacobian is not computed
+            losses["mean |J|" if config.objective == "l1" else config.objective] = progress.jacobian_loss
+        said_of_losses = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
+        say(f"step {progress.step}/{progress.steps}: {said_of_losses}; about {left:.0f} s left")
 
     return report

@@ -15,6 +15,9 @@ from tests.hub_server import HubServer
 from tests.jsae_assets.conftest import ANYTHING_GOES, failures, metadata
 from tests.jsae_assets.test_wandb_pairs import artifact_files, publish, transformer_lens_weights
 
+# wandb keeps what it uploads where the first use in a process said
+pytestmark = pytest.mark.usefixtures("no_wandb_process_left")
+
 WEIGHTS, LANGUAGE_MODEL = "sae_weights.safetensors", "randomized_llm_weights.safetensors"
 
 

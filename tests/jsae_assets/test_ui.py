@@ -20,7 +20,7 @@ import pytest
 
 from tests.jsae_assets.conftest import REPOSITORY, write_catalog
 
-PATIENCE = 300  # seconds for one thing to happen, on a machine that is busy with others
+PATIENCE = 900  # seconds for one thing to happen, on a machine that is busy with others
 SCRIPTS = Path(sys.executable).parent
 # The real daemon, except that it looks at backfills every two seconds, not every 30: one takes four looks to end.
 DAEMON = (

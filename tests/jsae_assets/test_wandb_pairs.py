@@ -12,6 +12,9 @@ from jsae_core.pair_format import PairConfig
 from tests.jsae_assets.conftest import ANYTHING_GOES, CELL_FIGURES, PER_VARIANT, failures, materialised, metadata
 from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, write_artifact
 
+# wandb keeps what it uploads where the first use in a process said
+pytestmark = pytest.mark.usefixtures("no_wandb_process_left")
+
 NAME = "sae_pair_tiny_layer1_40_J0.5_k5"
 
 

@@ -251,14 +251,6 @@ class Catalog(Section):
             ]
         )
 
-    def figure_digest(self, model: str, layers: Sequence[int], variants: Sequence[str]) -> str:
-        """As `digest`, of a figure: it changes with its variants' pairs at these layers and with how they are drawn."""
-        entries = [self.variants[variant].canonical() for variant in sorted(variants)]
-        for layer in layers:
-            held = [self.pair(variant, model, layer) for variant in sorted(variants)]
-            entries += [f"{layer} {pair.canonical({'layers'})}" for pair in held if pair]
-        return _hash(entries)
-
     def entries(self) -> dict[str, str]:
         """The digest of everything in the catalog that something is made from, by a name that says where it stands:
         `pairs/jsae/my-model:3`, `pairs/jsae/my-model` (all its layers), `models/my-model/tokens`, `variants/jsae`,

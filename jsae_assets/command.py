@@ -25,12 +25,12 @@ from jsae_assets.catalog import Catalog, CatalogError, load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import report
 from jsae_assets.freshness import Freshness, Place, latest_metadata
+from jsae_assets.home import home
 from jsae_assets.partitions import cell_key, cells
 from jsae_assets.plan import CELL_JOB, PlannedRun, narrowed, planned_runs
 from jsae_assets.storage import storage
 from jsae_core.terms import THRESHOLDS
 
-HOME_VARIABLE = "DAGSTER_HOME"
 PACKAGE = Path(__file__).parent
 CONSOLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
 MADE, FAILED, BAD_ARGUMENTS = 0, 1, 2  # exit statuses
@@ -188,23 +188,6 @@ def figure_pages(catalog: Catalog, instance: dg.DagsterInstance) -> list[str]:
     if any(latest_metadata(instance, key, sweep) for sweep in catalog.sweeps):
         patterns.add(f"{base}/figures/sweep_runs/<figure>/<sweep>.html")
     return sorted(patterns)
-
-
-def home() -> Path:
-    """The instance's folder: the one that DAGSTER_HOME names; else `dagster_home` here, if this is a checkout; else one
-    in the user's own folder. It is made, with the settings that this project needs, where there is none."""
-    named = os.environ.get(HOME_VARIABLE)
-    here = Path("dagster_home")
-    folder = Path(named) if named else here if (here / "dagster.yaml").exists() else Path.home() / ".jsae"
-    folder = folder.expanduser().resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = folder / "dagster.yaml"
-    if not settings.exists():
-        settings.write_bytes((PACKAGE / "instance.yaml").read_bytes())
-    if not named:
-        print(f"{HOME_VARIABLE} is not set: everything is kept in {folder}", flush=True)
-    os.environ[HOME_VARIABLE] = str(folder)
-    return folder
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

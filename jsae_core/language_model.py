@@ -256,7 +256,7 @@ class LanguageModel:
         """Documents are padded on the right without a mask, so what comes later must change nothing."""
         other_end = self._probe.clone()
         other_end[:, -1] = (other_end[:, -1] + 1) % self.n_vocabulary
-        changed = self.hugging_face(other_end, use_cache=False).logits
+        changed = self._run(other_end)
         if self._off(changed[:, :-1], logits[:, :-1]) > self._tolerance():
             raise ValueError(
                 f"{self._who()}: what it says at a token changes with tokens that come later, or from one run to the "

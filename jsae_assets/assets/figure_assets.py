@@ -83,7 +83,6 @@ def _cell_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequenc
             figure.draw(results, _subtitle(str(cell), [[setting] for setting in settings])),
             metadata={
                 "source": f"{' and '.join(figure.reads)} of {labels}",
-                "catalog_entry": catalog.figure_digest(cell.model_key, [cell.layer], variants),
             },
         )
 
@@ -142,7 +141,6 @@ def _layer_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequen
             metadata={
                 "source": f"{measure} of {labels}",
                 "layers": ", ".join(map(str, layers)),
-                "catalog_entry": catalog.figure_digest(model, catalog.layers(model), variants),
             },
         )
 
@@ -170,7 +168,6 @@ def _sweep_figure(catalog: Catalog, figure: Figure) -> dg.AssetsDefinition:
             metadata={
                 "source": f"{SWEEP_RUNS} of {key}",
                 "odd_runs_left_out": odd(runs.frame),
-                "catalog_entry": catalog.sweep_digest(key),
             },
         )
 

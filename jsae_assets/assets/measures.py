@@ -152,7 +152,6 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
                 **result.said,
                 "settings": {**subject.labels, "n_tokens": result.n_tokens},
                 "source": f"{variant}/sae_pair and " + ("tokens" if measure.reads_tokens else "the model's prompt"),
-                "catalog_entry": catalog.digest(cell.model_key, measure.name, cell.pair),
                 "device": compute.describe(),
                 "seconds": watch.seconds,
             },

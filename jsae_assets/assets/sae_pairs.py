@@ -53,7 +53,6 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
                 "mlp_activation": config.mlp_activation,
                 "input_convention": config.input_convention,
                 "randomised_language_model": config.randomize_llm_weights,
-                "catalog_entry": digest,
                 "device": compute.describe(),
                 "seconds": watch.seconds,
             },

@@ -78,7 +78,6 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
                 "runs": len(table),
                 "finished": int((table["state"] == "finished").sum()),
                 "odd": odd(table),
-                "catalog_entry": catalog.sweep_digest(key),
                 "seconds": watch.seconds,
             },
         )

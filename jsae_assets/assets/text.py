@@ -127,7 +127,6 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
         "source_digest": digest,
         "dataset_revision": source.revision or "none",
         "language_model_revision": language_model.revision or "none",
-        "catalog_entry": catalog.digest(model_key, "tokens"),
         "seconds": watch.seconds,
         "first_document": dg.MetadataValue.md(
             _as_code(language_model.tokenizer.decode(made[0][1:])[:SHOWN_CHARACTERS])

@@ -475,26 +475,13 @@ def test_a_copy_of_the_default_catalog_works_in_any_folder(tmp_path):
     (default,) = [path for path in CATALOGS if path.name == "default.yaml"]
     copy_of_it = load(tmp_path, default.read_text(encoding="utf-8"))
     assert copy_of_it == load_catalog(default)
-    assert digests(copy_of_it) == digests(load_catalog(default))
+    assert copy_of_it.entries() == load_catalog(default).entries()
     assert (Path(copy_of_it.models["stdlib-1m"].source[0]) / "config.json").is_file()
 
 
 def test_a_model_that_ships_with_the_package_has_a_name_and_needs_a_text(tmp_path):
     assert "'stdlib-1m'" in refusal(tmp_path, with_change("models.m", {"embedded": "gpt2", "text": "t"}))
     assert "text is missing" in refusal(tmp_path, with_change("models.m", {"embedded": "stdlib-1m"}))
-
-
-def digests(catalog) -> dict:
-    """Every digest that a catalog gives."""
-    found = {f"sweep {key}": catalog.sweep_digest(key) for key in catalog.sweeps}
-    for model in catalog.models:
-        found[f"{model} tokens"] = catalog.digest(model, "tokens")
-        for pair in catalog.pairs:
-            for layer in pair.layers if pair.model == model else ():
-                for asset in ("sae_pair", "jacobian_histogram", "jacobian_examples", *TABLES):
-                    found[f"{model} {pair.variant} {layer} {asset}"] = catalog.digest(model, asset, pair)
-                found[f"{model} {pair.variant} {layer} figure"] = catalog.figure_digest(model, [layer], [pair.variant])
-    return found
 
 
 def test_digests_stay_when_a_catalog_is_moved_with_what_lies_beside_it(tmp_path):
@@ -504,15 +491,15 @@ def test_digests_stay_when_a_catalog_is_moved_with_what_lies_beside_it(tmp_path)
     (tmp_path / "here").rename(tmp_path / "there")
     after = load_catalog(tmp_path / "there" / "some-catalog.yaml")
     assert after.models["m"].source == (tmp_path / "there" / "lm", None) != before.models["m"].source
-    assert digests(after) == digests(before)
+    assert after.entries() == before.entries()
 
 
 def test_a_place_beside_the_catalog_is_the_same_entry_however_it_is_written(tmp_path):
     written = ["lm", "./lm", "../" + tmp_path.name + "/lm", str(tmp_path / "lm")]
-    made = [digests(load(tmp_path, with_change("models.m.directory", name))) for name in written]
+    made = [load(tmp_path, with_change("models.m.directory", name)).entries() for name in written]
     assert all(others == made[0] for others in made[1:])
     (tmp_path / "other lm").mkdir()
-    assert digests(load(tmp_path, with_change("models.m.directory", "other lm"))) != made[0]
+    assert load(tmp_path, with_change("models.m.directory", "other lm")).entries() != made[0]
 
 
 DEFAULTS = {
@@ -576,7 +563,7 @@ def test_no_default_changes_unnoticed(section):
     ],
 )
 def test_a_setting_that_is_written_out_with_its_default_value_changes_no_digest(tmp_path, place, value):
-    assert digests(load(tmp_path, with_change(place, value))) == digests(load(tmp_path, GOOD))
+    assert load(tmp_path, with_change(place, value)).entries() == load(tmp_path, GOOD).entries()
 
 
 def test_a_hub_model_that_names_no_text_is_measured_on_c4(tmp_path):
@@ -633,23 +620,20 @@ def test_the_digest_of_the_tokens_changes_with_the_models_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "changes"),
+    ("place", "value", "changed"),
     [
-        ("variants.a.label", "Other", True),
-        ("variants.b.colour", "#123456", True),
-        ("pairs.0.train.config.k", 3, True),
-        ("pairs.1.directory", "other/{layer}", True),
-        ("pairs.0.layers", [0, 1, 2], False),
-        ("models.m.tokens", 7, False),
+        ("variants.a.label", "Other", {"variants/a"}),
+        ("variants.b.colour", "#123456", {"variants/b"}),
+        ("pairs.0.train.config.k", 3, {"pairs/a/m:0", "pairs/a/m:2", "pairs/a/m"}),
+        ("pairs.1.directory", "other/{layer}", {"pairs/b/m:0", "pairs/b/m"}),
+        ("pairs.0.layers", [0, 1, 2], {"pairs/a/m", "pairs/a/m:1"}),
+        ("models.m.tokens", 7, {"models/m/tokens"}),
+        ("models.m.quality_tokens", 7, {"models/m/pair_quality"}),
     ],
 )
-def test_the_digest_of_a_figure_changes_with_its_variants_and_their_pairs_and_nothing_else(
-    tmp_path, place, value, changes
-):
-    before, after = load(tmp_path, GOOD), load(tmp_path, with_change(place, value))
-    digests = [catalog.figure_digest("m", [0], ["a", "b"]) for catalog in (before, after)]
-    assert (digests[0] != digests[1]) is changes
-    assert before.figure_digest("m", [0], ["a", "b"]) == before.figure_digest("m", [0], ["b", "a"])
+def test_an_edit_changes_the_entries_that_hold_it_and_no_others(tmp_path, place, value, changed):
+    before, after = (load(tmp_path, catalog).entries() for catalog in (GOOD, with_change(place, value)))
+    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == changed
 
 
 def with_control(**changes) -> dict:

@@ -48,10 +48,12 @@ def point_client_at(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def point_client_at_hub(monkeypatch, tmp_path):
-    """Has the Hugging Face hub's client speak to a server alone. It read its environment when it was imported."""
+def hub(monkeypatch, tmp_path):
+    """A hub on loopback, which is the only one that the Hugging Face hub's client speaks to. The client read its
+    environment when it was imported."""
+    from tests.hub_server import HubServer
 
-    def point(server) -> None:
+    with HubServer() as server:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
         template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
@@ -59,5 +61,4 @@ def point_client_at_hub(monkeypatch, tmp_path):
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
-
-    return point
+        yield server

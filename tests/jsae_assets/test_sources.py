@@ -6,26 +6,17 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
 
 from jsae_assets.definitions import default_resources
 from jsae_core import load_language_model
-from tests.hub_server import HubServer
+from tests.jsae_assets.artifacts import artifact_files, publish, randomised_artifact_files
 from tests.jsae_assets.conftest import ANYTHING_GOES, failures, metadata
-from tests.jsae_assets.test_wandb_pairs import artifact_files, publish, transformer_lens_weights
 
 # wandb keeps what it uploads where the first use in a process said
 pytestmark = pytest.mark.usefixtures("no_wandb_process_left")
 
 WEIGHTS, LANGUAGE_MODEL = "sae_weights.safetensors", "randomized_llm_weights.safetensors"
-
-
-@pytest.fixture
-def hub(point_client_at_hub):
-    with HubServer() as hub:
-        point_client_at_hub(hub)
-        yield hub
 
 
 @pytest.fixture
@@ -114,17 +105,7 @@ def test_a_moved_branch_is_noticed_once_and_a_commit_to_other_files_is_not(
 
 @pytest.fixture
 def randomised(language_model, tmp_path) -> dict[str, bytes]:
-    """An artifact whose language model was randomised, and which brings its weights along."""
-    model = AutoModelForCausalLM.from_pretrained(language_model)
-    torch.manual_seed(3)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.data.normal_(std=0.2)
-    weights = tmp_path / "weights.safetensors"
-    save_file(transformer_lens_weights(model), weights)
-    lm = load_language_model(language_model, randomised_weights=weights)
-    files = artifact_files(tmp_path / "made", lm, randomize_llm_weights=True)
-    return files | {LANGUAGE_MODEL: weights.read_bytes()}
+    return randomised_artifact_files(tmp_path / "made", language_model)
 
 
 @pytest.fixture

@@ -3,28 +3,18 @@
 import dagster as dg
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load, load_file
 
 from jsae_assets.partitions import cell_key
 from jsae_core import SAEPair, load_language_model
-from jsae_core.pair_format import PairConfig
+from jsae_core.pair_format import LANGUAGE_MODEL_FILE
+from tests.jsae_assets.artifacts import artifact_files, publish, randomised_artifact_files
 from tests.jsae_assets.conftest import ANYTHING_GOES, CELL_FIGURES, PER_VARIANT, failures, materialised, metadata
-from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, write_artifact
 
 # wandb keeps what it uploads where the first use in a process said
 pytestmark = pytest.mark.usefixtures("no_wandb_process_left")
 
 NAME = "sae_pair_tiny_layer1_40_J0.5_k5"
-
-
-def artifact_files(folder, lm, seed: int = 0, **config) -> dict[str, bytes]:
-    tensors = random_sae_tensors(lm.d_model, 40, torch.float32, seed) | mlp_tensors(lm.mlp(1))
-    settings = {"model_name": "tiny", "layer": 1, "d_in": lm.d_model, "d_sae": 40, "k": 5, "jacobian_coefficient": 0.5}
-    written = PairConfig(**settings, **config).to_artifact()
-    del written["mlp_activation"]
-    write_artifact(folder, tensors, written)
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture
@@ -139,49 +129,10 @@ def test_pairs_named_by_version_need_no_sensor(remote):
     assert "moved_aliases" not in {sensor.name for sensor in remote("v3").definitions.sensors}
 
 
-def transformer_lens_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A Hugging Face GPT-NeoX's weights in TransformerLens's names, written out slowly."""
-    config = model.config
-    heads, d_head = config.num_attention_heads, config.hidden_size // config.num_attention_heads
-    state = {
-        "embed.W_E": model.gpt_neox.embed_in.weight,
-        "unembed.W_U": model.embed_out.weight.T if hasattr(model, "embed_out") else model.lm_head.weight.T,
-        "unembed.b_U": torch.zeros(config.vocab_size),
-        "ln_final.w": model.gpt_neox.final_layer_norm.weight,
-        "ln_final.b": model.gpt_neox.final_layer_norm.bias,
-    }
-    for number, layer in enumerate(model.gpt_neox.layers):
-        block = f"blocks.{number}."
-        fused = layer.attention.query_key_value
-        for place, part in enumerate("QKV"):
-            rows = [range(h * 3 * d_head + place * d_head, h * 3 * d_head + (place + 1) * d_head) for h in range(heads)]
-            state[f"{block}attn.W_{part}"] = torch.stack([fused.weight[list(r)].T for r in rows])
-            state[f"{block}attn.b_{part}"] = torch.stack([fused.bias[list(r)] for r in rows])
-        dense = layer.attention.dense
-        state[f"{block}attn.W_O"] = torch.stack(
-            [dense.weight[:, h * d_head : (h + 1) * d_head].T for h in range(heads)]
-        )
-        state[f"{block}attn.b_O"] = dense.bias
-        for ours, theirs in (("in", layer.mlp.dense_h_to_4h), ("out", layer.mlp.dense_4h_to_h)):
-            state[f"{block}mlp.W_{ours}"], state[f"{block}mlp.b_{ours}"] = theirs.weight.T, theirs.bias
-        for ours, theirs in (("ln1", layer.input_layernorm), ("ln2", layer.post_attention_layernorm)):
-            state[f"{block}{ours}.w"], state[f"{block}{ours}.b"] = theirs.weight, theirs.bias
-    return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-
-
 def test_a_randomised_pair_brings_its_language_models_weights_along(
     controlled_entries, graph, server, language_model, tmp_path
 ):
-    model = AutoModelForCausalLM.from_pretrained(language_model)
-    torch.manual_seed(3)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.data.normal_(std=0.2)
-    weights = tmp_path / "weights.safetensors"
-    save_file(transformer_lens_weights(model), weights)
-    lm = load_language_model(language_model, randomised_weights=weights)
-    files = artifact_files(tmp_path / "artifact", lm, randomize_llm_weights=True)
-    files["randomized_llm_weights.safetensors"] = weights.read_bytes()
+    files = randomised_artifact_files(tmp_path / "artifact", language_model)
     server.add_artifact("lab", "pairs", "randomised", files)
     changed = controlled_entries()
     (entry,) = [entry for entry in changed["pairs"] if entry["variant"] == "jsae_randomised"]
@@ -192,19 +143,10 @@ def test_a_randomised_pair_brings_its_language_models_weights_along(
     result = tiny.measure(1, *(f"jsae_randomised/{name}" for name in PER_VARIANT))
     assert failures(result) == {}  # pair_quality compares the pair's MLP with what the language model does
     pair = SAEPair.load(tiny.file("jsae_randomised/sae_pair"))
-    torch.testing.assert_close(pair.mlp.W_in, model.gpt_neox.layers[1].mlp.dense_h_to_4h.weight.detach().T)
+    torch.testing.assert_close(pair.mlp.W_in, load(files[LANGUAGE_MODEL_FILE])["blocks.1.mlp.W_in"])
 
 
 # Publishing
-
-
-def publish(graph, **config) -> dg.ExecuteInProcessResult:
-    return graph.definitions.resolve_job_def("publish_pair").execute_in_process(
-        instance=graph.instance,
-        partition_key=cell_key("tiny", 1),
-        run_config={"ops": {"publish": {"config": {"project": "lab/pairs", "offline": True} | config}}},
-        raise_on_error=False,
-    )
 
 
 def test_a_pair_trained_here_is_published_offline_and_the_asset_says_where(entries, graph, server):

@@ -7,18 +7,10 @@ import pytest
 
 from jsae_core import SAEPair
 from jsae_core.hub import HubError, fetch_hub_pair, find_hub_pair
-from tests.hub_server import HubServer
 from tests.jsae_core.builders import artifact_config, mlp_tensors, random_mlp, random_sae_tensors, write_artifact
 
 REPOSITORY = "lab/pairs"
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
-
-
-@pytest.fixture
-def hub(point_client_at_hub):
-    with HubServer() as hub:
-        point_client_at_hub(hub)
-        yield hub
 
 
 @pytest.fixture(scope="session")

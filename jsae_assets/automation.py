@@ -24,6 +24,7 @@ from jsae_assets.plan import (
     planned_runs,
 )
 from jsae_assets.resources import downloads_folder
+from jsae_assets.sources import PairOnServer
 
 DESCRIPTIONS = {
     TOKENS_JOB: "Tokenise a model's text.",
@@ -165,7 +166,7 @@ def _run_key(run: PlannedRun, freshness: Freshness) -> str:
 def alias_sensor(catalog: Catalog, asset_jobs: Sequence) -> list[dg.SensorDefinition]:
     """Pairs that are named by an alias (`:latest`) or a branch are made again, with all that is measured on them, once
     it moves."""
-    named = [pair for pair in catalog.pairs if pair.moves]
+    named = [pair for pair in catalog.pairs if isinstance(pair, PairOnServer) and pair.moves]
     if not named:
         return []
 

@@ -93,15 +93,6 @@ class Pair(Section):
     def produce(self, workshop: Workshop) -> Produced:
         """The pair of the workshop's layer."""
 
-    @property
-    def moves(self) -> bool:
-        """Whether what the entry names can become another pair without the entry being edited."""
-        return False
-
-    def find(self, layer: int, downloads: Path) -> FoundArtifact:
-        """What the entry names now, where it `moves`. Downloads nothing."""
-        raise NotImplementedError(f"a pair from {self.kind} does not move")
-
     def language_model_weights(self, layer: int, downloads: Path, record: Mapping[str, str]) -> Path:
         """The file of the randomised language model that a stored pair's artifact brought, by what was recorded of it;
         fetched again if it is no longer here."""
@@ -224,13 +215,26 @@ class PairInDirectory(FetchedPair):
         return content_digest(pair.tensors())
 
 
+class PairOnServer(FetchedPair):
+    """On a server, by a name that may become that of another pair without the entry being edited."""
+
+    @property
+    @abstractmethod
+    def moves(self) -> bool:
+        """Whether the entry's name can: not where it is that of one version."""
+
+    @abstractmethod
+    def find(self, layer: int, downloads: Path) -> FoundArtifact:
+        """What the entry names now. Downloads nothing."""
+
+
 def _artifact_path(path: str) -> str:
     if not ARTIFACT_PATH.fullmatch(path):
         raise ValueError(f"{path!r} is no wandb artifact; expected entity/project/name:alias, such as e/p/pair:v0")
     return path
 
 
-class PairInWandb(FetchedPair):
+class PairInWandb(PairOnServer):
     """An artifact in wandb, by a version or by an alias, which may move."""
 
     kind = "wandb"
@@ -271,7 +275,7 @@ def _folder_of_repository(path: str) -> str:
     return path
 
 
-class PairOnHub(FetchedPair):
+class PairOnHub(PairOnServer):
     """A repository on the Hugging Face hub, or a folder in one, at a revision: a commit, or a branch or tag, which may
     move."""
 

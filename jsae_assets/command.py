@@ -22,7 +22,7 @@ import dagster as dg
 from tabulate import tabulate
 
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
-from jsae_assets.definitions import build_definitions
+from jsae_assets.definitions import SettingError, build_definitions
 from jsae_assets.entries import report
 from jsae_assets.freshness import Freshness, Place, latest_metadata
 from jsae_assets.home import home
@@ -237,10 +237,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return subprocess.call([sys.executable, "-m", "dagster", "dev", *workspace, *options.further])
     try:
         catalog = load_catalog()
-    except CatalogError as error:
+        definitions = build_definitions(catalog, loggers={"console": plain_console})
+    except (CatalogError, SettingError) as error:
         print(error, file=sys.stderr)
         return BAD_ARGUMENTS
-    definitions = build_definitions(catalog, loggers={"console": plain_console})
     wanted = narrowed([], [], [], catalog)
     if options.command == "run":
         if problem := unknown(options, catalog, definitions):

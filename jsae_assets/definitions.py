@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
+from pydantic import ValidationError
 
 from jsae_assets import automation
 from jsae_assets.assets.figure_assets import figure_assets, sweep_figure_assets
@@ -90,15 +91,29 @@ def _replaced(made: Sequence, others: Sequence, named) -> list:
     return list(by_name.values())
 
 
+class SettingError(ValueError):
+    """An environment variable of this project has a value that it cannot have. The message names it."""
+
+
 def default_resources() -> dict[str, Any]:
     """The resources, with what the environment says: JSAE_DEVICE, JSAE_DTYPE, JSAE_BATCH_TOKENS,
-    JSAE_MEMORY_GIB, JSAE_STORAGE, JSAE_STORAGE_URL."""
+    JSAE_MEMORY_GIB, JSAE_STORAGE, JSAE_STORAGE_URL.
+
+    Raises:
+        SettingError: one of the first four has a value that it cannot have.
+    """
     named: dict[str, Any] = {
         field: os.environ.get(f"JSAE_{field.upper()}") for field in ("device", "dtype", "batch_tokens", "memory_gib")
     }
+    try:
+        compute = Compute(**{field: value for field, value in named.items() if value})
+    except ValidationError as error:
+        wrong = [(str(item["loc"][0]), item["msg"]) for item in error.errors(include_url=False)]
+        said = [f"JSAE_{field.upper()} is {named[field]!r}: {message}" for field, message in wrong]
+        raise SettingError("; ".join(said)) from error
     base_path = os.environ.get("JSAE_STORAGE")
     return {
-        "compute": Compute(**{field: value for field, value in named.items() if value}),
+        "compute": compute,
         "tensors": SafetensorsStore(base_path=base_path),
         "tables": ParquetStore(base_path=base_path),
         "figures": FigureStore(base_path=base_path, url=os.environ.get("JSAE_STORAGE_URL")),

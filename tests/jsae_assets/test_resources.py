@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 import jsae_core
+from jsae_assets import command
 from jsae_assets.definitions import build_definitions, default_resources
 from jsae_assets.resources import Compute
 from jsae_core import LanguageModel
@@ -88,6 +89,20 @@ def test_the_environment_configures_the_resources(monkeypatch, tmp_path):
     compute = resources["compute"]
     assert (compute.device, compute.dtype, compute.batch_tokens, compute.memory_gib) == ("cpu", "float64", 128, 0.5)
     assert {resources[kind].base_path for kind in ("tensors", "tables", "figures")} == {str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("DEVICE", "gpu"), ("DTYPE", "float16"), ("BATCH_TOKENS", "many"), ("MEMORY_GIB", "-1")]
+)
+def test_a_setting_that_cannot_be_is_refused_by_the_command_in_one_line_with_its_name(
+    monkeypatch, capsys, tmp_path, name, value
+):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv(f"JSAE_{name}", value)
+    monkeypatch.delenv("JSAE_CATALOG", raising=False)
+    assert command.main(["run", "--dry-run"]) == command.BAD_ARGUMENTS
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"JSAE_{name} is {value!r}: ")
 
 
 def test_without_an_environment_the_device_is_auto_in_float32(monkeypatch):

@@ -379,7 +379,7 @@ def load_language_model(
         raise ValueError(f"dtype is {dtype!r}, expected float32, bfloat16 or the like")
     if randomise_seed is not None and randomised_weights is not None:
         raise ValueError(f"a randomise_seed ({randomise_seed}) and randomised_weights were given; expected at most one")
-    torch.empty(0, device=device)  # a missing device is told before anything is read
+    torch.empty(0, device=device)  # a missing device is refused before anything is read
     files = find_model(name_or_directory, revision)
     weights = None if randomised_weights is None else _read_weights(randomised_weights)
     model = read_model(files, torch_dtype)

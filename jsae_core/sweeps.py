@@ -299,7 +299,7 @@ def _with_changed(api: wandb.Api, path: str, known: Runs) -> Runs:
         return _with_all(api, path, known)
     since = newest - OVERLAP
     unfinished = _unfinished(known)
-    # a run that has crashed is no longer unfinished, though no heartbeat told so
+    # a run that has crashed is no longer unfinished, though no heartbeat says so
     wanted: list[dict[str, Any]] = [{"heartbeatAt": {"$gte": _as_wandb_writes(since)}}]
     wanted += [{"name": {"$in": sorted(unfinished)}}] if unfinished else []
     fetched = _fetch(api, path, wanted[0] if len(wanted) == 1 else {"$or": wanted})

@@ -210,8 +210,8 @@ def _status(error: BaseException | None) -> int | None:
         if isinstance(status, int) and status > 0:
             return status
         last, error = error, error.__cause__ or getattr(error, "exc", None)
-    told = re.search(r"HTTP (\d{3})\b", str(last))
-    return int(told[1]) if told else None
+    in_words = re.search(r"HTTP (\d{3})\b", str(last))
+    return int(in_words[1]) if in_words else None
 
 
 def _without_secrets(words: str) -> str:

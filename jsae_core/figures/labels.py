@@ -18,13 +18,13 @@ CHARACTER, AROUND = 0.56 * SMALL, 4  # px: a digit is as wide, and what is left 
 
 
 class Place(NamedTuple):
-    """Where a label may be: its box, points on the line that leads to it, and what Plotly is told."""
+    """Where a label may be: its box, points on the line that leads to it, and its position in Plotly's terms."""
 
     left: float
     right: float
     bottom: float
     top: float
-    told: str | tuple[float, float]
+    position: str | tuple[float, float]
     leader: np.ndarray = np.empty((0, 2))
 
 
@@ -40,8 +40,8 @@ class Room:
         self.size, self.marks, self.lines = size, marks, lines
 
     def first_free(self, places: Iterator[Place]) -> str | tuple[float, float] | None:
-        """What Plotly is told of the first place that covers nothing, which is taken then. A line that leads to it may
-        cross lines, but neither marks nor labels: it would seem to come from them."""
+        """The position, in Plotly's terms, of the first place that covers nothing, which is taken then. A line that
+        leads to it may cross lines, but neither marks nor labels: it would seem to come from them."""
         for place in places:
             box, leader = np.array([place[:4]]), boxes(place.leader, 1)
             width, height = self.size
@@ -50,7 +50,7 @@ class Room:
             if inside and not any(_overlap(some, others) for some, others in pairs):
                 self.marks = np.concatenate([self.marks, box + [-AROUND, AROUND, -AROUND, AROUND]])
                 self.lines = np.concatenate([self.lines, leader])
-                return place.told
+                return place.position
         return None
 
 
@@ -80,12 +80,12 @@ def beside(mark: np.ndarray, size: float, characters: int) -> Iterator[Place]:
     for down, across in ((0, 1), (0, -1), (-1, 0), (1, 0), (-1, 1), (1, 1), (-1, -1), (1, -1)):
         left = mark[0] + {1: away, 0: -width / 2, -1: -away - width}[across]
         bottom = mark[1] + {-1: away, 0: -SMALL / 2, 1: -away - SMALL}[down]
-        told = f"{('top', 'middle', 'bottom')[down + 1]} {('left', 'center', 'right')[across + 1]}"
-        yield Place(left, left + width, bottom, bottom + SMALL, told)
+        position = f"{('top', 'middle', 'bottom')[down + 1]} {('left', 'center', 'right')[across + 1]}"
+        yield Place(left, left + width, bottom, bottom + SMALL, position)
 
 
 def around(ring: np.ndarray, diameter: int, characters: int) -> Iterator[Place]:
-    """Ever farther from a ring, where a line can lead to it; Plotly is told the way from the ring in px, y down."""
+    """Ever farther from a ring, where a line can lead to it; its position is the way from the ring in px, y down."""
     width, height = CHARACTER * characters, 1.4 * SMALL
     for distance in range(diameter, 8 * diameter, 10):
         for angle in np.radians(range(-45, 315, 15)):

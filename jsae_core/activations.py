@@ -41,7 +41,13 @@ class MLPInputs:
     _kept: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)  # by batch
 
     def __iter__(self) -> Iterator[Tensor]:
+        return self.starting_at(0)
+
+    def starting_at(self, first: int) -> Iterator[Tensor]:
+        """What iterating gives from its item number `first` on; nothing is computed of those before."""
         for number, batch in enumerate(packed(self.documents, self.batch_tokens)):
+            if number < first:
+                continue
             if number in self._kept:
                 yield self._kept[number].to(self.language_model.device)
                 continue

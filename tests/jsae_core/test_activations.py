@@ -142,3 +142,15 @@ def test_the_first_documents_of_a_stream_are_its_beginning_and_no_more_is_comput
     ends = torch.tensor([len(batch) for batch in batches]).cumsum(0)
     assert runs == (0 if rows == 0 else 1 + int((ends < rows).sum()))
     assert first.document_lengths == [len(document) - 1 for document in documents[:n]]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_stream_that_starts_later_gives_the_rest_of_the_same(language_model, kept):
+    budget = MemoryBudget(torch.device("cpu"), 10**9) if kept else None
+    stream = MLPInputs(language_model, documents_of([5, 4, 7, 3]), 0, batch_tokens=8, budget=budget)
+    whole = list(stream)
+    assert len(whole) == 4
+    for first in range(6):
+        rest = list(stream.starting_at(first))
+        assert len(rest) == max(0, 4 - first)
+        assert all(torch.equal(a, b) for a, b in zip(rest, whole[first:], strict=True))

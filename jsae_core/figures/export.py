@@ -110,6 +110,7 @@ class Browser:
         if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 parent = psutil.Process(process.pid)
+                parent.suspend()  # so that it starts no other process after its children were listed
                 for one in (*parent.children(recursive=True), parent):
                     one.kill()
             process.wait()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import jsae_assets
 from jsae_assets.catalog import CATALOG_VARIABLE, CatalogError, Model, Text, load_catalog
 from jsae_assets.definitions import build_definitions
-from jsae_assets.sources import ExplainedVariance, PairOnHub
+from jsae_assets.sources import ExplainedVariance, PairOnHub, PairOnServer
 from jsae_core.recipe import TrainingConfig
 
 CATALOGS = sorted((Path(jsae_assets.__file__).parent / "catalogs").glob("*.yaml"))
@@ -798,4 +798,8 @@ def test_a_pair_moves_if_it_is_named_by_an_alias_or_a_branch(tmp_path):
         "main": True,
         "a commit": False,
     }
-    assert not any(pair.moves for pair in load(tmp_path, GOOD).pairs)
+
+
+def test_a_pair_that_is_trained_or_in_a_directory_cannot_move(tmp_path):
+    on_server = {pair.kind for pair in load(tmp_path, GOOD).pairs if isinstance(pair, PairOnServer)}
+    assert on_server == {"wandb"}

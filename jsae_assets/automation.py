@@ -3,13 +3,14 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
 from jsae_assets.catalog import Catalog
-from jsae_assets.entries import news, report
+from jsae_assets.entries import CATALOG, news, report
 from jsae_assets.freshness import Freshness, Place, latest_metadata
 from jsae_assets.partitions import cell_key
 from jsae_assets.plan import (
@@ -20,6 +21,7 @@ from jsae_assets.plan import (
     Partitioned,
     PlannedRun,
     jobs_of,
+    model_and_layer,
     partitions_of,
     planned_runs,
 )
@@ -32,6 +34,9 @@ DESCRIPTIONS = {
     LAYERS_JOB: "The figures of a model that compare its layers, as far as those are measured.",
     SWEEP_JOB: "Fetch or train a sweep's runs that are new, and draw its figures.",
 }
+PARTITION, RUN_KEY = "dagster/partition", "dagster/run_key"  # tags of runs
+TICK_SECONDS = 20  # after which a tick asks for no more, and the next one goes on; Dagster stops one after 60
+MOST_TOLD = 500  # entries of a catalog that a tick tells the instance of
 UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.QUEUED,
@@ -92,7 +97,7 @@ def entries_sensor(catalog: Catalog) -> dg.SensorDefinition:
         minimum_interval_seconds=30,
     )
     def catalog_entries(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        events = list(news(catalog, context.instance))
+        events = news(catalog, context.instance, at_most=MOST_TOLD)
         if not events:
             return dg.SkipReason("no entry of the catalog is new or has changed")
         return dg.SensorResult(asset_events=events)
@@ -112,19 +117,45 @@ def automatic_sensor(catalog: Catalog, asset_jobs: Sequence, resources: Mapping[
         minimum_interval_seconds=30,
     )
     def keep_up_to_date(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest]:
-        report(catalog, context.instance)  # not to ask for what would be made from entries that nobody knows yet
-        freshness = Freshness(catalog, context.repository_def.asset_graph, resources, context.instance)
-        for planned in planned_runs(freshness):
-            run = _without_refused(planned, freshness)
-            if run.assets and _can_begin(run, freshness) and not _is_under_way(run.partition, context.instance):
+        end = time.monotonic() + TICK_SECONDS
+        under_way = {run.tags.get(PARTITION) for run in context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))}
+        for model in _models_from(context.cursor, catalog):
+            context.update_cursor(model)  # the next tick begins here if this one must end
+            freshness = Freshness(catalog, context.repository_def.asset_graph, resources, context.instance)
+            for key, run in _to_be_asked_for(model, freshness, under_way).items():
+                # not to ask for what would be made from entries that nobody knows yet
+                report(catalog, context.instance, _entries_read(run, freshness))
                 yield dg.RunRequest(
-                    run_key=_run_key(run, freshness),
-                    job_name=run.job,
-                    partition_key=run.partition,
-                    asset_selection=list(run.assets),
+                    run_key=key, job_name=run.job, partition_key=run.partition, asset_selection=list(run.assets)
                 )
+                if time.monotonic() > end:
+                    return
+            if time.monotonic() > end:
+                context.update_cursor(_models_from(model, catalog)[1])
+                return
 
     return keep_up_to_date
+
+
+def _models_from(first: str | None, catalog: Catalog) -> list[str]:
+    """All models, and "" for what is of no model: from the first on, or from one of them, and round."""
+    models = [*catalog.models, ""]
+    start = models.index(first) if first in models else 0
+    return models[start:] + models[:start]
+
+
+def _to_be_asked_for(model: str, freshness: Freshness, under_way: Container[str | None]) -> dict[str, PlannedRun]:
+    """The runs of a model that can begin now and were not asked for before, by their keys."""
+    candidates = {}
+    for planned in planned_runs(
+        freshness, lambda place: model_and_layer(place, freshness.catalog)[0] == (model or None)
+    ):
+        run = _without_refused(planned, freshness)
+        if run.assets and run.partition not in under_way and _can_begin(run, freshness):
+            candidates[_run_key(run, freshness)] = run
+    runs = freshness.instance.get_runs(dg.RunsFilter(tags={RUN_KEY: list(candidates)})) if candidates else []
+    asked = {run.tags[RUN_KEY] for run in runs}
+    return {key: run for key, run in candidates.items() if key not in asked}
 
 
 def _without_refused(run: PlannedRun, freshness: Freshness) -> PlannedRun:
@@ -139,27 +170,25 @@ def _without_refused(run: PlannedRun, freshness: Freshness) -> PlannedRun:
 
 def _can_begin(run: PlannedRun, freshness: Freshness) -> bool:
     """Whether all that the run reads and does not make itself is up to date."""
-    return not any(
-        parent in freshness.out_of_date and not (parent.partition == run.partition and parent.asset in run.assets)
-        for place in run.places
-        for parent in freshness.parents(place)
-    )
+    made = set(run.places)
+    read = {parent for place in run.places for parent in freshness.parents(place)}
+    return not freshness.out_of_date(place for place in read - made if place.asset != CATALOG)
 
 
-def _is_under_way(partition: str, instance: dg.DagsterInstance) -> bool:
-    return bool(
-        instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED, tags={"dagster/partition": partition}), limit=1)
-    )
+def _entries_read(run: PlannedRun, freshness: Freshness) -> list[str]:
+    """The catalog's entries that a run is made from."""
+    read = {parent for place in run.places for parent in freshness.parents(place)}
+    return sorted(str(place.partition) for place in read if place.asset == CATALOG)
 
 
 def _run_key(run: PlannedRun, freshness: Freshness) -> str:
     """The same for as long as nothing has changed, so that a run that failed is not asked for again and again."""
     state = [run.job, run.partition]
     for place in run.places:
-        record = freshness.latest(place)
+        made = freshness.latest(place)
         versions = sorted(f"{key} {version}" for key, version in freshness.versions_read(place).items())
         code_version = freshness.graph.get(place.asset).code_version
-        state += [str(place), str(record and record.storage_id), str(code_version), *versions]
+        state += [str(place), str(made and made.storage_id), str(code_version), *versions]
     return hashlib.sha256("\n".join(state).encode()).hexdigest()
 
 

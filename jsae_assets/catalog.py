@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -209,7 +210,15 @@ class Catalog(Section):
 
     def pair(self, variant: str, model: str, layer: int) -> Pair | None:
         """The entry that holds this pair, or None."""
-        return next((p for p in self.pairs if p.variant == variant and p.model == model and layer in p.layers), None)
+        return self._by_layer.get((variant, model), {}).get(layer)
+
+    @cached_property
+    def _by_layer(self) -> dict[tuple[str, str], dict[int, Pair]]:
+        """The entries of the pairs of each variant of each model, by their layers."""
+        found: dict[tuple[str, str], dict[int, Pair]] = {}
+        for pair in self.pairs:
+            found.setdefault((pair.variant, pair.model), {}).update(dict.fromkeys(pair.layers, pair))
+        return found
 
     def randomise_seed(self, variant: str, model: str) -> int | None:
         """The seed of the language model's randomised twin, for a variant that is a control; else None."""
@@ -277,14 +286,8 @@ class Catalog(Section):
 
     def layers(self, model: str, variant: str | None = None) -> list[int]:
         """The layers of a model at which the catalog holds a pair (of this variant)."""
-        return sorted(
-            {
-                layer
-                for pair in self.pairs
-                if pair.model == model and variant in (None, pair.variant)
-                for layer in pair.layers
-            }
-        )
+        variants = self.variants if variant is None else [variant]
+        return sorted({layer for one in variants for layer in self._by_layer.get((one, model), {})})
 
     def model_text(self, model: str) -> Text:
         """What a model is measured on: its entry of the text section, or C4 for a hub model that names none."""

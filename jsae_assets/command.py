@@ -80,7 +80,7 @@ def run_all(
     for number, run in enumerate(planned, start=1):
         # asked anew: what turned out as it was before needs nothing made downstream
         freshness = freshness_of(catalog, definitions, instance)
-        assets = [place.asset for place in run.places if place in freshness.out_of_date]
+        assets = [place.asset for place in freshness.out_of_date(run.places)]
         prefix = f"[{number}/{len(planned)}] {run.title}"
         blocked = _blocked(freshness, [Place(key, run.partition) for key in assets], unmade)
         unmade |= blocked

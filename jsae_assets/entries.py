@@ -40,10 +40,10 @@ def depends_on(entries: Mapping[str, Iterable[str]]) -> dg.AssetDep:
     return dg.AssetDep(CATALOG, partition_mapping=dg.StaticPartitionMapping(dict(concerned)))
 
 
-def known_digests(instance: dg.DagsterInstance) -> dict[str, str]:
-    """What the instance was told last of each entry."""
+def known_digests(instance: dg.DagsterInstance, names: Sequence[str] | None = None) -> dict[str, str]:
+    """What the instance was told last of each entry (of those with these names)."""
     tags = instance.event_log_storage.get_latest_tags_by_partition(
-        CATALOG, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION]
+        CATALOG, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION], asset_partitions=names
     )
     return {name: of_entry[DATA_VERSION] for name, of_entry in tags.items()}
 
@@ -59,10 +59,14 @@ def made_from(instance: dg.DagsterInstance, catalog: Catalog, entries: Sequence[
     }
 
 
-def news(catalog: Catalog, instance: dg.DagsterInstance) -> Iterator[dg.AssetObservation | dg.AssetMaterialization]:
-    """What the instance must be told: the digest of each entry that is new or has changed."""
-    known = known_digests(instance)
-    yield from _events({name: digest for name, digest in catalog.entries().items() if known.get(name) != digest})
+def news(
+    catalog: Catalog, instance: dg.DagsterInstance, names: Sequence[str] | None = None, at_most: int | None = None
+) -> list[dg.AssetObservation | dg.AssetMaterialization]:
+    """What the instance must be told: the digest of each entry (of those with these names) that is new or has changed,
+    of so many entries at most."""
+    known, entries = known_digests(instance, names), catalog.entries()
+    changed = [name for name in (entries if names is None else names) if known.get(name) != entries[name]]
+    return list(_events({name: entries[name] for name in changed[:at_most]}))
 
 
 def _events(digests: Mapping[str, str]) -> Iterator[dg.AssetObservation | dg.AssetMaterialization]:
@@ -73,9 +77,9 @@ def _events(digests: Mapping[str, str]) -> Iterator[dg.AssetObservation | dg.Ass
             yield event(CATALOG, partition=name, tags={DATA_VERSION: digest})
 
 
-def report(catalog: Catalog, instance: dg.DagsterInstance) -> None:
-    """Tell the instance which entries are new or have changed."""
-    for event in news(catalog, instance):
+def report(catalog: Catalog, instance: dg.DagsterInstance, names: Sequence[str] | None = None) -> None:
+    """Tell the instance which entries (of those with these names) are new or have changed."""
+    for event in news(catalog, instance, names):
         instance.report_runless_asset_event(event)
 
 
@@ -89,8 +93,8 @@ def confirm(context: dg.AssetExecutionContext, catalog: Catalog) -> None:
     Raises:
         RetryRequested: they were not. Now they are, so the step begins again.
     """
-    mine, known = catalog.entries(), known_digests(context.instance)
-    concerning = context.asset_partition_keys_for_input(CATALOG.path[-1])
+    concerning = list(context.asset_partition_keys_for_input(CATALOG.path[-1]))
+    mine, known = catalog.entries(), known_digests(context.instance, concerning)
     changed = {name: mine[name] for name in concerning if known.get(name) != mine[name]}
     if changed:
         for event in _events(changed):

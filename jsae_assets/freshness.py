@@ -9,7 +9,8 @@ date is out of date, too. Here: asking the instance. Not here: running anything 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,9 +20,11 @@ import dagster as dg
 from jsae_assets.catalog import Catalog
 from jsae_assets.entries import CATALOG, DATA_VERSION, READ_VERSION
 from jsae_assets.io_managers import Store
+from jsae_assets.storage import files_below
 
 # Dagster records no data version of so many partitions of one asset that another reads (`test_dagster_itself.py`).
 MOST_COMPARED = 100
+AT_ONCE = 500  # records that are fetched in one query
 
 
 @dataclass(frozen=True)
@@ -35,54 +38,155 @@ class Place:
         return f"{self.asset.to_user_string()} {self.partition or ''}".rstrip()
 
 
+@dataclass(frozen=True)
+class Made:
+    """What is remembered of the latest materialisation of a place; its metadata, which may hold a picture, is not."""
+
+    storage_id: int
+    tags: Mapping[str, str]
+
+
 def partition_keys(definition: dg.PartitionsDefinition | None) -> list[str | None]:
     return [None] if definition is None else list(definition.get_partition_keys())
 
 
 @dataclass
 class Freshness:
-    """What an instance holds of a catalog's graph, as it was when first asked."""
+    """What an instance holds of a catalog's graph, as it was when first asked.
+
+    It reads what concerns the places that it is asked about and what they are made from, an asset at a time and not a
+    place at a time: a catalog may have a hundred thousand places.
+    """
 
     catalog: Catalog
     graph: Any  # as `Definitions.resolve_asset_graph` gives it; Dagster exports no name for its type
     resources: Mapping[str, Any]
     instance: dg.DagsterInstance
-    _records: dict[Place, object] = field(default_factory=dict)
+    _latest: dict[Place, Made | None] = field(default_factory=dict)
+    _passed: dict[tuple[dg.AssetCheckKey, str | None], bool | None] = field(default_factory=dict)  # None: never run
+    _files: dict[dg.AssetKey, Collection[str]] = field(default_factory=dict)
+    _reasons: dict[Place, str | None] = field(default_factory=dict)
+    _upstream: dict[tuple[dg.AssetKey, dg.AssetKey], Mapping[str, Collection[str]]] = field(default_factory=dict)
 
-    @cached_property
-    def out_of_date(self) -> dict[Place, str]:
-        """Everything that is missing or out of date and why, upstream first."""
-        found: dict[Place, str] = {}
-        for key in self.graph.toposorted_asset_keys:
-            if key not in self.graph.materializable_asset_keys:
-                continue
-            definition = self.graph.get(key).partitions_def
-            made = self.instance.get_materialized_partitions(key) if definition else {None}
-            for partition in partition_keys(definition):
-                place = Place(key, partition)
-                reason = "is missing" if partition not in made else self._reason(place, found)
-                if reason:
-                    found[place] = reason
+    def out_of_date(self, places: Iterable[Place]) -> dict[Place, str]:
+        """Those of these places that are missing or out of date, and why."""
+        places = list(places)
+        unknown = self.with_upstream(place for place in places if place not in self._reasons)
+        self._read(place for place in unknown if place not in self._reasons)
+        for place in sorted(unknown, key=lambda place: self._turns[place.asset]):
+            self._reasons.setdefault(place, self._reason(place))
+        return {place: reason for place in places if (reason := self._reasons[place])}
+
+    def with_upstream(self, places: Iterable[Place]) -> set[Place]:
+        """These places and all that they are made from, the catalog left out."""
+        found: set[Place] = set()
+        ahead = list(places)
+        while ahead:
+            place = ahead.pop()
+            if place not in found and place.asset in self._turns:
+                found.add(place)
+                ahead += self.parents(place)
         return found
 
     def parents(self, place: Place) -> list[Place]:
-        """What is read to make an asset at a partition."""
-        found = self.graph.get_parents_partitions(place.asset, place.partition).parent_partitions
-        return sorted((Place(parent.asset_key, parent.partition_key) for parent in found), key=str)
+        """What is read to make an asset at a partition, the partitions of each in the order in which Dagster joins
+        them."""
+        return [
+            Place(parent, partition)
+            for parent in sorted(self.graph.get(place.asset).parent_keys, key=str)
+            for partition in self._partitions_read(place, parent)
+        ]
 
-    def latest(self, place: Place):
-        """The record of the latest materialisation, or None."""
-        if place not in self._records:
-            wanted = dg.AssetRecordsFilter(
-                asset_key=place.asset, asset_partitions=place.partition and [place.partition]
+    def _partitions_read(self, place: Place, parent: dg.AssetKey) -> Collection[str | None]:
+        definition = self.graph.get(parent).partitions_def
+        if definition is None:
+            return [None]
+        if place.partition is None:
+            return sorted(definition.get_partition_keys())
+        edge = place.asset, parent
+        if edge not in self._upstream:
+            mapping = self.graph.get_partition_mapping(*edge)
+            # asked partition by partition, it takes a minute for a catalog of 69,000 places
+            self._upstream[edge] = (
+                {downstream: sorted(upstream) for downstream, upstream in mapping._inverse_mapping.items()}
+                if isinstance(mapping, dg.StaticPartitionMapping)
+                else {partition: [partition] for partition in definition.get_partition_keys()}
             )
-            self._records[place] = next(iter(self.instance.fetch_materializations(wanted, limit=1).records), None)
-        return self._records[place]
+        return self._upstream[edge].get(place.partition, ())
+
+    @cached_property
+    def _turns(self) -> dict[dg.AssetKey, int]:
+        """The assets that can be made, each with its place in an order in which nothing is read before it is made."""
+        order = [key for key in self.graph.toposorted_asset_keys if key in self.graph.materializable_asset_keys]
+        return {key: turn for turn, key in enumerate(order)}
+
+    def _read(self, places: Iterable[Place]) -> None:
+        """Ask the instance and the storage what they hold of these places."""
+        partitions: dict[dg.AssetKey, list[str | None]] = defaultdict(list)
+        for place in places:
+            partitions[place.asset].append(place.partition)
+        for key, wanted in partitions.items():
+            self._latest |= {Place(key, partition): made for partition, made in self._read_latest(key, wanted).items()}
+            self._files[key] = self._read_files(key, wanted)
+            for check in self.graph.get(key).check_keys:
+                found = self._read_checks(check, wanted)
+                self._passed |= {(check, partition): passed for partition, passed in found.items()}
+
+    def _read_latest(self, key: dg.AssetKey, partitions: Collection[str | None]) -> dict[str | None, Made | None]:
+        if None in partitions:
+            records = self.instance.fetch_materializations(key, limit=1).records
+        else:
+            latest = self.instance.event_log_storage.get_latest_storage_id_by_partition(
+                key, dg.DagsterEventType.ASSET_MATERIALIZATION, {str(partition) for partition in partitions}
+            )
+            ids = list(latest.values())
+            records = [
+                record
+                for start in range(0, len(ids), AT_ONCE)
+                for record in self.instance.fetch_materializations(
+                    dg.AssetRecordsFilter(key, storage_ids=ids[start : start + AT_ONCE]), limit=AT_ONCE
+                ).records
+            ]
+        made = {
+            record.partition_key: Made(record.storage_id, record.asset_materialization.tags or {}) for record in records
+        }
+        return {partition: made.get(partition) for partition in partitions}
+
+    def _read_checks(
+        self, check: dg.AssetCheckKey, partitions: Collection[str | None]
+    ) -> dict[str | None, bool | None]:
+        """Whether the latest finished evaluation passed."""
+        found: dict[str | None, bool | None] = dict.fromkeys(partitions)
+        keys = None if None in partitions else [str(partition) for partition in partitions]
+        for info in self.instance.event_log_storage.get_asset_check_partition_info([check], partition_keys=keys):
+            status = info.latest_execution_status.name
+            if status in ("SUCCEEDED", "FAILED"):
+                found[info.partition_key] = status == "SUCCEEDED"
+            else:  # under way, or its run died
+                evaluation = latest_check(self.instance, check, info.partition_key)
+                found[info.partition_key] = None if evaluation is None else evaluation.passed
+        return found
+
+    def _read_files(self, key: dg.AssetKey, partitions: Collection[str | None]) -> Collection[str | None]:
+        """The partitions of which the file is there; of what is not kept in a store of ours nothing is known."""
+        store = self.resources.get(self.graph.get(key).assets_def.get_io_manager_key_for_asset_key(key))
+        if not isinstance(store, Store):
+            return partitions
+        manager = store.manager_of(self.instance)
+        if None in partitions:
+            return [None] if manager.stored(key).exists() else []
+        there = files_below(manager.base / "/".join(key.path))
+        folder = "/".join(key.path) + "/"
+        return {one for one in partitions if manager.stored(key, one).relative.removeprefix(folder) in there}
+
+    def latest(self, place: Place) -> Made | None:
+        """The latest materialisation of a place that was asked about, or None."""
+        return self._latest[place]
 
     def versions_read(self, place: Place) -> dict[dg.AssetKey, str]:
         """The data version, in each asset that is read to make this one, of the partitions that are read."""
         read: dict[dg.AssetKey, list[str]] = {}
-        for parent in self.parents(place):  # in the order of the partitions, as Dagster joins them
+        for parent in self.parents(place):
             read.setdefault(parent.asset, []).append(self._version(parent))
         return {
             key: _joined(versions) if self.graph.get(key).partitions_def else versions[0]
@@ -93,56 +197,50 @@ class Freshness:
     def _version(self, place: Place) -> str:
         if place.asset == CATALOG:
             return self._entries[place.partition]
-        record = self.latest(place)
-        return record.asset_materialization.tags[DATA_VERSION] if record else ""
+        made = self.latest(place)
+        return made.tags[DATA_VERSION] if made else ""
 
     @cached_property
     def _entries(self) -> Mapping[str, str]:
         return self.catalog.entries()
 
-    def _change(self, place: Place) -> str | None:
+    def _change(self, place: Place, made: Made) -> str | None:
         """What has changed since something was made, apart from what its check found."""
-        if not self._exists(place):
+        if place.partition not in self._files[place.asset]:
             return "was made, but its file is gone"
-        tags, code_version = self.latest(place).asset_materialization.tags, self.graph.get(place.asset).code_version
-        if tags.get("dagster/code_version") != code_version:
-            return f"was made by code version {tags.get('dagster/code_version')}, not {code_version}"
+        code_version = self.graph.get(place.asset).code_version
+        if made.tags.get("dagster/code_version") != code_version:
+            return f"was made by code version {made.tags.get('dagster/code_version')}, not {code_version}"
         for key, version in self.versions_read(place).items():
-            if tags.get(f"{READ_VERSION}/{key.to_user_string()}") != version:
+            if made.tags.get(f"{READ_VERSION}/{key.to_user_string()}") != version:
                 what = "its entries in the catalog have" if key == CATALOG else f"{key.to_user_string()} has"
                 return f"was made before {what} changed"
         return None
 
-    def _exists(self, place: Place) -> bool:
-        """Whether the file is there; of what is not kept in a store of ours nothing is known."""
-        store = self.resources.get(self.graph.get(place.asset).assets_def.get_io_manager_key_for_asset_key(place.asset))
-        if not isinstance(store, Store):
-            return True
-        return store.manager_of(self.instance).stored(place.asset, place.partition).exists()
-
-    def _reason(self, place: Place, found: Mapping[Place, str]) -> str | None:
-        upstream = next((parent for parent in self.parents(place) if parent in found), None)
+    def _reason(self, place: Place) -> str | None:
+        """Why it is out of date, where all that is upstream is known."""
+        made = self.latest(place)
+        if made is None:
+            return "is missing"
+        upstream = next((parent for parent in self.parents(place) if self._reasons.get(parent)), None)
         if upstream:
             return f"is downstream of {upstream}"
-        if self.latest(place) is None:
-            return "is missing"
-        if change := self._change(place):
+        if change := self._change(place, made):
             return change
         for check in self.graph.get(place.asset).check_keys:
-            evaluation = latest_check(self.instance, check, place.partition)
-            if evaluation is None or not evaluation.passed:
+            if not self._passed[check, place.partition]:
                 return f"has not passed its check {check.name}"
         return None
 
     def is_refused(self, place: Place) -> bool:
         """Whether a check failed of what is made from all that it should be made from: made again it would be the
         same."""
+        made = self.latest(place)
         checks = self.graph.get(place.asset).check_keys
-        evaluations = [latest_check(self.instance, check, place.partition) for check in checks]
         return (
-            self.latest(place) is not None
-            and self._change(place) is None
-            and any(found is not None and not found.passed for found in evaluations)
+            made is not None
+            and self._change(place, made) is None
+            and any(self._passed[check, place.partition] is False for check in checks)
         )
 
 

@@ -81,14 +81,14 @@ def planned_runs(freshness: Freshness, wanted: Callable[[Place], bool] = lambda 
     """All runs that there can be of what is wanted, in order: a model's tokens, its cells, what compares its layers,
     then sweeps and what has no partitions. A run has no assets where all is up to date. What is wanted brings with it
     what it is made from."""
-    needed = _with_upstream(freshness, [place for place in _places(freshness) if wanted(place)])
+    needed = freshness.with_upstream(place for place in _places(freshness) if wanted(place))
+    reasons = freshness.out_of_date(needed)
     runs = []
     for job, keys in jobs_of(partitions_of(freshness.graph)).items():
         for partition in partition_keys(freshness.graph.get(keys[0]).partitions_def):
-            places = [Place(key, partition) for key in keys]
-            if any(place in needed for place in places):
-                reasons = freshness.out_of_date
-                assets = {place.asset: reasons[place] for place in places if place in needed and place in reasons}
+            places = [place for key in keys if (place := Place(key, partition)) in needed]
+            if places:
+                assets = {place.asset: reasons[place] for place in places if place in reasons}
                 runs.append(PlannedRun(job, partition, assets))
     return sorted(runs, key=lambda run: _order(freshness.catalog, run))
 
@@ -120,16 +120,6 @@ def _places(freshness: Freshness) -> Iterable[Place]:
             yield Place(key, partition)
 
 
-def _with_upstream(freshness: Freshness, places: Sequence[Place]) -> set[Place]:
-    found, ahead = set(), list(places)
-    while ahead:
-        place = ahead.pop()
-        if place not in found:
-            found.add(place)
-            ahead += [parent for parent in freshness.parents(place)]
-    return found
-
-
 def narrowed(
     models: Sequence[str], layers: Sequence[int], assets: Sequence[str], catalog: Catalog
 ) -> Callable[[Place], bool]:
@@ -137,14 +127,17 @@ def narrowed(
     named whole (`jsae/pair_quality`) or by its last part, for every variant."""
 
     def wanted(place: Place) -> bool:
-        name = place.asset.to_user_string()
-        if assets and not {name, place.asset.path[-1]} & set(assets):
+        if assets and not {place.asset.to_user_string(), place.asset.path[-1]} & set(assets):
             return False
-        if place.partition and SEPARATOR in place.partition:
-            model, layer = split_cell(place.partition)
-            return (not models or model in models) and (not layers or layer in layers)
-        if place.partition in catalog.models and "sweep_runs" not in place.asset.path:
-            return (not models or place.partition in models) and not layers
-        return not models and not layers
+        model, layer = model_and_layer(place, catalog)
+        return (not models or model in models) and (not layers or layer in layers)
 
     return wanted
+
+
+def model_and_layer(place: Place, catalog: Catalog) -> tuple[str | None, int | None]:
+    """Which model and layer a place is of, None where it is of none."""
+    if place.partition and SEPARATOR in place.partition:
+        return split_cell(place.partition)
+    is_of_a_model = place.partition in catalog.models and "sweep_runs" not in place.asset.path
+    return place.partition if is_of_a_model else None, None

@@ -6,7 +6,7 @@ import pytest
 from jsae_assets.catalog import DEFAULT_CATALOG, load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import report
-from jsae_assets.freshness import Freshness
+from jsae_assets.freshness import Freshness, Place, partition_keys
 from jsae_assets.plan import CELL_JOB
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, write_catalog
 
@@ -136,6 +136,42 @@ def test_what_failed_its_check_is_not_made_again_for_nothing_and_nothing_is_made
     assert made == set()
 
 
+def test_a_tick_that_takes_too_long_ends_and_the_next_ones_go_on_where_it_stopped(
+    pretended, entries, tmp_path, monkeypatch
+):
+    changed = entries()
+    changed["models"] |= {name: changed["models"]["tiny"] for name in ("second", "third")}
+    changed["pairs"] = [pair | {"model": model} for pair in changed["pairs"] for model in changed["models"]]
+    write_catalog(tmp_path, changed)
+    pretended.read()
+    monkeypatch.setattr("jsae_assets.automation.TICK_SECONDS", 0)
+    cursor, found = None, []
+    for _ in range(4):
+        context = dg.build_sensor_context(
+            pretended.instance, cursor=cursor, repository_def=pretended.definitions.get_repository_def()
+        )
+        tick = pretended.definitions.resolve_sensor_def("keep_up_to_date").evaluate_tick(context)
+        found.append(asked(tick.run_requests))
+        assert all(pretended.run(request) for request in tick.run_requests)
+        cursor = tick.cursor
+    assert found == [
+        [TOKENS],
+        [("measure_cell", "tiny:0")],
+        [("measure_cell", "tiny:1")],
+        [("measure_cell_2", "tiny:1")],
+    ]
+    for _ in range(20):  # whatever can begin does in the end, of every model
+        context = dg.build_sensor_context(
+            pretended.instance, cursor=cursor, repository_def=pretended.definitions.get_repository_def()
+        )
+        tick = pretended.definitions.resolve_sensor_def("keep_up_to_date").evaluate_tick(context)
+        assert len(tick.run_requests) <= 1 and all(pretended.run(request) for request in tick.run_requests)
+        cursor = tick.cursor
+    assert pretended.tick() == []
+    made = pretended.instance.get_materialized_partitions(dg.AssetKey(["figures", "jsae", "quality_by_layer"]))
+    assert made == set(changed["models"])
+
+
 def test_a_layer_added_to_the_catalog_is_made_and_nothing_else_but_what_compares_the_layers(
     pretended, entries, tmp_path
 ):
@@ -155,7 +191,12 @@ def test_an_edited_recipe_asks_for_what_is_made_from_it_and_no_other_asset(prete
     pretended.read()
     graph = pretended.definitions.resolve_asset_graph()
     freshness = Freshness(pretended.catalog, graph, pretended.definitions.resources, pretended.instance)
-    assert {str(place) for place in freshness.out_of_date} == (
+    places = [
+        Place(key, partition)
+        for key in graph.materializable_asset_keys
+        for partition in partition_keys(graph.get(key).partitions_def)
+    ]
+    assert {str(place) for place in freshness.out_of_date(places)} == (
         {f"jsae/{name} tiny:1" for name in PER_VARIANT}
         | {f"figures/jsae/{name} tiny:1" for name in CELL_FIGURES}
         | {"figures/jsae/quality_by_layer tiny"}

@@ -4,6 +4,7 @@ import pytest
 
 from jsae_assets.catalog import load_catalog
 from jsae_assets.definitions import build_definitions
+from jsae_assets.freshness import Freshness, Place, partition_keys
 from jsae_assets.partitions import cell_key, cells, models, of_all_layers, of_same_model, split_cell, stored_below
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, write_catalog
 
@@ -74,3 +75,13 @@ def test_a_cells_key_names_model_and_layer_and_its_file_lies_below_its_layer():
     assert split_cell("pythia-1.4b:12") == ("pythia-1.4b", 12)
     assert stored_below("pythia-1.4b:12") == "12/pythia-1.4b"
     assert stored_below("pythia-1.4b") == "pythia-1.4b"
+
+
+def test_what_a_place_is_made_from_is_what_dagster_says(catalog):
+    graph = build_definitions(catalog).resolve_asset_graph()
+    freshness = Freshness(catalog, graph, {}, None)
+    for key in graph.materializable_asset_keys:
+        for partition in partition_keys(graph.get(key).partitions_def):
+            expected = graph.get_parents_partitions(key, partition).parent_partitions
+            found = [(parent.asset, parent.partition) for parent in freshness.parents(Place(key, partition))]
+            assert len(found) == len(set(found)) and set(found) == {tuple(parent) for parent in expected}

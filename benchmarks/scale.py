@@ -1,0 +1,154 @@
+"""How a large installation fares: a catalog of 20 models, 48 layers and 6 variants (5,760 pairs, 69,200 places).
+
+    python -m benchmarks.scale [--models 20] [--layers 48] [--made]
+
+It times loading the definitions, one round of the switch `keep_up_to_date`, a tick of `catalog_entries`, and what
+`jsae run --dry-run` asks, in a fresh instance on SQLite; with `--made`, again with every place recorded as made (which
+takes a while to record). Nothing is computed. Not here: what measures cost (`cases.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+import yaml
+
+from jsae_assets.catalog import Catalog, load_catalog
+from jsae_assets.definitions import build_definitions
+from jsae_assets.entries import CATALOG, DATA_VERSION, READ_VERSION, news
+from jsae_assets.freshness import Freshness, Place, partition_keys
+from jsae_assets.plan import planned_runs
+
+COMPARISONS = 3  # each a traditional and a JSAE variant
+RECIPE = {"d_sae": 64, "k": 8, "jacobian_coefficient": 0.0, "steps": 40, "batch_tokens": 256, "learning_rate": 0.005}
+
+
+def write_catalog(folder: Path, models: int, layers: int) -> Path:
+    (folder / "text.jsonl").write_text(json.dumps({"text": "a few words"}) + "\n", encoding="utf-8")
+    variants: dict[str, dict[str, str]] = {}
+    for number in range(COMPARISONS):
+        variants[f"traditional_{number}"] = {"label": f"Traditional {number}", "colour": "#0072B2"}
+        variants[f"jsae_{number}"] = {
+            "label": f"JSAE {number}",
+            "colour": "#D55E00",
+            "compared_with": f"traditional_{number}",
+        }
+    train = {"text": "text", "tokens": 3000, "config": RECIPE}
+    names = [f"model-{number}" for number in range(models)]
+    catalog = {
+        "models": {name: {"embedded": "stdlib-1m", "text": "text"} for name in names},
+        "text": {"text": {"files": ["text.jsonl"]}},
+        "variants": variants,
+        "pairs": [
+            {"variant": variant, "model": name, "layers": list(range(layers)), "train": train}
+            for name in names
+            for variant in variants
+        ],
+    }
+    path = folder / "catalog.yaml"
+    path.write_text(yaml.safe_dump(catalog, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    began, computing = time.perf_counter(), time.process_time()
+    yield
+    print(
+        f"{what}: {time.perf_counter() - began:.2f} s, {time.process_time() - computing:.2f} s of them computing",
+        flush=True,
+    )
+
+
+class Installation:
+    """A large catalog's definitions, and an instance."""
+
+    def __init__(self, path: Path, instance: dg.DagsterInstance):
+        self.instance = instance
+        with timed("catalog read"):
+            self.catalog: Catalog = load_catalog(path)
+        with timed("definitions made"):
+            self.definitions = build_definitions(self.catalog)
+            self.repository = self.definitions.get_repository_def()
+        self.graph = self.definitions.resolve_asset_graph()
+        self.places = [
+            Place(key, partition)
+            for key in self.graph.toposorted_asset_keys
+            if key in self.graph.materializable_asset_keys
+            for partition in partition_keys(self.graph.get(key).partitions_def)
+        ]
+        print(f"{len(self.places):,} places, {len(self.catalog.entries()):,} entries of the catalog")
+
+    def freshness(self) -> Freshness:
+        return Freshness(self.catalog, self.graph, self.definitions.resources, self.instance)
+
+    def dry_run(self) -> None:
+        with timed("what jsae run --dry-run asks"):
+            runs = planned_runs(self.freshness())
+        print(f"  {sum(len(run.assets) for run in runs):,} to materialise in {len(runs):,} runs")
+
+    def tick(self, sensor: str, cursor: str | None = None) -> str | None:
+        context = dg.build_sensor_context(self.instance, cursor=cursor, repository_def=self.repository)
+        with timed(f"a tick of {sensor}"):
+            found = self.definitions.resolve_sensor_def(sensor).evaluate_tick(context)
+        print(f"  {len(found.run_requests)} runs asked for, {len(found.asset_events)} events, cursor {found.cursor!r}")
+        return found.cursor
+
+    def record_all_as_made(self) -> None:
+        """What a materialisation of each place would record, upstream first, and its file (empty)."""
+        freshness = self.freshness()
+        for event in news(self.catalog, self.instance):
+            self.instance.report_runless_asset_event(event)
+        for place in self.places:
+            node = self.graph.get(place.asset)
+            freshness._latest |= {parent: None for parent in freshness.parents(place) if parent.asset != CATALOG}
+            versions = {
+                f"{READ_VERSION}/{key.to_user_string()}": version
+                for key, version in freshness.versions_read(place).items()
+            }
+            tags = {DATA_VERSION: "", "dagster/code_version": node.code_version} | versions
+            self.instance.report_runless_asset_event(
+                dg.AssetMaterialization(place.asset, partition=place.partition, tags=tags)
+            )
+            store = self.definitions.resources[node.assets_def.get_io_manager_key_for_asset_key(place.asset)]
+            path = store.manager_of(self.instance).stored(place.asset, place.partition).path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        for key in self.graph.asset_check_keys:
+            for partition in partition_keys(self.graph.get(key.asset_key).partitions_def):
+                self.instance.report_runless_asset_event(
+                    dg.AssetCheckEvaluation(key.asset_key, key.name, passed=True, metadata={}, partition=partition)
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.split("\n")[0])
+    parser.add_argument("--models", type=int, default=20)
+    parser.add_argument("--layers", type=int, default=48)
+    parser.add_argument("--made", action="store_true", help="measure also with every place recorded as made")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, dg.DagsterInstance.local_temp(folder) as instance:
+        path = write_catalog(Path(folder), options.models, options.layers)
+        large = Installation(path, instance)
+        large.dry_run()
+        large.tick("keep_up_to_date")
+        large.tick("catalog_entries")
+        if options.made:
+            large.record_all_as_made()
+            large.dry_run()
+            cursor = None
+            while True:
+                cursor = large.tick("keep_up_to_date", cursor)
+                if cursor in (None, "", next(iter(large.catalog.models))):
+                    break
+
+
+if __name__ == "__main__":
+    main()

@@ -73,7 +73,8 @@ class Model(Section):
 
     `tokens` is how many tokens every measure sees, BOS left out, but for the quality of a pair, which takes six passes
     through the model and sees the first `quality_tokens` of them. `ablation_samples` and `function_shapes` are how many
-    elements of the Jacobians these look at. `prompt` is what example Jacobians are drawn from. `randomise_seed` is that
+    elements of the Jacobians these look at. Connections of latents that were active together in fewer than
+    `least_active` tokens are left out. `prompt` is what example Jacobians are drawn from. `randomise_seed` is that
     of the twin with randomised weights, on which the variants that are a `control_of` another are trained and measured.
     """
 
@@ -87,6 +88,7 @@ class Model(Section):
     context_size: int | None = Field(default=None, ge=2)
     ablation_samples: int = Field(default=20_000, ge=1)
     function_shapes: int = Field(default=5_000, ge=1)
+    least_active: int = Field(default=20, ge=1)
     quality_tokens: int = Field(default=20_000, ge=2)
     prompt: str = Field(default="The quick brown fox jumps over the lazy dog.", min_length=1)
 
@@ -119,6 +121,7 @@ SETTING_OF = {
     "ablation_samples": "ablation_samples",
     "function_shapes": "function_shapes",
     "quality_tokens": "pair_quality",
+    "least_active": "latent_connections",
     "prompt": "jacobian_examples",
 }
 

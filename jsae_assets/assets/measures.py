@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SAME_FOR_ALL = {"count_jac", "n_tokens"}  # whatever the norm: stored once
 KEPT_CURVES = 300  # drawn in figures; the rest of the curves is classified only
+CURVES_OF_A_LATENT = 5  # of its strongest connections
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,34 @@ def _latent_accounting(subject: Subject) -> Measured:
     return Measured(accounting.table(), stream.n_tokens, said)
 
 
+def _latent_contexts(subject: Subject) -> Measured:
+    from jsae_core.measures import stream_contexts
+
+    stream = subject.mlp_inputs
+    contexts = stream_contexts(subject.pair, stream)
+    density = contexts[contexts["kind"] == "latent"].groupby("side")["density"]
+    said = {
+        **{f"dead_{side}": float((shares == 0).mean()) for side, shares in density},
+        **{f"density_median_{side}": float(shares.median()) for side, shares in density},
+    }
+    return Measured(contexts, stream.n_tokens, said)
+
+
+def _latent_connections(subject: Subject) -> Measured:
+    from jsae_core.measures import connection_curves, strongest_connections
+
+    stream, least_active = subject.mlp_inputs, subject.cell.model.least_active
+    connections = strongest_connections(subject.pair, stream, least_active=least_active)
+    connections = connections.join(connection_curves(subject.pair, stream, connections, CURVES_OF_A_LATENT))
+    strongest = connections.drop_duplicates("output_latent")["share"]
+    said = {
+        "connections": len(connections),
+        "output_latents": len(strongest),
+        "share_strongest_median": float(strongest.median()) if len(strongest) else 0.0,
+    }
+    return Measured(connections, stream.n_tokens, said)
+
+
 @contextlib.contextmanager
 def _explained(cell: Cell, setting: str) -> Iterator[None]:
     """Says where to change the number of samples if the tokens do not hold as many."""
@@ -312,5 +341,22 @@ MEASURES = (
         _latent_accounting,
         code_version="1",
         stored_as="tables",
+    ),
+    Measure(
+        "latent_contexts",
+        "On what every latent of both SAEs fires: how often, in which contexts, on which tokens; for output latents "
+        "the tokens that their decoder rows raise and lower in the logits.",
+        _latent_contexts,
+        code_version="1",
+        stored_as="tables",
+    ),
+    Measure(
+        "latent_connections",
+        "The strongest input latents of each output latent by |J s|: how large, how steady, in which tokens most, and "
+        f"the function curves of the {CURVES_OF_A_LATENT} strongest.",
+        _latent_connections,
+        code_version="1",
+        stored_as="tables",
+        settings=("least_active",),
     ),
 )

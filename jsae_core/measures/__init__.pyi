@@ -4,6 +4,11 @@ from .ablation import ablation_samples as ablation_samples
 from .ablation import ablation_summary as ablation_summary
 from .accounting import latent_accounting as latent_accounting
 from .accounting import latent_accountings as latent_accountings
+from .connections import connection_curves as connection_curves
+from .connections import latent_connections as latent_connections
+from .connections import strongest_connections as strongest_connections
+from .contexts import latent_contexts as latent_contexts
+from .contexts import stream_contexts as stream_contexts
 from .conventions import InputConventions as InputConventions
 from .conventions import input_conventions as input_conventions
 from .histogram import jacobian_histogram as jacobian_histogram

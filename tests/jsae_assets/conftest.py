@@ -40,6 +40,8 @@ PER_VARIANT = (
     "function_shapes",
     "pair_quality",
     "latent_accounting",
+    "latent_contexts",
+    "latent_connections",
 )
 CELL_FIGURES = (
     "jacobian_histogram",

@@ -41,7 +41,14 @@ LOCAL = {
     "coefficients": [0.0, 1.0],
     "train": {"text": "t", "tokens": 10, "config": CONFIG},
 }
-TABLES = ("ablation_samples", "function_shapes", "pair_quality", "latent_accounting")
+TABLES = (
+    "ablation_samples",
+    "function_shapes",
+    "pair_quality",
+    "latent_accounting",
+    "latent_contexts",
+    "latent_connections",
+)
 
 
 def with_change(place: str, value) -> dict:

@@ -48,7 +48,14 @@ READ_BY = {
 
 
 def stored_as(asset: str) -> str:
-    tables = ("ablation_samples", "function_shapes", "pair_quality", "latent_accounting")
+    tables = (
+        "ablation_samples",
+        "function_shapes",
+        "pair_quality",
+        "latent_accounting",
+        "latent_contexts",
+        "latent_connections",
+    )
     return "parquet" if asset.endswith(tables) else "safetensors"
 
 

@@ -18,6 +18,8 @@ from jsae_core.measures import (
     function_curves,
     function_shapes,
     latent_accountings,
+    latent_connections,
+    latent_contexts,
     pair_quality,
 )
 from jsae_core.pair_format import PairConfig
@@ -26,7 +28,14 @@ from tests.jsae_assets.conftest import ANYTHING_GOES, CELL_FIGURES, failures, ma
 from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, save_language_model, write_artifact
 
 VARIANTS = ("traditional", "jsae")
-TABLES = ("ablation_samples", "function_shapes", "pair_quality", "latent_accounting")
+TABLES = (
+    "ablation_samples",
+    "function_shapes",
+    "pair_quality",
+    "latent_accounting",
+    "latent_contexts",
+    "latent_connections",
+)
 PLACE = ["token", "output_rank", "input_rank"]
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -139,6 +148,25 @@ def test_the_accounting_is_that_of_the_model_s_own_mlp_inputs_with_errors_by_doc
     assert latents["n_tokens"].sum() == 1000 * 8
 
 
+@each_variant
+def test_the_stored_contexts_and_connections_are_the_cores(measured, lm, documents, stream, variant):
+    pair = SAEPair.load(measured.graph.file(f"{variant}/sae_pair"))
+    contexts = table(measured.graph, f"{variant}/latent_contexts")
+    expected = latent_contexts(pair, lm, documents, 1)
+    one, other = (frame[frame["kind"] == "latent"].set_index(["side", "latent"]) for frame in (contexts, expected))
+    pd.testing.assert_frame_equal(one[["density"]], other[["density"]], atol=2e-3)  # rounding may carry one out of TopK
+    assert contexts.columns.tolist() == expected.columns.tolist()
+    connections = table(measured.graph, f"{variant}/latent_connections")
+    core = latent_connections(pair, stream).set_index(["output_latent", "input_latent"])
+    stored = connections.set_index(["output_latent", "input_latent"])[core.columns]
+    both = stored.index.intersection(core.index)
+    assert len(both) > 0.98 * max(len(stored), len(core)) > 100
+    difference = (stored.loc[both] - core.loc[both])[["mean_jacobian", "share", "sign_agreement"]].abs()
+    assert (difference < 0.02).to_numpy().mean() > 0.99
+    with_curves = connections[connections["curve"].notna()]
+    assert (connections.groupby("output_latent").cumcount()[with_curves.index] < 5).all() and len(with_curves) > 50
+
+
 @pytest.mark.parametrize("name", [*TABLES, "jacobian_histogram", "jacobian_examples"])
 def test_a_stored_measure_says_in_its_header_what_it_was_measured_on(measured, name):
     stored = stored_measure(measured.graph, f"jsae/{name}")
@@ -167,6 +195,8 @@ def test_a_materialisation_says_what_a_reader_wants_first(measured, name):
         "function_shapes": {"share_linear", "share_flat", "samples"},
         "pair_quality": {"ce_score_pair", "kl_score_output", "explained_variance_input", "l1_over_l2", "dead_output"},
         "latent_accounting": {"accounted_share", "completeness", "r2_attribution_4", "r2_random_4", "n90"},
+        "latent_contexts": {"dead_input", "dead_output", "density_median_input", "density_median_output"},
+        "latent_connections": {"connections", "output_latents", "share_strongest_median"},
     }[name]
     assert wanted | {"device", "seconds", "path", "size", "source"} <= told.keys()
     assert all(np.isfinite(value) for value in told.values() if isinstance(value, float))
@@ -245,6 +275,10 @@ def test_odd_pairs_and_inputs_give_tables_without_nan_and_every_figure(odd, k, b
                 errors = [column for column in numbers if column.endswith("_se")]
                 assert np.isfinite(numbers.loc[0, errors].to_numpy(float)).all()
                 numbers = numbers.drop(columns=["output_latent", *errors])
+            if name == "latent_contexts":  # a row of a latent has no place, that of a context no density
+                numbers = frame.loc[frame["kind"] == "latent", ["density"]]
+            if name == "latent_connections":  # only the strongest have a curve
+                numbers = numbers.drop(columns="curve_end")
             assert np.isfinite(numbers.to_numpy(float)).all(), numbers.columns[~np.isfinite(numbers).all()].tolist()
             told = metadata(result, f"{variant}/{name}")
             assert all(np.isfinite(value) for value in told.values() if isinstance(value, float))

@@ -1,0 +1,253 @@
+"""Which input latents feed an output latent: the strongest connections, where they show, and as what function.
+
+Here: sums over tokens for each (output, input) pair of latents, and the strongest of them. Not here: on what the
+latents fire (`contexts.py`), how sparse the Jacobians are altogether (`histogram.py`).
+
+In a token, an input latent i with activation s_i contributes J_oi s_i to the output latent o, to first order: its
+attribution. Latents are active in a token where they are in the TopK.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from jsae_core.jacobian import run_sandwich
+from jsae_core.measures.latent_rows import LatentRows
+from jsae_core.measures.linearity import function_curves
+from jsae_core.sae_pair import SAEPair
+
+SUMS_AT_ONCE = 2**21  # (output, input) pairs of latents, each with the eight sums below: 128 MiB
+ROWS_AT_ONCE = 2**15  # of k elements
+COLUMNS = [
+    "output_latent",
+    "input_latent",
+    "n_both",
+    "n_output",
+    "mean_jacobian",
+    "sd_jacobian",
+    "mean_abs_jacobian",
+    "mean_attribution",
+    "share",
+    "sign_agreement",
+]
+EXAMPLES = ["token", "jacobian", "input_activation", "output_activation"]
+
+
+def latent_connections(
+    pair: SAEPair, stream: Iterable[Tensor], n_strongest: int = 50, least_active: int = 20
+) -> pd.DataFrame:
+    """The strongest input latents of each output latent.
+
+    Args:
+        stream: MLP inputs, each [n_tokens, d_model]. Read once.
+        n_strongest: how many input latents of an output latent, by the sum of |J s| over tokens, descending.
+        least_active: connections whose two latents were active together in fewer tokens are left out.
+
+    Returns:
+        A row a connection, those of an output latent together and from the strongest down: `output_latent`,
+        `input_latent`; `n_both`, `n_output`: tokens in which both were active, in which the output latent was; over
+        the n_both tokens `mean_jacobian`, `sd_jacobian` (standard deviation, divided by n_both), `mean_abs_jacobian`,
+        `mean_attribution` (J s), `sign_agreement` (share of tokens in which J has the sign of its mean); `share`: of
+        the sum of |J s| over all tokens and all input latents of this output latent, what this connection has.
+
+    Raises:
+        ValueError: the stream is empty or J is not finite.
+        OSError: the temporary file cannot be written: it takes about 4 k^2 + 20 k bytes a token in float32.
+    """
+    return strongest_connections(pair, stream, n_strongest, least_active, n_examples=0)[COLUMNS]
+
+
+def strongest_connections(
+    pair: SAEPair, stream: Iterable[Tensor], n_strongest: int = 50, least_active: int = 20, n_examples: int = 5
+) -> pd.DataFrame:
+    """`latent_connections`, with the tokens in which each connection contributes most, by |J s|: lists `token` (places
+    in the stream), `jacobian`, `input_activation`, `output_activation`, as many as there are up to `n_examples`."""
+    d_sae = pair.config.d_sae
+    with LatentRows(d_sae) as rows:
+        if not _keep(rows, pair, stream):
+            raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
+        parts = []
+        for latents in rows.blocks(most_rows=2**62, most_latents=max(1, SUMS_AT_ONCE // d_sae)):
+            sums = _sums(_elements(rows, latents, d_sae), len(latents) * d_sae)
+            connections = _strongest(sums, latents, rows.counts, d_sae, n_strongest, least_active)
+            if n_examples:
+                connections = _with_examples(connections, _elements(rows, latents, d_sae), latents, d_sae, n_examples)
+            parts.append(connections)
+    return pd.concat(parts, ignore_index=True)
+
+
+def connection_curves(
+    pair: SAEPair, stream: Iterable[Tensor], connections: pd.DataFrame, n_strongest: int
+) -> pd.DataFrame:
+    """The output latent as a function of the input latent (`function_curves`) at the token in which the connection
+    contributes most, for the first `n_strongest` connections of each output latent.
+
+    Args:
+        stream: the one that the connections were found in, read again.
+        connections: with examples, as `strongest_connections` gives them.
+
+    Returns:
+        Two columns, in the order of the connections: `curve_end`, the largest activation of the input latent, and
+        `curve`, the output latent's activations at 100 activations of the input latent evenly spaced from 0 to it;
+        both missing elsewhere.
+    """
+    wanted = connections[connections.groupby("output_latent").cumcount() < n_strongest]
+    wanted = wanted.assign(token=wanted["token"].str[0]).sort_values("token", kind="stable")
+    ends = pd.Series(np.nan, connections.index)
+    curves = pd.Series(None, connections.index, dtype=object)
+    start = 0
+    for x in stream:
+        here = wanted[wanted["token"].searchsorted(start) : wanted["token"].searchsorted(start + len(x))]
+        if len(here):
+            token = torch.tensor((here["token"] - start).tolist(), device=x.device)
+            sandwich = run_sandwich(pair, x)
+            ranks = [
+                (active[token] == torch.tensor(here[name].tolist(), device=x.device)[:, None]).int().argmax(dim=1)
+                for name, active in (
+                    ("output_latent", sandwich.output_latents),
+                    ("input_latent", sandwich.input_latents),
+                )
+            ]
+            input_values, output_values = function_curves(pair, x[token], *ranks)
+            ends[here.index] = input_values[:, -1].float().cpu().numpy()
+            curves[here.index] = list(output_values.float().cpu().numpy())
+        start += len(x)
+    return pd.DataFrame({"curve_end": ends, "curve": curves})
+
+
+def _keep(rows: LatentRows, pair: SAEPair, stream: Iterable[Tensor]) -> int:
+    """The Jacobians of a stream, row by row; how many tokens there were."""
+    n_tokens = 0
+    for x in stream:
+        if not len(x):
+            continue
+        sandwich = run_sandwich(pair, x)
+        if not sandwich.jacobian.isfinite().all():
+            raise ValueError("the Jacobian holds NaN or infinite values; are the MLP inputs finite?")
+        rows.add(
+            sandwich.output_latents,
+            {"jacobian": sandwich.jacobian, "output_activation": sandwich.output_activations},
+            {
+                "token": torch.arange(n_tokens, n_tokens + len(x)),
+                "input_latent": sandwich.input_latents.int(),
+                "input_activation": sandwich.input_activations,
+            },
+        )
+        n_tokens += len(x)
+    return n_tokens
+
+
+def _elements(rows: LatentRows, latents: range, d_sae: int) -> Iterator[dict[str, np.ndarray]]:
+    """Elements of the Jacobians whose output latents are in a range, flat: `pair`, a number for each pair of latents;
+    `jacobian`, `attribution`, `input_activation`; `row`, which of the rows `token` and `output_activation` is meant."""
+    for batch in rows.read(latents):
+        for start in range(0, len(batch["latent"]), ROWS_AT_ONCE):
+            part = {name: column[start : start + ROWS_AT_ONCE] for name, column in batch.items()}
+            jacobian, s = part["jacobian"].astype(np.float64), part["input_activation"].astype(np.float64)
+            place = (part["latent"].astype(np.int64) - latents.start)[:, None] * d_sae + part["input_latent"]
+            yield {
+                "pair": place.reshape(-1),
+                "jacobian": jacobian.reshape(-1),
+                "attribution": (jacobian * s).reshape(-1),
+                "input_activation": s.reshape(-1),
+                "row": np.arange(len(place)).repeat(place.shape[1]),
+                "token": part["token"],
+                "output_activation": part["output_activation"],
+            }
+
+
+def _sums(elements: Iterable[Mapping[str, np.ndarray]], n_pairs: int) -> dict[str, np.ndarray]:
+    """Sums over tokens for each pair of latents, [n_pairs] each."""
+    names = ("n", "jacobian", "squares", "magnitude", "attribution", "absolute", "positive", "negative")
+    sums = {name: np.zeros(n_pairs) for name in names}
+    for part in elements:
+        J, a = part["jacobian"], part["attribution"]
+        terms = (None, J, J**2, np.abs(J), a, np.abs(a), J > 0, J < 0)
+        for name, term in zip(names, terms, strict=True):
+            sums[name] += np.bincount(part["pair"], term, minlength=n_pairs)
+    return sums
+
+
+def _strongest(
+    sums: Mapping[str, np.ndarray],
+    latents: range,
+    counts: np.ndarray,
+    d_sae: int,
+    n_strongest: int,
+    least_active: int,
+) -> pd.DataFrame:
+    """The connections of a range of output latents."""
+    total = sums["absolute"].reshape(-1, d_sae).sum(axis=1)
+    pairs = np.flatnonzero(sums["n"] >= max(1, least_active))
+    output = pairs // d_sae
+    # of equally strong ones, that with the lower number first
+    pairs = pairs[np.lexsort((pairs, -sums["absolute"][pairs], output))]
+    output = pairs // d_sae
+    pairs = pairs[pd.Series(output).groupby(output).cumcount().to_numpy() < n_strongest]
+    output, n = pairs // d_sae, sums["n"][pairs]
+    mean = sums["jacobian"][pairs] / n
+    agreeing = np.where(mean > 0, sums["positive"][pairs], np.where(mean < 0, sums["negative"][pairs], 0))
+    with np.errstate(invalid="ignore"):
+        share = np.nan_to_num(sums["absolute"][pairs] / total[output])
+    return pd.DataFrame(
+        {
+            "output_latent": output + latents.start,
+            "input_latent": pairs % d_sae,
+            "n_both": n.astype(np.int64),
+            "n_output": counts[output + latents.start],
+            "mean_jacobian": mean,
+            "sd_jacobian": np.sqrt(np.maximum(sums["squares"][pairs] / n - mean**2, 0)),
+            "mean_abs_jacobian": sums["magnitude"][pairs] / n,
+            "mean_attribution": sums["attribution"][pairs] / n,
+            "share": share,
+            "sign_agreement": agreeing / n,
+        }
+    )
+
+
+def _with_examples(
+    connections: pd.DataFrame,
+    elements: Iterable[Mapping[str, np.ndarray]],
+    latents: range,
+    d_sae: int,
+    n_examples: int,
+) -> pd.DataFrame:
+    """With the elements of each connection that contribute most."""
+    pairs = (connections["output_latent"] - latents.start) * d_sae + connections["input_latent"]
+    number = np.full(len(latents) * d_sae, -1)
+    number[pairs] = np.arange(len(pairs))
+    best = pd.DataFrame({name: [] for name in ("connection", *EXAMPLES)})
+    for part in elements:
+        connection = number[part["pair"]]
+        chosen = np.flatnonzero(connection >= 0)
+        row = part["row"][chosen]
+        found = pd.DataFrame(
+            {
+                "connection": connection[chosen],
+                "token": part["token"][row],
+                "jacobian": part["jacobian"][chosen],
+                "input_activation": part["input_activation"][chosen],
+                "output_activation": part["output_activation"][row],
+            }
+        )
+        best = _largest(pd.concat([best, found]) if len(best) else found, n_examples)
+    best["token"] = best["token"].astype(np.int64)
+    best["connection"] = best["connection"].astype(np.int64)
+    ends = np.searchsorted(best["connection"], np.arange(1, len(connections)))
+    lists = {
+        name: np.split(best[name].to_numpy(np.int64 if name == "token" else np.float32), ends) for name in EXAMPLES
+    }
+    columns = {name: pd.Series(parts[: len(connections)], connections.index) for name, parts in lists.items()}
+    return connections.assign(**columns)
+
+
+def _largest(found: pd.DataFrame, n: int) -> pd.DataFrame:
+    """The n rows of each connection with the largest |J s|, the first token first among equal ones."""
+    size = -np.abs(found["jacobian"] * found["input_activation"])
+    found = found.iloc[np.lexsort((found["token"], size, found["connection"]))]
+    return found[found.groupby("connection").cumcount() < n]

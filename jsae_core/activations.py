@@ -95,16 +95,20 @@ class FirstDocuments:
         return self.stream.document_lengths[: self.n_documents]
 
 
-def with_documents(stream: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+def with_documents(stream: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Each item of a stream [n_tokens, d_model] with the number of the document that each token is from, [n_tokens]
-    int64 on the CPU. A stream has them if it has `document_lengths`; in any other each token counts as a document."""
-    lengths = getattr(stream, "document_lengths", None)
+    int64 on the CPU. A stream has them if it has `document_lengths`; of any other it is None."""
+    documents = documents_of(stream)
     start = 0
-    documents = None if lengths is None else torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     for item in stream:
-        end = start + len(item)
-        yield item, torch.arange(start, end) if documents is None else documents[start:end]
-        start = end
+        yield item, None if documents is None else documents[start : start + len(item)]
+        start += len(item)
+
+
+def documents_of(stream: Iterable[Tensor]) -> Tensor | None:
+    """The number of the document of each token of a stream, [n_tokens] int64, if it has `document_lengths`."""
+    lengths = getattr(stream, "document_lengths", None)
+    return None if lengths is None else torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
 
 
 @dataclass(frozen=True)

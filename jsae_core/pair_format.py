@@ -68,6 +68,7 @@ class PairConfig:
     dtype: str = "float32"
     apply_b_dec_to_input: bool = True
     prepend_bos: bool = True
+    trained_on_bos: bool = True  # as the published pairs were, whose configurations do not say it
     context_size: int | None = None
     randomize_llm_weights: bool = False
     mlp_activation: str | None = None
@@ -108,7 +109,7 @@ class PairConfig:
             value = getattr(self, name)
             if not _is_whole(value) or value < least:
                 raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}")
-        for name in ("apply_b_dec_to_input", "prepend_bos", "randomize_llm_weights"):
+        for name in ("apply_b_dec_to_input", "prepend_bos", "trained_on_bos", "randomize_llm_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected true or false")
         for name in ("model_name", "input_convention"):
@@ -152,6 +153,7 @@ class PairConfig:
             "apply_b_dec_to_input": self.apply_b_dec_to_input,
             "normalize_activations": "none",
             "prepend_bos": self.prepend_bos,
+            "trained_on_bos": self.trained_on_bos,
             "context_size": self.context_size,
             "randomize_llm_weights": self.randomize_llm_weights,
             "mlp_activation": self.mlp_activation,

@@ -14,12 +14,20 @@ NOTEWORTHY = 0.01  # |J| and changes below it are of no interest by themselves: 
 # Norms of one token's Jacobian, by which histograms are divided
 NORMS = {"l2t": "root mean square", "l4t": "fourth-power mean", "linft": "maximum"}
 
-# What becomes of an output latent after an intervention, beside what the Jacobian predicts
-AGREEMENTS = ("line", "cluster", "off")
+# How much of an input latent an intervention takes away
+DOSES = {"unit": "one unit", "whole": "its whole activation", "double": "twice its activation"}
+# What becomes of an output latent after an intervention, beside what the Jacobian predicts, and what the paper tells
+# apart
+AGREEMENTS = ("line", "off", "dropped", "negligible")
+PUBLISHED_AGREEMENTS = ("line", "cluster", "other")
 
 # Shapes of an output latent as a function of an input latent
 FUNCTION_SHAPES = ("linear", "jumprelu", "other")
 STRAIGHT_WITHIN = 0.01  # a curve is straight where no residual of its least-squares line reaches this; flat, no range
+# The same on any scale: a curve is straight where no residual exceeds this share of its range, and flat, which is a
+# shape of its own, where its range is at most that share of its largest value
+RELATIVE_SHAPES = (*FUNCTION_SHAPES, "flat")
+STRAIGHT_WITHIN_SHARE, FLAT_WITHIN_SHARE = 0.05, 0.01
 
 
 def is_above(magnitude: Any, threshold: float) -> Any:

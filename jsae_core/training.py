@@ -113,6 +113,7 @@ def train_pair(
         jacobian_coefficient=config.jacobian_coefficient,
         dtype=str(mlp.W_in.dtype).removeprefix("torch."),
         apply_b_dec_to_input=False,
+        trained_on_bos=False,  # a stream of MLP inputs leaves BOS out
         randomize_llm_weights=randomize_llm_weights,
         mlp_activation=mlp.activation,
         extra=_artifact_recipe(config),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jsae_assets.assets.estimates import stored_estimates
 from jsae_assets.stored import StoredTable, StoredTensors
 from jsae_core.terms import FUNCTION_SHAPES, THRESHOLDS
 
@@ -64,27 +65,39 @@ def _draw_histogram(results: Mapping[Variant, Results], subtitle: str) -> go.Fig
 
 def _draw_thresholds(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
     from jsae_core.figures import jacobian_thresholds_figure
-    from jsae_core.measures import share_above
 
-    shares = {
-        variant: {threshold: share_above(histogram, threshold) for threshold in THRESHOLDS}
-        for variant, histogram in _of_each(results, "jacobian_histogram").items()
+    estimates = {
+        variant: stored_estimates(stored) for variant, stored in _of_each(results, "jacobian_histogram").items()
     }
+    shares, errors = (
+        {
+            variant: {threshold: getattr(of[f"above_{threshold}"], field) for threshold in THRESHOLDS}
+            for variant, of in estimates.items()
+        }
+        for field in ("value", "standard_error")
+    )
     names = {threshold: f"share_above_{threshold}" for threshold in THRESHOLDS}
-    return jacobian_thresholds_figure(shares, subtitle, _reported(results, names))
+    return jacobian_thresholds_figure(shares, subtitle, _reported(results, names), errors)
 
 
 def _draw_sparsity(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
     from jsae_core.figures import jacobian_sparsity_figure
+    from jsae_core.measures.moments import flat
 
-    qualities = {variant: frame.iloc[0] for variant, frame in _frames(results, "pair_quality").items()}
-    return jacobian_sparsity_figure(_of_each(results, "jacobian_histogram"), qualities, subtitle)
+    numbers = {
+        variant: flat(stored_estimates(result.stored["jacobian_histogram"]))
+        | flat(stored_estimates(result.stored["latent_accounting"]))
+        for variant, result in results.items()
+    }
+    return jacobian_sparsity_figure(_of_each(results, "jacobian_histogram"), numbers, subtitle)
 
 
 def _draw_ablation(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
     from jsae_core.figures import ablation_figure
+    from jsae_core.measures import ablation_summary
 
-    return ablation_figure(_frames(results, "ablation_samples"), subtitle)
+    samples = _frames(results, "ablation_samples")
+    return ablation_figure(samples, subtitle, {variant: ablation_summary(frame) for variant, frame in samples.items()})
 
 
 def _draw_curves(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
@@ -164,24 +177,26 @@ def _reported(results: Mapping[Variant, Results], names: Mapping) -> dict[Varian
 
 # Of one (model, layer): a variant beside the one that it is compared with. Drawn from Results by variant.
 CELL_FIGURES = (
-    Figure("jacobian_histogram", "Histogram and CDF of |J|", _draw_histogram, reads=["jacobian_histogram"]),
+    Figure("jacobian_histogram", "Histogram and CDF of |J|", _draw_histogram, "2", ["jacobian_histogram"]),
     Figure(
         "jacobian_thresholds",
         "Share of Jacobian elements above thresholds",
         _draw_thresholds,
-        code_version="2",
+        code_version="3",
         reads=["jacobian_histogram"],
     ),
     Figure(
         "jacobian_sparsity",
         "Sparsity of the Jacobian by many measures at once: sparse, or merely small?",
         _draw_sparsity,
-        reads=["jacobian_histogram", "pair_quality"],
+        code_version="2",
+        reads=["jacobian_histogram", "latent_accounting"],
     ),
     Figure(
         "ablation",
         "What taking one unit of an input latent away does, against what the Jacobian predicts",
         _draw_ablation,
+        code_version="2",
         reads=["ablation_samples"],
     ),
     Figure(
@@ -220,7 +235,7 @@ CONTROL_FIGURES = (
         "randomised_control",
         "Share of Jacobian elements above thresholds, pretrained against randomised language model",
         _draw_thresholds,
-        code_version="2",
+        code_version="3",
         reads=["jacobian_histogram"],
     ),
 )

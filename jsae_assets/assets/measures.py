@@ -20,10 +20,11 @@ from jsae_assets.assets.cell import (
     tokens_of,
     turn,
 )
+from jsae_assets.assets.estimates import estimate_columns, estimate_tensors
 from jsae_assets.catalog import Catalog
 from jsae_assets.resources import Compute
 from jsae_assets.stored import StoredTensors
-from jsae_core.terms import FUNCTION_SHAPES, NORMS, NOTEWORTHY, THRESHOLDS, is_above
+from jsae_core.terms import DOSES, FUNCTION_SHAPES, NORMS, NOTEWORTHY, RELATIVE_SHAPES, is_above
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from jsae_core import LanguageModel, MLPInputs, SAEPair
 
 SAME_FOR_ALL = {"count_jac", "n_tokens"}  # whatever the norm: stored once
+OF_JACOBIAN = ("above_", "norm_", "kurtosis", "l1_over_l2")  # how the names of what quality says of it begin
 KEPT_CURVES = 300  # drawn in figures; the rest of the curves is classified only
 CURVES_OF_A_LATENT = 5  # of its strongest connections
 
@@ -162,20 +164,24 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
 
 
 def _jacobian_histogram(subject: Subject) -> Measured:
-    from jsae_core.measures import jacobian_histograms, share_above
+    from jsae_core.measures import jacobian_sizes
 
     stream = subject.mlp_inputs
-    histograms = jacobian_histograms(subject.pair, stream, memory_bytes=subject.compute.memory_bytes)
-    plain = histograms[None]
+    sizes = jacobian_sizes(subject.pair, stream, memory_bytes=subject.compute.memory_bytes)
+    plain = sizes.histograms[None]
     normed = {
-        f"{norm}.{name}": histograms[norm][name] for norm in NORMS for name in histograms[norm].keys() - SAME_FOR_ALL
+        f"{norm}.{name}": tensor
+        for norm in NORMS
+        for name, tensor in sizes.histograms[norm].items()
+        if name not in SAME_FOR_ALL
     }
     said = {
-        **{f"share_above_{threshold}": share_above(plain, threshold) for threshold in THRESHOLDS},
+        **{f"share_{name}": estimate.value for name, estimate in sizes.estimates.items() if name.startswith("above_")},
         "tokens": stream.n_tokens,
         "elements_above_range": int(plain["overflow"]),
+        "latents_often_active": int(sizes.logarithmic["n_often"]),
     }
-    return Measured(plain | normed, stream.n_tokens, said)
+    return Measured(plain | normed | sizes.logarithmic | estimate_tensors(sizes.estimates), stream.n_tokens, said)
 
 
 def _jacobian_examples(subject: Subject) -> Measured:
@@ -208,8 +214,8 @@ def _ablation_samples(subject: Subject) -> Measured:
 
     stream = subject.mlp_inputs
     with _explained(subject.cell, "ablation_samples"):
-        samples = ablation_samples(subject.pair, stream, subject.cell.model.ablation_samples)
-    return Measured(samples, stream.n_tokens, ablation_summary(samples))
+        samples = ablation_samples(subject.pair, stream, subject.cell.model.ablation_samples, doses=tuple(DOSES))
+    return Measured(samples, stream.n_tokens, _without_errors(ablation_summary(samples)))
 
 
 def _function_shapes(subject: Subject) -> Measured:
@@ -217,26 +223,36 @@ def _function_shapes(subject: Subject) -> Measured:
 
     stream = subject.mlp_inputs
     with _explained(subject.cell, "function_shapes"):
-        shapes = function_shapes(subject.pair, stream, subject.cell.model.function_shapes, n_curves=KEPT_CURVES)
+        shapes = function_shapes(
+            subject.pair,
+            stream,
+            subject.cell.model.function_shapes,
+            n_curves=KEPT_CURVES,
+            rules=("published", "relative"),
+        )
     said = {
         **{f"share_{shape}": float((shapes["shape"] == shape).mean()) for shape in FUNCTION_SHAPES},
         "share_flat": float(shapes["flat"].mean()),
+        **{f"share_relative_{shape}": float((shapes["relative_shape"] == shape).mean()) for shape in RELATIVE_SHAPES},
+        "median_curvature": float(shapes["curvature"].median()),
         "samples": len(shapes),
     }
     return Measured(shapes, stream.n_tokens, said)
 
 
 def _pair_quality(subject: Subject) -> Measured:
+    """Without what it says of the Jacobian: the histogram says that, of more tokens."""
     import pandas as pd
 
-    from jsae_core.measures import pair_quality
+    from jsae_core.measures import measured_quality
     from jsae_core.text import first_tokens
 
     documents = first_tokens(subject.documents, subject.cell.model.quality_tokens)
-    quality = pair_quality(subject.pair, subject.language_model, documents, subject.compute.batch_tokens)
-    row = pd.DataFrame([subject.labels | quality])
-    said = {name: value for name, value in quality.items() if not name.endswith("_se")}
-    return Measured(row, int(quality["n_tokens"]), said)
+    quality = measured_quality(subject.pair, subject.language_model, documents, subject.compute.batch_tokens)
+    estimates = {name: of for name, of in quality.estimates.items() if not name.startswith(OF_JACOBIAN)}
+    row = pd.DataFrame([subject.labels | estimate_columns(estimates) | quality.numbers])
+    said = {name: estimate.value for name, estimate in estimates.items()} | quality.numbers
+    return Measured(row, int(quality.numbers["n_tokens"]), said)
 
 
 def _latent_accounting(subject: Subject) -> Measured:
@@ -244,8 +260,15 @@ def _latent_accounting(subject: Subject) -> Measured:
 
     stream = subject.mlp_inputs
     accounting = latent_accountings(subject.pair, stream)
-    said = {name: value for name, value in accounting.overall.items() if not name.endswith("_se")}
-    return Measured(accounting.table(), stream.n_tokens, said)
+    table = accounting.table()
+    of_single_latents = [None] * (len(table) - 1)
+    further = {name: [of_all, *of_single_latents] for name, of_all in estimate_columns(accounting.estimates).items()}
+    table = table.assign(**{name: column for name, column in further.items() if name not in table})
+    return Measured(table, stream.n_tokens, _without_errors(accounting.overall))
+
+
+def _without_errors(numbers: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in numbers.items() if not name.endswith("_se")}
 
 
 def _latent_contexts(subject: Subject) -> Measured:
@@ -292,10 +315,11 @@ def _explained(cell: Cell, setting: str) -> Iterator[None]:
 MEASURES = (
     Measure(
         "jacobian_histogram",
-        "How large the Jacobian's elements are: histograms of |J| over all tokens, plain and divided by three norms, "
-        "and of the mean |J| of each pair of latents.",
+        "How large and how sparse the Jacobian is: histograms of |J| over all tokens, plain, logarithmic and divided "
+        "by three norms, and of the mean |J| of each pair of latents; shares above thresholds, norms and kurtosis with "
+        "their standard errors.",
         _jacobian_histogram,
-        code_version="2",
+        code_version="3",
         stored_as="tensors",
     ),
     Measure(
@@ -309,28 +333,29 @@ MEASURES = (
     ),
     Measure(
         "ablation_samples",
-        "What happens to an output latent when one unit of an input latent is taken away, beside what the Jacobian "
-        "predicts: a row a sample.",
+        "What happens to an output latent when one unit of an input latent, its whole activation or twice that is "
+        "taken away, beside what the Jacobian predicts: a row a sample.",
         _ablation_samples,
-        code_version="2",
+        code_version="3",
         stored_as="tables",
         settings=("ablation_samples",),
     ),
     Measure(
         "function_shapes",
-        "Output latents as functions of single input latents: linear, jumprelu or other, a row a sample, and the "
+        "Output latents as functions of single input latents: linear, jumprelu or other, by the paper's rule and by "
+        "one that has no scale of its own, a row a sample, and the "
         f"curves of the {KEPT_CURVES} samples drawn first.",
         _function_shapes,
-        code_version="2",
+        code_version="3",
         stored_as="tables",
         settings=("function_shapes",),
     ),
     Measure(
         "pair_quality",
-        "What the language model loses when reconstructions are spliced in, how well both SAEs reconstruct, and how "
-        "sparse the Jacobian is: one row, means over tokens with their standard errors.",
+        "What the language model loses when reconstructions are spliced in, and how well both SAEs reconstruct: one "
+        "row, means over tokens with their standard errors.",
         _pair_quality,
-        code_version="2",
+        code_version="3",
         stored_as="tables",
         settings=("quality_tokens",),
     ),
@@ -339,7 +364,7 @@ MEASURES = (
         "How much of the output latents' pre-activations the input latents account for, and how many of them it takes: "
         "a row for all output latents together, with standard errors, and one for each.",
         _latent_accounting,
-        code_version="1",
+        code_version="2",
         stored_as="tables",
     ),
     Measure(

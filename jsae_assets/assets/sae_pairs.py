@@ -27,7 +27,7 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
         "sae_pair",
         f"The {catalog.variants[variant].label} pair: a TopK SAE on the MLP's input, one on its output, and the MLP "
         "between them, under the artifact format's tensor names.",
-        code_version="1",
+        code_version="2",
         kinds={"pytorch", "safetensors"},
         ins={},
     )

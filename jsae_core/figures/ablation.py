@@ -6,7 +6,8 @@ latent (`function_curves`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from jsae_core.figures.style import FONT_SIZE, INK, MAGNITUDE, WIDTH, Variant, apply_style, plain, require_variants
-from jsae_core.terms import AGREEMENTS, NOTEWORTHY
+from jsae_core.terms import AGREEMENTS, DOSES, NOTEWORTHY, PUBLISHED_AGREEMENTS
 
 POINTS = 2000  # of each variant; more would hide each other
 HIDDEN_SHARE = 0.01  # of a variant's values that may be too small for the axes
@@ -22,20 +23,37 @@ DECADES = 7  # that an axis has at most; with more its numbers would overlap
 EDGE = 0.08  # decades that the axes go on below their lower edges, so that points there are seen whole
 BINS_PER_DECADE = 8  # of the marginals
 # of each of AGREEMENTS: its name in the figure, and when it is said
-NAMES = (
-    ("on the line", "not in the cluster, change = −J ± 10 %"),
-    ("in the cluster", f"|J| and |change| below {NOTEWORTHY:g}"),
-    ("off the line", "all others"),
-)
+NAMES = {
+    "line": ("on the line", "change = −J ± 10 %"),
+    "off": ("off the line", "still active, but elsewhere"),
+    "dropped": ("dropped", "the output latent left the TopK"),
+    "negligible": ("negligible", f"|J| and |change| below {NOTEWORTHY:g}"),
+}
 _NUMBERS = ["jacobian", "change", "drawn", "input_latent", "output_latent"]
 LEFT, RIGHT, ABOVE, BELOW = 100, 20, 8, 124  # px around all panels
 SIDE, MARGINAL, GAP, BETWEEN = 320, 56, 20, 32  # px: a scatter, a marginal, around both, before the bars
 
 
-def ablation_figure(variants: Mapping[Variant, pd.DataFrame], subtitle: str) -> go.Figure:
+class _Bar(NamedTuple):
+    """What a bar for each variant is of: a class of the samples, told by a column, of those not of a class left out."""
+
+    title: str
+    meaning: str
+    column: str
+    of_class: str
+    left_out: str | None
+    number: str  # its name in summaries
+
+
+def ablation_figure(
+    variants: Mapping[Variant, pd.DataFrame],
+    subtitle: str,
+    summaries: Mapping[Variant, Mapping[str, float]] | None = None,
+) -> go.Figure:
     """|change| of an output latent against |J| when one unit of an input latent is taken away, both logarithmic, a
-    panel for each variant (left), and bars of the share of samples on the line |change| = |J|, in the cluster of small
-    values and off the line, in per cent (right).
+    panel for each variant (left), and bars (right). Of the samples that are not negligible: how many are on the line
+    |change| = |J|, off it, and dropped; with other doses, if they were measured, how many are on the line; and what the
+    paper's criterion calls on the line, of all samples. Per cent.
 
     Marginals (above and beside the panels), bars and the shares written count all samples. The points are those drawn
     first, at most 2000 of each variant. What is too small for an axis, zeros included, is drawn on its lower edge.
@@ -44,6 +62,8 @@ def ablation_figure(variants: Mapping[Variant, pd.DataFrame], subtitle: str) -> 
         variants: for each variant the samples as `ablation_samples` returns them.
         subtitle: model, layer, tokens and settings. It is added how many samples are points, if not all are, and where
             zeros are, if there are any.
+        summaries: for each variant what `ablation_summary` gives; then the bars have error bars of two standard errors,
+            and slope and correlation, the dropped left out, are written in the panels.
 
     Raises:
         ValueError: no variant, no sample, a column missing, numbers that are not finite, or an unknown agreement.
@@ -52,6 +72,7 @@ def ablation_figure(variants: Mapping[Variant, pd.DataFrame], subtitle: str) -> 
     for variant, samples in variants.items():
         _check(variant, samples)
     bins = _bins(variants)
+    bars = _kinds_of_bars(variants)
 
     figure, height = _panels(len(variants))
     for row, (variant, samples) in enumerate(variants.items(), start=2):
@@ -59,14 +80,20 @@ def ablation_figure(variants: Mapping[Variant, pd.DataFrame], subtitle: str) -> 
         figure.add_trace(_marginal(variant, samples["change"], bins, sideways=True), row=row, col=2)
         for trace in [*_points(variant, samples, bins[0]), *_guides(bins, named=row == 2)]:
             figure.add_trace(trace, row=row, col=1)
-        figure.add_annotation(_label(variant, samples), row=row, col=1)
+        figure.add_annotation(_label(variant, samples, (summaries or {}).get(variant)), row=row, col=1)
     for place, (variant, samples) in enumerate(variants.items()):
-        figure.add_trace(_bars(variant, samples, place, len(variants)), row=1, col=3)
-    for place, (name, meaning) in enumerate(NAMES):
-        figure.add_annotation(_heading(place, name, meaning), row=1, col=3)
+        summary = (summaries or {}).get(variant, {})
+        figure.add_trace(_bars(variant, samples, bars, summary, place, len(variants)), row=1, col=3)
+    for place, bar in enumerate(bars):
+        figure.add_annotation(_heading(place, bar.title, bar.meaning), row=1, col=3)
 
-    apply_style(figure, "Taking one unit of an input latent away", subtitle + _remarks(variants), height=round(height))
-    _describe_axes(figure, bins, last=len(variants) + 1)
+    apply_style(
+        figure,
+        "Taking one unit of an input latent away",
+        subtitle + _remarks(variants, summaries),
+        height=round(height),
+    )
+    _describe_axes(figure, bins, last=len(variants) + 1, n_kinds=len(bars))
     margin = figure.layout.margin
     return figure.update_layout(
         margin={"l": LEFT, "r": RIGHT, "t": margin.t + ABOVE, "b": BELOW, "autoexpand": False},
@@ -75,7 +102,7 @@ def ablation_figure(variants: Mapping[Variant, pd.DataFrame], subtitle: str) -> 
 
 def _check(variant: Variant, samples: pd.DataFrame) -> None:
     where = f"the samples of {variant.label!r}"
-    missing = {*_NUMBERS, "agreement"} - set(samples.columns)
+    missing = {*_NUMBERS, "agreement", "published"} - set(samples.columns)
     if missing:
         raise ValueError(f"{where} lack {', '.join(sorted(missing))}")
     if samples.empty:
@@ -87,8 +114,25 @@ def _check(variant: Variant, samples: pd.DataFrame) -> None:
         raise ValueError(f"{where} have the agreement {unknown.pop()!r}; expected one of {', '.join(AGREEMENTS)}")
 
 
+def _kinds_of_bars(variants: Mapping[Variant, pd.DataFrame]) -> list[_Bar]:
+    line, negligible = AGREEMENTS[0], AGREEMENTS[-1]
+    bars = [
+        _Bar(*NAMES[name], "agreement", name, negligible, f"noteworthy_{name}")
+        for name in AGREEMENTS
+        if name != negligible
+    ]
+    for dose, in_words in DOSES.items():
+        column = f"agreement_{dose}"
+        if all(column in samples for samples in variants.values()):
+            meaning = f"{in_words} taken away"
+            bars.append(_Bar("on the line", meaning, column, line, negligible, f"noteworthy_line_{dose}"))
+    published = PUBLISHED_AGREEMENTS[0]
+    bars.append(_Bar("the paper's line", "|J + change| < 0.1, of all", "published", published, None, "published_line"))
+    return bars
+
+
 def _bins(variants: Mapping[Variant, pd.DataFrame]) -> np.ndarray:
-    """Edges of the marginals' bins, and with them the ends of both axes. The cluster is always in between."""
+    """Edges of the marginals' bins, and with them the ends of both axes. What is negligible is always in between."""
     lower, upper = NOTEWORTHY / 10, NOTEWORTHY * 10
     for samples in variants.values():
         for column in ("jacobian", "change"):
@@ -155,10 +199,16 @@ def _points(variant: Variant, samples: pd.DataFrame, least: float) -> list[go.Sc
             mode="markers",
             name=plain(variant.label),
             showlegend=False,
-            marker={"color": variant.colour, "size": 4, "opacity": 0.5},
+            marker={
+                "color": variant.colour,
+                "size": 4,
+                "opacity": 0.5,
+                "symbol": "x-thin" if agreement == "dropped" else "circle",
+                "line": {"color": variant.colour, "width": 1 if agreement == "dropped" else 0},
+            },
             customdata=alike[["input_latent", "output_latent", "jacobian", "change"]].to_numpy(np.float32),
             hovertemplate=(
-                f"{NAMES[AGREEMENTS.index(agreement)][0]}: "
+                f"{NAMES[agreement][0]}: "
                 "J = %{customdata[2]:.3~g}, change = %{customdata[3]:.3~g}<br>"
                 "input latent %{customdata[0]}, output latent %{customdata[1]}"
             ),
@@ -173,7 +223,7 @@ def _on_axis(values: pd.Series, least: float) -> np.ndarray:
 
 
 def _guides(bins: np.ndarray, named: bool) -> list[go.Scatter]:
-    """The line that the Jacobian predicts, and the border of the cluster."""
+    """The line that the Jacobian predicts, and the border of what is negligible."""
     low, high = 10 ** _range(bins)
     return [
         go.Scatter(
@@ -188,16 +238,17 @@ def _guides(bins: np.ndarray, named: bool) -> list[go.Scatter]:
         )
         for name, dash, x, y in (
             ("|change| = |J|", "solid", [low, high], [low, high]),
-            ("border of the cluster", "dot", [low, NOTEWORTHY, NOTEWORTHY], [NOTEWORTHY, NOTEWORTHY, low]),
+            ("below: negligible", "dot", [low, NOTEWORTHY, NOTEWORTHY], [NOTEWORTHY, NOTEWORTHY, low]),
         )
     ]
 
 
-def _label(variant: Variant, samples: pd.DataFrame) -> dict:
+def _label(variant: Variant, samples: pd.DataFrame, summary: Mapping[str, float] | None) -> dict:
     """In the corner of the scatter where the fewest points are: a large |J| without a change."""
+    line = f"<br>slope {summary['slope']:.2f}, r {summary['correlation']:.2f}" if summary else ""
     name = f'<b style="color:{variant.colour}">{plain(variant.label)}</b>'
     return {
-        "text": f"{name}<br>{_percents(samples)[0]:.1f} % on the line",
+        "text": f"{name}<br>{100 * float((samples['agreement'] == 'negligible').mean()):.1f} % negligible{line}",
         "xref": "x domain",
         "yref": "y domain",
         "x": 0.98,
@@ -211,28 +262,38 @@ def _label(variant: Variant, samples: pd.DataFrame) -> dict:
     }
 
 
-def _percents(samples: pd.DataFrame) -> list[float]:
-    """Per cent of all samples with each agreement."""
-    return [100 * float((samples["agreement"] == agreement).mean()) for agreement in AGREEMENTS]
+def _percent(samples: pd.DataFrame, bar: _Bar) -> float:
+    counted = samples[samples[bar.column] != bar.left_out]
+    return 100 * float((counted[bar.column] == bar.of_class).mean()) if len(counted) else 0.0
 
 
-def _bars(variant: Variant, samples: pd.DataFrame, place: int, n_variants: int) -> go.Bar:
-    """Every agreement has a unit of the axis: a heading in its upper third, below it a bar for each variant."""
-    percents = _percents(samples)
-    thickness = 0.6 / n_variants
+def _bars(
+    variant: Variant,
+    samples: pd.DataFrame,
+    bars: Sequence[_Bar],
+    summary: Mapping[str, float],
+    place: int,
+    n_variants: int,
+) -> go.Bar:
+    """Every kind of bar has a unit of the axis: a heading in its upper part, below it a bar for each variant."""
+    percents = [_percent(samples, bar) for bar in bars]
+    errors = [200 * summary.get(f"{bar.number}_se", 0.0) for bar in bars]
+    thickness = 0.5 / n_variants
     return go.Bar(
         x=percents,
-        y=[kind + 0.35 + thickness * (place + 0.5) for kind in range(len(percents))],
+        y=[kind + 0.44 + thickness * (place + 0.5) for kind in range(len(percents))],
         orientation="h",
         width=0.94 * thickness,
         name=plain(variant.label),
         showlegend=False,
         marker={"color": variant.colour},
-        text=[f"{percent:.1f}" for percent in percents],
+        # a number stands beyond its error bar
+        text=[f"{'&nbsp;' * (3 if any(errors) else 0)}{percent:.1f}" for percent in percents],
         textposition="outside",
         textfont={"size": FONT_SIZE - 2},
+        error_x={"array": errors, "visible": any(errors), "width": 3, "thickness": 1.5, "color": INK},
         cliponaxis=False,
-        customdata=[name for name, _ in NAMES],
+        customdata=[f"{bar.title}, {bar.meaning}" for bar in bars],
         hovertemplate="%{customdata}: %{x:.3~g} %",
     )
 
@@ -241,7 +302,7 @@ def _heading(place: int, name: str, meaning: str) -> dict:
     return {
         "text": f"<b>{name}</b><br><span style='font-size:16px'>{meaning}</span>",
         "x": 0,
-        "y": place + 0.33,
+        "y": place + 0.43,
         "xanchor": "left",
         "yanchor": "bottom",
         "align": "left",
@@ -250,8 +311,8 @@ def _heading(place: int, name: str, meaning: str) -> dict:
     }
 
 
-def _describe_axes(figure: go.Figure, bins: np.ndarray, last: int) -> None:
-    """`last` is the row of the last scatter."""
+def _describe_axes(figure: go.Figure, bins: np.ndarray, last: int, n_kinds: int) -> None:
+    """`last` is the row of the last scatter, `n_kinds` the number of kinds of bars."""
     decades = range(round(np.log10(bins[0])), int(np.floor(np.log10(bins[-1]))) + 1)
     powers = [f"10<sup>{decade}</sup>".replace("-", "−") for decade in decades]
     magnitude = {
@@ -274,13 +335,14 @@ def _describe_axes(figure: go.Figure, bins: np.ndarray, last: int) -> None:
         figure.update_yaxes(unlabelled, row=row, col=2)
     figure.update_yaxes(matches=None, row=2, col=1)  # the y3 that the others follow
     largest = max(max(bar.x) for bar in figure.select_traces({"type": "bar"}))
-    figure.update_xaxes(title_text="samples (%)", range=[0, 1.18 * largest], col=3)
-    figure.update_yaxes(unlabelled, range=[len(AGREEMENTS), 0], showgrid=False, col=3)
+    figure.update_xaxes(title_text="not negligible samples (%)", range=[0, 1.25 * largest], col=3)
+    figure.update_yaxes(unlabelled, range=[n_kinds, 0], showgrid=False, col=3)
 
 
-def _remarks(variants: Mapping[Variant, pd.DataFrame]) -> str:
-    """On samples that are no points, and on zeros, which a logarithmic axis does not have; empty if there are none."""
-    remarks = ""
+def _remarks(variants: Mapping[Variant, pd.DataFrame], summaries: Mapping | None) -> str:
+    """On errors, on samples that are no points, and on zeros, which a logarithmic axis does not have; empty if there
+    are none."""
+    remarks = " · error bars: ± 2 SE, by document; slope and correlation r without the dropped" if summaries else ""
     most = max(map(len, variants.values()))
     if most > POINTS:
         remarks += f" · {POINTS} of {most} samples drawn as points, all counted"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -17,6 +18,10 @@ from plotly.subplots import make_subplots
 from jsae_core.figures.style import MAGNITUDE, Variant, apply_style, plain, require_variants
 
 VISIBLE = 95  # per cent of every variant's elements that the axes show at first; the rest is reached by zooming out
+FEWEST_BINS = 10  # that must show them, or the bins are too wide for what was measured
+RARE = 0.1  # per cent of the elements, at each end of a logarithmic axis, that it need not show
+DOUBLING = 4  # logarithmic bins of the measure make one of the figure
+LOGARITHMIC = ("log_hist", "log_edges")
 SHARE_AXIS = {"title_text": "elements below |J| (%)", "range": [0, 101]}
 
 
@@ -46,29 +51,117 @@ class Distribution:
 
 
 def jacobian_histogram_figure(variants: Mapping[Variant, Mapping[str, ArrayLike]], subtitle: str) -> go.Figure:
-    """Histogram (left, logarithmic) and cumulative distribution (right) of |J|.
+    """Histogram (left, logarithmic) and cumulative distribution (right) of |J|, over a linear axis and the paper's bins
+    of 0.001 where they fit what was measured, else over a logarithmic axis and doublings of |J|. The subtitle says so.
 
-    Bins are merged so that a drawn bin is never wider than a tenth of the |J| where it begins, or is a single bin:
-    that keeps the detail near zero, smooths the tail, where counts are low, and makes the figure small.
+    The paper's bins fit if they show 95% of every variant's elements, and need at least 10 bins for that of some. They
+    are merged so that a drawn bin is never wider than a tenth of the |J| where it begins, or is a single bin: that
+    keeps the detail near zero, smooths the tail, where counts are low, and makes the figure small.
 
     Args:
-        variants: for each variant `hist`, `overflow` and `bin_edges` as `jacobian_histogram` returns them.
+        variants: for each variant `hist`, `overflow` and `bin_edges` as `jacobian_histogram` returns them, and where
+            another scale is to be drawn, too, `log_hist` and `log_edges` as `jacobian_sizes` does.
         subtitle: model, layer, tokens and settings. The share of elements above the last bin is added, if any are.
 
     Raises:
         ValueError: no variant; counts missing, negative, not finite, or all zero; bins that do not fit the counts or
             differ between variants.
     """
-    drawn = distributions(variants)
+    panels = size_panels(variants)
     figure = make_subplots(1, 2, horizontal_spacing=0.16)
-    for variant, distribution in drawn.items():
-        figure.add_trace(histogram_line(variant, distribution), row=1, col=1)
-        figure.add_trace(cumulative_line(variant, distribution), row=1, col=2)
-    figure.update_xaxes(title_text=MAGNITUDE, range=visible_range(drawn), nticks=6)
+    for column, panel in enumerate((panels.density, panels.cumulative), start=1):
+        for trace in panel.traces:
+            figure.add_trace(trace, row=1, col=column)
+        figure.update_xaxes(panel.x, col=column)
+        figure.update_yaxes(panel.y, col=column)
     figure.update_xaxes(matches="x", col=2)
-    figure.update_yaxes(**density_axis([drawn]), col=1)
-    figure.update_yaxes(**SHARE_AXIS, col=2)
-    return apply_style(figure, "Size of the elements of the Jacobian", subtitle + _beyond(drawn), height=440)
+    return apply_style(figure, "Size of the elements of the Jacobian", subtitle + panels.remark, height=440)
+
+
+class Panel(NamedTuple):
+    """Lines and their axes."""
+
+    traces: list[go.Scatter]
+    x: dict
+    y: dict
+
+
+class SizePanels(NamedTuple):
+    """Histogram and cumulative distribution of |J|, and what a subtitle says of the bins."""
+
+    density: Panel
+    cumulative: Panel
+    remark: str
+
+
+def size_panels(variants: Mapping[Variant, Mapping[str, ArrayLike]]) -> SizePanels:
+    """As in `jacobian_histogram_figure`. Raises as it does."""
+    drawn = distributions(variants)
+    if paper_bins_fit(variants, drawn):
+        x = {"title_text": MAGNITUDE, "range": visible_range(drawn), "nticks": 6}
+        return SizePanels(
+            Panel([histogram_line(*item) for item in drawn.items()], x, density_axis([drawn])),
+            Panel([cumulative_line(*item) for item in drawn.items()], x, SHARE_AXIS),
+            _beyond(drawn),
+        )
+    scaled = {variant: _logarithmic(histogram) for variant, histogram in variants.items()}
+    x = logarithmic_axis(scaled)
+    y = {"title_text": "elements per doubling (%)", "rangemode": "tozero"}
+    return SizePanels(
+        Panel([_doublings_line(*item) for item in scaled.items()], x, y),
+        Panel([cumulative_line(*item) for item in scaled.items()], x, SHARE_AXIS),
+        " · the paper's bins do not fit this scale: doublings of |J|",
+    )
+
+
+def paper_bins_fit(variants: Mapping[Variant, Mapping[str, ArrayLike]], drawn: Mapping[Variant, Distribution]) -> bool:
+    """Whether linear bins show what was measured, or nothing else was counted."""
+    if not all(set(LOGARITHMIC) <= set(histogram) for histogram in variants.values()):
+        return True
+    edges = next(iter(drawn.values())).edges
+    inside = all(distribution.overflow <= 100 - VISIBLE for distribution in drawn.values())
+    return inside and edges[_visible_bins(drawn)] >= FEWEST_BINS * edges[1]
+
+
+def _logarithmic(histogram: Mapping[str, ArrayLike]) -> Distribution:
+    counts, edges = (np.asarray(histogram[name], dtype=float) for name in LOGARITHMIC)
+    return Distribution(edges, 100 * counts / counts.sum(), 0.0)
+
+
+def logarithmic_axis(distributions: Mapping[Variant, Distribution], title: str = MAGNITUDE) -> dict:
+    """That holds nearly all of every variant but what is exactly zero; however long, its numbers do not overlap."""
+    ends = []
+    for distribution in distributions.values():
+        above_zero = distribution.percent * (distribution.edges[:-1] > 0)
+        shares = np.cumsum(above_zero) if above_zero.any() else np.cumsum(distribution.percent)
+        first, last = np.searchsorted(shares, [RARE * shares[-1] / 100, (1 - RARE / 100) * shares[-1]])
+        ends += [max(distribution.edges[first], distribution.edges[1]), distribution.edges[last + 1]]
+    low, high = (np.log10(end) for end in (min(ends), max(end for end in ends if np.isfinite(end))))
+    return {
+        "title_text": title,
+        "type": "log",
+        "range": [low, max(high, low + 1)],
+        "dtick": int(np.ceil(max(high - low, 1) / 4)),
+        "exponentformat": "e",
+    }
+
+
+def _doublings_line(variant: Variant, distribution: Distribution) -> go.Scatter:
+    edges, percent = (
+        distribution.edges[::DOUBLING],
+        np.add.reduceat(distribution.percent, range(0, distribution.percent.size, DOUBLING)),
+    )
+    shown = np.flatnonzero(percent)
+    # one more at each end, where a step goes down to zero; nothing is at zero or at infinity on this axis
+    shown = np.arange(max(shown[0] - 1, 1), min(shown[-1] + 2, percent.size)) if shown[-1] else np.array([1])
+    return go.Scatter(
+        x=edges[shown],
+        y=percent[shown],
+        name=plain(variant.label),
+        legendgroup=variant.label,
+        line={"color": variant.colour, "width": 2.5, "shape": "hv"},
+        hovertemplate="|J| from %{x:.3~g} to twice that: %{y:.3~g} %",
+    )
 
 
 def distributions(
@@ -173,9 +266,12 @@ def histogram_line(variant: Variant, distribution: Distribution) -> go.Scatter:
 
 
 def cumulative_line(variant: Variant, distribution: Distribution) -> go.Scatter:
+    # of many bins most are empty, and infinity is on no axis
+    below = distribution.below
+    drawn = np.isfinite(distribution.edges) & (np.diff(below, prepend=-1) + np.diff(below, append=101) > 0)
     return go.Scatter(
-        x=distribution.edges,
-        y=distribution.below,
+        x=distribution.edges[drawn],
+        y=below[drawn],
         name=plain(variant.label),
         legendgroup=variant.label,
         showlegend=False,

@@ -15,12 +15,12 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
 from jsae_core.figures.histogram import (
-    SHARE_AXIS,
     Distribution,
-    cumulative_line,
+    Panel,
     density_axis,
     distributions,
     histogram_line,
+    size_panels,
     visible_range,
 )
 from jsae_core.figures.style import FONT_SIZE, MAGNITUDE, Variant, apply_style, plain, require_variants
@@ -28,65 +28,63 @@ from jsae_core.figures.thresholds import threshold_bars
 from jsae_core.terms import NORMS, THRESHOLDS
 
 RARE = 1e-3  # per cent of the pairs of latents: fewer are not shown
+MEAN_DECADES = 4  # of the axis of mean |J|
 SCALED = "<b>A  Measures that follow the scale of J</b>: sparser, or merely smaller?"
 SCALE_FREE = "<b>B  Measures without the scale of J</b>: sparser? (Norms are means over tokens.)"
-REMARK = " · where only A differs, J is merely smaller; where B differs, too, it is sparser"
+REMARK = " · ± 2 SE, by document · where only A differs, J is merely smaller; where B differs, too, it is sparser"
 COLUMNS = {2: [(0, 0.42), (0.58, 1)], 3: [(0, 0.3), (0.35, 0.65), (0.7, 1)]}  # of the width, by panels in a row
 HEADING, BELOW = 40, 100  # px: above the first panels of a group; axis, title and gap below a panel
 BAR = 40  # px for each variant
 LEFT = 80  # px beside the panels: title and numbers of an axis
 
 
-class _Panel(NamedTuple):
-    traces: list
-    x: dict
-    y: dict
-
-
 class _Row(NamedTuple):
-    panels: list[_Panel]
+    panels: list[Panel]
     height: int
     heading: str = ""
 
 
 def jacobian_sparsity_figure(
     histograms: Mapping[Variant, Mapping[str, ArrayLike]],
-    qualities: Mapping[Variant, Mapping[str, float]],
+    numbers: Mapping[Variant, Mapping[str, float]],
     subtitle: str,
 ) -> go.Figure:
     """Sparsity of the Jacobian by many measures, in two groups.
 
     A, what changes if all J are scaled: histogram, cumulative distribution and shares above thresholds of |J|; and over
     all pairs of latents, most of which are never active together, the share whose mean |J| is above each value, both
-    axes logarithmic. B, what does not change: histograms of |J| over a mean norm, kurtosis, and L1/L2.
+    axes logarithmic. B, what does not change: histograms of |J| over a mean norm, kurtosis, L1/L2, and the share of the
+    output latents' pre-activations that the input latents account for, which a JSAE that bypasses its latents loses.
 
     Args:
         histograms: for each variant what `jacobian_histograms` returns, the normed ones under "l2t.", "l4t.", "linft.".
-        qualities: for each variant `kurtosis` and `l1_over_l2`, with standard errors under the same name with `_se`.
+        numbers: for each variant `kurtosis`, `l1_over_l2` and `accounted_share`, with standard errors under the same
+            name with `_se`.
         subtitle: model, layer, tokens and settings. It is added how to read the groups.
 
     Raises:
         ValueError: no variant, different variants in the two, histograms that `jacobian_histogram_figure` would refuse,
-            or numbers of the quality that are missing, negative or not finite.
+            or numbers that are missing, not finite, or, but for the accounted share, negative.
     """
     require_variants(histograms)
-    if set(histograms) != set(qualities):
-        given = [", ".join(variant.label for variant in variants) for variants in (histograms, qualities)]
-        raise ValueError(f"the histograms are of {given[0]}, but the qualities of {given[1]}; expected the same")
-    qualities = {variant: _checked(variant, qualities[variant]) for variant in histograms}
-    elements = distributions(histograms)
-    means = distributions(histograms, ("mean_jac_hist", "mean_jac_overflow", "bin_edges"))
+    if set(histograms) != set(numbers):
+        given = [", ".join(variant.label for variant in variants) for variants in (histograms, numbers)]
+        raise ValueError(f"the histograms are of {given[0]}, but the numbers of {given[1]}; expected the same")
+    numbers = {variant: _checked(variant, numbers[variant]) for variant in histograms}
+    elements, panels = distributions(histograms), size_panels(histograms)
+    means, remark = _means(histograms)
     normed = {name: distributions(histograms, _keys(norm)) for norm, name in NORMS.items()}
     rows = [
-        _Row([_histogram(elements), _cumulative(elements)], 250, SCALED),
+        _Row([_narrow(panels.density), _narrow(panels.cumulative, matches="x")], 250, SCALED),
         _Row([_thresholds(elements), _mean_matrix(means)], 250),
         _Row(_normed(normed), 220, SCALE_FREE),
         _Row(
             [
-                _bars(qualities, "kurtosis", "kurtosis E[J⁴] / E[J²]²<br>(higher: sparser) ± 2 SE"),
-                _bars(qualities, "l1_over_l2", "L1/L2: E|J| / √E[J²]<br>(lower: sparser) ± 2 SE"),
+                _bars(numbers, "kurtosis", "kurtosis E[J⁴] / E[J²]²<br>(higher: sparser)"),
+                _bars(numbers, "l1_over_l2", "L1/L2: E|J| / √E[J²]<br>(lower: sparser)"),
+                _bars(numbers, "accounted_share", "accounted share (%)<br>(lower: bypassed)", unit=100),
             ],
-            BAR * len(qualities),
+            BAR * len(numbers),
         ),
     ]
     figure = go.Figure()
@@ -100,37 +98,50 @@ def jacobian_sparsity_figure(
             _add(figure, panel, columns, (1 - (top + row.height) / height, 1 - top / height))
         top += row.height + BELOW
     figure.update_layout(barmode="group", bargap=0.2, bargroupgap=0.04)
-    return apply_style(
-        figure, "Sparsity of the Jacobian, with its scale and without", subtitle + REMARK, height + BELOW + 40
-    )
+    remarks = panels.remark + remark + REMARK
+    title = "Sparsity of the Jacobian, with its scale and without"
+    apply_style(figure, title, subtitle + remarks, height + BELOW + 40)
+    figure.layout.margin.l = LEFT  # the headings begin there, however narrow the numbers of the axes are
+    return figure
 
 
 def _keys(norm: str) -> tuple[str, str, str]:
     return f"{norm}.hist", f"{norm}.overflow", f"{norm}.bin_edges"
 
 
-def _checked(variant: Variant, quality: Mapping[str, float]) -> dict[str, float]:
-    names = ["kurtosis", "kurtosis_se", "l1_over_l2", "l1_over_l2_se"]
-    missing = [name for name in names if name not in quality]
+def _checked(variant: Variant, numbers: Mapping[str, float]) -> dict[str, float]:
+    names = [f"{name}{suffix}" for name in ("kurtosis", "l1_over_l2", "accounted_share") for suffix in ("", "_se")]
+    missing = [name for name in names if name not in numbers]
     if missing:
-        raise ValueError(f"the quality of {variant.label!r} lacks {', '.join(missing)}")
+        raise ValueError(f"the numbers of {variant.label!r} lack {', '.join(missing)}")
     for name in names:
-        if not 0 <= quality[name] < math.inf:
-            raise ValueError(f"{variant.label!r} has a {name} of {quality[name]}; expected a number from 0")
-    return {name: float(quality[name]) for name in names}
+        least = -math.inf if name == "accounted_share" else 0
+        if not (math.isfinite(numbers[name]) and numbers[name] >= least):
+            raise ValueError(f"{variant.label!r} has a {name} of {numbers[name]}; expected a number from {least:g}")
+    return {name: float(numbers[name]) for name in names}
 
 
-def _histogram(elements: Mapping[Variant, Distribution]) -> _Panel:
-    x = {"title_text": MAGNITUDE, "range": visible_range(elements), "nticks": 5}
-    return _Panel([histogram_line(*item) for item in elements.items()], x, density_axis([elements]))
+def _narrow(panel: Panel, **x) -> Panel:
+    return panel._replace(x=panel.x | {"nticks": 5} | x)
 
 
-def _cumulative(elements: Mapping[Variant, Distribution]) -> _Panel:
-    x = {"title_text": MAGNITUDE, "range": visible_range(elements), "nticks": 5, "matches": "x"}
-    return _Panel([cumulative_line(*item) for item in elements.items()], x, SHARE_AXIS)
+def _means(histograms: Mapping[Variant, Mapping[str, ArrayLike]]) -> tuple[dict[Variant, Distribution], str]:
+    """The mean |J| of pairs of latents, and what the subtitle says of which: those of output latents that were active
+    often, if that was counted, since of others the mean is hardly known."""
+    if not all("log_mean_hist" in histogram for histogram in histograms.values()):
+        return distributions(histograms, ("mean_jac_hist", "mean_jac_overflow", "bin_edges")), ""
+    means, coverage = {}, []
+    for variant, histogram in histograms.items():
+        counts, edges = (np.asarray(histogram[name], dtype=float) for name in ("log_mean_hist", "log_edges"))
+        means[variant] = Distribution(edges, 100 * counts / max(counts.sum(), 1), 0.0)
+        coverage.append(
+            f"{100 * np.asarray(histogram['n_often']).item() / len(np.asarray(histogram['count_jac'])):.1f}"
+        )
+    often = np.asarray(next(iter(histograms.values()))["often"]).item()
+    return means, f" · mean |J|: of output latents active in {often} tokens or more, {' / '.join(coverage)} % of them"
 
 
-def _thresholds(elements: Mapping[Variant, Distribution]) -> _Panel:
+def _thresholds(elements: Mapping[Variant, Distribution]) -> Panel:
     bars = []
     for variant, distribution in elements.items():
         percents = np.interp(THRESHOLDS, distribution.edges, distribution.above)
@@ -138,27 +149,37 @@ def _thresholds(elements: Mapping[Variant, Distribution]) -> _Panel:
         # there is no room for numbers
         bars.append(threshold_bars(variant, shares, list(THRESHOLDS)).update(showlegend=False, textposition="none"))
     x = {"title_text": f"threshold on {MAGNITUDE}", "type": "category"}
-    return _Panel(bars, x, {"title_text": "elements above (%)", "rangemode": "tozero"})
+    return Panel(bars, x, {"title_text": "elements above (%)", "rangemode": "tozero"})
 
 
-def _mean_matrix(means: Mapping[Variant, Distribution]) -> _Panel:
-    first, second = next(iter(means.values())).edges[1:3]
-    lines, ends = [], [second]
+def _mean_matrix(means: Mapping[Variant, Distribution]) -> Panel:
+    lines, starts, ends = [], [], []
     for variant, distribution in means.items():
-        shown = np.flatnonzero(distribution.above[1:] >= RARE) + 1  # from the first edge above zero
-        ends.extend(distribution.edges[shown])
+        above = distribution.above
+        common = above[1] >= RARE and np.isfinite(distribution.edges[1])
+        last = np.flatnonzero(above >= RARE)[-1]
+        # from where they begin to be fewer
+        first = max(1, np.flatnonzero(above >= above[1])[-1])
+        shown = np.arange(first, last + 1) if common else np.array([], dtype=int)
+        if common:
+            starts.append(distribution.edges[first])
+            ends.append(distribution.edges[last])
         lines.append(
             go.Scatter(
                 x=distribution.edges[shown],
-                y=distribution.above[shown],
+                y=above[shown],
                 name=plain(variant.label),
                 legendgroup=variant.label,
                 showlegend=False,
                 line={"color": variant.colour, "width": 2.5},
-                hovertemplate="mean |J| above %{x:.3~f}: %{y:.3~g} % of the pairs",
+                hovertemplate="mean |J| above %{x:.3~g}: %{y:.3~g} % of the pairs",
             )
         )
-    x = {"title_text": f"mean {MAGNITUDE}", "type": "log", "range": np.log10([first, max(ends)]), "dtick": 1}
+    fallback = next(iter(means.values())).edges[1]
+    # the smallest means are on so many decades that the rest would be pressed together
+    high = np.log10(max(ends, default=10 * fallback))
+    low = np.clip(np.log10(min(starts, default=fallback)), high - MEAN_DECADES, high - 1)
+    x = {"title_text": f"mean {MAGNITUDE}", "type": "log", "range": [low, high + 0.05], "dtick": 1}
     y = {
         "title_text": "pairs of latents above (%)",
         "type": "log",
@@ -166,37 +187,45 @@ def _mean_matrix(means: Mapping[Variant, Distribution]) -> _Panel:
         "dtick": 2,
         "tickformat": "~f",
     }
-    return _Panel(lines, x, y)
+    return Panel(lines, x | {"exponentformat": "e"}, y)
 
 
-def _normed(normed: Mapping[str, Mapping[Variant, Distribution]]) -> list[_Panel]:
+def _normed(normed: Mapping[str, Mapping[Variant, Distribution]]) -> list[Panel]:
     """One for each norm, with one axis for the densities of all."""
-    panels: list[_Panel] = []
+    panels: list[Panel] = []
     for name, part in normed.items():
         lines = [histogram_line(*item).update(showlegend=False) for item in part.items()]
         x = {"title_text": f"|J| / {name}", "range": visible_range(part), "nticks": 4}
         y = density_axis(list(normed.values()))
-        panels.append(_Panel(lines, x, y | {"title_text": "", "showticklabels": False} if panels else y))
+        panels.append(Panel(lines, x, y | {"title_text": "", "showticklabels": False} if panels else y))
     return panels
 
 
-def _bars(qualities: Mapping[Variant, Mapping[str, float]], name: str, title: str) -> _Panel:
-    values = [quality[name] for quality in qualities.values()]
+def _bars(numbers: Mapping[Variant, Mapping[str, float]], name: str, title: str, unit: float = 1) -> Panel:
+    """`unit`: how much one of the number is in what is drawn."""
+    values = [unit * of[name] for of in numbers.values()]
+    errors = [2 * unit * of[f"{name}_se"] for of in numbers.values()]
     bars = go.Bar(
         x=values,
         y=list(range(len(values))),
         orientation="h",
-        marker={"color": [variant.colour for variant in qualities]},
-        text=[_with_error(quality[name], 2 * quality[f"{name}_se"]) for quality in qualities.values()],
+        marker={"color": [variant.colour for variant in numbers]},
+        text=[_with_error(value, error) for value, error in zip(values, errors, strict=True)],
         textposition="outside",
         textfont={"size": FONT_SIZE - 2},
-        customdata=[plain(variant.label) for variant in qualities],
+        cliponaxis=False,
+        customdata=[plain(variant.label) for variant in numbers],
         hovertemplate="%{customdata}: %{text}<extra></extra>",
         showlegend=False,
     )
-    x = {"title_text": title, "range": [0, 1.7 * max(values) or 1], "nticks": 5}  # room for the numbers
+    low, high = min(0, *values), max(0, *values)
+    # room for the numbers, which stand outside, on the side that a bar points to
+    reach = max(high - low, 1e-9)
+    room = 1.0 * reach
+    ends = [low - (room if low < 0 else 0), high + (room if high > 0 or not low else 0)]
+    x = {"title_text": title, "range": ends, "nticks": 4}
     y = {"range": [len(values) - 0.5, -0.5], "showticklabels": False, "ticks": "", "showgrid": False}
-    return _Panel([bars], x, y)
+    return Panel([bars], x, y)
 
 
 def _with_error(value: float, error: float) -> str:
@@ -219,7 +248,7 @@ def _heading(text: str, y: float) -> dict:
     }
 
 
-def _add(figure: go.Figure, panel: _Panel, columns: tuple[float, float], rows: tuple[float, float]) -> None:
+def _add(figure: go.Figure, panel: Panel, columns: tuple[float, float], rows: tuple[float, float]) -> None:
     """Add a panel that takes these parts of the figure's width and height."""
     number = 1 + len({trace.xaxis for trace in figure.data})
     figure.add_traces([trace.update(xaxis=f"x{number}", yaxis=f"y{number}") for trace in panel.traces])

@@ -21,15 +21,17 @@ def jacobian_thresholds_figure(
     shares: Mapping[Variant, Mapping[float, float]],
     subtitle: str,
     reported: Mapping[Variant, Mapping[float, float]] | None = None,
+    errors: Mapping[Variant, Mapping[float, float]] | None = None,
 ) -> go.Figure:
-    """Bars of the share of elements with |J| above each threshold, in per cent, the number written on each bar, and
-    reported shares as diamonds over the bars of their variant.
+    """Bars of the share of elements with |J| above each threshold, in per cent, the number written on each bar, error
+    bars of two standard errors, and reported shares as diamonds over the bars of their variant.
 
     Args:
         shares: for each variant the share, in [0, 1], above each threshold.
         subtitle: model, layer, tokens and settings. Where reported shares are drawn, it is added that the numbers are
             not theirs.
         reported: of some of the variants, shares in [0, 1] above some thresholds; thresholds not drawn are ignored.
+        errors: for each variant the standard error of each share. None: no error bars.
 
     Raises:
         ValueError: no variant, no threshold, thresholds that differ between variants, a share outside [0, 1], or
@@ -44,6 +46,12 @@ def jacobian_thresholds_figure(
     if strangers:
         raise ValueError(f"{strangers[0]!r} has reported shares, but is not drawn")
     bars = {variant: threshold_bars(variant, above, thresholds) for variant, above in shares.items()}
+    for variant, of_shares in (errors or {}).items():
+        reach = [200 * of_shares[threshold] for threshold in thresholds]
+        bars[variant].update(error_y={"array": reach, "width": 4, "thickness": 1.5, "color": INK})
+        bars[variant].text = [f"{number}<br> " for number in bars[variant].text]  # above the error bar
+    if errors:
+        subtitle += " · error bars: ± 2 SE, by document"
     diamonds = {variant: _diamonds(variant, above, thresholds) for variant, above in reported.items()}
     diamonds = {variant: trace for variant, trace in diamonds.items() if trace.x}
     highest = max(percent for trace in [*bars.values(), *diamonds.values()] for percent in trace.y)

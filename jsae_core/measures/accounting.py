@@ -26,7 +26,7 @@ from torch import Tensor
 
 from jsae_core.activations import with_documents
 from jsae_core.jacobian import run_sandwich
-from jsae_core.measures.moments import NamedMoments
+from jsae_core.measures.moments import Estimate, NamedMoments, flat
 from jsae_core.memory import piece_factor
 from jsae_core.sae import decode, pre_activations
 from jsae_core.sae_pair import SAEPair
@@ -40,10 +40,16 @@ MEANS = ("p", "p_without_latents", "p_reconstruction", "p_bias", "n90", "partici
 
 
 class Accounting(NamedTuple):
-    """`overall`: numbers over all tokens, by name. `by_latent`: the same of each output latent that was active."""
+    """`estimates`: numbers over all `n_tokens` tokens, by name. `by_latent`: the same of each output latent that was
+    active."""
 
-    overall: dict[str, float]
+    estimates: dict[str, Estimate]
+    n_tokens: int
     by_latent: pd.DataFrame
+
+    @property
+    def overall(self) -> dict[str, float]:
+        return flat(self.estimates) | {"n_tokens": float(self.n_tokens)}
 
     def table(self) -> pd.DataFrame:
         """Both as one table: the first row is that of all output latents together, whose `output_latent` is missing;
@@ -125,8 +131,8 @@ def latent_accountings(
             values = levels | _concentration(attribution)
             for order in orders:
                 values |= _errors(tokens, attribution, levels, order, kept, generator)
-            sums.add(tokens.output_latents, values, documents[part])
-    return Accounting(sums.overall(), sums.by_latent())
+            sums.add(tokens.output_latents, values, None if documents is None else documents[part])
+    return Accounting(sums.estimates(), sums.n_tokens, sums.by_latent())
 
 
 class _Tokens:
@@ -237,7 +243,7 @@ class _Sums:
         self._of_latents: Tensor | None = None  # [d_sae, quantities and how often the latent was active]
         self._names: list[str] = []
 
-    def add(self, output_latents: Tensor, values: Mapping[str, Tensor], documents: Tensor) -> None:
+    def add(self, output_latents: Tensor, values: Mapping[str, Tensor], documents: Tensor | None) -> None:
         """`values`: [n, k_out] each, of output latents [n, k_out]; the document of each token [n]."""
         self._names = list(values)
         columns = torch.stack([value.double() for value in values.values()], dim=2)
@@ -247,21 +253,24 @@ class _Sums:
             self._of_latents = columns.new_zeros(self._d_sae, columns.shape[1])
         self._of_latents.index_add_(0, output_latents.reshape(-1), columns)
 
-    def overall(self) -> dict[str, float]:
-        """As `latent_accountings` says, and with its errors."""
-        if not self._moments.n_tokens:
+    @property
+    def n_tokens(self) -> int:
+        return self._moments.n_tokens
+
+    def estimates(self) -> dict[str, Estimate]:
+        """As `latent_accountings` says."""
+        if not self.n_tokens:
             raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
-        means = self._moments.means()
-        results = {name: means[name] for mean in MEANS for name in (mean, f"{mean}_se")}
-        for name, part in SHARES_OF_P.items():
-            results[name], results[f"{name}_se"] = self._moments.ratio({part: 1.0}, {"p": 1.0})
-        for name in self._errors():
-            unexplained, error = self._moments.ratio({name: 1.0}, {"unkept": 1.0})
-            explained = 1 - unexplained if means["unkept"] else 0.0
-            results |= {_r2(name): explained, f"{_r2(name)}_se": error}
-        if not all(map(math.isfinite, results.values())):
+        means = self._moments.estimates()
+        results = {name: means[name] for name in MEANS}
+        results |= {name: self._moments.ratio({part: 1.0}, {"p": 1.0}) for name, part in SHARES_OF_P.items()}
+        # 1 - error / unkept, as a ratio
+        results |= {
+            _r2(name): self._moments.ratio({"unkept": 1.0, name: -1.0}, {"unkept": 1.0}) for name in self._errors()
+        }
+        if not all(math.isfinite(value) for value in flat(results).values()):
             raise ValueError("what was measured holds NaN or infinite values; are the MLP inputs finite?")
-        return results | {"n_tokens": float(self._moments.n_tokens)}
+        return results
 
     def by_latent(self) -> pd.DataFrame:
         """A row an output latent that was active."""

@@ -1,18 +1,29 @@
 """How large the elements of the Jacobian are: histograms of |J| and of the mean |J| of each pair of latents.
 
-Here: the counting, in the original's tensor names. Not here: how means over tokens are taken (`kept_jacobians.py`),
-what is drawn of it (`figures/`).
+Here: the counting, in the original's tensor names, and what else one pass over the tokens gives. Not here: how means of
+pairs of latents are taken (`kept_jacobians.py`), what is said of one token's Jacobian (`token_jacobians.py`), what is
+drawn of it (`figures/`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from jsae_core.activations import with_documents
 from jsae_core.jacobian import run_sandwich
 from jsae_core.measures.kept_jacobians import KeptJacobians
+from jsae_core.measures.moments import Estimate, NamedMoments
+from jsae_core.measures.token_jacobians import (
+    LOGARITHMIC_BINS,
+    logarithmic_counts,
+    logarithmic_edges,
+    token_measures,
+    token_norms,
+)
 from jsae_core.memory import piece_factor
 from jsae_core.sae_pair import SAEPair
 from jsae_core.terms import NORMS
@@ -20,6 +31,23 @@ from jsae_core.terms import NORMS
 BIN_WIDTH = 0.001
 PLAIN_BINS, NORMED_BINS = 1100, 1500  # [0, 1.1] and [0, 1.5]
 MEMORY_BYTES = 2**29  # on a CPU
+OFTEN = 20  # tokens: the mean |J| of an output latent that was active in fewer is hardly known
+
+
+class JacobianSizes(NamedTuple):
+    """What one pass over the tokens says of |J|.
+
+    Attributes:
+        histograms: by norm, what `jacobian_histogram` returns.
+        estimates: means over tokens of what `token_measures` gives, with their errors over documents.
+        logarithmic: counts on any scale. `log_edges` float64, `log_hist` int64: the elements in each bin;
+            `log_mean_hist`: the mean |J| of the pairs of latents whose output latent was active in at least `often`
+            tokens (20); these are `n_often` output latents of d_sae, to which `share_often` of all activity belongs.
+    """
+
+    histograms: dict[str | None, dict[str, Tensor]]
+    estimates: dict[str, Estimate]
+    logarithmic: dict[str, Tensor]
 
 
 def jacobian_histogram(
@@ -57,6 +85,16 @@ def jacobian_histograms(
     memory_bytes: int | None = None,
 ) -> dict[str | None, dict[str, Tensor]]:
     """`jacobian_histogram` for several norms at once: they share the Jacobians and the sums of |J|."""
+    return jacobian_sizes(pair, stream, norms, memory_bytes).histograms
+
+
+def jacobian_sizes(
+    pair: SAEPair,
+    stream: Iterable[Tensor],
+    norms: Sequence[str | None] = (None, *NORMS),
+    memory_bytes: int | None = None,
+) -> JacobianSizes:
+    """`jacobian_histograms`, and everything else that the same pass over the same tokens says."""
     unknown = [norm for norm in norms if norm is not None and norm not in NORMS]
     if unknown:
         raise ValueError(f"unknown norm {unknown[0]!r}; expected None or one of {', '.join(NORMS)}")
@@ -64,28 +102,27 @@ def jacobian_histograms(
     memory_bytes = piece_factor(device) * MEMORY_BYTES if memory_bytes is None else memory_bytes
     wanted = [norm for norm in norms if norm is not None]
 
-    counts = _Bins(PLAIN_BINS, device)
-    norm_sums: dict[str, Tensor | float] = dict.fromkeys(wanted, 0.0)
+    counts, moments = _Bins(PLAIN_BINS, device), NamedMoments()
+    log_counts, log_means = (torch.zeros(LOGARITHMIC_BINS, dtype=torch.int64, device=device) for _ in range(2))
     largest = torch.zeros((), device=device)
-    n_tokens = 0
     with KeptJacobians(d_sae, memory_bytes, device, again=bool(wanted)) as kept:
-        for magnitude, inputs, outputs in _sandwiches(pair, stream):
-            largest = torch.maximum(largest, magnitude.amax())
+        for magnitude, inputs, outputs, documents in _sandwiches(pair, stream):
+            by_token = token_norms(magnitude)
+            largest = torch.maximum(largest, by_token["linft"].amax())
             if device.type == "cpu":  # elsewhere it would wait
                 _check_finite(largest)
-            n_tokens += len(magnitude)
             counts.add(magnitude)
-            if wanted:
-                by_token = token_norms(magnitude)
-                for name in wanted:
-                    norm_sums[name] += by_token[name].double().sum()
+            log_counts += logarithmic_counts(magnitude)
+            moments.add(token_measures(magnitude, by_token), documents)
             kept.append(magnitude, inputs, outputs)
+        n_tokens = moments.n_tokens
         if not n_tokens:
             raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
         _check_finite(largest)
 
+        estimates = moments.estimates()
         scales: dict[str | None, float] = {
-            norm: 1.0 if norm is None else float(norm_sums[norm]) / n_tokens for norm in norms
+            norm: 1.0 if norm is None else estimates[f"norm_{norm}"].value for norm in norms
         }
         if any(scale == 0 for scale in scales.values()):
             raise ValueError("every element of the Jacobian is zero, so it cannot be divided by its norm")
@@ -95,17 +132,20 @@ def jacobian_histograms(
                 bins.add(magnitude / scales[name])
 
         mean_counts = {norm: _Bins(PLAIN_BINS if norm is None else NORMED_BINS, device) for norm in norms}
-        for means in kept.pair_means(float(largest)):
+        for means, occurrences in kept.pair_means(float(largest)):
             for norm in norms:
                 mean_counts[norm].add(means / scales[norm])
+            log_means += logarithmic_counts(torch.where(occurrences >= OFTEN, means, 0))
     for bins in mean_counts.values():
         bins.add_zeros(d_sae**2)
+    often = kept.counts >= OFTEN
+    log_means[0] += often.sum() * d_sae - log_means.sum()  # pairs that never occurred, less those that seldom did
 
-    results: dict[str | None, dict[str, Tensor]] = {}
+    histograms: dict[str | None, dict[str, Tensor]] = {}
     for norm in norms:
         bins = counts if norm is None else normed_counts[norm]
         edges = torch.arange(bins.n + 1, dtype=torch.float64) * BIN_WIDTH
-        results[norm] = {
+        histograms[norm] = {
             "hist": bins.inside,
             "overflow": bins.above,
             "mean_jac_hist": mean_counts[norm].inside,
@@ -116,18 +156,16 @@ def jacobian_histograms(
             "n_tokens": torch.tensor(n_tokens),
         }
         if norm is not None:
-            results[norm]["mean_norm"] = torch.tensor(scales[norm], dtype=torch.float64)
-    return results
-
-
-def token_norms(magnitude: Tensor) -> dict[str, Tensor]:
-    """Per-token norms of |J| [n, k, k]: root mean square, fourth-power mean, maximum; each [n]."""
-    squares = magnitude.square()
-    return {
-        "l2t": squares.mean(dim=(1, 2)).sqrt(),
-        "l4t": squares.square().mean(dim=(1, 2)).pow(0.25),
-        "linft": magnitude.amax(dim=(1, 2)),
+            histograms[norm]["mean_norm"] = torch.tensor(scales[norm], dtype=torch.float64)
+    logarithmic = {
+        "log_edges": logarithmic_edges(),
+        "log_hist": log_counts.cpu(),
+        "log_mean_hist": log_means.cpu(),
+        "often": torch.tensor(OFTEN),
+        "n_often": often.sum().cpu(),
+        "share_often": (kept.counts[often].sum().double() / kept.counts.sum()).cpu(),
     }
+    return JacobianSizes(histograms, estimates, logarithmic)
 
 
 def share_above(histogram: Mapping[str, Tensor], threshold: float) -> float:
@@ -143,16 +181,16 @@ def share_above(histogram: Mapping[str, Tensor], threshold: float) -> float:
     return (int(inside[edge:].sum()) + overflow) / (int(inside.sum()) + overflow)
 
 
-def _sandwiches(pair: SAEPair, stream: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """|J| [n, k, k], input latents [n, k], output latents [n, k] of each batch. |J| is at least float32: bfloat16 has
-    too few digits to number the bins."""
-    for mlp_input in stream:
+def _sandwiches(pair: SAEPair, stream: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """|J| [n, k, k], input latents [n, k], output latents [n, k] and documents [n] of each batch. |J| is at least
+    float32: bfloat16 has too few digits to number the bins."""
+    for mlp_input, documents in with_documents(stream):
         if not len(mlp_input):
             continue
         sandwich = run_sandwich(pair, mlp_input)
         magnitude = sandwich.jacobian.abs_()
         magnitude = magnitude.to(torch.promote_types(magnitude.dtype, torch.float32))
-        yield magnitude, sandwich.input_latents, sandwich.output_latents
+        yield magnitude, sandwich.input_latents, sandwich.output_latents, documents
 
 
 def _check_finite(largest: Tensor) -> None:

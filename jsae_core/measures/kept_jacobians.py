@@ -96,17 +96,17 @@ class KeptJacobians:
         for rows in self._rows_kept:
             yield self._read(rows)
 
-    def pair_means(self, largest: float) -> Iterator[Tensor]:
-        """For each pair of latents the sum of |J| over tokens, divided by how often the output latent was active. One
-        number for each pair that occurred, in no particular order, some at a time; pairs that did not may be among them
-        as zeros. `largest` is the largest |J| there was.
+    def pair_means(self, largest: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each pair of latents the sum of |J| over tokens, divided by how often the output latent was active, and
+        how often it was, of a shape that goes with it. One number for each pair that occurred, in no particular order,
+        some at a time; pairs that did not may be among them as zeros. `largest` is the largest |J| there was.
 
         Raises:
             OverflowError: as `PairSums.means` does.
         """
         yield from self._means_of_rows() if self._sums is None else self._sums.means(self.counts, largest)
 
-    def _means_of_rows(self) -> Iterator[Tensor]:
+    def _means_of_rows(self) -> Iterator[tuple[Tensor, Tensor]]:
         """`pair_means` without sums of all pairs.
 
         The rows of all Jacobians are grouped by output latent. So a few output latents are summed at a time, in memory
@@ -131,7 +131,9 @@ class KeptJacobians:
                 # a pair that occurs several times is taken once: where its place was written last
                 number = torch.arange(len(places), dtype=last.dtype, device=self._device)
                 is_last = last.scatter_(0, places, number).index_select(0, places) == number
-                yield sums.index_select(0, places[is_last])
+                taken = places[is_last]
+                outputs_taken = taken.div(d_sae, rounding_mode="floor").add_(block.start + latents.start)
+                yield sums.index_select(0, taken), self.counts.index_select(0, outputs_taken)
                 sums.index_fill_(0, places, 0)
 
     def _row_bytes(self) -> int:

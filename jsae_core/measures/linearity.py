@@ -6,7 +6,8 @@ output latent is along a line (`nearby.py`), single interventions (`ablation.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,15 +15,22 @@ import torch
 from torch import Tensor
 
 from jsae_core.jacobian import Sandwich, run_sandwich
-from jsae_core.measures.nearby import Lines, activations
-from jsae_core.measures.samples import Samples, draw_samples, joined, table
-from jsae_core.sae import inputs_at_once
+from jsae_core.measures.nearby import Lines, activations, own_pre_activations
+from jsae_core.measures.samples import Samples, draw_samples, joined, table, with_document
+from jsae_core.sae import active_latents, inputs_at_once
 from jsae_core.sae_pair import SAEPair
-from jsae_core.terms import FUNCTION_SHAPES, STRAIGHT_WITHIN
+from jsae_core.terms import (
+    FLAT_WITHIN_SHARE,
+    RELATIVE_SHAPES,
+    STRAIGHT_WITHIN,
+    STRAIGHT_WITHIN_SHARE,
+)
 
 POINTS = 100
 LEAST_RANGE = 5.0  # curves reach at least this activation of the input latent
+USUAL = 0.99  # of an input latent's activations lie where curves of the relative rule are
 CURVES = ["input_values", "output_values"]
+RULES = ("published", "relative")
 KEPT_OF_EACH_SHAPE = 30  # curves, whatever else is kept: rare shapes are worth a look
 
 
@@ -49,71 +57,121 @@ def function_curves(
     if not n:
         return mlp_input.new_empty(0, POINTS), mlp_input.new_empty(0, POINTS)
     x, row = mlp_input.unique(dim=0, return_inverse=True)  # sweeps of the same row serve all its output latents
-    return _curves(pair, x, run_sandwich(pair, x), row, output_ranks.to(row), input_ranks.to(row))
+    sweeps = _sweeps(pair, x, run_sandwich(pair, x), row, input_ranks.to(row))
+    return sweeps.input_values[sweeps.of_sample], activations(
+        sweeps.lines, sweeps.of_sample, sweeps.output_latents[row, output_ranks.to(row)]
+    )
+
+
+class _Sweeps(NamedTuple):
+    """Sweeps of input latents, each done once for all samples that share it."""
+
+    lines: Lines
+    of_sample: Tensor  # [n_samples], the line of each sample
+    input_values: Tensor  # [n_lines, POINTS]
+    output_latents: Tensor  # [n_tokens, k]
 
 
 @torch.no_grad()
-def _curves(
-    pair: SAEPair, x: Tensor, sandwich: Sandwich, row: Tensor, output_rank: Tensor, input_rank: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`function_curves` for rows of x [n_tokens, d_model] with their sandwich; row and ranks [n_samples]."""
+def _sweeps(
+    pair: SAEPair, x: Tensor, sandwich: Sandwich, row: Tensor, input_rank: Tensor, usual: Tensor | None = None
+) -> _Sweeps:
+    """For rows of x [n_tokens, d_model] with their sandwich; row and ranks [n_samples]. They end where the paper's do,
+    or at what is `usual` [d_sae] for their input latent."""
     k = pair.config.k
-    # a sweep that several samples share is done once
-    sweeps, of_sample = (row * k + input_rank).unique(return_inverse=True)
-    of_row, rank = sweeps // k, sweeps % k
-    occurred = sandwich.input_activations[of_row, rank]
-    top = (occurred + 1).clamp(min=LEAST_RANGE)
+    places, of_sample = (row * k + input_rank).unique(return_inverse=True)
+    of_row, rank = places // k, places % k
+    occurred, latents = sandwich.input_activations[of_row, rank], sandwich.input_latents[of_row, rank]
+    top = (occurred + 1).clamp(min=LEAST_RANGE) if usual is None else usual[latents]
     input_values = torch.linspace(0, 1, POINTS, dtype=x.dtype, device=x.device) * top[:, None]
-    lines = Lines(
-        pair,
-        pair.mlp.branch_values(x),
-        token=of_row,
-        input_latent=sandwich.input_latents[of_row, rank],
-        steps=input_values - occurred[:, None],
-    )
-    output_values = activations(lines, of_sample, sandwich.output_latents[row, output_rank])
-    return input_values[of_sample], output_values
+    steps = input_values - occurred[:, None]
+    lines = Lines(pair, pair.mlp.branch_values(x), token=of_row, input_latent=latents, steps=steps)
+    return _Sweeps(lines, of_sample, input_values, sandwich.output_latents)
 
 
-def classify_curves(input_values: Tensor, output_values: Tensor) -> list[str]:
-    """The paper's rule, for curves [n, points] each: "linear" if a least-squares line leaves every residual below
-    0.01; else "jumprelu" if one run of exact zeros touches an end and the rest is linear in the same sense; else
-    "other"."""
+def classify_curves(input_values: Tensor, output_values: Tensor, rule: str = "published") -> list[str]:
+    """The shape of curves [n, points] each.
+
+    Args:
+        rule: "published", the paper's: "linear" if a least-squares line leaves every residual below 0.01; else
+            "jumprelu" if the exact zeros are one run that touches an end, and what is left, two points at least, is
+            linear in the same sense; else "other". "relative", the same on any scale: no residual may exceed 5% of the
+            curve's range, and curves whose range is at most 1% of their largest value are "flat".
+
+    Raises:
+        ValueError: the rule is unknown.
+    """
+    if rule not in RULES:
+        raise ValueError(f"unknown rule {rule!r}; expected one of {', '.join(RULES)}")
     x, y = input_values.double().cpu().numpy(), output_values.double().cpu().numpy()
-    linear = _is_linear(x, y, np.ones_like(y, dtype=bool))
+    reach = np.ptp(y, axis=1) if y.size else np.zeros(len(y))
+    relative = rule == "relative"
+    within = STRAIGHT_WITHIN_SHARE * reach if relative else np.full(len(y), STRAIGHT_WITHIN)
+    flat = relative & (reach <= FLAT_WITHIN_SHARE * np.abs(y).max(axis=1, initial=0))
+    linear = _is_linear(x, y, np.ones_like(y, dtype=bool), within, relative)
     zero = y == 0
     leading = np.logical_and.accumulate(zero, axis=1)
     trailing = np.logical_and.accumulate(zero[:, ::-1], axis=1)[:, ::-1]
+    left = (~zero).sum(axis=1)
     jump = np.zeros(len(y), dtype=bool)
     for run in (leading, trailing):
-        jump |= run.any(axis=1) & _is_linear(x, y, ~run)
-    return np.select([linear, jump], FUNCTION_SHAPES[:2], FUNCTION_SHAPES[2]).tolist()
+        one_run = (run.sum(axis=1) == zero.sum(axis=1)) & (left > 1) & zero.any(axis=1)
+        jump |= one_run & _is_linear(x, y, ~run, within, relative)
+    linear_name, jump_name, other, flat_name = RELATIVE_SHAPES
+    return np.select([flat, linear, jump], [flat_name, linear_name, jump_name], other).tolist()
 
 
 def function_shapes(
-    pair: SAEPair, stream: Iterable[Tensor], n_samples: int, seed: int = 0, n_curves: int = 0
+    pair: SAEPair,
+    stream: Iterable[Tensor],
+    n_samples: int,
+    seed: int = 0,
+    n_curves: int = 0,
+    rules: Sequence[str] = ("published",),
 ) -> pd.DataFrame:
     """Classes of the curves of randomly drawn tokens, output and input latents: the first `n_samples` elements that
     `ablation_samples` draws from the same stream with the same seed.
 
     Args:
         n_curves: how many curves to keep, beside 30 of each shape that are kept if any are.
+        rules: "published" (always there), and "relative", which asks for sweeps of its own.
 
     Returns:
         One row a sample: `token`, `output_rank`, `input_rank`, `drawn` (place in the order of drawing),
         `output_latent`, `input_latent`, `shape`, `flat` (the curve's range is below 0.01, whatever its class),
-        `input_activation`, `output_activation` (what occurred) and `input_values`, `output_values`: the curve, [100]
-        each, of the samples drawn first; None for the others.
+        `input_activation`, `output_activation` (what occurred), `document` (that the token is from) and `input_values`,
+        `output_values`: the curve, [100] each, of the samples drawn first; None for the others.
+
+        By the relative rule, over sweeps from 0 to the 99th percentile of the input latent's activations in the stream:
+        `relative_shape`, and `curvature`, the largest residual of a straight line through the output latent's
+        pre-activation, which neither TopK nor ReLU clips, as a share of its range there (0 where it does not vary).
 
     Raises:
-        ValueError: the stream is empty, not finite, or holds fewer elements than `n_samples`.
+        ValueError: the stream is empty, not finite, or holds fewer elements than `n_samples`, or a rule is unknown.
     """
+    unknown = [rule for rule in rules if rule not in RULES]
+    if unknown:
+        raise ValueError(f"unknown rule {unknown[0]!r}; expected some of {', '.join(RULES)}")
     x = joined(stream)
     samples = draw_samples(len(x), pair.config.k, n_samples, "random", seed)
-    parts = (_shapes(pair, x, part) for part in samples.split(inputs_at_once(pair.input_sae)))
+    usual = _usual_activations(pair, x) if "relative" in rules else None
+    parts = (_shapes(pair, x, part, usual) for part in samples.split(inputs_at_once(pair.input_sae)))
     # what a part need not keep, all of them together need not either
     frame = _with_curves_kept(pd.concat([_with_curves_kept(part, n_curves) for part in parts]), n_curves)
-    return frame.reset_index(drop=True) if n_curves else frame.drop(columns=CURVES).reset_index(drop=True)
+    frame = with_document(frame.reset_index(drop=True), stream)
+    return frame[[name for name in frame if name not in CURVES] + (CURVES if n_curves else [])]
+
+
+@torch.no_grad()
+def _usual_activations(pair: SAEPair, x: Tensor) -> Tensor:
+    """The 99th percentile of each input latent's activations above zero, [d_sae]; 0 where there is none."""
+    parts = [active_latents(pair.input_sae, part) for part in x.split(inputs_at_once(pair.input_sae))]
+    activations_, latents = (torch.cat(tensors).flatten().cpu() for tensors in zip(*parts, strict=True))
+    above = activations_ > 0
+    percentiles = pd.Series(activations_[above].double().numpy()).groupby(latents[above].numpy()).quantile(USUAL)
+    usual = torch.zeros(pair.config.d_sae, dtype=x.dtype)
+    usual[percentiles.index.to_numpy()] = torch.tensor(percentiles.to_numpy(copy=True), dtype=x.dtype)
+    return usual.to(x.device)
 
 
 def _with_curves_kept(frame: pd.DataFrame, n_curves: int) -> pd.DataFrame:
@@ -124,18 +182,21 @@ def _with_curves_kept(frame: pd.DataFrame, n_curves: int) -> pd.DataFrame:
     return frame.assign(**{name: frame[name].where(kept, None) for name in CURVES})
 
 
-def _shapes(pair: SAEPair, x: Tensor, samples: Samples) -> pd.DataFrame:
+def _shapes(pair: SAEPair, x: Tensor, samples: Samples, usual: Tensor | None) -> pd.DataFrame:
     token, output_rank, input_rank, _ = (values.to(x.device) for values in samples)
     tokens, row = token.unique(return_inverse=True)
     sandwich = run_sandwich(pair, x[tokens])
-    input_values, output_values = _curves(pair, x[tokens], sandwich, row, output_rank, input_rank)
+    output_latent = sandwich.output_latents[row, output_rank]
+    sweeps = _sweeps(pair, x[tokens], sandwich, row, input_rank)
+    input_values = sweeps.input_values[sweeps.of_sample]
+    output_values = activations(sweeps.lines, sweeps.of_sample, output_latent)
     frame = table(
         {
             "token": token,
             "output_rank": output_rank,
             "input_rank": input_rank,
             "drawn": samples.drawn,
-            "output_latent": sandwich.output_latents[row, output_rank],
+            "output_latent": output_latent,
             "input_latent": sandwich.input_latents[row, input_rank],
             "flat": output_values.amax(dim=1) - output_values.amin(dim=1) < STRAIGHT_WITHIN,
             "input_activation": sandwich.input_activations[row, input_rank],
@@ -143,17 +204,41 @@ def _shapes(pair: SAEPair, x: Tensor, samples: Samples) -> pd.DataFrame:
         }
     )
     frame.insert(6, "shape", classify_curves(input_values, output_values))
-    return frame.assign(
+    frame = frame.assign(
         input_values=list(input_values.float().cpu().numpy()), output_values=list(output_values.float().cpu().numpy())
+    )
+    if usual is None:
+        return frame
+    sweeps = _sweeps(pair, x[tokens], sandwich, row, input_rank, usual)
+    input_values = sweeps.input_values[sweeps.of_sample]
+    output_values = activations(sweeps.lines, sweeps.of_sample, output_latent)
+    unclipped = own_pre_activations(sweeps.lines, sweeps.of_sample, output_latent)
+    return frame.assign(
+        relative_shape=classify_curves(input_values, output_values, "relative"),
+        curvature=_curvature(*(values.double().cpu().numpy() for values in (input_values, unclipped))),
     )
 
 
-def _is_linear(x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Whether a least-squares line through the masked points of each row leaves all their residuals small."""
+def _curvature(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The largest residual of each row's least-squares line, as a share of the row's range."""
+    reach = np.ptp(y, axis=1)
+    largest = np.abs(_residuals(x, y, np.ones_like(y, dtype=bool))).max(axis=1)
+    return np.divide(largest, reach, out=np.zeros_like(reach), where=reach > 0)
+
+
+def _is_linear(x: np.ndarray, y: np.ndarray, mask: np.ndarray, within: np.ndarray, inclusive: bool) -> np.ndarray:
+    """Whether a least-squares line through the masked points of each row leaves all their residuals below `within`
+    [rows]; or no larger."""
+    residuals = np.abs(_residuals(x, y, mask))
+    return (residuals <= within[:, None] if inclusive else residuals < within[:, None]).all(axis=1)
+
+
+def _residuals(x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Of a least-squares line through the masked points of each row, and 0 at the others."""
     count = np.maximum(mask.sum(axis=1, keepdims=True), 1)
     x_mean = (x * mask).sum(axis=1, keepdims=True) / count
     y_mean = (y * mask).sum(axis=1, keepdims=True) / count
     dx, dy = (x - x_mean) * mask, (y - y_mean) * mask
     spread = (dx**2).sum(axis=1, keepdims=True)
     slope = np.divide((dx * dy).sum(axis=1, keepdims=True), spread, out=np.zeros_like(spread), where=spread > 0)
-    return (np.abs(dy - slope * dx) < STRAIGHT_WITHIN).all(axis=1)
+    return dy - slope * dx

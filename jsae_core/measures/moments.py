@@ -5,6 +5,9 @@ Tokens of one document are not independent, so standard errors are those of docu
 its tokens (the sandwich estimator for clusters: Liang and Zeger, 1986). Where no document is named, each token counts
 as one.
 
+What two variants give on the same documents is compared document by document: that leaves out what the documents
+themselves differ by (`difference`).
+
 Not here: what is averaged.
 """
 
@@ -12,10 +15,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Estimate(NamedTuple):
+    """A number that was measured on documents.
+
+    Attributes:
+        influence: [n_documents] float64 on the CPU, what each document adds to the number to first order; they sum to
+            zero. None where no documents were named.
+    """
+
+    value: float
+    standard_error: float
+    influence: Tensor | None = None
+
+
+def flat(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    """Each number, and its standard error under its name with `_se`."""
+    numbers: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        numbers |= {name: estimate.value, f"{name}_se": estimate.standard_error}
+    return numbers
+
+
+def influences(estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
+    """The influence of each document, [n_documents] a number, of those numbers that have one."""
+    return {name: estimate.influence for name, estimate in estimates.items() if estimate.influence is not None}
+
+
+def spread(influence: Tensor) -> float:
+    """The standard error of a number by the influences [n_documents] of documents drawn at random: with D of them,
+    sqrt(D / (D - 1) sum of squares). 0 for a single document."""
+    n = len(influence)
+    return math.sqrt(influence.square().sum().item() * n / (n - 1)) if n > 1 else 0.0
+
+
+def difference(one: Estimate, other: Estimate) -> Estimate:
+    """`one` less `other`, both measured on the same documents, which is all that the error is of: what is alike in both
+    goes out.
+
+    Raises:
+        ValueError: the documents of one of them are not known, or they are not as many.
+    """
+    if one.influence is None or other.influence is None or len(one.influence) != len(other.influence):
+        raise ValueError("only what was measured on the same named documents can be compared document by document")
+    influence = one.influence - other.influence
+    return Estimate(one.value - other.value, spread(influence), influence)
 
 
 class Moments:
@@ -29,6 +78,7 @@ class Moments:
         self._sum: Any = 0.0  # a Tensor from the first document on
         self._products: Any = 0.0
         self._unfinished: tuple[int, Tensor] | None = None  # the document that the next tokens may belong to as well
+        self._named: list[Tensor] = []  # the sums of documents that were named
 
     def add(self, values: Tensor, documents: Tensor | None = None) -> None:
         """Take in some tokens.
@@ -53,9 +103,13 @@ class Moments:
         if self._unfinished is not None and self._unfinished[0] == int(numbers[0]):
             sums[0] += self._unfinished[1]
         elif self._unfinished is not None:
-            self._finish(self._unfinished[1][None])
-        self._finish(sums[:-1])
+            self._finish_named(self._unfinished[1][None])
+        self._finish_named(sums[:-1])
         self._unfinished = (int(numbers[-1]), sums[-1])
+
+    def _finish_named(self, rows: Tensor) -> None:
+        self._named.append(rows)
+        self._finish(rows)
 
     def _finish(self, rows: Tensor) -> None:
         self._n_documents, self._sum, self._products = self._with(rows)
@@ -86,10 +140,25 @@ class Moments:
         n_documents, sums, products = self._totals()
         if n_documents < 2:
             return 0.0
-        weights = weights.to(sums)
-        residual = torch.cat([weights, -(sums[:-1] @ weights)[None] / self.n_tokens])
+        residual = self._residual(weights, sums)
         squares = (residual @ products @ residual).item()
         return math.sqrt(max(0.0, squares) * n_documents / (n_documents - 1)) / self.n_tokens
+
+    def influence(self, weights: Tensor) -> Tensor | None:
+        """Of each document on that mean, (s_d - mean n_d) / N: [n_documents] float64; None if none was named."""
+        if self._unfinished is None:
+            return None
+        _, sums, _ = self._totals()
+        rows = torch.cat([*self._named, self._unfinished[1][None]])
+        return (rows @ self._residual(weights, sums)).cpu() / self.n_tokens
+
+    def estimate(self, value: float, weights: Tensor) -> Estimate:
+        """A value whose error, to first order, is that of the mean of `quantities @ weights`."""
+        return Estimate(value, self.standard_error(weights), self.influence(weights))
+
+    def _residual(self, weights: Tensor, sums: Tensor) -> Tensor:
+        weights = weights.to(sums)
+        return torch.cat([weights, -(sums[:-1] @ weights)[None] / self.n_tokens])
 
 
 class NamedMoments:
@@ -108,24 +177,31 @@ class NamedMoments:
         self._names = list(values)
         self._moments.add(torch.stack([tensor.double() for tensor in values.values()], dim=1), documents)
 
+    def estimates(self) -> dict[str, Estimate]:
+        """The mean of each quantity."""
+        return {
+            name: self._moments.estimate(mean, self._weights({name: 1.0}))
+            for name, mean in zip(self._names, self._moments.mean.tolist(), strict=True)
+        }
+
     def means(self) -> dict[str, float]:
         """The mean of each quantity, and its standard error under its name with `_se`."""
-        results: dict[str, float] = {}
-        for name, mean in zip(self._names, self._moments.mean.tolist(), strict=True):
-            results |= {name: mean, f"{name}_se": self._moments.standard_error(self._weights({name: 1.0}))}
-        return results
+        return flat(self.estimates())
 
-    def ratio(self, above: Mapping[str, float], below: Mapping[str, float]) -> tuple[float, float]:
-        """Ratio of two weighted sums of means, and its standard error to first order (the delta method): that of the
-        mean of `above - ratio * below`, over `below`. Both 0 where the denominator is."""
+    def ratio(self, above: Mapping[str, float], below: Mapping[str, float]) -> Estimate:
+        """Ratio of two weighted sums of means, with its standard error to first order (the delta method): that of the
+        mean of `above - ratio * below`, over `below`. 0 without error where the denominator is 0."""
         numerator_weights, denominator_weights = self._weights(above), self._weights(below)
         mean = self._moments.mean
         numerator, denominator = (mean @ numerator_weights).item(), (mean @ denominator_weights).item()
         if not denominator:
-            return 0.0, 0.0
+            return self._moments.estimate(0.0, torch.zeros_like(mean))
         ratio = numerator / denominator
-        residual = numerator_weights - ratio * denominator_weights
-        return ratio, self._moments.standard_error(residual) / abs(denominator)
+        return self._moments.estimate(ratio, (numerator_weights - ratio * denominator_weights) / denominator)
+
+    def estimate(self, value: float, weights: Mapping[str, float]) -> Estimate:
+        """A value whose error, to first order, is that of this weighted sum of means."""
+        return self._moments.estimate(value, self._weights(weights))
 
     def _weights(self, weights: Mapping[str, float]) -> Tensor:
         return torch.tensor([weights.get(name, 0.0) for name in self._names], dtype=torch.float64)

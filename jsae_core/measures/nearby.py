@@ -1,6 +1,7 @@
 """Is this output latent active at inputs near x, and how strongly?
 
-Here: `exact`, which encodes every such input in full, and `activations`, which gives the same and encodes few of them.
+Here: `exact`, which encodes every such input in full, and `activations`, which gives the same and encodes few of them;
+an output latent's own pre-activation, whoever else is active.
 Not here: which inputs and latents are asked about (`ablation.py`, `linearity.py`).
 
 The inputs lie on lines: x moved along the decoder row of an input latent. An intervention is a line with one point, a
@@ -105,6 +106,26 @@ def activations(lines: Lines, line: Tensor, output_latent: Tensor) -> Tensor:
     single = lines.single_points(encoded // n_points, encoded % n_points)
     values[question, point] = exact(single, which, output_latent[question])[:, 0]
     return values
+
+
+@torch.no_grad()
+def own_pre_activations(lines: Lines, line: Tensor, output_latent: Tensor) -> Tensor:
+    """Pre-activations of output latents along lines, whoever else is active: [n_questions, n_points].
+
+    Args:
+        line, output_latent: [n_questions].
+    """
+    pair, (n_lines, n_points) = lines.pair, lines.steps.shape
+    E, offset = pair.tables().outputs, pre_activations(pair.output_sae, pair.mlp.b_out[None])[0]
+    values, points = E.new_empty(len(line), n_points), torch.arange(n_points, device=line.device)
+    order = line.argsort()
+    at_once = max(1, _hidden_layers_at_once(lines) // n_points)
+    for part in torch.arange(n_lines, device=line.device).split(at_once):
+        start, stop = torch.searchsorted(line[order], part[[0, -1]] + torch.tensor([0, 1], device=line.device)).tolist()
+        question = order[start:stop]
+        hidden = lines.hidden(part[:, None], points)[line[question] - part[0]]
+        values[question] = torch.bmm(hidden, E[output_latent[question]][:, :, None])[:, :, 0]
+    return values + offset[output_latent][:, None]
 
 
 def _from_tokens(lines: Lines, line: Tensor, output_latent: Tensor, n_rivals: int) -> tuple[Tensor, Tensor]:

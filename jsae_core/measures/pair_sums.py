@@ -51,9 +51,9 @@ class PairSums:
         terms = magnitude.mul(1 / self._unit).round_().long().view(-1)
         self._sums.scatter_add_(0, places, terms)
 
-    def means(self, counts: Tensor, largest: float) -> Iterator[Tensor]:
-        """Each sum over how often its output latent was active (`counts` [d_sae]), 0 where it never was; some output
-        latents [d_sae] at a time. `largest` is the largest |J| that was added.
+    def means(self, counts: Tensor, largest: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each sum over how often its output latent was active (`counts` [d_sae]), 0 where it never was, [n, d_sae] for
+        n output latents at a time; and how often they were, [n, 1]. `largest` is the largest |J| that was added.
 
         Raises:
             OverflowError: a sum may have been larger than there is room for.
@@ -65,7 +65,5 @@ class PairSums:
                 f"exceeded {2.0**63 * unit:.3g}, the most they have room for; measure fewer tokens at once"
             )
         at_once = max(1, piece_factor(counts.device) * MEANS_AT_ONCE // self._d_sae)
-        for sums, count in zip(
-            self._sums.view(-1, self._d_sae).split(at_once), counts.clamp(min=1).split(at_once), strict=True
-        ):
-            yield sums.double().mul_(unit).div_(count[:, None])
+        for sums, count in zip(self._sums.view(-1, self._d_sae).split(at_once), counts.split(at_once), strict=True):
+            yield sums.double().mul_(unit).div_(count[:, None].clamp(min=1)), count[:, None]

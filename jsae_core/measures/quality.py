@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,20 +16,28 @@ from torch import Tensor
 from jsae_core.activations import Batch, packed
 from jsae_core.jacobian import run_sandwich
 from jsae_core.language_model import CleanPass, LanguageModel
-from jsae_core.measures.histogram import token_norms
-from jsae_core.measures.moments import NamedMoments
+from jsae_core.measures.moments import Estimate, NamedMoments, flat
 from jsae_core.measures.reconstruction import ReconstructionSums, reconstruct
+from jsae_core.measures.token_jacobians import token_measures
 from jsae_core.memory import piece_factor
 from jsae_core.sae import decode
 from jsae_core.sae_pair import SAEPair
-from jsae_core.terms import THRESHOLDS, is_above
 
 LOGIT_BYTES = 64 * 2**20  # of all predictions at once
 BATCH_TOKENS = 4096
 MOST_BATCHES = 4  # of them that an accelerator is given at once: fewer launches, for the same work
 
 
-@torch.no_grad()
+class Quality(NamedTuple):
+    """What `pair_quality` gives: numbers that have an error, and those that have none."""
+
+    estimates: dict[str, Estimate]
+    numbers: dict[str, float]
+
+    def flat(self) -> dict[str, float]:
+        return flat(self.estimates) | self.numbers
+
+
 def pair_quality(
     pair: SAEPair, language_model: LanguageModel, documents: Sequence[Tensor], batch_tokens: int | None = None
 ) -> dict[str, float]:
@@ -45,15 +54,25 @@ def pair_quality(
         `ce_{side}`, `kl_{side}` (cross-entropy; divergence of the spliced from the clean prediction), and with zeros in
         that place instead `ce_zero_{side}`, `kl_zero_{side}` (the pair's are the output's, and have no name of their
         own); `ce_score_{side}` = (zero - spliced) / (zero - clean) of the means, `kl_score_{side}` = (zero - spliced) /
-        zero; 0 where the denominator is. `ce_clean`.
-        For side in (input, output) what `reconstruction_quality` gives. Of the Jacobian, means over tokens:
-        `above_{t}` for t in .005, .01, .015, .02, `kurtosis` (E[J^4] / E[J^2]^2, uncentred), `norm_l2t`, `norm_l4t`,
-        `norm_linft`, `l1_over_l2` (mean |J| over root mean square), 0 where J is. Each mean over tokens, and each
-        ratio of such means, has its standard error under the same name with `_se`. `n_tokens`.
+        zero; 0 where the denominator is. `ce_clean`. Reconstructions and zeros are spliced in at BOS as well if
+        `spliced_at_bos` is 1: where the pair's configuration says that it was trained on BOS. Where it is 0 (the MLP's
+        output at BOS is of another size, and no SAE reconstructs what it never saw) BOS keeps its own.
+        For side in (input, output) what `reconstruction_quality` gives. Of the Jacobian, means over tokens of what
+        `token_measures` gives: `above_{t}` for t in .005, .01, .015, .02, `kurtosis`, `l1_over_l2`, `norm_l2t`,
+        `norm_l4t`, `norm_linft`. Each mean over tokens, and each ratio of such means, has its standard error under the
+        same name with `_se`. `n_tokens`.
 
     Raises:
         ValueError: there is nothing to predict, or pair and model do not belong together, or a result is not finite.
     """
+    return measured_quality(pair, language_model, documents, batch_tokens).flat()
+
+
+@torch.no_grad()
+def measured_quality(
+    pair: SAEPair, language_model: LanguageModel, documents: Sequence[Tensor], batch_tokens: int | None = None
+) -> Quality:
+    """`pair_quality`, with what each document adds to each number. Raises as it does."""
     if pair.config.d_in != language_model.d_model:
         raise ValueError(
             f"the pair's d_in is {pair.config.d_in}, but {language_model.name} has d_model {language_model.d_model}: "
@@ -70,16 +89,16 @@ def pair_quality(
     check = _SameMLP(language_model.name, layer)
     n_documents = 0
     for batch in packed(documents, batch_tokens):
-        there = _Places(batch, language_model.device)
+        there = _Places(batch, language_model.device, pair.config.trained_on_bos)
         # of tokens, and of those whose successor is known
         document, document_of_prediction = n_documents + there.document, n_documents + there.document_of_prediction
         n_documents += len(batch.tokens)
         clean = language_model.clean_pass(batch.tokens, layer)
-        x, kept = _at(clean.mlp_input, there.present), there.measured_among_present
+        x, kept = _at(clean.mlp_input, there.spliced), there.measured_among_spliced
         sandwich = run_sandwich(pair, x)
         y = sandwich.mlp_output
         check.add(y[kept], _at(clean.mlp_output, there.measured))
-        jacobian.add(_jacobian_measures(sandwich.jacobian[kept].abs().double()), document)
+        jacobian.add(token_measures(_magnitude(sandwich.jacobian[kept])), document)
         of_input = (sandwich.input_activations, sandwich.input_latents)
         of_output = (sandwich.output_activations, sandwich.output_latents)
         x_hat = decode(pair.input_sae.W_dec, pair.input_sae.b_dec, *of_input)
@@ -95,24 +114,25 @@ def pair_quality(
             "zero_output": torch.zeros_like(y),
         }
         leaving = {"clean": clean.blocks_output} | {
-            name: _spliced(clean, there.present, value) for name, value in replacements.items()
+            name: _spliced(clean, there.spliced, value) for name, value in replacements.items()
         }
         leaving = {name: _at(value, there.measured) for name, value in leaving.items()}
         losses, divergences = _losses(language_model, leaving, there)
         cross_entropy.add(losses, document_of_prediction)
         divergence.add(divergences, document)
     check.finish()
-    results = (
-        cross_entropy.means()
-        | divergence.means()
+    quality = Quality(
+        cross_entropy.estimates()
+        | divergence.estimates()
         | _scores(cross_entropy, divergence)
-        | jacobian.means()
-        | reconstruction.results()
+        | jacobian.estimates()
+        | reconstruction.estimates(),
+        reconstruction.numbers() | {"spliced_at_bos": float(pair.config.trained_on_bos)},
     )
-    broken = [name for name, value in results.items() if not math.isfinite(value)]
+    broken = [name for name, value in quality.flat().items() if not math.isfinite(value)]
     if broken:
         raise ValueError(f"NaN or infinite: {', '.join(broken)}; does {language_model.name} give finite logits?")
-    return results
+    return quality
 
 
 class _Places:
@@ -120,24 +140,25 @@ class _Places:
     processor would wait for the device.
 
     Attributes, int64 on the device unless said:
-        present: BOS and measured positions. BOS is spliced like the rest, though nothing is measured there.
-        measured, measured_among_present: measured positions, and their places among `present`.
+        spliced: where something is put in the place of the MLP's input or output: at the measured positions, and where
+            the pair was trained on BOS there, too, though nothing is measured there.
+        measured, measured_among_spliced: measured positions, and their places among those.
         successor: the token after each measured position (any, where none is known).
         predicting: places, among the measured, of those that predict a measured one.
         document, document_of_prediction: the row of each measured position, and of those that predict; on the CPU.
     """
 
-    def __init__(self, batch: Batch, device: torch.device):
+    def __init__(self, batch: Batch, device: torch.device, at_bos: bool):
         measured = batch.measured.clone()
-        present = batch.measured.clone()
-        present[:, 0] = True
+        spliced = batch.measured.clone()
+        spliced[:, 0] = at_bos
         predicts = torch.zeros_like(measured)
         predicts[:, :-1] = measured[:, :-1] & measured[:, 1:]
         self.document = measured.nonzero()[:, 0]
         self.document_of_prediction = predicts.nonzero()[:, 0]
-        self.present = _numbers(present, device)
+        self.spliced = _numbers(spliced, device)
         self.measured = _numbers(measured, device)
-        self.measured_among_present = _numbers(measured[present], device)
+        self.measured_among_spliced = _numbers(measured[spliced], device)
         self.predicting = _numbers(predicts[measured], device)
         self.successor = batch.tokens.roll(-1, dims=1)[measured].to(device)
 
@@ -176,10 +197,10 @@ class _SameMLP:
             )
 
 
-def _spliced(clean: CleanPass, present: Tensor, replacement: Tensor) -> Tensor:
-    """What leaves the last block, [row, position, d_model], with another MLP output, [n_present, d_model], at the
-    places that are present."""
-    mlp_output = clean.mlp_output.flatten(0, 1).index_copy(0, present, replacement)
+def _spliced(clean: CleanPass, places: Tensor, replacement: Tensor) -> Tensor:
+    """What leaves the last block, [row, position, d_model], with another MLP output, [n_places, d_model], at some
+    places."""
+    mlp_output = clean.mlp_output.flatten(0, 1).index_copy(0, places, replacement)
     return clean.resumed(mlp_output.view_as(clean.mlp_output))
 
 
@@ -223,29 +244,17 @@ def _log_probabilities(logits: Tensor) -> Tensor:
     return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def _jacobian_measures(magnitude: Tensor) -> dict[str, Tensor]:
-    """Per token of |J| [n, k, k]; each [n]."""
-    norms = token_norms(magnitude)
-    root = norms["l2t"].clamp(min=torch.finfo(magnitude.dtype).tiny)
-    above = {f"above_{threshold}": is_above(magnitude, threshold).double().mean(dim=(1, 2)) for threshold in THRESHOLDS}
-    return (
-        above
-        | {f"norm_{name}": values for name, values in norms.items()}
-        | {
-            "kurtosis": (norms["l4t"] / root) ** 4,
-            "l1_over_l2": magnitude.mean(dim=(1, 2)) / root,
-        }
-    )
+def _magnitude(jacobian: Tensor) -> Tensor:
+    """At least float32, as for probabilities."""
+    return jacobian.abs().to(torch.promote_types(jacobian.dtype, torch.float32))
 
 
-def _scores(cross_entropy: NamedMoments, divergence: NamedMoments) -> dict[str, float]:
-    scores: dict[str, float] = {}
+def _scores(cross_entropy: NamedMoments, divergence: NamedMoments) -> dict[str, Estimate]:
+    scores: dict[str, Estimate] = {}
     for side, zero in (("input", "zero_input"), ("output", "zero_output"), ("pair", "zero_output")):
         ce_zero, kl_zero = {f"ce_{zero}": 1.0}, {f"kl_{zero}": 1.0}
-        ratios = {
+        scores |= {
             f"ce_score_{side}": cross_entropy.ratio(ce_zero | {f"ce_{side}": -1.0}, ce_zero | {"ce_clean": -1.0}),
             f"kl_score_{side}": divergence.ratio(kl_zero | {f"kl_{side}": -1.0}, kl_zero),
         }
-        for name, (score, standard_error) in ratios.items():
-            scores |= {name: score, f"{name}_se": standard_error}
     return scores

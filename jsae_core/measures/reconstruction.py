@@ -10,7 +10,7 @@ from sae_lens import TopKSAE
 from torch import Tensor
 
 from jsae_core.activations import with_documents
-from jsae_core.measures.moments import Moments, NamedMoments
+from jsae_core.measures.moments import Estimate, Moments, NamedMoments, flat
 from jsae_core.sae import active_latents, decode
 from jsae_core.sae_pair import SAEPair
 
@@ -34,7 +34,7 @@ def reconstruction_quality(pair: SAEPair, stream: Iterable[Tensor]) -> dict[str,
         mlp_output = pair.mlp(mlp_input)
         sums.add("input", mlp_input, *reconstruct(pair.input_sae, mlp_input), documents)
         sums.add("output", mlp_output, *reconstruct(pair.output_sae, mlp_output), documents)
-    return sums.results()
+    return flat(sums.estimates()) | sums.numbers()
 
 
 def reconstruct(sae: TopKSAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,21 +49,22 @@ class ReconstructionSums:
     def __init__(self, pair: SAEPair):
         self._sides = {"input": _Side(pair.input_sae), "output": _Side(pair.output_sae)}
 
-    def add(self, side: str, x: Tensor, activations: Tensor, latents: Tensor, x_hat: Tensor, documents: Tensor) -> None:
+    def add(
+        self, side: str, x: Tensor, activations: Tensor, latents: Tensor, x_hat: Tensor, documents: Tensor | None
+    ) -> None:
         """x and its reconstruction [n, d_in]; activations and latents [n, k]; the document of each token [n]."""
         self._sides[side].add(x, activations, latents, x_hat, documents)
 
-    def results(self) -> dict[str, float]:
-        """As `reconstruction_quality` says. Raises ValueError if there was no token."""
-        n_tokens = self._sides["input"].n_tokens
-        if not n_tokens:
+    def estimates(self) -> dict[str, Estimate]:
+        """What `reconstruction_quality` gives with an error. Raises ValueError if there was no token."""
+        if not self._sides["input"].n_tokens:
             raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
-        results = {"n_tokens": float(n_tokens)}
-        for side, sums in self._sides.items():
-            for name, value in sums.result().items():
-                stem, suffix = (name.removesuffix("_se"), "_se") if name.endswith("_se") else (name, "")
-                results[f"{stem}_{side}{suffix}"] = value
-        return results
+        return {f"{name}_{side}": of for side, sums in self._sides.items() for name, of in sums.estimates().items()}
+
+    def numbers(self) -> dict[str, float]:
+        """What it gives without one."""
+        dead = {f"dead_{side}": sums.dead for side, sums in self._sides.items()}
+        return dead | {"n_tokens": float(self._sides["input"].n_tokens)}
 
 
 class _Side:
@@ -74,7 +75,7 @@ class _Side:
         self.errors_and_inputs = Moments()  # |x - x_hat|^2, |x|^2, x
         self.times_active = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.W_enc.device)
 
-    def add(self, x: Tensor, activations: Tensor, latents: Tensor, x_hat: Tensor, documents: Tensor) -> None:
+    def add(self, x: Tensor, activations: Tensor, latents: Tensor, x_hat: Tensor, documents: Tensor | None) -> None:
         wide = x.double()
         error = (wide - x_hat).square().sum(dim=1)
         self.n_tokens += len(x)
@@ -90,23 +91,22 @@ class _Side:
         self.errors_and_inputs.add(torch.cat([error[:, None], squares[:, None], wide], dim=1), documents)
         self.times_active.scatter_add_(0, latents.reshape(-1), (activations > 0).reshape(-1).long())
 
-    def result(self) -> dict[str, float]:
-        return (
-            self._explained_variance() | self.means.means() | {"dead": (self.times_active == 0).float().mean().item()}
-        )
+    @property
+    def dead(self) -> float:
+        return (self.times_active == 0).float().mean().item()
 
-    def _explained_variance(self) -> dict[str, float]:
+    def estimates(self) -> dict[str, Estimate]:
+        return {"explained_variance": self._explained_variance()} | self.means.estimates()
+
+    def _explained_variance(self) -> Estimate:
         """1 - E / V with E = mean |x - x_hat|^2 and V = mean |x - m|^2 = mean |x|^2 - |m|^2. To first order its
         standard error is that of the mean of |x - x_hat|^2 - E/V |x - m|^2, over V; up to a constant this is
         |x - x_hat|^2 - E/V (|x|^2 - 2 m x)."""
-        error, squares, *_ = self.errors_and_inputs.mean.tolist()
-        m = self.errors_and_inputs.mean[2:]
+        mean = self.errors_and_inputs.mean
+        error, squares, m = mean[0].item(), mean[1].item(), mean[2:]
         variance = squares - m.square().sum().item()
         if variance <= 1e-9 * squares:
-            return {"explained_variance": 0.0, "explained_variance_se": 0.0}
+            return self.errors_and_inputs.estimate(0.0, torch.zeros_like(mean))
         unexplained = error / variance
-        weights = torch.cat([torch.tensor([1.0, -unexplained], dtype=torch.float64), 2 * unexplained * m])
-        return {
-            "explained_variance": 1 - unexplained,
-            "explained_variance_se": self.errors_and_inputs.standard_error(weights) / variance,
-        }
+        weights = torch.cat([torch.tensor([-1.0, unexplained], dtype=torch.float64), -2 * unexplained * m])
+        return self.errors_and_inputs.estimate(1 - unexplained, weights / variance)

@@ -8,13 +8,16 @@ curves that `linearity.py` takes belong to elements that `ablation.py` has inter
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+
+from jsae_core.activations import documents_of
+from jsae_core.measures.moments import Estimate, NamedMoments
 
 Ranks = Literal["random", "diagonal", "all"]
 PERMUTED = 2**22  # elements up to which all are permuted; of more, half can be drawn with repeated ones passed over
@@ -94,6 +97,26 @@ def table(columns: Mapping[str, Tensor]) -> pd.DataFrame:
             for name, values in columns.items()
         }
     )
+
+
+def with_document(frame: pd.DataFrame, stream: Iterable[Tensor]) -> pd.DataFrame:
+    """Samples with the number of the `document` that their token is from; each token is one where the stream names
+    none."""
+    documents = documents_of(stream)
+    return frame.assign(document=frame["token"] if documents is None else documents.numpy()[frame["token"]])
+
+
+def moments_of(samples: pd.DataFrame, values: Mapping[str, np.ndarray]) -> NamedMoments:
+    """Of quantities that each of the samples, in token order, has, with their `document`s."""
+    moments = NamedMoments()
+    columns = {name: torch.tensor(np.asarray(column, dtype=float)) for name, column in values.items()}
+    moments.add(columns, torch.tensor(samples["document"].to_numpy(np.int64)))
+    return moments
+
+
+def shares(samples: pd.DataFrame, column: str, classes: Sequence[str]) -> dict[str, Estimate]:
+    """The share of the samples, in token order, whose column says each of the classes."""
+    return moments_of(samples, {name: samples[column] == name for name in classes}).estimates()
 
 
 def joined(stream: Iterable[Tensor]) -> Tensor:

@@ -34,7 +34,7 @@ PAIRS = {"traditional/sae_pair", "jsae/sae_pair"}
 MEASURES = {f"{variant}/{name}" for variant in ("traditional", "jsae") for name in PER_VARIANT} - PAIRS
 FIGURES = {f"figures/jsae/{name}" for name in CELL_FIGURES}
 READ_BY = {
-    "jacobian_sparsity": {"jacobian_histogram", "pair_quality"},
+    "jacobian_sparsity": {"jacobian_histogram", "latent_accounting"},
     "ablation": {"ablation_samples"},
     "function_curves": {"function_shapes"},
     "function_shapes": {"function_shapes"},

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from upath import UPath
 
+from jsae_assets.assets.estimates import stored_estimates
 from jsae_assets.stored import StoredTable, StoredTensors
 from jsae_core import MLPInputs, SAEPair, load_language_model
 from jsae_core.measures import (
@@ -22,6 +23,7 @@ from jsae_core.measures import (
     latent_contexts,
     pair_quality,
 )
+from jsae_core.measures.moments import spread
 from jsae_core.pair_format import PairConfig
 from jsae_core.text import split_documents
 from tests.jsae_assets.conftest import ANYTHING_GOES, CELL_FIGURES, failures, materialised, metadata
@@ -69,12 +71,14 @@ def stream(lm, documents):
 def test_the_stored_samples_are_the_cores_on_the_stored_pair_and_tokens(measured, stream, variant):
     stored = table(measured.graph, f"{variant}/ablation_samples")
     pair = SAEPair.load(measured.graph.file(f"{variant}/sae_pair"))
-    expected = ablation_samples(pair, stream, 500)
+    expected = ablation_samples(pair, stream, 500, doses=("unit", "whole", "double"))
     assert len(stored) == 500
-    pd.testing.assert_frame_equal(stored.drop(columns="agreement"), expected.drop(columns="agreement"), atol=1e-4)
+    classes = ["agreement", "published", "agreement_whole", "agreement_double"]
+    pd.testing.assert_frame_equal(stored.drop(columns=classes), expected.drop(columns=classes), atol=1e-4)
     assert (stored["agreement"] == expected["agreement"]).mean() > 0.99  # rounding may carry one over a boundary
     told = metadata(measured.cell, f"{variant}/ablation_samples")
-    assert {name: told[name] for name in ablation_summary(stored)} == ablation_summary(stored)
+    summary = {name: value for name, value in ablation_summary(stored).items() if not name.endswith("_se")}
+    assert {name: told[name] for name in summary} == summary
 
 
 @each_variant
@@ -132,8 +136,33 @@ def test_the_quality_is_one_row_that_says_of_which_pair_it_is(measured, lm, docu
         if not left:
             break
     expected = pair_quality(SAEPair.load(measured.graph.file(f"{variant}/sae_pair")), lm, first)
-    for name, value in expected.items():
-        assert row[name].item() == pytest.approx(value, rel=1e-3, abs=1e-5), name
+    assert row["spliced_at_bos"].item() == 0  # the pair was trained here, on streams that leave BOS out
+    of_jacobian = {name for name in expected if name.startswith(("above_", "norm_", "kurtosis", "l1_over_l2"))}
+    for name in expected.keys() - of_jacobian:
+        assert row[name].item() == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
+    assert not of_jacobian & set(row)  # the histogram says it, of all tokens
+
+
+@each_variant
+def test_the_jacobian_s_measures_are_of_the_histogram_s_tokens_with_errors_by_document(
+    measured, lm, documents, variant
+):
+    stored = stored_estimates(stored_measure(measured.graph, f"{variant}/jacobian_histogram"))
+    pair = SAEPair.load(measured.graph.file(f"{variant}/sae_pair"))
+    expected = pair_quality(pair, lm, documents)
+    for name, estimate in stored.items():
+        assert estimate.value == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
+        assert estimate.standard_error == pytest.approx(expected[f"{name}_se"], rel=1e-2, abs=1e-6), name
+        assert len(estimate.influence) == len(documents)
+    assert {"above_0.01", "kurtosis", "l1_over_l2", "norm_linft"} <= stored.keys()
+
+
+@pytest.mark.parametrize("name", ["jacobian_histogram", "pair_quality", "latent_accounting"])
+def test_what_is_stored_of_each_document_gives_the_stored_standard_errors(measured, name):
+    stored = stored_estimates(stored_measure(measured.graph, f"jsae/{name}"))
+    assert stored
+    for number, estimate in stored.items():
+        assert spread(estimate.influence) == pytest.approx(estimate.standard_error, rel=1e-5, abs=1e-7), number
 
 
 @each_variant
@@ -191,9 +220,21 @@ def test_a_stored_measure_says_in_its_header_what_it_was_measured_on(measured, n
 def test_a_materialisation_says_what_a_reader_wants_first(measured, name):
     told = metadata(measured.cell, f"jsae/{name}")
     wanted = {
-        "ablation_samples": {"slope_noteworthy", "correlation", "on_line_relative", "agreement_line"},
-        "function_shapes": {"share_linear", "share_flat", "samples"},
-        "pair_quality": {"ce_score_pair", "kl_score_output", "explained_variance_input", "l1_over_l2", "dead_output"},
+        "ablation_samples": {
+            "slope_noteworthy",
+            "correlation",
+            "on_line_relative",
+            "agreement_dropped",
+            "slope_double",
+        },
+        "function_shapes": {"share_linear", "share_flat", "share_relative_linear", "median_curvature", "samples"},
+        "pair_quality": {
+            "ce_score_pair",
+            "kl_score_output",
+            "explained_variance_input",
+            "spliced_at_bos",
+            "dead_output",
+        },
         "latent_accounting": {"accounted_share", "completeness", "r2_attribution_4", "r2_random_4", "n90"},
         "latent_contexts": {"dead_input", "dead_output", "density_median_input", "density_median_output"},
         "latent_connections": {"connections", "output_latents", "share_strongest_median"},

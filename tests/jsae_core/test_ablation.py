@@ -25,14 +25,17 @@ COLUMNS = [
     "output_activation",
     "ablated_activation",
     "agreement",
+    "document",
+    "published",
 ]
 PHI = {
     "gelu": lambda z: z * (1 + math.erf(z / math.sqrt(2))) / 2,
     "relu": lambda z: max(z, 0.0),
     "silu": lambda z: z / (1 + math.exp(-z)),
 }
-NAMES = ("slope", "correlation", "on_line_absolute", "on_line_relative", "samples")
-AGREEMENTS = ("line", "cluster", "off")
+AGREEMENTS = ("line", "off", "dropped", "negligible")
+CLASSES = ["agreement", "published"]
+THREE = ["jacobian", "change", "output_activation"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def silent(pair: SAEPair) -> SAEPair:
 
 
 def numbers(frame: pandas.DataFrame) -> numpy.ndarray:
-    return frame.drop(columns="agreement").to_numpy()
+    return frame.drop(columns=CLASSES).to_numpy()
 
 
 class OneByOne:
@@ -169,7 +172,7 @@ def test_a_linear_mlp_is_on_the_line_by_every_measure_where_topk_keeps_all_laten
     for suffix in ("", "_noteworthy"):
         assert summary[f"slope{suffix}"] == pytest.approx(1, abs=1e-10)
         assert summary[f"correlation{suffix}"] == pytest.approx(1, abs=1e-10)
-        assert summary[f"on_line_absolute{suffix}"] == summary[f"on_line_relative{suffix}"] == 1
+    assert summary["on_line_relative"] == summary["published_line"] == 1
 
 
 def test_the_change_tends_to_minus_j_as_the_step_shrinks(pair, x):
@@ -184,7 +187,7 @@ def test_the_change_tends_to_minus_j_as_the_step_shrinks(pair, x):
 def test_columns_and_their_types_are_fixed(pair, x):
     frame = ablation_samples(pair, [x], 7)
     assert list(frame) == COLUMNS and frame.index.tolist() == list(range(7))
-    assert [str(dtype) for dtype in frame.dtypes[:-1]] == ["int64"] * 6 + ["float64"] * 5
+    assert [str(dtype) for dtype in frame.dtypes[:-3]] == ["int64"] * 6 + ["float64"] * 5
     assert set(frame["agreement"]) <= set(AGREEMENTS)
 
 
@@ -232,32 +235,33 @@ def test_any_number_of_samples_gives_that_many_finite_rows(pair, x, n_samples, s
     assert len(frame) == n_samples and numpy.isfinite(numbers(frame)).all()
 
 
-def frame_of(jacobian, change) -> pandas.DataFrame:
-    return pandas.DataFrame({"jacobian": jacobian, "change": change}, dtype=float)
+def frame_of(jacobian, change, before=100.0) -> pandas.DataFrame:
+    """Samples of output latents that are `before` the intervention, each from a document of its own."""
+    frame = pandas.DataFrame({"jacobian": jacobian, "change": change}, dtype=float)
+    return frame.assign(output_activation=before, input_activation=1.0, document=range(len(frame)))
 
 
-def by_numpy(jacobian: numpy.ndarray, change: numpy.ndarray) -> dict[str, float]:
-    return {
-        "slope": numpy.polyfit(-jacobian, change, 1)[0],
-        "correlation": numpy.corrcoef(-jacobian, change)[0, 1],
-        "on_line_absolute": numpy.mean([abs(c + j) < 0.1 for j, c in zip(jacobian, change, strict=True)]),
-        "on_line_relative": numpy.mean([abs(c + j) < 0.1 * abs(j) for j, c in zip(jacobian, change, strict=True)]),
-        "samples": len(jacobian),
-    }
-
-
-def agreement_of(jacobian: float, change: float) -> str:
+def agreement_of(jacobian: float, change: float, before: float = 100.0) -> str:
     """The rule, for one element."""
+    if before > 0 and before + change == 0:
+        return "dropped"
     if abs(jacobian) < 0.01 and abs(change) < 0.01:
-        return "cluster"
+        return "negligible"
     return "line" if abs(jacobian + change) < 0.1 * abs(jacobian) else "off"
+
+
+def published_of(jacobian: float, change: float) -> str:
+    if abs(jacobian + change) < 0.1:
+        return "line"
+    return "cluster" if jacobian < 0.04 and change < -0.5 else "other"
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.1, 1])
 def test_each_row_s_agreement_follows_the_rule_element_by_element(pair, x, scale):
     narrow = changed(pair, _W_dec=pair.tensors()["_W_dec"] * scale)
     frame = ablation_samples(narrow, [x], ranks="all")
-    assert frame["agreement"].tolist() == list(map(agreement_of, frame["jacobian"], frame["change"]))
+    assert frame["agreement"].tolist() == list(map(agreement_of, *frame[THREE].to_numpy().T))
+    assert frame["published"].tolist() == list(map(published_of, frame["jacobian"], frame["change"]))
     assert frame["agreement"].nunique() >= 2
 
 
@@ -279,15 +283,17 @@ def test_the_shares_of_the_agreements_are_those_of_the_rule_and_sum_to_one(eleme
 @pytest.mark.parametrize(
     ("jacobian", "change", "agreement"),
     [
-        (0.0, 0.0, "cluster"),
-        (0.0099, -0.0099, "cluster"),
-        (-0.0099, -0.0099, "cluster"),
-        (0.0, 0.0099, "cluster"),
+        (0.0, 0.0, "negligible"),
+        (0.0099, -0.0099, "negligible"),
+        (-0.0099, -0.0099, "negligible"),
+        (0.0, 0.0099, "negligible"),
         (0.01, -0.01, "line"),
         (-0.01, -0.01, "off"),
         (0.0, 0.01, "off"),
         (0.0, 0.0101, "off"),
         (0.0, -5.0, "off"),
+        (100.0, -100.0, "dropped"),
+        (0.0, -100.0, "dropped"),
         (0.005, -0.0101, "off"),
         (0.0101, 0.0, "off"),
         (0.0101, -0.0101, "line"),
@@ -321,46 +327,97 @@ def test_the_summary_s_shares_are_those_of_the_table_s_own_column(pair, x):
     noise=st.sampled_from([1e-4, 0.003, 0.1]),
     slope=st.floats(-2, 2),
 )
-def test_the_summary_is_what_numpy_says(seed, n, noise, slope):
+def test_slope_and_correlation_are_numpy_s_over_what_stayed_in_the_topk(seed, n, noise, slope):
     random = numpy.random.default_rng(seed)
     jacobian = random.normal(scale=0.02, size=n)
     change = slope * -jacobian + random.normal(scale=noise, size=n)
-    large = numpy.abs(jacobian) >= 0.01
-    expected = by_numpy(jacobian, change)
-    expected |= {f"{name}_noteworthy": value for name, value in by_numpy(jacobian[large], change[large]).items()}
-    agreements = list(map(agreement_of, jacobian, change))
-    expected |= {f"agreement_{name}": agreements.count(name) / n for name in AGREEMENTS}
-    assert ablation_summary(frame_of(jacobian, change)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    dropped = random.random(n) < 0.2
+    change[dropped] = -100
+    summary = ablation_summary(frame_of(jacobian, change))
+    for suffix, some in (("", ~dropped), ("_noteworthy", ~dropped & (numpy.abs(jacobian) >= 0.01))):
+        expected = numpy.polyfit(-jacobian[some], change[some], 1)[0]
+        assert summary[f"slope{suffix}"] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        expected = numpy.corrcoef(-jacobian[some], change[some])[0, 1]
+        assert summary[f"correlation{suffix}"] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert summary["agreement_dropped"] == pytest.approx(dropped.mean())
+    on_line = numpy.abs(change + jacobian) < 0.1 * numpy.abs(jacobian)
+    assert summary["on_line_relative"] == pytest.approx(on_line.mean()) and summary["samples"] == n
 
 
-def test_the_noteworthy_are_those_from_a_hundredth_on_in_magnitude():
-    summary = ablation_summary(frame_of([0.0099, -0.0099, 0.01, -0.5, 0.0], [0, 0, 0, 0.5, 0]))
-    assert (summary["samples"], summary["samples_noteworthy"]) == (5, 2)
-    assert (summary["on_line_absolute"], summary["on_line_absolute_noteworthy"]) == (1, 1)
-    assert (summary["on_line_relative"], summary["on_line_relative_noteworthy"]) == (0.2, 0.5)
+def test_the_shares_among_the_noteworthy_leave_the_negligible_out():
+    summary = ablation_summary(frame_of([0.001] * 7 + [0.5, 0.5, 0.5], [0.0] * 7 + [-0.5, 0.5, -100]))
+    assert summary["agreement_negligible"] == pytest.approx(0.7)
+    for name in ("line", "off", "dropped"):
+        assert summary[f"agreement_{name}"] == pytest.approx(0.1), name
+        assert summary[f"noteworthy_{name}"] == pytest.approx(1 / 3), name
 
 
 @pytest.mark.parametrize(
     ("jacobian", "change"),
     [
-        ([], []),
         ([0.3], [-0.3]),
         ([0.1] * 10, [0.3] * 10),
         ([0.1] * 10, list(range(10))),
         (list(range(10)), [0.3] * 10),
         ([0.0] * 4, [0.0] * 4),
         ([0.3, 0.3 * (1 + 1e-8)], [-0.3, -0.4]),
+        ([0.3, 0.4], [-100, -100]),
     ],
-    ids=["none", "one", "neither varies", "jacobian constant", "change constant", "zero", "rounding"],
+    ids=["one", "neither varies", "jacobian constant", "change constant", "zero", "rounding", "all dropped"],
 )
 def test_a_summary_without_variation_has_no_slope_or_correlation_and_no_nan(jacobian, change):
     summary = ablation_summary(frame_of(jacobian, change))
-    shares = {f"agreement_{name}" for name in AGREEMENTS}
-    assert summary.keys() == {f"{name}{suffix}" for name in NAMES for suffix in ("", "_noteworthy")} | shares
-    assert sum(summary[name] for name in shares) == (len(jacobian) > 0)
+    assert sum(summary[f"agreement_{name}"] for name in AGREEMENTS) == pytest.approx(1)
     for suffix in ("", "_noteworthy"):
         assert (summary[f"slope{suffix}"], summary[f"correlation{suffix}"]) == pytest.approx((0, 0), abs=1e-12)
     assert all(type(value) is float and math.isfinite(value) for value in summary.values())
+
+
+def correlated_samples(random, n_documents: int = 80) -> pandas.DataFrame:
+    """Samples whose documents differ in how well J predicts the change."""
+    sizes = random.integers(1, 30, n_documents)
+    document = numpy.arange(n_documents).repeat(sizes)
+    slopes = (0.9 + 0.2 * random.normal(size=n_documents))[document]
+    jacobian = random.normal(scale=0.05, size=len(document))
+    change = -slopes * jacobian + random.normal(scale=0.004, size=len(document))
+    change[random.random(len(document)) < random.beta(1, 9, n_documents)[document]] = -100
+    return frame_of(jacobian, change).assign(document=document)
+
+
+def test_the_errors_of_a_summary_are_those_of_a_bootstrap_over_documents():
+    random = numpy.random.default_rng(0)
+    samples = correlated_samples(random)
+    summary, of_document = ablation_summary(samples), [part for _, part in samples.groupby("document")]
+    names = ["slope", "correlation", "agreement_line", "agreement_dropped", "noteworthy_off", "on_line_relative"]
+    resampled = []
+    for _ in range(1500):
+        drawn = pandas.concat([of_document[place] for place in random.integers(80, size=80)])
+        resampled.append([ablation_summary(drawn)[name] for name in names])
+    # 1500 resamplings know a deviation to 2%
+    for name, values in zip(names, numpy.transpose(resampled), strict=True):
+        assert summary[f"{name}_se"] == pytest.approx(values.std(), rel=0.1 if name == "correlation" else 0.07), name
+
+
+def test_further_doses_are_the_whole_activation_and_twice_that(pair, x):
+    frame = ablation_samples(pair, [x], ranks="all", doses=("unit", "whole", "double"))
+    assert list(frame) == COLUMNS + ["change_whole", "agreement_whole", "change_double", "agreement_double"]
+    pandas.testing.assert_frame_equal(frame[COLUMNS], ablation_samples(pair, [x], ranks="all"), rtol=1e-10)
+    # a sweep of the input latent passes there as well
+    for dose, factor in (("whole", 1.0), ("double", 2.0)):
+        few = frame.iloc[::17]
+        expected = []
+        for row in few.itertuples():
+            moved = x[row.token] - factor * row.input_activation * pair.input_sae.W_dec[row.input_latent]
+            latents = pair.output_sae.encode(pair.mlp(moved[None]))[0]
+            expected.append(latents[row.output_latent].item() - row.output_activation)
+        numpy.testing.assert_allclose(few[f"change_{dose}"], expected, rtol=0, atol=1e-10)
+    summary = ablation_summary(frame)
+    assert {"slope_whole", "agreement_line_double", "noteworthy_dropped_whole_se"} <= summary.keys()
+
+
+def test_an_unknown_dose_is_refused(pair, x):
+    with pytest.raises(ValueError, match="unknown dose 'half'; expected some of unit, whole, double"):
+        ablation_samples(pair, [x], doses=("half",))
 
 
 def test_one_latent_a_token_gives_one_row_a_token(x):
@@ -384,7 +441,7 @@ def test_one_token_repeated_gives_the_same_rows_again_and_a_finite_summary(x, dt
     pair, repeated = random_pair(k=k, dtype=dtype), x[:1].repeat(N_TOKENS, 1).to(dtype)
     frame = ablation_samples(pair, [repeated])
     summary = ablation_summary(frame)
-    values = numbers(frame.drop(columns=["token", "drawn"])).reshape(N_TOKENS, k * k, -1)
+    values = numbers(frame.drop(columns=["token", "drawn", "document"])).reshape(N_TOKENS, k * k, -1)
     numpy.testing.assert_allclose(values, numpy.broadcast_to(values[:1], values.shape), rtol=1e-4, atol=1e-5)
     assert all(map(math.isfinite, summary.values()))
     if k == 1:
@@ -395,7 +452,7 @@ def test_one_token_repeated_gives_the_same_rows_again_and_a_finite_summary(x, dt
 def test_a_low_precision_pair_has_a_table_too(x, dtype):
     frame = ablation_samples(random_pair(dtype=dtype), [x.to(dtype)], 50)
     assert frame["change"].dtype == numpy.float32 and numpy.isfinite(numbers(frame)).all()
-    assert frame["agreement"].tolist() == list(map(agreement_of, frame["jacobian"], frame["change"]))
+    assert frame["agreement"].tolist() == list(map(agreement_of, *frame[THREE].to_numpy().T))
 
 
 def test_more_samples_than_the_tokens_hold_are_refused(pair, x):

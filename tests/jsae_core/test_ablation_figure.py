@@ -14,6 +14,7 @@ SUBTITLE = "pythia-70m, layer 3 · 1000 tokens of C4 · k = 16, λ = 1"
 def table(*rows: tuple[float, float, str]) -> pd.DataFrame:
     """Samples from their (jacobian, change, agreement), drawn in this order."""
     samples = pd.DataFrame(rows, columns=["jacobian", "change", "agreement"])
+    samples["published"] = np.where((samples["jacobian"] + samples["change"]).abs() < 0.1, "line", "other")
     places = np.arange(len(samples))
     return samples.assign(drawn=places, input_latent=100 + places, output_latent=200 + places)
 
@@ -29,7 +30,8 @@ def many(n: int, scale: float) -> pd.DataFrame:
         {
             "jacobian": jacobian.astype(np.float32),
             "change": change.astype(np.float32),
-            "agreement": np.select([small, close], ["cluster", "line"], "off"),
+            "agreement": np.select([change == -0.4, small, close], ["dropped", "negligible", "line"], "off"),
+            "published": np.where(np.abs(jacobian + change) < 0.1, "line", "other"),
             "drawn": generator.permutation(n),
             "input_latent": generator.integers(0, 1024, n),
             "output_latent": generator.integers(0, 1024, n),
@@ -38,7 +40,7 @@ def many(n: int, scale: float) -> pd.DataFrame:
 
 
 FIVE = table(
-    (0.1, -0.1, "line"), (-0.2, 0.21, "line"), (0.001, 0.0, "cluster"), (0.3, 0.3, "off"), (0.004, -0.5, "off")
+    (0.1, -0.1, "line"), (-0.2, 0.21, "line"), (0.001, 0.0, "negligible"), (0.3, 0.3, "off"), (0.004, -0.5, "dropped")
 )
 
 
@@ -77,7 +79,7 @@ def notes(figure) -> list[str]:
 
 
 def test_each_sample_is_a_point_at_the_magnitudes_of_its_jacobian_and_its_change():
-    samples = table((0.1, -0.11, "line"), (-0.2, 0.3, "off"), (0.006, 0.007, "cluster"))
+    samples = table((0.1, -0.11, "line"), (-0.2, 0.3, "off"), (0.006, 0.007, "negligible"))
     expected = [(0.006, 0.007), (0.1, 0.11), (0.2, 0.3)]
     np.testing.assert_allclose(coordinates(ablation_figure({JSAE: samples}, SUBTITLE), "JSAE"), expected, rtol=1e-6)
 
@@ -110,7 +112,7 @@ def test_nothing_is_remarked_where_every_sample_is_drawn_where_it_is():
 
 
 def test_tiny_values_do_not_stretch_the_axes_and_are_drawn_on_the_edge():
-    samples = pd.concat([many(1000, 0.05), table((1e-7, -1e-7, "cluster")).assign(drawn=0)], ignore_index=True)
+    samples = pd.concat([many(1000, 0.05), table((1e-7, -1e-7, "negligible")).assign(drawn=0)], ignore_index=True)
     figure = ablation_figure({JSAE: samples}, SUBTITLE)
     axis = axis_of(figure, points(figure, "JSAE")[0], "x")
     assert axis.range[1] - axis.range[0] < 6
@@ -118,14 +120,14 @@ def test_tiny_values_do_not_stretch_the_axes_and_are_drawn_on_the_edge():
 
 
 def test_axes_never_have_more_decades_than_can_be_labelled():
-    samples = table(*[(1e-30, 0.0, "cluster")] * 50, (5.0, -5.0, "line"))
+    samples = table(*[(1e-30, 0.0, "negligible")] * 50, (5.0, -5.0, "line"))
     axis = axis_of(figure := ablation_figure({JSAE: samples}, SUBTITLE), points(figure, "JSAE")[0], "x")
     assert len(axis.tickvals) <= 8
 
 
 def test_every_point_is_inside_the_axes(figure):
     # Plotly does not draw a point that is outside by as little as the rounding to float32
-    zeros = ablation_figure({JSAE: FIVE, TRADITIONAL: table((0.0, 0.0, "cluster"))}, SUBTITLE)
+    zeros = ablation_figure({JSAE: FIVE, TRADITIONAL: table((0.0, 0.0, "negligible"))}, SUBTITLE)
     for drawn in (figure, zeros):
         for name in ("Traditional", "JSAE"):
             lower, upper = axis_of(drawn, points(drawn, name)[0], "x").range
@@ -141,9 +143,9 @@ def test_at_most_2000_points_are_drawn_those_drawn_first_and_that_is_remarked(fi
     assert "2000 of 5000 samples drawn as points" in figure.layout.title.subtitle.text.replace("<br>", " ")
 
 
-def test_the_line_and_the_border_of_the_cluster_are_drawn_in_every_scatter_and_named_once(figure):
+def test_the_line_and_the_border_of_the_negligible_are_drawn_in_every_scatter_and_named_once(figure):
     lower, upper = 10 ** np.array(axis_of(figure, points(figure, "JSAE")[0], "x").range)
-    for name, corner in (("|change| = |J|", (upper, upper)), ("border of the cluster", (0.01, 0.01))):
+    for name, corner in (("|change| = |J|", (upper, upper)), ("below: negligible", (0.01, 0.01))):
         drawn = [trace for trace in figure.data if trace.name == name]
         assert {trace.yaxis for trace in drawn} == {points(figure, label)[0].yaxis for label in ("Traditional", "JSAE")}
         assert [trace.showlegend for trace in drawn] == [True, False]
@@ -152,8 +154,8 @@ def test_the_line_and_the_border_of_the_cluster_are_drawn_in_every_scatter_and_n
             assert min(trace.x) == pytest.approx(lower)
 
 
-def test_the_cluster_is_on_the_axes_even_if_all_samples_are_far_from_it():
-    for samples in (table((5.0, -5.0, "line")), table((0.0, 0.0, "cluster"))):
+def test_the_border_of_the_negligible_is_on_the_axes_even_if_all_samples_are_far_from_it():
+    for samples in (table((5.0, -5.0, "line")), table((0.0, 0.0, "negligible"))):
         figure = ablation_figure({JSAE: samples}, SUBTITLE)
         lower, upper = axis_of(figure, points(figure, "JSAE")[0], "x").range
         assert lower <= -3 and upper > -1
@@ -169,9 +171,9 @@ def test_hovering_tells_which_latents_their_signed_values_and_the_agreement_in_w
     assert said == {
         (100, 200, 0.1, -0.1): "on the line",
         (101, 201, -0.2, 0.21): "on the line",
-        (102, 202, 0.001, 0.0): "in the cluster",
+        (102, 202, 0.001, 0.0): "negligible",
         (103, 203, 0.3, 0.3): "off the line",
-        (104, 204, 0.004, -0.5): "off the line",
+        (104, 204, 0.004, -0.5): "dropped",
     }
 
 
@@ -180,7 +182,7 @@ def test_hovering_tells_which_latents_their_signed_values_and_the_agreement_in_w
 
 @pytest.mark.parametrize(("fill", "along", "across", "column"), [("tozeroy", "x", "y", 0), ("tozerox", "y", "x", 1)])
 def test_marginals_are_per_cent_of_all_samples_in_bins_zeros_in_the_first(fill, along, across, column):
-    samples = pd.concat([many(5000, 0.05), table((0.0, 0.0, "cluster"))], ignore_index=True)
+    samples = pd.concat([many(5000, 0.05), table((0.0, 0.0, "negligible"))], ignore_index=True)
     (line,) = marginals(ablation_figure({JSAE: samples}, SUBTITLE), "JSAE", fill)
     edges, percent = np.array(line[along]), np.array(line[across])
     assert percent[:-1].sum() == pytest.approx(100)
@@ -209,33 +211,63 @@ def test_marginals_share_the_axis_of_the_scatter_they_stand_beside_and_one_scale
 # bars
 
 
-def test_bars_show_the_share_of_each_agreement_with_the_number_on_each():
-    figure = ablation_figure({TRADITIONAL: FIVE, JSAE: table((0.001, 0.001, "cluster"))}, SUBTITLE)
-    np.testing.assert_allclose(bars(figure)["Traditional"].x, [40, 20, 40])
-    assert list(bars(figure)["Traditional"].text) == ["40.0", "20.0", "40.0"]
-    np.testing.assert_allclose(bars(figure)["JSAE"].x, [0, 100, 0])
+def test_bars_show_the_shares_of_the_samples_that_are_not_negligible_with_the_number_on_each():
+    figure = ablation_figure({TRADITIONAL: FIVE, JSAE: table((0.001, 0.001, "negligible"))}, SUBTITLE)
+    # on the line, off it, dropped; and what the paper calls on the line, of all five
+    np.testing.assert_allclose(bars(figure)["Traditional"].x, [50, 25, 25, 60])
+    assert list(bars(figure)["Traditional"].text) == ["50.0", "25.0", "25.0", "60.0"]
+    np.testing.assert_allclose(bars(figure)["JSAE"].x, [0, 0, 0, 100])
+
+
+def test_many_negligible_samples_make_no_variant_look_worse():
+    more = pd.concat([FIVE, *[table((0.001, 0.0, "negligible"))] * 20], ignore_index=True).assign(drawn=range(25))
+    figure = ablation_figure({TRADITIONAL: FIVE, JSAE: more}, SUBTITLE)
+    assert list(bars(figure)["JSAE"].x[:3]) == list(bars(figure)["Traditional"].x[:3])
+    assert any(">JSAE</b><br>84.0 % negligible" in note for note in notes(figure))
+
+
+def test_further_doses_have_bars_where_every_variant_has_them():
+    one = FIVE.assign(agreement_whole=["line", "off", "negligible", "line", "line"])
+    figure = ablation_figure({TRADITIONAL: one, JSAE: one}, SUBTITLE)
+    np.testing.assert_allclose(bars(figure)["JSAE"].x, [50, 25, 25, 75, 60])
+    assert any("its whole activation taken away" in note for note in notes(figure))
+    assert len(bars(ablation_figure({TRADITIONAL: one, JSAE: FIVE}, SUBTITLE))["JSAE"].x) == 4
+
+
+def test_error_bars_are_two_standard_errors_of_the_summaries():
+    errors = {"noteworthy_line_se": 0.01, "noteworthy_off_se": 0.02, "noteworthy_dropped_se": 0.03}
+    summary = errors | {"published_line_se": 0.04, "slope": 0.987, "correlation": 0.5}
+    figure = ablation_figure({JSAE: FIVE}, SUBTITLE, {JSAE: summary})
+    assert any("% negligible<br>slope 0.99, r 0.50" in note for note in notes(figure))
+    np.testing.assert_allclose(bars(figure)["JSAE"].error_x.array, [2, 4, 6, 8])
+    assert not bars(ablation_figure({JSAE: FIVE}, SUBTITLE))["JSAE"].error_x.visible
 
 
 def test_bars_count_all_samples_not_only_the_points(figure):
-    shares = many(5000, 0.05)["agreement"].value_counts(normalize=True)
-    np.testing.assert_allclose(bars(figure)["Traditional"].x, 100 * shares[["line", "cluster", "off"]])
+    samples = many(5000, 0.05)
+    shares = samples["agreement"][samples["agreement"] != "negligible"].value_counts(normalize=True)
+    np.testing.assert_allclose(bars(figure)["Traditional"].x[:3], 100 * shares[["line", "off", "dropped"]])
 
 
-def test_bars_of_an_agreement_are_together_below_a_heading_that_explains_it(figure):
+def test_bars_of_a_kind_are_together_below_a_heading_that_explains_it(figure):
     headings = [note for note in figure.layout.annotations if note.text.startswith("<b>")]
     names = [heading.text.split("</b>")[0].removeprefix("<b>") for heading in headings if 'style="' not in heading.text]
-    assert names == ["on the line", "in the cluster", "off the line"]
-    assert [meaning in notes(figure)[-3 + place] for place, meaning in enumerate(["−J ± 10 %", "0.01", "others"])]
-    for place, heading in enumerate(headings[-3:]):
+    assert names == ["on the line", "off the line", "dropped", "the paper's line"]
+    for place, heading in enumerate(headings[-4:]):
         positions = [bar.y[place] for bar in bars(figure).values()]
         assert heading.y < min(positions) < max(positions) < place + 1
-        assert list(bars(figure)["JSAE"].customdata)[place] in heading.text
+        assert all(part in heading.text for part in bars(figure)["JSAE"].customdata[place].split(", ", 1))
 
 
-def test_the_share_on_the_line_is_written_in_each_scatter_beside_the_name(figure):
-    for name in ("Traditional", "JSAE"):
-        percent = bars(figure)[name].text[0]
-        assert any(f">{name}</b><br>{percent} % on the line" in note for note in notes(figure))
+def test_the_dropped_have_a_symbol_of_their_own(figure):
+    symbols = {trace.hovertemplate.split(":")[0]: trace.marker.symbol for trace in points(figure, "JSAE")}
+    assert symbols["dropped"] != symbols["on the line"] == symbols["off the line"] == symbols["negligible"]
+
+
+def test_the_negligible_share_is_written_in_each_scatter_beside_the_name(figure):
+    for name, samples in (("Traditional", many(5000, 0.05)), ("JSAE", many(3000, 0.005))):
+        percent = 100 * (samples["agreement"] == "negligible").mean()
+        assert any(f">{name}</b><br>{percent:.1f} % negligible" in note for note in notes(figure))
 
 
 # the whole figure
@@ -252,7 +284,11 @@ def test_a_variant_has_its_colour_in_points_marginals_bars_and_name(figure):
 
 def test_axes_name_their_unit(figure):
     titles = [axis.title.text for axis in [*figure.select_xaxes(), *figure.select_yaxes()] if axis.title.text]
-    assert titles == ["samples (%)", "|J| (output per unit of input)", *["|change| (output activation)"] * 2]
+    assert titles == [
+        "not negligible samples (%)",
+        "|J| (output per unit of input)",
+        *["|change| (output activation)"] * 2,
+    ]
 
 
 def test_text_that_looks_like_markup_is_drawn_as_it_stands():
@@ -276,7 +312,7 @@ def test_one_variant_and_four_are_drawn_as_large_as_two(figure, n):
 def test_a_variant_without_points_of_an_agreement_is_drawn():
     figure = ablation_figure({JSAE: table((0.5, -0.5, "line"))}, SUBTITLE)
     assert coordinates(figure, "JSAE") == [(0.5, 0.5)]
-    np.testing.assert_allclose(bars(figure)["JSAE"].x, [100, 0, 0])
+    np.testing.assert_allclose(bars(figure)["JSAE"].x, [100, 0, 0, 100])
 
 
 def test_the_page_of_many_samples_stays_small():
@@ -284,7 +320,9 @@ def test_the_page_of_many_samples_stays_small():
     assert len(page(figure, "plotly.min.js", {})) < 200_000
 
 
-@pytest.mark.parametrize("column", ["jacobian", "change", "agreement", "drawn", "input_latent", "output_latent"])
+@pytest.mark.parametrize(
+    "column", ["jacobian", "change", "agreement", "published", "drawn", "input_latent", "output_latent"]
+)
 def test_samples_without_a_column_are_refused(column):
     with pytest.raises(ValueError, match=f"'JSAE' lack {column}"):
         ablation_figure({JSAE: FIVE.drop(columns=column)}, SUBTITLE)
@@ -303,7 +341,7 @@ def test_numbers_that_are_not_finite_are_refused(column, bad):
 def test_an_unknown_agreement_is_refused(unknown):
     samples = FIVE.astype({"agreement": object})
     samples.loc[0, "agreement"] = unknown
-    with pytest.raises(ValueError, match=r"'JSAE' have the agreement .*expected one of line, cluster, off"):
+    with pytest.raises(ValueError, match=r"'JSAE' have the agreement .*expected one of line, off, dropped, negligible"):
         ablation_figure({JSAE: samples}, SUBTITLE)
 
 

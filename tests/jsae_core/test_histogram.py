@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich
-from jsae_core.measures import jacobian_histogram, jacobian_histograms, share_above
+from jsae_core.measures import jacobian_histogram, jacobian_histograms, jacobian_sizes, share_above
+from jsae_core.measures.histogram import OFTEN
 from jsae_core.terms import THRESHOLDS, is_above
 from tests.jsae_core.builders import (
     D_MODEL,
@@ -288,3 +289,100 @@ def test_an_element_at_a_threshold_is_above_it_in_the_histogram_as_everywhere(th
     jacobian = run_sandwich(pair, x).jacobian
     assert is_above(jacobian.abs(), threshold).all()
     assert share_above(jacobian_histogram(pair, [x]), threshold) == 1
+
+
+# --- what else the same pass says ---
+
+
+class Documents(list):
+    """A stream of a single batch, with documents of these lengths."""
+
+    def __init__(self, x: torch.Tensor, lengths: list[int]):
+        super().__init__([x])
+        self.document_lengths = lengths
+
+
+LENGTHS = [1, 7, 12, 3, 20, 9, 8]
+
+
+@pytest.fixture(scope="module")
+def sizes(pair, x):
+    return jacobian_sizes(pair, Documents(x, LENGTHS))
+
+
+def test_the_shares_above_thresholds_are_the_histogram_s_with_errors_by_document(sizes, magnitude):
+    for threshold in THRESHOLDS:
+        estimate = sizes.estimates[f"above_{threshold}"]
+        assert estimate.value == pytest.approx(share_above(sizes.histograms[None], threshold), rel=1e-12)
+        of_tokens = is_above(magnitude, threshold).mean(axis=(1, 2)) - estimate.value
+        sums = numpy.array([part.sum() for part in numpy.split(of_tokens, numpy.cumsum(LENGTHS)[:-1])])
+        expected = numpy.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / N_TOKENS
+        assert estimate.standard_error == pytest.approx(expected, rel=1e-9)
+        numpy.testing.assert_allclose(estimate.influence, sums / N_TOKENS, rtol=1e-9, atol=1e-12)
+
+
+def test_the_error_of_a_share_is_that_of_a_bootstrap_over_documents():
+    pair, lengths = scaled(random_pair(), 0.003), [3] * 100
+    # the tokens of a document are alike
+    x = random_inputs(100).repeat_interleave(3, dim=0) + 0.1 * random_inputs(300, seed=4)
+    estimate = jacobian_sizes(pair, Documents(x, lengths), [None]).estimates["above_0.01"]
+    shares = is_above(run_sandwich(pair, x).jacobian.abs(), 0.01).double().mean(dim=(1, 2)).view(100, 3).mean(dim=1)
+    drawn = torch.randint(100, (4000, 100), generator=torch.Generator().manual_seed(0))
+    assert estimate.standard_error == pytest.approx(shares[drawn].mean(dim=1).std().item(), rel=0.05)
+    by_token = jacobian_sizes(pair, [x], [None]).estimates["above_0.01"]
+    assert by_token.value == pytest.approx(estimate.value) and by_token.influence is None
+    assert estimate.standard_error > 1.4 * by_token.standard_error
+
+
+def test_kurtosis_norms_and_l1_over_l2_are_numpy_s_token_by_token(sizes, magnitude):
+    l2 = numpy.sqrt((magnitude**2).mean(axis=(1, 2)))
+    expected = {
+        "kurtosis": (magnitude**4).mean(axis=(1, 2)) / l2**4,
+        "l1_over_l2": magnitude.mean(axis=(1, 2)) / l2,
+        "norm_l2t": l2,
+        "norm_l4t": (magnitude**4).mean(axis=(1, 2)) ** 0.25,
+        "norm_linft": magnitude.max(axis=(1, 2)),
+    }
+    for name, of_tokens in expected.items():
+        assert sizes.estimates[name].value == pytest.approx(of_tokens.mean(), rel=1e-9), name
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-9, 1, 1e12])
+def test_logarithmic_bins_hold_every_element_on_any_scale(x, scale):
+    pair = scaled(random_pair(), scale)
+    magnitude = run_sandwich(pair, x).jacobian.abs().flatten()
+    logarithmic = jacobian_sizes(pair, [x], [None]).logarithmic
+    edges, counts = logarithmic["log_edges"], logarithmic["log_hist"]
+    assert counts.sum() == magnitude.numel() and len(edges) == len(counts) + 1
+    assert edges[0] == 0 and edges[-1] == torch.inf and (edges.diff() > 0).all()
+    assert counts.tolist() == numpy.histogram(magnitude.float().double().numpy(), edges.numpy())[0].tolist()
+    inside = edges[1:][(edges[1:] > 1e-30) & (edges[1:] < 1e30)]
+    assert (inside.diff() / inside[:-1]).max() <= 0.25
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e9])
+def test_what_has_no_scale_stays_as_it_is_in_float32_when_j_is_scaled(x, scale):
+    of_one, of_other = (
+        jacobian_sizes(scaled(random_pair(dtype=torch.float32), factor), [x.float()]).estimates for factor in (1, scale)
+    )
+    for name in ("kurtosis", "l1_over_l2"):
+        assert of_other[name].value == pytest.approx(of_one[name].value, rel=1e-5)
+    for norm in NORMS:
+        assert of_other[f"norm_{norm}"].value == pytest.approx(scale * of_one[f"norm_{norm}"].value, rel=1e-5)
+
+
+@pytest.mark.parametrize("in_a_matrix", [True, False], ids=["sums of all pairs", "rows"])
+def test_means_of_seldom_active_output_latents_are_left_out_and_the_coverage_is_said(
+    pair, x, means, in_a_matrix, monkeypatch
+):
+    monkeypatch.setattr("jsae_core.measures.kept_jacobians.sums_fit", lambda d_sae, device: in_a_matrix)
+    logarithmic = jacobian_sizes(pair, [x], [None]).logarithmic
+    mean, counts = means
+    often = counts >= OFTEN
+    assert 0 < often.sum() < D_SAE and logarithmic["often"] == OFTEN
+    expected = numpy.histogram(mean[often].astype(numpy.float32).astype(float), logarithmic["log_edges"].numpy())[0]
+    # means are summed in fixed point: one may be carried over an edge
+    assert numpy.abs(logarithmic["log_mean_hist"].numpy() - expected).sum() <= 2
+    assert logarithmic["log_mean_hist"].sum() == often.sum() * D_SAE
+    assert logarithmic["n_often"] == often.sum()
+    assert logarithmic["share_often"].item() == pytest.approx(counts[often].sum() / counts.sum())

@@ -21,6 +21,7 @@ COLUMNS = [
     "flat",
     "input_activation",
     "output_activation",
+    "document",
 ]
 CURVES = ["input_values", "output_values"]
 SHAPES = {"linear", "jumprelu", "other"}
@@ -190,11 +191,13 @@ HAND_MADE = {
     "zeros, then a flat curve": (relu_after(40, 0 * VALUES + 3), "jumprelu"),
     "a line, then zeros": (relu_after(40, 3 + VALUES).flip(0), "jumprelu"),
     "a line, then one zero": (relu_after(1, 3 + VALUES).flip(0), "jumprelu"),
-    "zeros, then one point": (relu_after(99, 3 + VALUES), "jumprelu"),
+    "zeros, then one point": (relu_after(99, 3 + VALUES), "other"),
     "zeros, then two points": (relu_after(98, VALUES**2), "jumprelu"),
     "zeros, then three points of a bend": (relu_after(97, ZIGZAG.abs() * 3 + ZIGZAG), "other"),
     "zeros at both ends": (relu_after(20, 3 + VALUES) * (torch.arange(POINTS) < 80), "other"),
     "zeros in the middle": ((3 + VALUES) * ((torch.arange(POINTS) < 40) | (torch.arange(POINTS) > 60)), "other"),
+    "one point, then zeros": (relu_after(99, 3 + VALUES).flip(0), "other"),
+    "zeros, then a falling line to zero": (relu_after(40, 5 - VALUES), "other"),
     "a quadratic": (VALUES**2, "other"),
     "a quadratic that does not touch zero": (1 + VALUES**2, "other"),
     "zeros, then a quadratic": (relu_after(40, VALUES**2), "other"),
@@ -208,6 +211,68 @@ HAND_MADE = {
 @pytest.mark.parametrize(("curve", "shape"), HAND_MADE.values(), ids=HAND_MADE)
 def test_a_hand_made_curve_has_the_class_the_paper_s_rule_gives_it(curve, shape):
     assert classify_curves(VALUES[None], curve[None]) == [shape]
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1, 1e6])
+@pytest.mark.parametrize(
+    ("curve", "shape"),
+    [
+        (2 + 3 * VALUES, "linear"),
+        (relu_after(40, VALUES), "jumprelu"),
+        (VALUES**2, "other"),
+        (0 * VALUES, "flat"),
+        (7 + 0.01 * VALUES, "flat"),
+        (7 + 0.02 * VALUES, "linear"),
+        (1 + VALUES + 0.24 * ZIGZAG, "linear"),  # a range of 5.48, 5% of which is .27
+        (1 + VALUES + 0.3 * ZIGZAG, "other"),
+        (relu_after(99, 3 + VALUES), "other"),
+    ],
+)
+def test_by_the_relative_rule_a_curve_has_the_same_shape_on_every_scale(curve, shape, scale):
+    assert classify_curves(VALUES[None], scale * curve[None], "relative") == [shape]
+
+
+def test_an_unknown_rule_is_refused(pair, x):
+    with pytest.raises(ValueError, match="unknown rule 'strict'; expected one of published, relative"):
+        classify_curves(VALUES[None], VALUES[None], "strict")
+    with pytest.raises(ValueError, match="unknown rule 'strict'"):
+        function_shapes(pair, [x], 5, rules=("strict",))
+
+
+def test_relative_shapes_are_those_of_sweeps_over_the_usual_activations_one_at_a_time(pair, x):
+    frame = function_shapes(pair, [x], 40, rules=("published", "relative"))
+    sae, output_sae = pair.input_sae, pair.output_sae
+    activations = sae.encode(x)
+    for row in frame.itertuples():
+        usual = activations[:, row.input_latent]
+        top = numpy.quantile(usual[usual > 0].numpy(), 0.99)
+        values = torch.linspace(0, float(top), POINTS, dtype=torch.float64)
+        moved = x[row.token] + (values - row.input_activation)[:, None] * sae.W_dec[row.input_latent]
+        y = pair.mlp(moved)
+        outputs = output_sae.encode(y)[:, row.output_latent]
+        pre = output_sae.process_sae_in(y) @ output_sae.W_enc[:, row.output_latent]
+        assert row.relative_shape == classify_curves(values[None], outputs[None], "relative")[0]
+        line = numpy.polynomial.Polynomial.fit(values.numpy(), pre.numpy(), 1)
+        curvature = numpy.abs(pre.numpy() - line(values.numpy())).max() / numpy.ptp(pre.numpy())
+        assert row.curvature == pytest.approx(curvature, rel=1e-6, abs=1e-9)
+    assert frame["relative_shape"].nunique() > 1
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1e4])
+def test_relative_shapes_and_curvature_do_not_change_when_the_model_s_scale_does(x, factor):
+    """A linear MLP whose input SAE and output SAE both see everything times a factor."""
+    pair = random_pair("relu")
+    tensors = pair.tensors()
+    biases = {
+        f"_b_{which}{side}": factor * tensors[f"_b_{which}{side}"] for which in ("enc", "dec") for side in ("", "_out")
+    }
+    other = changed(pair, **biases, **{name: factor * tensors[name] for name in ("mlp.b_in", "mlp.b_out")})
+    one, scaled = (
+        function_shapes(of, [inputs], 100, rules=("relative",)) for of, inputs in ((pair, x), (other, factor * x))
+    )
+    assert one["relative_shape"].tolist() == scaled["relative_shape"].tolist()
+    numpy.testing.assert_allclose(one["curvature"], scaled["curvature"], rtol=1e-6, atol=1e-9)
+    assert (one["shape"] != scaled["shape"]).any()  # the published rule has a scale
 
 
 def test_each_curve_is_classified_by_itself():
@@ -377,8 +442,9 @@ def test_a_low_precision_pair_s_curves_are_kept_in_float32(x, dtype):
 
 def test_an_identity_mlp_has_linear_and_jumprelu_functions_only(x):
     # with all latents kept only the ReLU bends: zeros at one end, a line at the other
-    kept = function_shapes(random_pair("linear", k=D_SAE), [x], 500)
-    assert set(kept["shape"]) == {"linear", "jumprelu"}
+    kept = function_shapes(random_pair("linear", k=D_SAE), [x], 500, n_curves=500)
+    one_point = numpy.array([(curve != 0).sum() == 1 for curve in kept["output_values"]])
+    assert set(kept["shape"][~one_point]) == {"linear", "jumprelu"}
 
 
 @pytest.mark.parametrize("batch_bytes", [1, 8 * D_SAE * 700])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jsae_core.measures.moments import Moments, NamedMoments
+from jsae_core.measures.moments import Moments, NamedMoments, difference
 
 NAMES = ("a", "b", "c", "d")
 
@@ -85,7 +85,7 @@ def test_a_ratio_has_the_standard_error_that_its_gradient_and_the_covariance_giv
     mean, covariance = values.mean(axis=0), numpy.cov(values.T)
     expected = (mean @ numerator) / (mean @ denominator)
     gradient = numerator / (mean @ denominator) - denominator * (mean @ numerator) / (mean @ denominator) ** 2
-    ratio, error = named_moments_of(values).ratio(
+    ratio, error, _ = named_moments_of(values).ratio(
         dict(zip(NAMES, numerator.tolist(), strict=True)), {"c": sign * below[0], "d": sign * below[1]}
     )
     assert ratio == pytest.approx(expected, rel=1e-9, abs=1e-12)
@@ -94,7 +94,7 @@ def test_a_ratio_has_the_standard_error_that_its_gradient_and_the_covariance_giv
 
 def test_a_ratio_s_standard_error_is_that_of_a_bootstrap():
     values = tokens(400)
-    _, error = named_moments_of(values).ratio({"a": 1.0, "b": -1.0}, {"c": 1.0, "a": 1.0})
+    _, error, _ = named_moments_of(values).ratio({"a": 1.0, "b": -1.0}, {"c": 1.0, "a": 1.0})
     resampled = values[numpy.random.default_rng(1).integers(400, size=(4000, 400))].mean(axis=1)
     ratios = (resampled[:, 0] - resampled[:, 1]) / (resampled[:, 2] + resampled[:, 0])
     # 4000 resamplings know a deviation to 1%
@@ -107,13 +107,13 @@ def test_the_ratio_of_quantities_in_proportion_is_known_without_error(factor):
         values = tokens(50, seed)
         values[:, 0] = factor * values[:, 1]
         # the square root of float64's rounding
-        assert named_moments_of(values).ratio({"a": 1.0}, {"b": 1.0}) == pytest.approx((factor, 0), abs=1e-7)
+        assert named_moments_of(values).ratio({"a": 1.0}, {"b": 1.0})[:2] == pytest.approx((factor, 0), abs=1e-7)
 
 
 def test_a_ratio_to_nothing_is_zero_with_a_standard_error_of_zero():
     values = tokens(9)
     values[:, 1] = 0
-    assert named_moments_of(values).ratio({"a": 1.0}, {"b": 1.0}) == (0, 0)
+    assert named_moments_of(values).ratio({"a": 1.0}, {"b": 1.0})[:2] == (0, 0)
 
 
 def test_a_single_token_has_no_standard_error():
@@ -133,7 +133,7 @@ def test_a_quantity_that_does_not_vary_has_a_standard_error_of_nearly_zero_and_n
     means = moments.means()
     assert means["a"] == pytest.approx(value, rel=1e-12)
     assert 0 <= means["a_se"] <= 1e-12 * abs(value)
-    ratio, error = moments.ratio({"a": 1.0, "b": -1.0, "c": 1.0}, {"d": 1.0})
+    ratio, error, _ = moments.ratio({"a": 1.0, "b": -1.0, "c": 1.0}, {"d": 1.0})
     assert ratio == pytest.approx(3 * value, rel=1e-12)
     assert 0 <= error <= 1e-12 * abs(value)
 
@@ -220,6 +220,69 @@ def test_intervals_of_two_standard_errors_hold_the_truth_in_95_of_100_samples_of
         moments.add({"a": torch.from_numpy(values[:, 0])}, documents_of(sizes))
         means = moments.means()
         covered += abs(means["a"] - 2.0) < 1.96 * means["a_se"]
+    assert 930 <= covered <= 970
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    seed=st.integers(0, 10**6),
+    cuts=st.lists(st.integers(0, 108), max_size=6),
+)
+def test_the_influences_of_documents_sum_to_zero_and_give_the_standard_error(sizes, seed, cuts):
+    values, documents = torch.from_numpy(tokens(sum(sizes), seed)), documents_of(sizes)
+    moments, places = NamedMoments(), sorted(min(cut, len(values)) for cut in cuts)
+    for start, end in zip([0, *places], [*places, len(values)], strict=True):
+        part = values[start:end].unbind(dim=1)
+        moments.add(dict(zip(NAMES, part, strict=True)), documents[start:end])
+    n = len(sizes)
+    for estimate in (moments.estimates()["a"], moments.ratio({"a": 1.0, "b": 2.0}, {"c": 1.0})):
+        assert estimate.influence is not None and len(estimate.influence) == n
+        assert estimate.influence.sum().item() == pytest.approx(0, abs=1e-9)
+        squares = estimate.influence.square().sum().item()
+        expected = math.sqrt(n / (n - 1) * squares) if n > 1 else 0
+        assert estimate.standard_error == pytest.approx(expected, rel=1e-6, abs=1e-8)
+
+
+def test_tokens_without_documents_have_no_influence_and_cannot_be_compared():
+    estimate = named_moments_of(tokens(9)).estimates()["a"]
+    assert estimate.influence is None
+    with pytest.raises(ValueError, match="same named documents"):
+        difference(estimate, estimate)
+
+
+def two_variants(random: numpy.random.Generator, n_documents: int = 60):
+    """A quantity of two variants on the same documents, by 0.3 larger in the first; what documents differ by is mostly
+    the same for both."""
+    sizes = random.integers(1, 41, n_documents).tolist()
+    shared = random.normal(size=n_documents).repeat(sizes)
+    values, estimates = [], []
+    for mean in (0.8, 0.5):
+        own = 0.2 * random.normal(size=n_documents).repeat(sizes) + 0.5 * random.normal(size=sum(sizes))
+        values.append(mean + shared + own)
+        moments = NamedMoments()
+        moments.add({"a": torch.from_numpy(values[-1])}, documents_of(sizes))
+        estimates.append(moments.estimates()["a"])
+    return estimates, numpy.array(values), sizes
+
+
+def test_the_error_of_a_paired_difference_is_that_of_a_bootstrap_over_documents():
+    random = numpy.random.default_rng(5)
+    (one, other), values, sizes = two_variants(random, 300)
+    paired = difference(one, other)
+    assert paired.value == pytest.approx(values[0].mean() - values[1].mean())
+    sums = numpy.stack([part.sum(axis=1) for part in numpy.split(values, numpy.cumsum(sizes)[:-1], axis=1)])
+    drawn = random.integers(len(sizes), size=(4000, len(sizes)))
+    means = sums[drawn].sum(axis=1) / numpy.array(sizes)[drawn].sum(axis=1)[:, None]
+    assert paired.standard_error == pytest.approx((means[:, 0] - means[:, 1]).std(), rel=0.05)
+    # what documents differ by in both would be counted twice by errors that are not paired
+    assert paired.standard_error < 0.5 * math.hypot(one.standard_error, other.standard_error)
+
+
+def test_intervals_of_a_paired_difference_hold_the_truth_in_95_of_100_samples_of_correlated_documents():
+    random, covered = numpy.random.default_rng(6), 0
+    for _ in range(1000):
+        paired = difference(*two_variants(random)[0])
+        covered += abs(paired.value - 0.3) < 1.96 * paired.standard_error
     assert 930 <= covered <= 970
 
 

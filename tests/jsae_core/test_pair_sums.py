@@ -20,7 +20,7 @@ def means(batches, counts) -> torch.Tensor:
     sums = PairSums(D_SAE, CPU)
     for magnitude, inputs, outputs in batches:
         sums.add(magnitude, inputs, outputs)
-    return torch.cat(list(sums.means(counts, 1.0)))
+    return torch.cat([means for means, _ in sums.means(counts, 1.0)])
 
 
 def counted(outputs: torch.Tensor) -> torch.Tensor:

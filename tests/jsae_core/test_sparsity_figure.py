@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jsae_core.figures import Variant, jacobian_sparsity_figure
+from jsae_core.figures import Variant, jacobian_histogram_figure, jacobian_sparsity_figure
 from jsae_core.figures.export import png
 
 TRADITIONAL, JSAE = Variant("Traditional", "#0072B2"), Variant("JSAE", "#D55E00")
@@ -28,8 +28,17 @@ def counted(sizes: dict[str, float], n: int = 1000) -> dict[str, np.ndarray]:
     return tensors
 
 
-def quality(kurtosis: float = 5.0, l1_over_l2: float = 0.75, se: float = 0.01) -> dict[str, float]:
-    return {"kurtosis": kurtosis, "kurtosis_se": se, "l1_over_l2": l1_over_l2, "l1_over_l2_se": se / 100}
+def quality(
+    kurtosis: float = 5.0, l1_over_l2: float = 0.75, se: float = 0.01, accounted_share: float = 0.9
+) -> dict[str, float]:
+    return {
+        "kurtosis": kurtosis,
+        "kurtosis_se": se,
+        "l1_over_l2": l1_over_l2,
+        "l1_over_l2_se": se / 100,
+        "accounted_share": accounted_share,
+        "accounted_share_se": se,
+    }
 
 
 def draw(sizes=None, n_variants: int = 2, **changes):
@@ -86,11 +95,54 @@ def test_what_is_above_the_last_bin_counts_as_above():
 def test_the_share_of_pairs_with_a_larger_mean_counts_the_pairs_that_are_never_active_together():
     ((lines, x, y),) = titled(draw({"mean_jac_hist": 0.0125}), f"mean {UNIT}")
     assert (x.type, y.type) == ("log", "log")
-    assert lines[0].x[0] == 0.001  # the first edge that a logarithmic axis has
     np.testing.assert_allclose(lines[0].y, 50)
     assert lines[0].x[-1] == pytest.approx(0.012)
-    assert 10 ** x.range[0] == pytest.approx(0.001)
+    assert x.range[0] <= np.log10(0.012) - 0.9
     assert 10 ** x.range[1] >= 0.012
+
+
+def logarithmic(size: float, n: int = 1000) -> dict[str, np.ndarray]:
+    """n values of that size in logarithmic bins, and as many means, half of them zero."""
+    edges = np.array([0.0, *np.geomspace(1e-12, 1e12, 401), np.inf])
+    counts = np.histogram(np.full(n, size), edges)[0]
+    means = np.histogram(np.repeat([0.0, size], n // 2), edges)[0]
+    return {
+        "log_edges": edges,
+        "log_hist": counts,
+        "log_mean_hist": means,
+        "often": np.array(20),
+        "n_often": np.array(30),
+        "count_jac": np.zeros(40),
+    }
+
+
+@pytest.mark.parametrize("size", [3e-6, 40.0])
+def test_on_another_scale_than_the_paper_s_bins_the_axes_are_logarithmic_and_the_subtitle_says_so(size):
+    histograms = {variant: counted({"hist": size}) | logarithmic(size) for variant in (TRADITIONAL, JSAE)}
+    figure = jacobian_sparsity_figure(histograms, dict.fromkeys(histograms, quality()), SUBTITLE)
+    said = figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert "the paper's bins do not fit this scale" in said
+    for traces, x, _ in titled(figure, UNIT):
+        assert x.type == "log" and x.range[0] <= np.log10(size) <= x.range[1]
+        assert all(np.isfinite(np.asarray(trace.y, dtype=float)).all() for trace in traces)
+    alone = jacobian_histogram_figure(histograms, SUBTITLE)
+    assert alone.layout.xaxis.type == "log" and "do not fit" in alone.layout.title.subtitle.text.replace("<br>", " ")
+
+
+def test_where_the_paper_s_bins_fit_they_are_drawn():
+    histograms = {JSAE: counted({"hist": 0.0305}) | logarithmic(0.0305)}
+    figure = jacobian_histogram_figure(histograms, SUBTITLE)
+    assert figure.layout.xaxis.type != "log" and figure.layout.title.subtitle.text == SUBTITLE
+
+
+def test_means_of_often_active_output_latents_are_drawn_where_they_were_counted_and_their_share_is_said():
+    histograms = {JSAE: counted({"hist": 0.0305}) | logarithmic(0.0125)}
+    figure = jacobian_sparsity_figure(histograms, {JSAE: quality()}, SUBTITLE)
+    (((line,), _, _),) = titled(figure, f"mean {UNIT}")
+    np.testing.assert_allclose(line.y, 50)
+    assert line.x[-1] == pytest.approx(0.0125, rel=0.2)
+    said = figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert "active in 20 tokens or more, 75.0 % of them" in said
 
 
 def test_pairs_that_all_have_the_smallest_means_leave_the_axes_finite():
@@ -106,7 +158,7 @@ def test_kurtosis_and_l1_over_l2_are_bars_with_two_standard_errors_written_besid
     (((bars,), x, _),) = titled(figure, title)
     assert list(bars.text) == [written] * 2
     assert list(bars.x) == [float(written.split()[0])] * 2
-    assert "± 2 SE" in x.title.text
+    assert "± 2 SE, by document" in figure.layout.title.subtitle.text.replace("<br>", " ")
     assert x.range[0] == 0 and x.range[1] > 1.5 * bars.x[0]
 
 
@@ -220,19 +272,19 @@ def test_counts_that_are_not_finite_are_refused_with_their_name(name):
 def test_a_quality_that_lacks_something_is_refused(name):
     numbers = quality()
     del numbers[name]
-    with pytest.raises(ValueError, match=f"'JSAE' lacks {name}"):
+    with pytest.raises(ValueError, match=f"'JSAE' lack {name}"):
         jacobian_sparsity_figure({JSAE: counted({})}, {JSAE: numbers}, SUBTITLE)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
-@pytest.mark.parametrize("name", list(quality()))
+@pytest.mark.parametrize("name", [name for name in quality() if name != "accounted_share"])
 def test_a_quality_that_is_negative_or_not_finite_is_refused(name, bad):
     with pytest.raises(ValueError, match=f"'JSAE' has a {name} of {bad}"):
         jacobian_sparsity_figure({JSAE: counted({})}, {JSAE: quality() | {name: bad}}, SUBTITLE)
 
 
 def test_histograms_and_qualities_of_different_variants_are_refused():
-    with pytest.raises(ValueError, match="histograms are of Traditional, but the qualities of JSAE"):
+    with pytest.raises(ValueError, match="histograms are of Traditional, but the numbers of JSAE"):
         jacobian_sparsity_figure({TRADITIONAL: counted({})}, {JSAE: quality()}, SUBTITLE)
 
 

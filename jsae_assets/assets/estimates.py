@@ -1,0 +1,70 @@
+"""Estimates beside what a measure stores: their values, their standard errors, and what each document adds to them.
+
+Here: their names in files of tensors and in tables, written and read again. Not here: how they are computed
+(`jsae_core.measures.moments`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from jsae_assets.stored import StoredTable, StoredTensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jsae_core.measures import Estimate
+
+ESTIMATE, INFLUENCE = "estimate.", "influence."  # before the names of tensors
+ERROR_COLUMN, INFLUENCE_COLUMN = "_se", "_influence"  # after the names of columns
+
+
+def estimate_tensors(estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
+    """`estimate.{name}`: the value and its standard error, float64 [2]; `influence.{name}`: float64 [n_documents]."""
+    import torch
+
+    numbers = {
+        f"{ESTIMATE}{name}": torch.tensor([estimate.value, estimate.standard_error], dtype=torch.float64)
+        for name, estimate in estimates.items()
+    }
+    return numbers | {
+        f"{INFLUENCE}{name}": estimate.influence
+        for name, estimate in estimates.items()
+        if estimate.influence is not None
+    }
+
+
+def estimate_columns(estimates: Mapping[str, Estimate]) -> dict[str, object]:
+    """Of one row: `{name}`, `{name}_se`, and `{name}_influence`, a list of a number a document."""
+    columns: dict[str, object] = {}
+    for name, estimate in estimates.items():
+        columns |= {name: estimate.value, f"{name}{ERROR_COLUMN}": estimate.standard_error}
+    return columns | {
+        f"{name}{INFLUENCE_COLUMN}": estimate.influence.tolist()
+        for name, estimate in estimates.items()
+        if estimate.influence is not None
+    }
+
+
+def stored_estimates(stored: StoredTensors | StoredTable) -> dict[str, Estimate]:
+    """Those of a file of tensors, or of the first row of a table."""
+    import torch
+
+    from jsae_core.measures import Estimate
+
+    if isinstance(stored, StoredTensors):
+        names = [name.removeprefix(ESTIMATE) for name in stored if name.startswith(ESTIMATE)]
+        return {
+            name: Estimate(*stored[f"{ESTIMATE}{name}"].tolist(), stored.get(f"{INFLUENCE}{name}")) for name in names
+        }
+    row = stored.frame.iloc[0]
+    names = [name.removesuffix(INFLUENCE_COLUMN) for name in row.index if name.endswith(INFLUENCE_COLUMN)]
+    return {
+        name: Estimate(
+            float(row[name]),
+            float(row[f"{name}{ERROR_COLUMN}"]),
+            torch.tensor(row[f"{name}{INFLUENCE_COLUMN}"], dtype=torch.float64),
+        )
+        for name in names
+    }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,9 +18,26 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
-from jsae_assets.sections import FOLDER, Directory, Files, Key, Name, Section, Seed, VariantKey, exactly_one
-from jsae_assets.sources import KINDS, AnyPair, Pair, Recipe
+from jsae_assets.problems import truth_values
+from jsae_assets.sections import (
+    FOLDER,
+    Colour,
+    Files,
+    HubName,
+    Key,
+    ModelDirectory,
+    Name,
+    Section,
+    Seed,
+    VariantKey,
+    exactly_one,
+    hub_name,
+)
+from jsae_assets.sources import KINDS, AnyPair, Pair, Recipe, TrainedPair
 from jsae_core import embedded_model
+from jsae_core.model_files import layer_count
+from jsae_core.text import standard_library_files
+from jsae_core.text_files import largest_text
 from jsae_core.wandb_client import PROJECT_PATH
 
 CATALOGS = Path(__file__).parent / "catalogs"
@@ -38,6 +55,10 @@ def _project_path(path: str) -> str:
     return path
 
 
+def _dataset(name: str) -> str:
+    return name if os.path.isabs(name) else hub_name(name)
+
+
 class Text(Section):
     """Where documents come from: Python's standard library, local files or a Hugging Face dataset.
 
@@ -47,7 +68,7 @@ class Text(Section):
 
     standard_library: Literal["train", "held_out"] | None = None
     files: list[Files] | None = Field(default=None, min_length=1)
-    dataset: Name | None = None
+    dataset: Annotated[Name, AfterValidator(_dataset)] | None = None
     config: str | None = None
     split: str = "validation"
     column: str = "text"
@@ -60,6 +81,12 @@ class Text(Section):
         if self.revision and not self.dataset:
             raise ValueError("revision is that of a dataset; files and the standard library have none")
         return self
+
+    def most_tokens(self) -> int | None:
+        """How many tokens it can hold at the most, if none is shorter than a byte; None if sizes do not tell."""
+        if self.standard_library:
+            return sum(path.stat().st_size for path in standard_library_files(self.standard_library))
+        return largest_text([str(place) for place in self.files]) if self.files else None
 
 
 # as the reported numbers were measured
@@ -78,8 +105,8 @@ class Model(Section):
     of the twin with randomised weights, on which the variants that are a `control_of` another are trained and measured.
     """
 
-    directory: Directory | None = None
-    hub: Name | None = None
+    directory: ModelDirectory | None = None
+    hub: HubName | None = None
     revision: Name | None = None
     embedded: Literal["stdlib-1m"] | None = None
     randomise_seed: Seed = 0
@@ -98,6 +125,11 @@ class Model(Section):
         if self.hub:
             return self.hub, self.revision or "main"
         return embedded_model.FOLDER if self.embedded else Path(str(self.directory)), None
+
+    @property
+    def layer_count(self) -> int | None:
+        """How many layers it has; None if that is not known before it is fetched from the hub."""
+        return None if self.hub else layer_count(Path(self.source[0]))
 
     def reported_name(self, key: str) -> str:
         """The name under which results of this model are reported: the hub's, without its organisation."""
@@ -134,7 +166,7 @@ class Variant(Section):
     """
 
     label: str
-    colour: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
+    colour: Colour
     compared_with: str | None = None
     control_of: str | None = None
 
@@ -194,22 +226,52 @@ class Catalog(Section):
                     raise ValueError(f"variants.{key}.{name} is itself")
             if variant.control_of and self.variants[variant.control_of].control_of:
                 raise ValueError(f"variants.{key}.control_of is {variant.control_of!r}, which is itself a control")
+        layers: dict[str, tuple[str, list[int]]] = {}
+        recipes: dict[str, Recipe] = {}
         for key, sweep in self.sweeps.items():
             if sweep.local:
                 known(f"sweeps.{key}.local.model", sweep.local.model, self.models)
                 known(f"sweeps.{key}.local.train.text", sweep.local.train.text, self.text)
+                layers[f"sweeps.{key}.local.layer"] = (sweep.local.model, [sweep.local.layer])
+                recipes[f"sweeps.{key}.local.train"] = sweep.local.train
         held: dict[Hashable, int] = {}
         for number, pair in enumerate(self.pairs):
             known(f"pairs[{number}].variant", pair.variant, self.variants)
             known(f"pairs[{number}].model", pair.model, self.models)
             known(f"pairs[{number}].{pair.kind}.text", pair.text, self.text)
+            layers[f"pairs[{number}].layers"] = (pair.model, pair.layers)
+            if isinstance(pair, TrainedPair):
+                recipes[f"pairs[{number}].train"] = pair.train
             for layer in pair.layers:
                 first = held.setdefault((pair.variant, pair.model, layer), number)
                 if first != number or pair.layers.count(layer) > 1:
                     raise ValueError(
                         f"pairs[{number}] and pairs[{first}] both hold {pair.variant} of {pair.model} at layer {layer}"
                     )
+        self._check_layers(layers)
+        self._check_amounts(recipes)
         return self
+
+    def _check_layers(self, named: Mapping[str, tuple[str, list[int]]]) -> None:
+        """`named`: a model and layers of it, by where the catalog names them."""
+        counts = {model: self.models[model].layer_count for model in {model for model, _ in named.values()}}
+        for place, (model, layers) in named.items():
+            count = counts[model]
+            if count is not None and max(layers) >= count:
+                raise ValueError(
+                    f"{place}: the model {model!r} has layers 0 to {count - 1}; there is no layer {max(layers)}"
+                )
+
+    def _check_amounts(self, recipes: Mapping[str, Recipe]) -> None:
+        """`recipes`: by where the catalog has them."""
+        most = {name: self.text[name].most_tokens() for name in {recipe.text for recipe in recipes.values()}}
+        for place, recipe in recipes.items():
+            held = most[recipe.text]
+            if held is not None and recipe.tokens > held:
+                raise ValueError(
+                    f"{place}.tokens is {recipe.tokens:,}, but the text {recipe.text!r} has {held:,} bytes, and no "
+                    "token is shorter than a byte (most are three or four long); add text, or train on fewer tokens"
+                )
 
     def pair(self, variant: str, model: str, layer: int) -> Pair | None:
         """The entry that holds this pair, or None."""
@@ -327,6 +389,8 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
         raise CatalogError(f"{path}: is no valid YAML: {error}") from error
     if not isinstance(entries, dict):
         raise CatalogError(f"{path}: expected sections models, text, variants, pairs and sweeps")
+    if problems := [*truth_values(entries)]:
+        raise CatalogError("\n".join(f"{path}: {problem}" for problem in problems))
     try:
         return TypeAdapter(Catalog).validate_python(entries, context={FOLDER: path.resolve().parent})
     except ValidationError as error:
@@ -343,8 +407,6 @@ def _problems(error: ValidationError) -> list[str]:
         parts = [part for part in item["loc"] if part not in OMITTED]
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
         message = item["msg"].removeprefix("Value error, ")
-        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            message = "there is no such setting"
         problems.append(f"{place.lstrip('.')}: {message}" if place else message)
     return problems
 

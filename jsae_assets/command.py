@@ -49,7 +49,7 @@ def plain_console(context: dg.InitLoggerContext) -> logging.Logger:
 def _shorten(record: logging.LogRecord) -> bool:
     """Dagster puts job, run and step before each message; here the run is named above it."""
     meta = getattr(record, "dagster_meta", None) or {}
-    step = str(meta.get("step_key") or "").replace("__", "/")
+    step = (meta.get("step_key") or "run").replace("__", "/")
     record.msg, record.args = f"{step}: {meta.get('orig_message', record.getMessage())}", ()
     return True
 
@@ -220,7 +220,7 @@ def unknown(options: argparse.Namespace, catalog: Catalog, definitions: dg.Defin
     for name, given, held in (
         ("model", options.model, list(catalog.models)),
         ("layer", options.layer, layers),
-        ("asset", options.asset, [*assets, *{asset.split("/")[-1] for asset in assets}]),
+        ("asset", options.asset, {*assets, *(asset.split("/")[-1] for asset in assets)}),
     ):
         for value in given:
             if value not in held:

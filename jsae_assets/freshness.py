@@ -213,7 +213,7 @@ class Freshness:
             return f"was made by code version {made.tags.get('dagster/code_version')}, not {code_version}"
         for key, version in self.versions_read(place).items():
             if made.tags.get(f"{READ_VERSION}/{key.to_user_string()}") != version:
-                what = "its entries in the catalog have" if key == CATALOG else f"{key.to_user_string()} has"
+                what = "its entries in the catalog" if key == CATALOG else key.to_user_string()
                 return f"was made before {what} changed"
         return None
 

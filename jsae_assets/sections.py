@@ -1,6 +1,7 @@
 """What every section of a catalog is made of: the base of its entries, names, and places on this machine.
 
-Here: types of single settings, and what they refuse. Not here: the sections (`catalog.py`, `sources.py`).
+Here: types of single settings, and what they refuse. Not here: the sections (`catalog.py`, `sources.py`), how what
+pydantic refuses is said (`problems.py`).
 """
 
 from __future__ import annotations
@@ -10,14 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
+from jsae_assets.problems import explained
+from jsae_core.model_files import find_model, layer_count
 from jsae_core.recipe import LARGEST_SEED
 from jsae_core.text_files import matching_files
 
 LONGEST_KEY = 100  # a key becomes a file's name, with an ending, and file systems take 255 bytes
 LONGEST_TEXT = 1000
+PLACEHOLDER = "{layer}"  # in a setting that is another one for each layer
 FOLDER = "folder"  # in the context of validation: the catalog's own folder, which relative places start at
 RECORDED = "recorded"  # the context of writing out what may be recorded
 OTHER_ASSETS = ("catalog", "figures", "site", "sweep_runs", "tokens")
@@ -27,6 +40,11 @@ class Section(BaseModel):
     """An entry of a catalog. What is not declared is refused, and what is there does not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, entry, handler):
+        return explained(cls.model_fields)(entry, handler)
 
     def canonical(self, exclude: set[str] | None = None) -> str:
         """The entry as digests see it: places as the catalog writes them, and no setting that has its default value,
@@ -74,9 +92,50 @@ def _short(key: str) -> str:
     return key
 
 
+def hub_name(name: str) -> str:
+    """The name, if there can be a model or dataset of that name on the Hugging Face hub.
+
+    Raises:
+        ValueError: there cannot.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # takes a while, and few catalogs need it
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(
+            f"{name!r} cannot be a name on the Hugging Face hub; expected organisation/name, of letters, digits, '-', "
+            "'_' and '.', as its page's address has it"
+        ) from error
+    return name
+
+
+def _colour(given: Any) -> Any:
+    if given is None or isinstance(given, str) and not re.fullmatch(r"#[0-9a-fA-F]{6}", given):
+        raise ValueError(
+            f"{'is empty' if given is None else f'is {given!r}'}, expected a colour of six hexadecimal digits, in "
+            'quotes, since YAML takes what follows # for a comment: "#D55E00"'
+        )
+    return given
+
+
+def at_layer(text: str, layer: int) -> str:
+    """The text with `{layer}` filled in.
+
+    Raises:
+        ValueError: it holds another placeholder.
+    """
+    filled = text.replace(PLACEHOLDER, str(layer))
+    if unknown := re.search(r"\{[^{}]*\}", filled):
+        raise ValueError(f"{text!r} holds {unknown[0]}, which stands for nothing; the one placeholder is {PLACEHOLDER}")
+    return filled
+
+
 Key = Annotated[str, AfterValidator(_partition_key)]
 VariantKey = Annotated[str, AfterValidator(_asset_prefix)]
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]  # of something on a hub
+HubName = Annotated[Name, AfterValidator(hub_name)]
+Colour = Annotated[str, BeforeValidator(_colour)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
@@ -104,9 +163,9 @@ class Place:
         return self.written
 
     def at(self, layer: int) -> Place:
-        """With `{layer}` filled in."""
-        path, written = (text.replace("{layer}", str(layer)) for text in (str(self.path), self.written))
-        return Place(Path(path), written)
+        """With `{layer}` filled in. Raises ValueError if it holds another placeholder."""
+        written = at_layer(self.written, layer)
+        return Place(Path(str(self.path).replace(PLACEHOLDER, str(layer))), written)
 
     def directory(self) -> Place:
         """This place, if it is a directory.
@@ -117,6 +176,20 @@ class Place:
         if not self.path.is_dir():
             what = "is no directory" if self.path.exists() else "does not exist; expected a directory"
             raise ValueError(f"{self.path} {what}. Relative places start at the catalog's own folder")
+        return self
+
+    def language_model(self) -> Place:
+        """This place, if it is a directory with the files of a language model.
+
+        Raises:
+            ValueError: it is none, or has no config.json or no weights that can be read.
+        """
+        self.directory()
+        try:
+            find_model(self.path)
+        except FileNotFoundError as error:
+            raise ValueError(str(error)) from error
+        layer_count(self.path)
         return self
 
     def files(self) -> Place:
@@ -151,5 +224,5 @@ class Place:
         )
 
 
-Directory = Annotated[Place, AfterValidator(Place.directory)]
+ModelDirectory = Annotated[Place, AfterValidator(Place.language_model)]
 Files = Annotated[Place, AfterValidator(Place.files)]

@@ -12,13 +12,14 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WrapValidator, model_validator
 
-from jsae_assets.sections import Name, Place, Section
+from jsae_assets.problems import explained
+from jsae_assets.sections import Name, Place, Section, at_layer, hub_name
 from jsae_core.recipe import TrainingConfig
 from jsae_core.wandb_client import ARTIFACT_PATH
 
@@ -70,7 +71,7 @@ class Recipe(Section):
 
     text: str
     tokens: int = Field(ge=1)
-    config: TrainingConfig
+    config: Annotated[TrainingConfig, WrapValidator(explained([field.name for field in fields(TrainingConfig)]))]
 
 
 class Pair(Section):
@@ -138,7 +139,7 @@ class FetchedPair(Pair):
 
     @model_validator(mode="after")
     def _layers_apart(self):
-        if len(self.layers) > 1 and self.named(0) == self.named(1):
+        if self.named(0) == self.named(1) and len(self.layers) > 1:
             raise ValueError(f"{self.kind} holds no '{{layer}}', so {len(self.layers)} layers would share one pair")
         return self
 
@@ -242,7 +243,7 @@ class PairInWandb(PairOnServer):
     wandb: Annotated[str, AfterValidator(_artifact_path)]
 
     def named(self, layer: int) -> str:
-        return self.wandb.replace("{layer}", str(layer))
+        return at_layer(self.wandb, layer)
 
     @property
     def moves(self) -> bool:
@@ -264,7 +265,8 @@ class PairInWandb(PairOnServer):
 
 
 def _repository(name: str) -> str:
-    if not re.fullmatch(r"[^/\s]+/[^/\s]+", name):
+    hub_name(at_layer(name, 0))
+    if "/" not in name:
         raise ValueError(f"{name!r} is no repository on the hub; expected organisation/name")
     return name
 
@@ -290,7 +292,7 @@ class PairOnHub(PairOnServer):
 
     def _address(self, layer: int) -> list[str]:
         """Repository, revision and folder."""
-        return [part.replace("{layer}", str(layer)) for part in (self.hub, self.revision, self.subfolder or "")]
+        return [at_layer(part, layer) for part in (self.hub, self.revision, self.subfolder or "")]
 
     @property
     def moves(self) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from jsae_core.mlp import MLP, activation_function
+from jsae_core.model_files import LAYER_COUNT_NAMES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,11 +114,17 @@ def find_mlps(
 
 def decoder_blocks(model: PreTrainedModel) -> list[nn.Module]:
     """The decoder's blocks, in order. Raises ValueError where none are found."""
-    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
-    for module in model.get_decoder().modules():  # outer modules come first
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers and all(map(_holds_matrices, module)):
-            return list(module)
-    raise ValueError(f"{type(model).__name__} has no list of its {n_layers} blocks")
+    config = model.config.get_text_config(decoder=True)
+    n_layers = next((count for name in LAYER_COUNT_NAMES if (count := getattr(config, name, None)) is not None), None)
+    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    for blocks in lists:  # outer modules come first
+        if len(blocks) == n_layers and all(map(_holds_matrices, blocks)):
+            return list(blocks)
+    raise ValueError(
+        f"{type(model).__name__}: its blocks were not found; expected a list of {n_layers}, as many as its config.json "
+        f"says, but its decoder has lists of {', '.join(str(len(blocks)) for blocks in lists) or 'none'}. This "
+        "architecture cannot be measured here"
+    )
 
 
 def hidden_state(output: Tensor | Sequence) -> Tensor:

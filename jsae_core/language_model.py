@@ -44,8 +44,8 @@ class LanguageModel:
         n_layers, d_model, context_size, n_vocabulary: sizes.
 
     Raises:
-        ValueError: the model has no blocks that can be found, or its logits are not finite, depend on tokens that come
-            later or on more than what leaves the last block.
+        ValueError: the model has no blocks that can be found or does not run, or its logits are not finite, depend on
+            tokens that come later or on more than what leaves the last block.
     """
 
     def __init__(
@@ -69,15 +69,16 @@ class LanguageModel:
         self.n_vocabulary: int = hugging_face.get_input_embeddings().weight.shape[0]
         self._verified: set[int] = set()
         self._probe = self._probe_tokens()
-        self._mlps, self._block_form, logits = find_mlps(hugging_face, self._blocks, self._probe)
-        if not logits.isfinite().all():
-            raise ValueError(f"{self._who()}: gives logits that are NaN or infinite; are its weights damaged?")
-        self._check_causal(logits)
-        self._compare(
-            "what its final norm and unembedding make of what leaves its last block",
-            self.logits(hidden_state(self._block_form).flatten(0, 1)),
-            logits.flatten(0, 1),
-        )
+        with self._running():
+            self._mlps, self._block_form, logits = find_mlps(hugging_face, self._blocks, self._probe)
+            if not logits.isfinite().all():
+                raise ValueError(f"{self._who()}: gives logits that are NaN or infinite; are its weights damaged?")
+            self._check_causal(logits)
+            self._compare(
+                "what its final norm and unembedding make of what leaves its last block",
+                self.logits(hidden_state(self._block_form).flatten(0, 1)),
+                logits.flatten(0, 1),
+            )
 
     @property
     def device(self) -> torch.device:
@@ -235,6 +236,11 @@ class LanguageModel:
         mlp = self._mlps[layer]
         if not isinstance(mlp, BlockMLP):
             raise ValueError(f"{self._who()}, layer {layer} {mlp}; only plain and gated MLPs have a Jacobian here")
+        with self._running():
+            self._compare_layer(layer, mlp)
+        self._verified.add(layer)
+
+    def _compare_layer(self, layer: int, mlp: BlockMLP) -> None:
         x, y = mlp.example
         read = self._activations(self._probe, layer, self._probe.shape)
         self._compare("the input of its MLP that is read here", read[0].flatten(0, 1), x, layer)
@@ -249,7 +255,6 @@ class LanguageModel:
             expected = self._blocks_output(self._probe)
         resumed = self._clean_pass(self._probe, layer).resumed(other.view(*self._probe.shape, -1))
         self._compare("what leaves its last block if another output of the MLP is put in", resumed, expected, layer)
-        self._verified.add(layer)
 
     @torch.no_grad()
     def _check_causal(self, logits: Tensor) -> None:
@@ -262,6 +267,20 @@ class LanguageModel:
                 f"{self._who()}: what it says at a token changes with tokens that come later, or from one run to the "
                 "next; expected a causal language model (is its attention made bidirectional in config.json?)"
             )
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Whatever a module of Hugging Face's raises is said with the model's name. Raises ValueError."""
+        try:
+            yield
+        except (ValueError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{self._who()}: does not run on a few tokens, or not with some of its parts replaced "
+                f"({type(error).__name__}: {error}). Do the sizes in its config.json fit together? If they do, this "
+                "architecture cannot be measured here"
+            ) from error
 
     def _off(self, ours: Tensor, theirs: Tensor) -> float:
         """How far apart they are, by the norm of theirs."""

@@ -1,7 +1,7 @@
 """A language model's files: found where they were said to be, read as they are, refused where something is missing.
 
 Here: a directory or a model on the Hugging Face hub and its revision, weights, tokenizer. No code that a model brings
-is run and no pickle is read.
+is run and no pickle is read. Torch is imported only when weights are read, so that a catalog can be checked without it.
 Not here: what is done with a model (`language_model.py`).
 """
 
@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+# what architectures call the number of their decoder's blocks; those that have an encoder, too, come first, since they
+# call the number of its blocks num_hidden_layers
+LAYER_COUNT_NAMES = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layer", "num_layers", "n_layers")
 # of a repository on the hub: what transformers reads, none of the copies in other formats
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model.safetensors", "model-*-of-*.safetensors"]
 
@@ -80,6 +82,25 @@ def find_model(name_or_directory: str | Path, revision: str | None = None) -> Mo
             "AutoTokenizer likewise"
         )
     return files
+
+
+def layer_count(directory: Path) -> int | None:
+    """How many blocks the config.json of a model's directory says its decoder has; None where it does not say.
+
+    Raises:
+        ValueError: config.json cannot be read, or is no JSON object.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a JSON object, the configuration of a model")
+    of_decoder = config.get("text_config")  # of a model that takes images too
+    config = of_decoder if isinstance(of_decoder, dict) else config
+    counts = (config.get(name) for name in LAYER_COUNT_NAMES)
+    return next((count for count in counts if isinstance(count, int)), None)
 
 
 def read_model(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:

@@ -258,5 +258,5 @@ SWEEP_FIGURES = (
         _draw_tradeoff,
         code_version="2",
     ),
-    Figure("grid", "Many measures of sparsity against many of quality", _draw_grid, code_version="2"),
+    Figure("grid", "Many measures of sparsity against many of quality", _draw_grid, code_version="3"),
 )

@@ -149,7 +149,7 @@ def sweep_grid_figure(
 
     Charts in a row share their y axis, charts in a column their x axis. Groups have symbols and lines as in
     `sweep_tradeoff_figure`. A run is missing from the charts of numbers that it lacks, `odd_runs` from all. Axes go no
-    further than from 0 to 1 for scores, explained variance and L1/√L2, and from 1 on for the kurtosis, which is
+    further than from 0 to 1 for scores, explained variance and L1/L2, and from 1 on for the kurtosis, which is
     logarithmic: what is beyond is a triangle at the end.
 
     Args:
@@ -190,7 +190,8 @@ def sweep_grid_figure(
             circles = _circles(dots, (axes[across], axes[down]), GRID_DOT if len(drawn) <= MANY else SMALL_GRID_DOT)
             figure.add_trace(_lines(_curves(dots)), row=row, col=column)
             figure.add_trace(circles, row=row, col=column)
-        figure.update_yaxes(row=row, **axes[down].layout())
+        # with more ticks, those of a narrow axis would have three decimals, and reach into its title
+        figure.update_yaxes(row=row, **axes[down].layout(nticks=4))
         figure.update_yaxes(title_text=_title(down), row=row, col=1)
     for column, across in enumerate(columns, start=1):
         figure.update_xaxes(col=column, **axes[across].layout(nticks=4))
@@ -281,7 +282,7 @@ def _measure(name: str) -> _Measure:
     if name == "kurtosis":
         return _Measure("kurtosis", "↑ sparser", least=0, narrowest=0.3, log=True)
     if name == "l1_over_l2":
-        return _Measure("L1/√L2", "↓ sparser", 0, 1, narrowest=0.02)
+        return _Measure("L1/L2", "↓ sparser", 0, 1, narrowest=0.02)
     scores = {"ce_score": "CE score", "kl_score": "KL score", "explained_variance": "explained variance"}
     sides = {"": "mean of both SAEs", "_input": "input SAE", "_output": "output SAE"}
     for score, title in scores.items():

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import unicodedata
 from pathlib import Path
 
@@ -77,12 +78,21 @@ def without(place: str) -> dict:
 
 def load(tmp_path: Path, entries) -> object:
     """The catalog in a folder where everything is that GOOD names."""
-    for directory in ("lm", *(f"{name}/{layer}" for name in ("pairs", "other") for layer in range(3))):
+    model_files(tmp_path / "lm")
+    for directory in (f"{name}/{layer}" for name in ("pairs", "other") for layer in range(3)):
         (tmp_path / directory).mkdir(parents=True, exist_ok=True)
-    (tmp_path / "some.txt").touch()
+    (tmp_path / "some.txt").write_text("a dozen letters")
     path = tmp_path / "some-catalog.yaml"
     path.write_text(entries if isinstance(entries, str) else yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
     return load_catalog(path)
+
+
+def model_files(directory: Path, **config) -> Path:
+    """A directory that looks like a language model's, of three layers, as long as nobody reads its weights."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config or {"num_hidden_layers": 3}), encoding="utf-8")
+    (directory / "model.safetensors").touch()
+    return directory
 
 
 def refusal(tmp_path: Path, entries) -> str:
@@ -113,22 +123,41 @@ def test_a_catalog_for_the_embedded_model_and_one_for_the_paper_s_pairs_are_ship
 
 MALFORMED = {
     # what is changed: (where, to what), the entry that the message names, what it says besides
-    "a section that does not exist": ("modles", {}, "modles", "no such setting"),
-    "an unknown setting of a model": ("models.m.layer", 3, "models.m.layer", "no such setting"),
-    "an unknown setting of a text": ("text.t.file", "x", "text.t.file", "no such setting"),
-    "an unknown setting of a variant": ("variants.a.color", "#000000", "variants.a.color", "no such setting"),
-    "an unknown setting of a pair": ("pairs.0.layer", 1, "pairs[0].layer", "no such setting"),
-    "an unknown setting of a recipe": ("pairs.0.train.config.dsae", 8, "pairs[0].train.config.dsae", "no such setting"),
+    "a section that does not exist": ("modles", {}, "modles", "there are: models, text, variants, pairs, sweeps"),
+    "an unknown setting of a model": ("models.m.layer", 3, "models.m.layer", "there are: directory, hub, "),
+    "an unknown setting of a text": ("text.t.file", "x", "text.t.file", "there are: standard_library, files, "),
+    "an unknown setting of a variant": (
+        "variants.a.color",
+        "#000000",
+        "variants.a.color",
+        "there are: label, colour, ",
+    ),
+    "an unknown setting of a pair": ("pairs.0.layer", 1, "pairs[0].layer", "there are: variant, model, layers, "),
+    "an unknown setting of a recipe": (
+        "pairs.0.train.config.dsae",
+        8,
+        "pairs[0].train.config.dsae",
+        "there is no such setting; there are: d_sae, k, ",
+    ),
     "an unknown split of the library": ("text.t", {"standard_library": "test"}, "text.t.standard_library", "'train'"),
-    "a colour by its name": ("variants.a.colour", "red", "variants.a.colour", "#"),
-    "no tokens to measure": ("models.m.tokens", 0, "models.m.tokens", "1"),
+    "a colour by its name": ("variants.a.colour", "red", "variants.a.colour", "'red', expected a colour of six hex"),
+    "a colour that YAML took for a comment": ("variants.a.colour", None, "variants.a.colour", "in quotes, since YAML"),
+    "no tokens to measure": ("models.m.tokens", 0, "models.m.tokens", "is 0, expected at least 1"),
     "a context without room for a token": ("models.m.context_size", 1, "models.m.context_size", "2"),
     "an empty prompt": ("models.m.prompt", "", "models.m.prompt", "at least 1 character"),
-    "a number that is a word": ("models.m.tokens", "many", "models.m.tokens", "integer"),
+    "a number that is a word": ("models.m.tokens", "many", "models.m.tokens", "is 'many', expected a whole number"),
     "a negative layer": ("pairs.0.layers", [-1], "pairs[0].layers[0]", "0"),
-    "a layer that is a truth value": ("pairs.0.layers", [True], "pairs[0].layers[0]", "integer"),
+    "a layer that is a truth value": ("pairs.0.layers", [True], "pairs[0].layers[0]", "is true, a truth value"),
+    "a size that is a truth value": (
+        "pairs.0.train.config.k",
+        True,
+        "pairs[0].train.config.k",
+        "is true, a truth value",
+    ),
+    "a number for a name": ("models.7", {"hub": "x/y"}, "models[7]", "is 7, expected text"),
+    "a model that is nothing": ("models.m", None, "models.m", "is empty, expected settings, each as `name: value`"),
     "no layers": ("pairs.0.layers", [], "pairs[0].layers", "at least 1"),
-    "one layer that is no list": ("pairs.0.layers", 3, "pairs[0].layers", "list"),
+    "one layer that is no list": ("pairs.0.layers", 3, "pairs[0].layers", "is 3, expected a list, such as [3]"),
     "a variance above all of it": (
         "pairs.0.least_explained_variance",
         {"input": 1.5},
@@ -136,7 +165,7 @@ MALFORMED = {
         "1",
     ),
     "an empty section": ("models", {}, "models", "at least 1"),
-    "a section that is a list": ("variants", ["a"], "variants", "dictionary"),
+    "a section that is a list": ("variants", ["a"], "variants", "is a list, expected settings, each as `name: value`"),
     "an empty directory": ("models.m.directory", "", "models.m.directory", "at least 1 character"),
     "an empty list of files": ("text.t.files", [], "text.t.files", "at least 1"),
     "an empty directory of a pair": ("pairs.1.directory", "", "pairs[1].directory", "at least 1 character"),
@@ -195,7 +224,7 @@ CONTRADICTORY = {
         "sweeps.s",
         {"local": LOCAL | {"coefficients": []}},
         "sweeps.s.local.coefficients",
-        "at least 1 item",
+        "is empty, expected at least 1",
     ),
     "layers that share an artifact": ("pairs.2.wandb", "a/b/c:v0", "pairs[2]", "{layer}"),
     "the same pair in two entries": (
@@ -205,6 +234,32 @@ CONTRADICTORY = {
         "b of m at layer 0",
     ),
     "the same layer twice in an entry": ("pairs.0.layers", [2, 2], "pairs[0]", "a of m at layer 2"),
+    "another placeholder in a directory": ("pairs.1.directory", "pairs/{lay}", "pairs[1]", "holds {lay}, which stands"),
+    "another placeholder in an artifact": ("pairs.2.wandb", "a/b/{layer}{x}:v0", "pairs[2]", "placeholder is {layer}"),
+    "a layer that the model has not": (
+        "pairs.0.layers",
+        [2, 3],
+        "pairs[0].layers",
+        "'m' has layers 0 to 2; there is no",
+    ),
+    "a sweep at a layer that the model has not": (
+        "sweeps.s",
+        {"local": LOCAL | {"layer": 3}},
+        "sweeps.s.local.layer",
+        "layers 0 to 2; there is no layer 3",
+    ),
+    "more training than the text can hold": (
+        "pairs.0.train.tokens",
+        1000,
+        "pairs[0].train.tokens",
+        "is 1,000, but the text 't' has 16 bytes",
+    ),
+    "a sweep that trains on more than the text can hold": (
+        "sweeps.s",
+        {"local": LOCAL | {"train": LOCAL["train"] | {"tokens": 1000}}},
+        "sweeps.s.local.train.tokens",
+        "but the text 't' has 16 bytes",
+    ),
     "a k above d_sae": ("pairs.0.train.config.k", 9, "pairs[0].train.config", "k is 9, larger than d_sae, 8"),
     "no steps": ("pairs.0.train.config.steps", 0, "pairs[0].train.config", "steps is 0, expected at least 1"),
     "a negative coefficient": (
@@ -220,6 +275,62 @@ CONTRADICTORY = {
         "finite",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a/b/c", "-a/b", "a/b..c", "https://huggingface.co/a/b", "a/" + "b" * 200, "ä/b"]
+)
+@pytest.mark.parametrize(
+    ("place", "settings"),
+    [
+        ("models.m", {"text": "t"}),
+        ("text.t", {}),
+        ("pairs.2", {"variant": "b", "model": "hub", "layers": [3]}),
+    ],
+)
+def test_a_name_that_the_hub_cannot_have_is_refused_when_the_catalog_is_loaded(tmp_path, place, settings, name):
+    message = refusal(tmp_path, with_change(place, settings | {"dataset" if place == "text.t" else "hub": name}))
+    assert place.replace(".2", "[2]") in message
+    assert f"{name!r} cannot be a name on the Hugging Face hub; expected organisation/name" in message
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "expected"),
+    [
+        (None, "model.safetensors", "holds no config.json"),
+        ("[]", "model.safetensors", "config.json: expected a JSON object"),
+        ("{", "model.safetensors", "config.json: cannot be read as JSON"),
+        ("{}", "pytorch_model.bin", "holds no model.safetensors"),
+    ],
+)
+def test_a_directory_that_holds_no_model_is_refused_with_its_entry(tmp_path, config, weights, expected):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / weights).touch()
+    if config is not None:
+        (tmp_path / "other" / "config.json").write_text(config, encoding="utf-8")
+    message = refusal(tmp_path, with_change("models.m.directory", "other"))
+    assert f"models.m.directory: {tmp_path / 'other'}" in message and expected in message
+
+
+def test_the_embedded_model_s_layers_are_known_and_those_of_a_model_on_the_hub_are_not(tmp_path):
+    embedded = with_change("models.m", {"embedded": "stdlib-1m", "text": "t"})
+    load(tmp_path, embedded)
+    embedded["pairs"][0]["layers"] = [0, 3]
+    assert "pairs[0].layers: the model 'm' has layers 0 to 2" in refusal(tmp_path, embedded)
+    load(tmp_path, with_change("pairs.2.layers", [3, 400]))
+
+
+def test_a_text_that_may_hold_more_than_its_files_sizes_tell_is_not_judged_by_them(tmp_path):
+    (tmp_path / "some.txt.gz").touch()
+    entries = with_change("pairs.0.train.tokens", 1000)
+    entries["text"]["t"] = {"files": ["some.txt.gz"]}
+    load(tmp_path, entries)
+    entries["text"]["t"] = {"dataset": "who/what"}
+    load(tmp_path, entries)
+    entries["text"]["t"] = {"standard_library": "train"}
+    load(tmp_path, entries)
+    entries["pairs"][0]["train"]["tokens"] = 10**9
+    assert "pairs[0].train.tokens is 1,000,000,000, but the text 't' has" in refusal(tmp_path, entries)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +359,12 @@ def test_what_is_missing_is_named(tmp_path, place, entry):
     message = refusal(tmp_path, without(place))
     assert f"{entry}: " in message
     assert "required" in message
+
+
+def test_a_name_that_yaml_reads_as_a_truth_value_is_refused_by_its_place(tmp_path):
+    message = refusal(tmp_path, yaml.safe_dump(GOOD).replace("\nvariants:\n", "\nvariants:\n  no: {label: yes}\n"))
+    assert "variants.False: the name is false, a truth value" in message and "write text in quotes" in message
+    assert "variants.False.label: is true, a truth value" in message
 
 
 def test_every_problem_of_a_catalog_is_told_at_once(tmp_path):
@@ -435,7 +552,7 @@ def test_relative_paths_start_at_the_catalogs_folder_whatever_the_working_direct
     (tmp_path / "catalogs").mkdir()
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    (tmp_path / "lm").mkdir()
+    model_files(tmp_path / "lm")
     catalog = load(tmp_path / "catalogs", with_change("models.m.directory", "../lm"))
     assert catalog.models["m"].source == (tmp_path / "lm", None)
     assert [str(place) for place in catalog.text["t"].files] == [str(tmp_path / "catalogs" / "*.txt")]
@@ -468,7 +585,7 @@ def test_what_is_not_there_is_an_error_of_the_catalog_with_its_entry_and_place(t
 
 def test_a_tilde_is_the_home_of_whoever_runs_this(tmp_path, monkeypatch):
     home = tmp_path / "home"
-    (home / "models" / "lm").mkdir(parents=True)
+    model_files(home / "models" / "lm")
     monkeypatch.setenv("HOME", str(home))
     catalog = load(tmp_path, with_change("models.m.directory", "~/models/lm"))
     assert catalog.models["m"].source == (home / "models" / "lm", None)
@@ -505,7 +622,7 @@ def test_a_place_beside_the_catalog_is_the_same_entry_however_it_is_written(tmp_
     written = ["lm", "./lm", "../" + tmp_path.name + "/lm", str(tmp_path / "lm")]
     made = [load(tmp_path, with_change("models.m.directory", name)).entries() for name in written]
     assert all(others == made[0] for others in made[1:])
-    (tmp_path / "other lm").mkdir()
+    model_files(tmp_path / "other lm")
     assert load(tmp_path, with_change("models.m.directory", "other lm")).entries() != made[0]
 
 

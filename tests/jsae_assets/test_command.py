@@ -90,6 +90,15 @@ def test_a_changed_recipe_makes_that_pair_again_and_what_is_downstream_of_it_alo
     assert run(after) == set()
 
 
+def test_a_dry_run_after_an_edit_says_what_changed(finished, entries, tmp_path, capsys):
+    changed = entries()
+    changed["models"]["tiny"]["function_shapes"] = 71
+    after = edited(finished, tmp_path, changed)
+    command.say_plan(command.freshness_of(after.catalog, after.definitions, after.instance), lambda place: True)
+    said = capsys.readouterr().out
+    assert "jsae/function_shapes was made before its entries in the catalog changed" in said
+
+
 def test_a_layer_added_to_an_entry_makes_that_cell_and_what_compares_the_layers(finished, entries, tmp_path):
     changed = entries()
     changed["pairs"][0]["layers"] = [0, 1, 2]
@@ -254,12 +263,21 @@ def test_what_the_catalog_does_not_hold_is_a_bad_argument(
     assert said in capsys.readouterr().err
 
 
-def test_the_exit_status_says_whether_anything_failed(entries, graph, monkeypatch, tmp_path):
+def test_what_there_is_is_named_once(entries, graph, monkeypatch, tmp_path, capsys):
+    main(graph(entries()), monkeypatch, tmp_path, "run", "--asset", "nothing")
+    names = capsys.readouterr().err.split("there are: ")[1].strip().split(", ")
+    assert names == sorted(set(names)) and {"tokens", "pair_quality", "jsae/pair_quality"} <= set(names)
+
+
+def test_the_exit_status_says_whether_anything_failed(entries, graph, monkeypatch, tmp_path, capsys):
     changed = entries()
     (tmp_path / "text.jsonl").write_text("no JSON\n", encoding="utf-8")
     changed["text"]["measured"] = {"files": [str(tmp_path / "text.jsonl")]}
     tiny = graph(changed)
     assert main(tiny, monkeypatch, tmp_path, "run", "--asset", "tokens") == 1
+    said = capsys.readouterr().out.splitlines()
+    assert any(line.strip().startswith("run: Execution of run") for line in said)
+    assert not any(line.strip().startswith(":") for line in said)  # each line says of what it speaks
     (tmp_path / "text.jsonl").write_text('{"text": "some words"}\n', encoding="utf-8")
     assert main(tiny, monkeypatch, tmp_path, "run", "--asset", "tokens") == 0
 

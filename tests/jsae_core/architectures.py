@@ -99,6 +99,21 @@ def opt(draw) -> T.PreTrainedConfig:
     )
 
 
+def bart(draw) -> T.PreTrainedConfig:
+    """The decoder of an encoder and a decoder, of another number of layers each."""
+    sizes = {"ffn_dim": draw(st.sampled_from([16, 24])), "attention_heads": draw(st.sampled_from([1, 2]))}
+    return T.BartConfig(
+        **TOKENS | {"pad_token_id": 1},
+        d_model=16,
+        encoder_layers=draw(st.integers(1, 3)),
+        decoder_layers=draw(st.integers(1, 3)),
+        **{f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sizes.items()},
+        max_position_embeddings=CONTEXT,
+        activation_function=draw(ACTIVATIONS),
+        scale_embedding=draw(BOTH),
+    )
+
+
 def bloom(draw) -> T.PreTrainedConfig:
     return T.BloomConfig(
         **TOKENS,
@@ -185,6 +200,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "GPT-Neo": Architecture(gpt_neo, *GPT2_MLP),
     "OPT": Architecture(opt, *OPT_MLP),
+    "BART's decoder": Architecture(bart, *OPT_MLP),
     "BLOOM": Architecture(bloom, *FOUR_H),
     "Falcon": Architecture(falcon, *FOUR_H),
     "MPT": Architecture(mpt, "transformer.blocks.{}.ffn.up_proj", "transformer.blocks.{}.ffn.down_proj"),

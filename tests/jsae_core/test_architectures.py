@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jsae_core import load_language_model
+from jsae_core.model_files import layer_count
 from tests.jsae_core.architectures import ARCHITECTURES, CONTEXT, N_VOCABULARY, Architecture, saved
 
 PRECISION = {torch.float32: 1e-5, torch.bfloat16: 0.03}  # of the norm
@@ -62,9 +63,10 @@ def test_whatever_its_sizes_and_flags_a_model_says_here_what_it_says_in_hugging_
     dtype = data.draw(st.sampled_from(list(PRECISION)))
     with saved(config) as directory:
         language_model = load_language_model(directory, dtype=dtype)
+        assert layer_count(directory) == language_model.n_layers
         hugging_face = HuggingFace(directory, architecture, dtype)
     text_config = config.get_text_config(decoder=True)
-    assert language_model.n_layers == text_config.num_hidden_layers
+    assert language_model.n_layers == getattr(text_config, "decoder_layers", text_config.num_hidden_layers)
     assert (language_model.d_model, language_model.n_vocabulary) == (text_config.hidden_size, N_VOCABULARY)
     for layer in range(language_model.n_layers):
         expected_input, expected_output, expected_logits = hugging_face.run(layer)

@@ -215,6 +215,23 @@ def test_a_block_without_an_mlp_is_refused_in_one_sentence(tmp_path):
         load_language_model(save_random(config, tmp_path)).mlp(0)
 
 
+def test_a_model_that_does_not_run_is_refused_with_its_name_and_what_hugging_face_says(tmp_path):
+    """Hugging Face's CodeGen takes heads in groups of four."""
+    config = T.CodeGenConfig(**TOKENS, n_embd=16, n_layer=2, n_head=2, n_positions=CONTEXT, rotary_dim=4)
+    with pytest.raises(ValueError, match=r"\(CodeGenForCausalLM\): does not run on a few tokens.*shape.*config.json"):
+        load_language_model(save_random(config, tmp_path))
+
+
+def test_a_model_whose_logits_are_made_of_more_than_its_last_block_gives_is_refused_with_its_name(tmp_path):
+    sides = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("ffn_dim", "attention_heads")}
+    sides |= {f"num_{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    config = T.ProphetNetConfig(
+        **TOKENS | {"pad_token_id": 1}, **sides, hidden_size=16, max_position_embeddings=CONTEXT
+    )
+    with pytest.raises(ValueError, match=r"\(ProphetNetForCausalLM\): .*parts replaced .* cannot be measured here"):
+        load_language_model(save_random(config, tmp_path))
+
+
 # --- a model is compared with itself ---
 
 

@@ -441,7 +441,7 @@ def panels(figure) -> dict:
 
 
 ROWS = {
-    "L1/√L2": ("l1_over_l2", 1),
+    "L1/L2": ("l1_over_l2", 1),
     "kurtosis": ("kurtosis", 1),
     "|J| ≥ 0.005": ("above_0.005", 100),
     "|J| ≥ 0.01": ("above_0.01", 100),
@@ -478,7 +478,7 @@ def test_the_grid_says_what_means_sparser_and_whose_scores_are_shown():
     figure = sweep_grid_figure(table(), SUBTITLE)
     titles = {axis.title.text for axes in (figure.select_xaxes(), figure.select_yaxes()) for axis in axes}
     assert {
-        "L1/√L2<br>↓ sparser",
+        "L1/L2<br>↓ sparser",
         "kurtosis<br>↑ sparser",
         "|J| ≥ 0.01<br>(%)",
         "CE score<br>mean of both SAEs",
@@ -531,7 +531,7 @@ def test_a_run_is_missing_only_from_the_charts_of_numbers_that_it_lacks():
         ("ce_score", -3.0, ("kurtosis", "CE score"), "triangle-left"),
         ("ce_score", 7.0, ("kurtosis", "CE score"), "triangle-right"),
         ("kurtosis", 0.0, ("kurtosis", "CE score"), "triangle-down"),
-        ("l1_over_l2", 40.0, ("L1/√L2", "CE score"), "triangle-up"),
+        ("l1_over_l2", 40.0, ("L1/L2", "CE score"), "triangle-up"),
     ],
 )
 def test_in_the_grid_what_is_beyond_an_axis_is_a_triangle_at_its_end(name, value, panel, symbol):

@@ -1,0 +1,99 @@
+"""What is wrong with a catalog's entries, in plain sentences.
+
+Here: the words for what pydantic finds, and truth values, which no setting takes. Not here: the rules themselves
+(`catalog.py`, `sections.py`, `sources.py`), which raise ValueError with sentences of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+SAID = "said"  # the type of an error whose message is such a sentence already
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+SETTINGS, WHOLE, NUMBER = "settings, each as `name: value`", "a whole number", "a number"
+EXPECTED = {
+    "dict_type": SETTINGS,
+    "model_type": SETTINGS,
+    "dataclass_type": SETTINGS,
+    "list_type": "a list",
+    "string_type": "text (in quotes, if YAML would take it for something else)",
+    "int_type": WHOLE,
+    "int_parsing": WHOLE,
+    "int_from_float": WHOLE,
+    "float_type": NUMBER,
+    "float_parsing": NUMBER,
+    "finite_number": "a finite number",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "too_short": "at least {min_length}",
+    "string_too_short": "at least {min_length} character",
+    "string_too_long": "at most {max_length} characters",
+    "literal_error": "{expected}",
+}
+
+
+def explained(settings: Iterable[str]) -> Callable[[Any, Callable], Any]:
+    """A wrap validator of an entry that has these settings: what is wrong in it is said in sentences."""
+
+    def validated(entry: Any, handler: Callable) -> Any:
+        try:
+            return handler(entry)
+        except ValidationError as error:
+            said = [
+                InitErrorDetails(
+                    type=PydanticCustomError(SAID, _sentence(item, settings)),  # type: ignore[arg-type]
+                    loc=item["loc"],
+                    input=item["input"],
+                )
+                for item in error.errors(include_url=False)
+            ]
+            raise ValidationError.from_exception_data(error.title, said) from None
+
+    return validated
+
+
+def _sentence(item: ErrorDetails, settings: Iterable[str]) -> str:
+    kind, given, limits = item["type"], item["input"], item.get("ctx", {})
+    if kind in UNKNOWN:
+        return f"there is no such setting; there are: {', '.join(settings)}"
+    if kind == "missing":
+        return "is missing, but required"
+    if kind not in EXPECTED:
+        return item["msg"]
+    example = f", such as [{given}]" if kind == "list_type" and isinstance(given, (str, int, float)) else ""
+    return f"{_shown(given)}, expected {EXPECTED[kind].format_map(limits)}{example}"
+
+
+def _shown(given: Any) -> str:
+    if given is None or given == "" or given == [] or given == {}:
+        return "is empty"
+    if isinstance(given, dict):
+        return f"holds settings ({', '.join(map(str, given))})"
+    return "is a list" if isinstance(given, list) else f"is {given!r}"
+
+
+def truth_values(entry: Any, place: str = "") -> Iterator[str]:
+    """A sentence for each truth value in a catalog as YAML reads it. No setting is one, but as a number `true` would
+    count as 1."""
+    if isinstance(entry, dict):
+        for name, value in entry.items():
+            inner = f"{place}.{name}".lstrip(".")
+            yield from _truth_value(name, f"{inner}: the name")
+            yield from truth_values(value, inner)
+    elif isinstance(entry, list):
+        for number, value in enumerate(entry):
+            yield from truth_values(value, f"{place}[{number}]")
+    else:
+        yield from _truth_value(entry, f"{place}:")
+
+
+def _truth_value(value: Any, subject: str) -> Iterator[str]:
+    if isinstance(value, bool):
+        yield (
+            f"{subject} is {str(value).lower()}, a truth value, which nothing in a catalog is. YAML reads yes, no, on "
+            "and off as truth values too: write text in quotes"
+        )

@@ -45,7 +45,7 @@ def explained(settings: Iterable[str]) -> Callable[[Any, Callable], Any]:
         except ValidationError as error:
             said = [
                 InitErrorDetails(
-                    type=PydanticCustomError(SAID, _sentence(item, settings)),  # type: ignore[arg-type]
+                    type=PydanticCustomError(SAID, _sentence(item, settings)),
                     loc=item["loc"],
                     input=item["input"],
                 )

@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-OLDEST = (8, 0)  # compute capability: the first whose matrix units take float32 as TF32
+LEAST_CAPABILITY = (8, 0)  # the first GPUs whose matrix units take float32 as TF32
 
 
 def fused_kernels(like: Tensor, k: int) -> ModuleType | None:
@@ -25,4 +25,4 @@ def fused_kernels(like: Tensor, k: int) -> ModuleType | None:
 @functools.cache
 def _can_run(device: torch.device) -> bool:
     has_triton = torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
-    return has_triton and torch.cuda.get_device_capability(device) >= OLDEST
+    return has_triton and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY

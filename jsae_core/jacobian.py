@@ -34,8 +34,8 @@ from jsae_core.sae_pair import SAEPair
 from jsae_core.tables import Tables, build_tables
 
 GATHER_BYTES = 2**22  # of each of the two buffers that gathered rows are kept in: both stay in a CPU's cache
-# how many times a latent must be active on average for the rows of all to be built, on a CPU and on an accelerator
-OFTEN, OFTEN_ENOUGH = 16, 4
+# how often the latents of a batch must be active, on average over all d_sae, for the rows of all to be built at once
+MEAN_USES_ON_CPU, MEAN_USES_ON_ACCELERATOR = 16, 4
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ def _in_use(latents: Tensor, d_sae: int) -> tuple[Tensor | slice, Tensor]:
     """Which rows of a table of d_sae rows hold those of these latents [n, k], and where among them each latent's is:
     the active ones alone or, where there are so many tokens that nearly all are, every row. To find the active ones an
     accelerator sorts the latents, and the processor waits for it to know how many there are."""
-    if latents.numel() >= (OFTEN if latents.device.type == "cpu" else OFTEN_ENOUGH) * d_sae:
+    mean_uses = latents.numel() / d_sae
+    if mean_uses >= (MEAN_USES_ON_CPU if latents.device.type == "cpu" else MEAN_USES_ON_ACCELERATOR):
         return slice(None), latents
     return latents.unique(return_inverse=True)
 

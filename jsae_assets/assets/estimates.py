@@ -55,9 +55,11 @@ def stored_estimates(stored: StoredTensors | StoredTable) -> dict[str, Estimate]
 
     if isinstance(stored, StoredTensors):
         names = [name.removeprefix(ESTIMATE) for name in stored if name.startswith(ESTIMATE)]
-        return {
-            name: Estimate(*stored[f"{ESTIMATE}{name}"].tolist(), stored.get(f"{INFLUENCE}{name}")) for name in names
-        }
+        found = {}
+        for name in names:
+            value, standard_error = stored[f"{ESTIMATE}{name}"].tolist()
+            found[name] = Estimate(value, standard_error, stored.get(f"{INFLUENCE}{name}"))
+        return found
     row = stored.frame.iloc[0]
     names = [name.removesuffix(INFLUENCE_COLUMN) for name in row.index if name.endswith(INFLUENCE_COLUMN)]
     return {

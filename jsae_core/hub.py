@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LONGEST_WAIT = 20.0  # seconds for an answer; some of the client's own calls would wait for ever
 QUERIES = re.compile(r"\?[^\s\"'?]*=[^\s\"']*")
-LONGEST_QUOTE = 300
+LONGEST_QUOTE = 300  # characters of a client's own words in an error
 
 
 class HubError(RuntimeError):

@@ -68,12 +68,11 @@ RAW = ("config_json", "summary_json")
 RUN_COLUMNS = (*ABOUT, *CONFIG_NAMES, *METRIC_NAMES)
 """The columns that every table opens with. The summary's own come after them, then `config_json`, `summary_json`."""
 
-PAGE = 100
-READS = 3
-"""How often runs are read whose pages do not hold as many as wandb counts, before that is an error."""
+RUNS_A_PAGE = 100
+MOST_READS = 3  # of runs whose pages do not hold as many as wandb counts; then that is an error
+# what lies so shortly before the newest heartbeat is fetched again: a run may live on behind a page already read
 OVERLAP = timedelta(minutes=10)
-"""What lies so shortly before the newest heartbeat is fetched again: a run may live on behind a page already read."""
-NAMED = 10  # malformed runs named in an error
+MOST_NAMED = 10  # malformed runs named in an error
 
 
 @dataclass(frozen=True)
@@ -312,13 +311,13 @@ def _with_changed(api: wandb.Api, path: str, known: Runs) -> Runs:
 def _fetch(api: wandb.Api, path: str, filters: dict[str, Any]) -> Runs:
     """All of these runs, as many as wandb counts: a page may repeat a run and leave out another, and what is left out
     must not pass for deleted."""
-    for _ in range(READS):
+    for _ in range(MOST_READS):
         found, counted = _read_once(api, path, filters)
         if len(found) == counted:
             return found
     raise WandbError(
-        f"wandb counts {counted} runs of {path} but its pages hold {len(found)} different ones, in {READS} attempts, "
-        "so nothing is taken over. Sync again later"
+        f"wandb counts {counted} runs of {path} but its pages hold {len(found)} different ones, in {MOST_READS} "
+        "attempts, so nothing is taken over. Sync again later"
     )
 
 
@@ -329,7 +328,7 @@ def _read_once(api: wandb.Api, path: str, filters: dict[str, Any]) -> tuple[Runs
     malformed: list[str] = []
     address = _address(api, path)
     # an order that does not change while the pages are read
-    for project in _pages(api, path, filters=filters, order="+created_at", per_page=PAGE, lazy=False):
+    for project in _pages(api, path, filters=filters, order="+created_at", per_page=RUNS_A_PAGE, lazy=False):
         counted = project["runCount"]
         for edge in project["runs"]["edges"]:
             try:
@@ -339,11 +338,11 @@ def _read_once(api: wandb.Api, path: str, filters: dict[str, Any]) -> tuple[Runs
             else:
                 found[run.run_id] = run
     if malformed:
-        more = f" and {len(malformed) - NAMED} more" if len(malformed) > NAMED else ""
+        more = f" and {len(malformed) - MOST_NAMED} more" if len(malformed) > MOST_NAMED else ""
         raise WandbError(
             f"wandb gave {len(malformed)} malformed runs of {path} beside {len(found)} good ones, so nothing is taken "
-            f"over: {', '.join(malformed[:NAMED])}{more}. Sync again; if they are the same, repair or delete them at "
-            f"{address}"
+            f"over: {', '.join(malformed[:MOST_NAMED])}{more}. Sync again; if they are the same, repair or delete them "
+            f"at {address}"
         )
     return found, counted
 

@@ -21,16 +21,16 @@ from jsae_core.text_files import Row, matching_files, read_rows
 if TYPE_CHECKING:
     from torch import Tensor
 
-PASSAGE_CHARACTERS = 700
+PASSAGE_CHARACTERS = 700  # of the standard library's passages, at the most
 HELD_OUT_SHARE = 10  # one file in ten
 EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
-PIECE = 2**16  # characters of a document that are looked at together
+PIECE_CHARACTERS = 2**16  # of a document are looked at together
 # Characters that are tokenised at once, and how many of them the next ones hold again. The difference is a multiple of
 # most small numbers, so that runs of one character, which tokenizers take by twos, threes, eights, fall alike in both.
 WINDOW = 48 * 2**10
 OVERLAP = 3 * 2**10
-HUB_SECONDS = 30.0
+HUB_SECONDS = 30.0  # that the hub has to say which commit a revision is
 
 Split = Literal["train", "held_out"]
 LongDocuments = Literal["cut", "truncate"]
@@ -117,7 +117,9 @@ class Documents(Iterator[str]):
             if value is None:
                 self.missing += 1
             elif isinstance(value, str):
-                yield _clean(place, (value[at : at + PIECE] for at in range(0, len(value), PIECE)))
+                yield _clean(
+                    place, (value[at : at + PIECE_CHARACTERS] for at in range(0, len(value), PIECE_CHARACTERS))
+                )
             elif isinstance(value, Iterator):
                 yield _clean(place, value)
             else:

@@ -42,7 +42,7 @@ def matching_files(patterns: str | Sequence[str]) -> list[Path]:
         found = [Path(name) for name in sorted(names) if Path(name).is_file()]
         if not found:
             folder = f"it is a folder: name the files in it, as in {Path(pattern) / '*.jsonl'}"
-            hint = folder if Path(pattern).is_dir() else f"expected files there: {KNOWN}"
+            hint = folder if Path(pattern).is_dir() else f"expected files there: {KNOWN_ENDINGS}"
             raise ValueError(f"text files: nothing matches {pattern!r}; {hint}")
         paths += found
     for path in paths:
@@ -96,7 +96,7 @@ def _unreadable(path: Path, error: OSError) -> ValueError:
 def _reader(path: Path) -> Callable[[Path, str], Iterator[Row]]:
     suffix = path.with_suffix("").suffix if path.suffix.lower() in COMPRESSIONS else path.suffix
     if suffix.lower() not in READERS:
-        raise ValueError(f"{path}: is no kind of text file that is read here; expected {KNOWN}")
+        raise ValueError(f"{path}: is no kind of text file that is read here; expected {KNOWN_ENDINGS}")
     return READERS[suffix.lower()]
 
 
@@ -325,4 +325,4 @@ READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".tsv": _tab_separated,
     ".parquet": _parquet,
 }
-KNOWN = f"{', '.join(READERS)}, each also with {' or '.join(COMPRESSIONS)} behind it"
+KNOWN_ENDINGS = f"{', '.join(READERS)}, each also with {' or '.join(COMPRESSIONS)} behind it"

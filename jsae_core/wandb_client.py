@@ -41,7 +41,7 @@ WAITS_AFTER_A_CUT = (0.5, 2.0)  # seconds, before the second and the third try
 
 SECRETS = re.compile(r"\b[0-9a-fA-F]{40,}|\bwandb_v\d+_\w+")
 QUERIES = re.compile(r"\?[^\s\"'?]*=[^\s\"']*")
-LONGEST_QUOTE = 300
+LONGEST_QUOTE = 300  # characters of a client's own words in an error
 NO_ANSWER = re.compile(r"Client\.Timeout|did not respond in time|deadline exceeded|timed out", re.IGNORECASE)
 BROKEN = re.compile(r"unexpected EOF|IncompleteRead|ConnectionResetError|Connection broken")
 UNREACHABLE = re.compile(

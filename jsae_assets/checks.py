@@ -13,6 +13,7 @@ from jsae_assets.assets.cell import cell_at, step_priority, turn
 from jsae_assets.assets.measures import Subject
 from jsae_assets.assets.text import TOKENS
 from jsae_assets.catalog import Catalog
+from jsae_assets.devices import on_a_device_of_its_own
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.partitions import cells
 from jsae_assets.resources import POOL, Compute
@@ -48,6 +49,7 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
         "MLP's true input than of folded or un-normalised input; the MLP computes what the model's does; weights are "
         "finite; shapes agree with the model.",
     )
+    @on_a_device_of_its_own
     def faithful(
         context: dg.AssetCheckExecutionContext,
         compute: Compute,

@@ -22,12 +22,13 @@ import dagster as dg
 from tabulate import tabulate
 
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
-from jsae_assets.definitions import SettingError, build_definitions
+from jsae_assets.definitions import SettingError, build_definitions, default_resources
 from jsae_assets.entries import report
 from jsae_assets.freshness import Freshness, Place, latest_metadata
 from jsae_assets.home import home
 from jsae_assets.partitions import cell_key, cells
 from jsae_assets.plan import CELL_JOB, PlannedRun, narrowed, planned_runs
+from jsae_assets.resources import POOL
 from jsae_assets.storage import storage
 from jsae_core.terms import THRESHOLDS
 
@@ -190,6 +191,12 @@ def figure_pages(catalog: Catalog, instance: dg.DagsterInstance) -> list[str]:
     return sorted(patterns)
 
 
+def limit_pool(devices: int) -> None:
+    """As many steps compute at once as there are devices that each can have one."""
+    with dg.DagsterInstance.get() as instance:
+        instance.event_log_storage.set_concurrency_slots(POOL, max(1, devices))
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="jsae", description=__doc__.split("\n")[0].split(": ")[1])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -233,6 +240,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["TQDM_DISABLE"] = "1"  # transformers' bars would cut through the lines below
     home()
     if options.command == "ui":
+        try:
+            limit_pool(default_resources()["compute"].cuda_devices())
+        except SettingError as error:
+            print(error, file=sys.stderr)
+            return BAD_ARGUMENTS
         workspace = ["--workspace", str(PACKAGE / "workspace.yaml")]
         return subprocess.call([sys.executable, "-m", "dagster", "dev", *workspace, *options.further])
     try:

@@ -7,13 +7,15 @@ what is measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
+from jsae_assets.devices import one_of
 from jsae_assets.stored import StoredTensors
 from jsae_core.memory import MemoryBudget, keep_freed_memory
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from jsae_core import LanguageModel, MLPInputs, SAEPair
 
 T = TypeVar("T")
-POOL = "gpu"  # the assets that compute share it; dagster.yaml limits it to one at a time
+POOL = "gpu"  # the assets that compute share it; dagster.yaml limits it to one at a time, jsae ui to one a device
 
 
 def downloads_folder(instance: dg.DagsterInstance) -> Path:
@@ -53,6 +55,7 @@ class Compute(dg.ConfigurableResource):
         "again (unset: a quarter of what is free)",
     )
     _cache: dict[str, dict[Hashable, Any]] = PrivateAttr(default_factory=dict)  # by kind
+    _own: int | None = PrivateAttr(default=None)  # of several CUDA devices, the one that a step holds or held last
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """What Dagster calls in the process that computes."""
@@ -66,11 +69,12 @@ class Compute(dg.ConfigurableResource):
         """
         import torch
 
+        cuda = torch.device("cuda") if self._own is None else torch.device("cuda", self._own)
         if self.device == "auto":
             if torch.cuda.is_available():
-                return torch.device("cuda")
+                return cuda
             return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-        device = torch.device(self.device)
+        device = cuda if self.device == "cuda" else torch.device(self.device)
         if device.type == "cuda":
             count = torch.cuda.device_count() if torch.cuda.is_available() else 0
             if (device.index or 0) >= count:
@@ -81,6 +85,25 @@ class Compute(dg.ConfigurableResource):
         if device.type == "mps" and not torch.backends.mps.is_available():
             raise RuntimeError("the compute resource asks for mps, which this machine does not have; set JSAE_DEVICE")
         return device
+
+    def cuda_devices(self) -> int:
+        """How many CUDA devices of this machine its steps may compute on."""
+        if self.device not in ("auto", "cuda"):
+            return 0
+        import torch
+
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+    @contextlib.contextmanager
+    def device_of_its_own(self) -> Iterator[None]:
+        """While it is entered, the device is one of several on which no other process computes: the last one again if
+        it is free, as what is loaded is there."""
+        count = self.cuda_devices()
+        if count < 2:
+            yield
+            return
+        with one_of(count, self._own) as self._own:
+            yield
 
     def torch_dtype(self) -> torch.dtype:
         import torch

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from jsae_assets.catalog import SETTING_OF, Catalog, Model, Pair
+from jsae_assets.devices import on_a_device_of_its_own
 from jsae_assets.entries import confirm, depends_on
 from jsae_assets.memory_settings import naming_settings
 from jsae_assets.partitions import cells, of_same_model, split_cell
@@ -129,7 +130,7 @@ def cell_asset(
         owners=OWNERS,
         op_tags=step_priority(priority),
     )
-    return lambda body: asset(naming_settings(body))
+    return lambda body: asset(naming_settings(on_a_device_of_its_own(body) if pool == POOL else body))
 
 
 def step_priority(priority: int) -> dict[str, str]:

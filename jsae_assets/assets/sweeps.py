@@ -16,6 +16,7 @@ from jsae_assets.assets.cell import OWNERS, Stopwatch, context_size
 from jsae_assets.assets.text import documents
 from jsae_assets.assets.training import trained_pair
 from jsae_assets.catalog import Catalog, LocalSweep
+from jsae_assets.devices import on_a_device_of_its_own
 from jsae_assets.entries import confirm, depends_on
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.partitions import sweeps
@@ -55,6 +56,7 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
         io_manager_key="tables",
         freshness_policy=FRESH if any(sweep.wandb for sweep in catalog.sweeps.values()) else None,
     )
+    @on_a_device_of_its_own
     def sweep_runs(
         context: dg.AssetExecutionContext,
         compute: Compute,

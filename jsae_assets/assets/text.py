@@ -9,6 +9,7 @@ import dagster as dg
 
 from jsae_assets.assets.cell import OWNERS, Stopwatch, context_size
 from jsae_assets.catalog import Catalog, Text
+from jsae_assets.devices import on_a_device_of_its_own
 from jsae_assets.entries import DATA_VERSION, confirm, depends_on, made_from
 from jsae_assets.io_managers import StoringIOManager, header
 from jsae_assets.partitions import models
@@ -51,6 +52,7 @@ def tokens_asset(catalog: Catalog) -> dg.AssetsDefinition:
         pool=POOL,
         io_manager_key="tensors",
     )
+    @on_a_device_of_its_own
     def tokens(context: dg.AssetExecutionContext, compute: Compute) -> Iterator[dg.Output]:
         confirm(context, catalog)
         made = tokenised(catalog, context.partition_key, compute, context.log.warning)

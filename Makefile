@@ -1,5 +1,7 @@
 # make demo: materialise the default catalog.  make test: run the tests.  make ui: the Dagster UI.
 # make check: the form of the code, its types and which way its imports run.
+# make test-services: an installation of several machines, on this one: PostgreSQL, S3, a Ray cluster. It takes Debian's
+# postgresql, and minutes.
 # make bench: measure speed (about 50 minutes on two cores), and draw what docs/speed.md shows. It wants the machine to itself.
 # make lock: pin the packages that pyproject.toml asks for anew, with the hashes of their files (tools/lock.py).
 # All of them prepare .venv first, where it is missing or older than the pinned packages.
@@ -7,12 +9,13 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+SERVICES_READY := $(VENV)/.services-ready
 LOCKS := requirements.lock requirements-torch.lock requirements-torch-cpu.lock
 PIP_INSTALL := $(VENV)/bin/pip install --disable-pip-version-check --no-deps --no-build-isolation
 export DAGSTER_HOME := $(CURDIR)/dagster_home
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-wheel check ui bench lock
+.PHONY: setup demo test test-wheel test-services check ui bench lock
 
 setup: $(READY)
 
@@ -43,6 +46,13 @@ check: $(READY)
 # the wheel in an empty environment, outside the checkout
 test-wheel: $(READY)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m wheel tests/test_wheel.py
+
+test-services: $(SERVICES_READY)
+	$(VENV)/bin/python -m pytest -m services tests/jsae_assets/services
+
+$(SERVICES_READY): $(READY) requirements-services.lock
+	$(PIP_INSTALL) --require-hashes --requirement requirements-services.lock
+	touch $(SERVICES_READY)
 
 ui: $(READY)
 	$(VENV)/bin/jsae ui

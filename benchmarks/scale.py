@@ -1,16 +1,18 @@
 """How a large installation fares: a catalog of 20 models, 48 layers and 6 variants (5,760 pairs, 69,200 places).
 
     python -m benchmarks.scale [--models 20] [--layers 48] [--made]
+    python -m benchmarks.scale --event-log HOME
 
 It times loading the definitions, one round of the switch `keep_up_to_date`, a tick of `catalog_entries`, and what
 `jsae run --dry-run` asks, in a fresh instance on SQLite; with `--made`, again with every place recorded as made (which
-takes a while to record). Nothing is computed. Not here: what measures cost (`cases.py`).
+takes a while to record). Nothing is computed. The second form says how many bytes each run of a cell wrote to the event
+log of an instance, which must be there. Not here: what measures cost (`cases.py`).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,7 +33,6 @@ RECIPE = {"d_sae": 64, "k": 8, "jacobian_coefficient": 0.0, "steps": 40, "batch_
 
 
 def write_catalog(folder: Path, models: int, layers: int) -> Path:
-    (folder / "text.jsonl").write_text(json.dumps({"text": "a few words"}) + "\n", encoding="utf-8")
     variants: dict[str, dict[str, str]] = {}
     for number in range(COMPARISONS):
         variants[f"traditional_{number}"] = {"label": f"Traditional {number}", "colour": "#0072B2"}
@@ -43,8 +44,8 @@ def write_catalog(folder: Path, models: int, layers: int) -> Path:
     train = {"text": "text", "tokens": 3000, "config": RECIPE}
     names = [f"model-{number}" for number in range(models)]
     catalog = {
-        "models": {name: {"embedded": "stdlib-1m", "text": "text"} for name in names},
-        "text": {"text": {"files": ["text.jsonl"]}},
+        "models": {name: {"hub": f"somebody/{name}", "text": "text"} for name in names},
+        "text": {"text": {"standard_library": "train"}},
         "variants": variants,
         "pairs": [
             {"variant": variant, "model": name, "layers": list(range(layers)), "train": train}
@@ -128,12 +129,30 @@ class Installation:
                 )
 
 
+def say_event_log(home: Path) -> None:
+    """Bytes of each run of cells in the event log, and how many of them are pictures of figures."""
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS])):
+            events = [dg.serialize_value(event) for event in instance.all_logs(run.run_id)]
+            pictures = sum(
+                len(found) for event in events for found in re.findall(r"data:image/png;base64,[^)]*", event)
+            )
+            made = sum('"ASSET_MATERIALIZATION"' in event for event in events)
+            print(
+                f"{run.tags.get('dagster/partition')}: {made} assets made, {len(events)} events, "
+                f"{sum(map(len, events)):,} bytes, {pictures:,} of them pictures"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.split("\n")[0])
     parser.add_argument("--models", type=int, default=20)
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--made", action="store_true", help="measure also with every place recorded as made")
+    parser.add_argument("--event-log", type=Path, metavar="HOME", help="the folder of an instance: what its runs wrote")
     options = parser.parse_args()
+    if options.event_log:
+        return say_event_log(options.event_log)
     with tempfile.TemporaryDirectory() as folder, dg.DagsterInstance.local_temp(folder) as instance:
         path = write_catalog(Path(folder), options.models, options.layers)
         large = Installation(path, instance)

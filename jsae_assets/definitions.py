@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import dagster as dg
@@ -18,6 +19,7 @@ from jsae_assets.assets.text import tokens_asset
 from jsae_assets.catalog import Catalog, load_catalog
 from jsae_assets.checks import faithful_check
 from jsae_assets.entries import catalog_spec
+from jsae_assets.executors import ray_worker_executor
 from jsae_assets.io_managers import FigureStore, ParquetStore, SafetensorsStore
 from jsae_assets.publishing import publish_job
 from jsae_assets.resources import Compute
@@ -26,7 +28,7 @@ from jsae_assets.resources import Compute
 def build_definitions(
     catalog: Catalog,
     *,
-    executor: dg.ExecutorDefinition = dg.in_process_executor,
+    executor: dg.ExecutorDefinition | None = None,
     assets: Sequence[dg.AssetsDefinition] = (),
     asset_checks: Sequence[dg.AssetChecksDefinition] = (),
     jobs: Sequence[Any] = (),
@@ -37,7 +39,7 @@ def build_definitions(
     """Everything the catalog makes: assets, checks, jobs, schedules, sensors, resources.
 
     Args:
-        executor: by default one process a run, so that torch and the model are loaded once, not once a step.
+        executor: by default the one that the environment names.
         assets, asset_checks, jobs, sensors: each takes the place of the one with its key or name, or is added.
         resources: the same, by key ("compute", "tensors", "tables", "figures").
         loggers: as `dagster.Definitions` takes them.
@@ -79,7 +81,7 @@ def build_definitions(
             sensors,
             lambda sensor: sensor.name,
         ),
-        executor=executor,
+        executor=executor or default_executor(),
         resources=all_resources,
         loggers=loggers,
     )
@@ -93,6 +95,21 @@ def _replaced(made: Sequence, others: Sequence, named) -> list:
 
 class SettingError(ValueError):
     """An environment variable of this project has a value that it cannot have. The message names it."""
+
+
+def default_executor() -> dg.ExecutorDefinition:
+    """The executor that JSAE_EXECUTOR names: in_process, unless it does, or ray.
+
+    Raises:
+        SettingError: it names another one, or one whose packages are missing.
+    """
+    executors = {"in_process": dg.in_process_executor, "ray": ray_worker_executor}
+    named = os.environ.get("JSAE_EXECUTOR") or "in_process"
+    if named not in executors:
+        raise SettingError(f"JSAE_EXECUTOR is {named!r}: expected {' or '.join(executors)}")
+    if named == "ray" and find_spec("dagster_ray") is None:
+        raise SettingError("JSAE_EXECUTOR is 'ray': that takes more packages, pip install 'jsae[ray]'")
+    return executors[named]
 
 
 def default_resources() -> dict[str, Any]:
@@ -116,7 +133,7 @@ def default_resources() -> dict[str, Any]:
         "compute": compute,
         "tensors": SafetensorsStore(base_path=base_path),
         "tables": ParquetStore(base_path=base_path),
-        "figures": FigureStore(base_path=base_path, url=os.environ.get("JSAE_STORAGE_URL")),
+        "figures": FigureStore(base_path=base_path, url=os.environ.get("JSAE_STORAGE_URL") or None),
     }
 
 

@@ -186,7 +186,9 @@ class FigureIOManager(StoringIOManager):
             image.unlink(missing_ok=True)  # it showed an older figure
         without_suffix = stored.relative.removesuffix(self.extension)
         return {
-            "picture": dg.MetadataValue.text(reason) if picture is None else _inline(picture, f"{without_suffix}.png"),
+            "picture": dg.MetadataValue.text(reason)
+            if picture is None
+            else self._shown(picture, f"{without_suffix}.png"),
             "page": self._link(f"{without_suffix}.html"),
         }
 
@@ -199,6 +201,12 @@ class FigureIOManager(StoringIOManager):
             with staged(script) as local:
                 local.write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
         return "../" * stored.relative.count("/") + script.name
+
+    def _shown(self, picture: bytes, relative: str) -> dg.MetadataValue:
+        """The picture in the UI: from the web server, if there is one, else in the event log, which keeps it twice."""
+        if self.url is None:
+            return _inline(picture, relative)
+        return dg.MetadataValue.md(f"![{PurePosixPath(relative).stem}]({self._link(relative).value})")
 
     def _link(self, relative: str) -> dg.MetadataValue:
         if self.url is None:

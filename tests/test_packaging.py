@@ -72,7 +72,7 @@ def test_whatever_is_declared_is_locked_with_hashes_at_a_version_that_is_allowed
     requirements = [Requirement(line) for line in PROJECT["dependencies"]]
     requirements += [Requirement(line) for extra in PROJECT["optional-dependencies"].values() for line in extra]
     for torch_build in ("torch", "torch-cpu"):
-        locks = (ROOT / "requirements.lock", ROOT / f"requirements-{torch_build}.lock")
+        locks = [ROOT / f"requirements{of}.lock" for of in ("", f"-{torch_build}", "-services")]
         text = "".join(lock.read_text(encoding="utf-8") for lock in locks)
         locked = dict(re.findall(r"^([a-z0-9.-]+)==(\S+).*\\\n +--hash=sha256:[0-9a-f]{64}", text, flags=re.MULTILINE))
         for requirement in requirements:

@@ -6,6 +6,9 @@ index's (on Linux it computes with CUDA, and wants gigabytes of libraries: requi
 PyTorch's own index of CPU builds (requirements-torch-cpu.lock). Both hold setuptools too, which torch asks for and with
 which the few packages that come without a wheel are built, and triton, which the CUDA build asks for and the tests.
 
+requirements-services.lock holds what the extra `ray` asks for beyond them: 240 MB that only `make test-services` and an
+installation of several machines need.
+
 Versions that stand in the files stay; arguments go on to `uv pip compile`: `--upgrade-package torch` raises one of
 them, `--upgrade` all. uv finds all hashes but those of the CPU builds: when torch is raised, copy them from the CPU
 index's page of torch (each link ends with its hash); this script stops where they are missing.
@@ -18,7 +21,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LOCK, TORCH_LOCK, CPU_LOCK = (ROOT / f"requirements{of}.lock" for of in ("", "-torch", "-torch-cpu"))
+LOCK, TORCH_LOCK, CPU_LOCK, SERVICES_LOCK = (
+    ROOT / f"requirements{of}.lock" for of in ("", "-torch", "-torch-cpu", "-services")
+)
 WITH_TORCH = re.compile(r"(torch|triton|setuptools)==|(nvidia|cuda)-")
 HEADER = "# Written by `make lock` (tools/lock.py) from pyproject.toml; not to be edited.\n"
 
@@ -42,6 +47,10 @@ def entries(lock: str) -> list[str]:
     return re.findall(r"^[a-z0-9].*\n(?:[ ].*\n)*", lock, flags=re.MULTILINE)
 
 
+def version_of(entry: str) -> str:
+    return entry.split()[0]
+
+
 def cpu_build(torch: str) -> str:
     """The entry of torch's CPU builds, from that of the package index's."""
     version = torch.split("==")[1].split()[0]
@@ -55,16 +64,17 @@ def cpu_build(torch: str) -> str:
 
 def locked() -> list[str]:
     """The versions that stand in the files, without hashes: those are asked for anew."""
-    texts = [path.read_text(encoding="utf-8") for path in (LOCK, TORCH_LOCK) if path.exists()]
+    texts = [path.read_text(encoding="utf-8") for path in (LOCK, TORCH_LOCK, SERVICES_LOCK) if path.exists()]
     return [entry.split(" \\\n")[0] for entry in entries("".join(texts))]
 
 
-def compiled(arguments: list[str]) -> str:
+def compiled(extras: list[str], arguments: list[str]) -> str:
     """What `uv pip compile` says for every platform and every Python that pyproject.toml allows."""
     with tempfile.NamedTemporaryFile("w", suffix=".lock") as file:
         file.writelines(f"{version}\n" for version in locked())
         file.flush()
-        options = ["--extra=dev", "--universal", "--python-version=3.11", "--generate-hashes", "--no-header", "--quiet"]
+        options = ["--universal", "--python-version=3.11", "--generate-hashes", "--no-header", "--quiet"]
+        options += [f"--extra={extra}" for extra in extras]
         command = ["uv", "pip", "compile", "pyproject.toml", *options, f"--output-file={file.name}", *arguments]
         subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         return Path(file.name).read_text(encoding="utf-8")
@@ -75,13 +85,19 @@ def write(file: Path, packages: list[str]) -> None:
 
 
 def main() -> None:
-    everything = entries(compiled(sys.argv[1:]))
+    everything = entries(compiled(["dev"], sys.argv[1:]))
     (torch,) = [entry for entry in everything if entry.startswith("torch==")]
     # triton comes with torch's CUDA build; the tests run it with the CPU builds too
     others = [entry for entry in everything if entry.startswith(("setuptools==", "triton=="))]
     write(LOCK, [entry for entry in everything if not WITH_TORCH.match(entry)])
     write(TORCH_LOCK, [entry for entry in everything if WITH_TORCH.match(entry)])
     write(CPU_LOCK, [cpu_build(torch), *others])
+    held = {version_of(entry) for entry in everything}
+    services = [entry for entry in entries(compiled(["dev", "ray"], [])) if version_of(entry) not in held]
+    names = {version.split("==")[0] for version in held}
+    if twice := [version_of(entry) for entry in services if version_of(entry).split("==")[0] in names]:
+        raise SystemExit(f"the extra ray cannot be installed beside the others: it asks for {', '.join(twice)}")
+    write(SERVICES_LOCK, services)
 
 
 if __name__ == "__main__":

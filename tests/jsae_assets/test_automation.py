@@ -7,7 +7,7 @@ from jsae_assets.catalog import DEFAULT_CATALOG, load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import report
 from jsae_assets.freshness import Freshness, Place, partition_keys
-from jsae_assets.plan import CELL_JOB
+from jsae_assets.plan import CELL_JOB, planned_runs
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, write_catalog
 
 TOKENS = ("tokenise_text", "tiny")
@@ -170,6 +170,35 @@ def test_a_tick_that_takes_too_long_ends_and_the_next_ones_go_on_where_it_stoppe
     assert pretended.tick() == []
     made = pretended.instance.get_materialized_partitions(dg.AssetKey(["figures", "jsae", "quality_by_layer"]))
     assert made == set(changed["models"])
+
+
+def test_more_layers_take_no_more_questions_to_the_event_log(pretended, entries, tmp_path, monkeypatch):
+    questions = []
+    log = type(pretended.instance.event_log_storage)
+    for name in ("get_latest_storage_id_by_partition", "get_asset_check_partition_info", "fetch_materializations"):
+        asked_before = getattr(log, name)
+
+        def ask(*args, _asked=asked_before, **named):
+            questions.append(_asked.__name__)
+            return _asked(*args, **named)
+
+        monkeypatch.setattr(log, name, ask)
+
+    def count() -> int:
+        questions.clear()
+        graph = pretended.definitions.resolve_asset_graph()
+        planned_runs(Freshness(pretended.catalog, graph, pretended.definitions.resources, pretended.instance))
+        return len(questions)
+
+    pretended.settle()
+    few = count()
+    changed = entries()
+    for pair in changed["pairs"]:
+        pair["layers"] = [0, 1, 2]
+    write_catalog(tmp_path, changed)
+    pretended.read()
+    pretended.settle()
+    assert 0 < count() <= few
 
 
 def test_a_layer_added_to_the_catalog_is_made_and_nothing_else_but_what_compares_the_layers(

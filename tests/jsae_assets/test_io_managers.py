@@ -492,6 +492,12 @@ def test_a_page_is_a_link_where_a_web_server_gives_out_the_storage(tmp_path):
     assert page.value == "https://example.org/jsae/some/figures/1/a%20model.html"
 
 
+def test_a_picture_is_shown_from_that_web_server_and_not_kept_in_the_event_log(tmp_path, picture):
+    told = materialisation(store("figures", figure(), tmp_path, url="https://example.org/jsae/"))
+    assert told["picture"] == "![tiny](https://example.org/jsae/some/figures/1/tiny.png)"
+    assert (tmp_path / "some/figures/1/tiny.png").exists()
+
+
 @pytest.fixture
 def this_machines_browser(monkeypatch):
     monkeypatch.delenv("BROWSER_PATH")

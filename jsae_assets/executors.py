@@ -1,0 +1,37 @@
+"""Who executes a run's steps. Whichever it is, a run is one process, so that the model and the pair are loaded once and
+stay loaded from one asset of a cell to the next.
+
+Here: the executors. Not here: which one is used (`definitions.py`), how a run comes to another machine (by the run
+launcher of dagster-ray, which deploy/dagster.yaml names).
+"""
+
+from __future__ import annotations
+
+import os
+
+import dagster as dg
+
+OF_A_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray sets in the processes of its jobs
+
+
+def _on_ray_worker(context: dg.InitExecutorContext) -> dg.Executor:
+    """All steps in the process of the run, which is a job on a Ray cluster.
+
+    Raises:
+        RuntimeError: the run was started elsewhere, where it would take a GPU that Ray gives to another.
+    """
+    if OF_A_RAY_JOB not in os.environ:
+        raise RuntimeError(
+            "JSAE_EXECUTOR is 'ray', but this run was not started by a Ray cluster: the instance launches runs with "
+            f"{type(context.instance.run_launcher).__name__}. Give it the run_launcher of deploy/dagster.yaml, or "
+            "unset JSAE_EXECUTOR"
+        )
+    return dg.in_process_executor.executor_creation_fn(context)
+
+
+ray_worker_executor = dg.ExecutorDefinition(
+    name="ray",
+    config_schema=dg.in_process_executor.config_schema.as_field(),
+    executor_creation_fn=_on_ray_worker,
+    description="All steps of a run in one process of a Ray cluster's worker",
+)

@@ -10,8 +10,10 @@ from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, write_catalog
 
 
 def two_models(entries: dict) -> dict:
-    """A second model, whose only pairs are JSAE pairs at layers 10 and 2."""
-    entries["models"]["other.1b"] = entries["models"]["tiny"]
+    """A second model, whose only pairs are JSAE pairs at layers 10 and 2. (How many layers one from the hub has is not
+    known before it is loaded.)"""
+    entries["models"]["other.1b"] = entries["models"]["tiny"] | {"hub": "somebody/other.1b"}
+    del entries["models"]["other.1b"]["directory"]
     entries["pairs"].append(entries["pairs"][1] | {"model": "other.1b", "layers": [10, 2]})
     return entries
 

@@ -1,4 +1,4 @@
-"""How a large installation fares: a catalog of 20 models, 48 layers and 6 variants (5,760 pairs, 69,200 places).
+"""How a large installation fares: a catalog of 20 models, 48 layers and 6 variants (5,760 pairs, some 80,000 places).
 
     python -m benchmarks.scale [--models 20] [--layers 48] [--made]
     python -m benchmarks.scale --event-log HOME

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
@@ -32,13 +33,14 @@ from jsae_assets.sections import (
     VariantKey,
     exactly_one,
     hub_name,
+    project_path,
 )
 from jsae_assets.sources import KINDS, AnyPair, Pair, Recipe, TrainedPair
 from jsae_core import embedded_model
 from jsae_core.model_files import layer_count
+from jsae_core.recipe import TrainingConfig
 from jsae_core.text import standard_library_files
 from jsae_core.text_files import largest_text
-from jsae_core.wandb_client import PROJECT_PATH
 
 CATALOGS = Path(__file__).parent / "catalogs"
 DEFAULT_CATALOG = CATALOGS / "default.yaml"
@@ -47,12 +49,6 @@ CATALOG_VARIABLE = "JSAE_CATALOG"
 
 class CatalogError(ValueError):
     """The catalog cannot be read, is malformed or contradicts itself. The message names file and entry."""
-
-
-def _project_path(path: str) -> str:
-    if not PROJECT_PATH.fullmatch(path):
-        raise ValueError(f"{path!r} is no wandb project; expected entity/project")
-    return path
 
 
 def _dataset(name: str) -> str:
@@ -171,30 +167,67 @@ class Variant(Section):
     control_of: str | None = None
 
 
+# what a local sweep may vary beside its coefficient, by the recipe's names
+VARIED = ("k", "d_sae", "objective", "seed")
+
+
 class LocalSweep(Section):
-    """Pairs trained here at one layer of a model, by a recipe that is the same for all but its coefficient."""
+    """Pairs trained here at one layer of a model, by a recipe that is the same for all but what the sweep varies: its
+    coefficient and, where they are listed, k, d_sae, objective and seed.
+
+    `combine`: the runs are all combinations of what is listed ("product"), or the first of each list, the second of
+    each, and so on ("zip"; of a list with one entry, always that).
+    """
 
     model: str
     layer: int = Field(ge=0)
     coefficients: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(min_length=1)
+    k: list[int] | None = Field(default=None, min_length=1)
+    d_sae: list[int] | None = Field(default=None, min_length=1)
+    objective: list[str] | None = Field(default=None, min_length=1)
+    seed: list[Seed] | None = Field(default=None, min_length=1)
+    combine: Literal["product", "zip"] = "product"
     train: Recipe
 
     @model_validator(mode="after")
-    def _different(self):
-        if len(set(self.coefficients)) < len(self.coefficients):
-            raise ValueError(f"coefficients holds a number twice: {self.coefficients}")
+    def _runs(self):
+        configs = self.configs()  # each is checked by its making
+        doubles = [config for config in configs if configs.count(config) > 1]
+        if doubles:
+            what = ", ".join(f"{name} {getattr(doubles[0], name)}" for name in ("jacobian_coefficient", *VARIED))
+            raise ValueError(f"two runs would be the same: {what}. Each combination may be listed once")
         return self
 
-    def recipe(self, coefficient: float) -> Recipe:
+    def configs(self) -> list[TrainingConfig]:
+        """That of each run, in order."""
+        lists = {"jacobian_coefficient": self.coefficients} | self.varied
+        if self.combine == "zip":
+            longest = max(map(len, lists.values()))
+            uneven = {name: len(values) for name, values in lists.items() if len(values) not in (1, longest)}
+            if uneven:
+                raise ValueError(
+                    f"combine is zip, but the lists differ in length: {longest} and {uneven}; expected lists of one "
+                    "length, or of one entry"
+                )
+            combinations = zip(*(values * (longest // len(values)) for values in lists.values()), strict=True)
+        else:
+            combinations = itertools.product(*lists.values())
+        return [dataclasses.replace(self.train.config, **dict(zip(lists, run, strict=True))) for run in combinations]
+
+    @property
+    def varied(self) -> dict[str, list]:
+        """What is listed beside the coefficients."""
+        return {name: values for name in VARIED if (values := getattr(self, name)) is not None}
+
+    def recipe(self, config: TrainingConfig) -> Recipe:
         """The recipe of one run."""
-        config = dataclasses.replace(self.train.config, jacobian_coefficient=coefficient)
         return self.train.model_copy(update={"config": config})
 
 
 class Sweep(Section):
     """A table of training runs: those of a wandb project (entity/project), or trained here."""
 
-    wandb: Annotated[str, AfterValidator(_project_path)] | None = None
+    wandb: Annotated[str, AfterValidator(project_path)] | None = None
     local: LocalSweep | None = None
 
     @model_validator(mode="after")
@@ -309,18 +342,18 @@ class Catalog(Section):
         sweep = self.sweeps[key]
         entries = [sweep.canonical()]
         if sweep.local:
-            entries.append(self.run_digest(sweep.local, sweep.local.coefficients[0]))
+            entries.append(self.run_digest(sweep.local, sweep.local.configs()[0]))
         return _hash(entries)
 
-    def run_digest(self, sweep: LocalSweep, coefficient: float) -> str:
-        """Which catalog entries a run of a local sweep is made from; other coefficients may join the sweep."""
+    def run_digest(self, sweep: LocalSweep, config: TrainingConfig) -> str:
+        """Which catalog entries a run of a local sweep is made from; other runs may join the sweep."""
         others = {setting for setting, concerned in SETTING_OF.items() if concerned not in ("tokens", "pair_quality")}
         return _hash(
             [
                 self.models[sweep.model].canonical(others | {"randomise_seed"}),
                 self.model_text(sweep.model).canonical(),
                 str(sweep.layer),
-                sweep.recipe(coefficient).canonical(),
+                sweep.recipe(config).canonical(),
                 self.text[sweep.train.text].canonical(),
             ]
         )

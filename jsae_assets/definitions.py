@@ -114,13 +114,14 @@ def default_executor() -> dg.ExecutorDefinition:
 
 def default_resources() -> dict[str, Any]:
     """The resources, with what the environment says: JSAE_DEVICE, JSAE_DTYPE, JSAE_BATCH_TOKENS,
-    JSAE_MEMORY_GIB, JSAE_STORAGE, JSAE_STORAGE_URL.
+    JSAE_MEMORY_GIB, JSAE_CHECKPOINT_SECONDS, JSAE_WANDB_PROJECT, JSAE_STORAGE, JSAE_STORAGE_URL.
 
     Raises:
-        SettingError: one of the first four has a value that it cannot have.
+        SettingError: one of the first six has a value that it cannot have.
     """
     named: dict[str, Any] = {
-        field: os.environ.get(f"JSAE_{field.upper()}") for field in ("device", "dtype", "batch_tokens", "memory_gib")
+        field: os.environ.get(f"JSAE_{field.upper()}")
+        for field in ("device", "dtype", "batch_tokens", "memory_gib", "checkpoint_seconds", "wandb_project")
     }
     try:
         compute = Compute(**{field: value for field, value in named.items() if value})

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import dagster as dg
-from pydantic import Field, PrivateAttr
+from pydantic import AfterValidator, Field, PrivateAttr
 
 from jsae_assets.devices import one_of
+from jsae_assets.sections import project_path
 from jsae_assets.stored import StoredTensors
 from jsae_core.memory import MemoryBudget, keep_freed_memory
 
@@ -53,6 +54,14 @@ class Compute(dg.ConfigurableResource):
         description="for the Jacobians of a histogram, of which those that do not fit go to a temporary file (unset: "
         "0.5 on a CPU, up to 8 on CUDA), and as much for the MLP's inputs, of which those that do not fit are computed "
         "again (unset: a quarter of what is free)",
+    )
+    checkpoint_seconds: float = Field(
+        default=60, ge=0, description="at most so much work of a long step is lost when it is killed"
+    )
+    wandb_project: Annotated[str, AfterValidator(project_path)] | None = Field(
+        default=None,
+        description="entity/project, in which the losses of what is trained are logged; WANDB_MODE=offline keeps them "
+        "here for `wandb sync`",
     )
     _cache: dict[str, dict[Hashable, Any]] = PrivateAttr(default_factory=dict)  # by kind
     _own: int | None = PrivateAttr(default=None)  # of several CUDA devices, the one that a step holds or held last

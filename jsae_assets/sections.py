@@ -27,13 +27,15 @@ from jsae_assets.problems import explained
 from jsae_core.model_files import find_model, layer_count
 from jsae_core.recipe import LARGEST_SEED
 from jsae_core.text_files import matching_files
+from jsae_core.wandb_client import PROJECT_PATH
 
 LONGEST_KEY = 100  # a key becomes a file's name, with an ending, and file systems take 255 bytes
 LONGEST_TEXT = 1000
 PLACEHOLDER = "{layer}"  # in a setting that is another one for each layer
 FOLDER = "folder"  # in the context of validation: the catalog's own folder, which relative places start at
 RECORDED = "recorded"  # the context of writing out what may be recorded
-OTHER_ASSETS = ("catalog", "figures", "site", "sweep_runs", "tokens")
+CHECKPOINTS = "checkpoints"  # the folder of the storage that holds them
+RESERVED = ("catalog", CHECKPOINTS, "figures", "site", "sweep_runs", "tokens")
 
 
 class Section(BaseModel):
@@ -78,10 +80,10 @@ def _partition_key(key: str) -> str:
 
 
 def _asset_prefix(key: str) -> str:
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or key in OTHER_ASSETS:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or key in RESERVED:
         raise ValueError(
             f"{key!r} cannot name a variant: expected small letters, digits and '_' (it prefixes assets), and none of "
-            f"{', '.join(OTHER_ASSETS)}, which are other assets"
+            f"{', '.join(RESERVED)}, which are other folders of the storage"
         )
     return _short(key)
 
@@ -129,6 +131,13 @@ def at_layer(text: str, layer: int) -> str:
     if unknown := re.search(r"\{[^{}]*\}", filled):
         raise ValueError(f"{text!r} holds {unknown[0]}, which stands for nothing; the one placeholder is {PLACEHOLDER}")
     return filled
+
+
+def project_path(path: str) -> str:
+    """A project in wandb. Raises ValueError where it cannot be one."""
+    if not PROJECT_PATH.fullmatch(path):
+        raise ValueError(f"{path!r} is no wandb project; expected entity/project")
+    return path
 
 
 Key = Annotated[str, AfterValidator(_partition_key)]

@@ -73,6 +73,17 @@ class Recipe(Section):
     tokens: int = Field(ge=1)
     config: Annotated[TrainingConfig, WrapValidator(explained([field.name for field in fields(TrainingConfig)]))]
 
+    @model_validator(mode="after")
+    def _enough(self):
+        asked, config = self.config.steps * self.config.batch_tokens, self.config
+        if self.tokens > config.buffer_tokens and asked > self.tokens:
+            raise ValueError(
+                f"tokens is {self.tokens:,}, but {config.steps:,} steps of {config.batch_tokens:,} take {asked:,}: "
+                f"more tokens than buffer_tokens ({config.buffer_tokens:,}) are gone through once. Give more tokens or "
+                "fewer steps"
+            )
+        return self
+
 
 class Pair(Section):
     """The pairs of one variant at some layers of one model. Each kind of source is a class below this one, told by

@@ -7,7 +7,7 @@ stream (`measures/`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,14 +27,14 @@ class MLPInputs:
     the next reader, so they are not to be written to.
 
     Attributes:
-        documents: 1-d token tensors, BOS first.
+        documents: 1-d token tensors, BOS first; gone through anew by every read.
         batch_tokens: the most tokens, padding counted, that the model is given at once (a longer document goes alone).
         budget: the memory in which batches are kept once the model has computed them; what finds no room there is
             computed again by every read. None: nothing is kept.
     """
 
     language_model: LanguageModel
-    documents: Sequence[Tensor]
+    documents: Iterable[Tensor]
     layer: int
     batch_tokens: int = 8192
     budget: MemoryBudget | None = None
@@ -119,7 +119,7 @@ class Batch:
     measured: Tensor  # [documents, position] bool: neither BOS nor padding
 
 
-def packed(documents: Sequence[Tensor], batch_tokens: int) -> Iterator[Batch]:
+def packed(documents: Iterable[Tensor], batch_tokens: int) -> Iterator[Batch]:
     """Consecutive documents, as many at once as fit `batch_tokens` when padded to the longest of them."""
     batch: list[Tensor] = []
     longest = 0

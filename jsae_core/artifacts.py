@@ -25,12 +25,10 @@ from urllib.parse import urlsplit
 
 from jsae_core.wandb_client import (
     ARTIFACT_PATH,
-    PROJECT_PATH,
     WandbError,
     connect,
     explained,
-    forget_service,
-    keep_files_in,
+    logged_run,
     unbroken,
 )
 
@@ -188,10 +186,6 @@ def publish_pair(
     """
     from jsae_core.pair_format import LANGUAGE_MODEL_FILE
 
-    match = PROJECT_PATH.fullmatch(project_path)
-    if not match:
-        raise ValueError(f"{project_path!r} is no wandb project; expected entity/project")
-    entity, project = match["entity"], match["project"]
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
         raise ValueError(f"{name!r} is no artifact name; expected 1 to 128 letters, digits and characters of '_.-'")
     if language_model_weights is not None:
@@ -199,61 +193,28 @@ def publish_pair(
             raise ValueError(f"{language_model_weights}: the pair's config says its language model was not randomised")
         if not language_model_weights.is_file():
             raise FileNotFoundError(f"{language_model_weights} is missing; expected the language model's weights")
-    if offline:
-        keep_files_in(folder)
-    else:
-        connect(entity, folder)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder) as directory:
-            pair.save(directory)
-            files = {path.name: path for path in Path(directory).iterdir()}
-            if language_model_weights is not None:
-                files[LANGUAGE_MODEL_FILE] = language_model_weights
-            with explained(f"room for the artifact {name} in {project_path}"):
-                return _logged(files, entity, project, name, pair.config, folder, offline)
-    finally:
-        forget_service()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    begun = logged_run(project_path, name, "publish", pair.config.to_artifact(), folder, offline)
+    with tempfile.TemporaryDirectory(dir=folder) as directory, begun as run:
+        pair.save(directory)
+        files = {path.name: path for path in Path(directory).iterdir()}
+        if language_model_weights is not None:
+            files[LANGUAGE_MODEL_FILE] = language_model_weights
+        with explained(f"room for the artifact {name} in {project_path}"):
+            return _logged(run, files, project_path, name, offline)
 
 
-def _logged(
-    files: dict[str, Path],
-    entity: str,
-    project: str,
-    name: str,
-    config: PairConfig,
-    folder: str | Path,
-    offline: bool,
-) -> PublishedPair:
+def _logged(run: wandb.Run, files: dict[str, Path], project_path: str, name: str, offline: bool) -> PublishedPair:
     import wandb
 
-    # a run would also say on which machine it was made, by what program and with which packages
-    settings = wandb.Settings(
-        silent=True,
-        console="off",
-        x_disable_stats=True,
-        x_disable_meta=True,
-        x_disable_machine_info=True,
-        host="unnamed",
-    )
-    with wandb.init(
-        entity=entity,
-        project=project,
-        name=name,
-        job_type="publish",
-        config=config.to_artifact(),
-        dir=str(folder),
-        mode="offline" if offline else "online",
-        reinit="create_new",  # a run that goes on in this process stays the current one
-        settings=settings,
-    ) as run:
-        artifact = wandb.Artifact(name, type="model")
-        for file_name, path in files.items():
-            artifact.add_file(str(path), name=file_name)
-        run.log_artifact(artifact)
-        if offline:
-            return PublishedPair(run.id, f"{entity}/{project}/{name}", Path(run.dir).parent, None)
-        artifact.wait()
-        return PublishedPair(run.id, f"{entity}/{project}/{name}:{artifact.version}", None, run.url)
+    artifact = wandb.Artifact(name, type="model")
+    for file_name, path in files.items():
+        artifact.add_file(str(path), name=file_name)
+    run.log_artifact(artifact)
+    if offline:
+        return PublishedPair(run.id, f"{project_path}/{name}", Path(run.dir).parent, None)
+    artifact.wait()
+    return PublishedPair(run.id, f"{project_path}/{name}:{artifact.version}", None, run.url)
 
 
 def _asked(path: str, folder: str | Path) -> wandb.Artifact:

@@ -6,10 +6,56 @@ Apart from `training.py`, so that a catalog can be read and checked without impo
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 OBJECTIVE_NAMES = ("l1", "l1nb", "l1nt", "cl1", "cl1nb", "cl1nt", "tanh", "scad", "exp", "log2", "loge", "lp")
 LARGEST_SEED = 2**63 - 1  # what torch's and numpy's generators both take
+
+
+@dataclass(frozen=True)
+class AuxK:
+    """An auxiliary loss that revives dead latents (AuxK; Gao et al., 2024, "Scaling and evaluating sparse
+    autoencoders", appendix A.2; the defaults are theirs).
+
+    Attributes:
+        coefficient: what it is weighed with, above 0.
+        k: how many dead latents reconstruct together what the active ones left over.
+        dead_after_tokens: a latent is dead once so many tokens have passed in none of which it was active.
+    """
+
+    coefficient: float = 1 / 32
+    k: int = 512
+    dead_after_tokens: int = 10_000_000
+
+    def __post_init__(self):
+        if not (0 < self.coefficient < math.inf and self.k >= 1 and self.dead_after_tokens >= 1):
+            raise ValueError(
+                f"auxk has coefficient {self.coefficient}, k {self.k} and dead_after_tokens {self.dead_after_tokens}, "
+                "expected a finite number above 0 and two of at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class AntiBypass:
+    """A penalty on output latents that the input latents do not account for: weight * max(0, threshold - A), A being
+    the accounted share (`jsae_core.measures.latent_accounting`) of the batch. A small Jacobian alone can be had by
+    going past the input latents, through biases and the input SAE's error.
+
+    Attributes:
+        weight: above 0.
+        threshold: the share from which on nothing is penalised, above 0 and at most 1.
+    """
+
+    weight: float
+    threshold: float = 0.9
+
+    def __post_init__(self):
+        if not (0 < self.weight < math.inf and 0 < self.threshold <= 1):
+            raise ValueError(
+                f"anti_bypass has weight {self.weight} and threshold {self.threshold}, expected a finite number above "
+                "0 and a share, above 0 and at most 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -21,6 +67,11 @@ class TrainingConfig:
         batch_tokens: tokens a step.
         learning_rate_warm_up, learning_rate_decay, jacobian_warm_up: shares of all steps, between 0 and 1.
         gradient_clip: the largest norm of a gradient; above 0, infinity clips none.
+        mlp_out_mse_coefficient: what the error of the output SAE is weighed with; that of the input SAE has weight 1.
+        auxk, anti_bypass: further terms of the loss, left out unless given; settings or a mapping of them.
+        gradient_accumulation: in how many parts, one after the other, a step goes through its batch, to take less
+            memory; it divides batch_tokens. The gradient is the mean of the parts': that of the whole batch, but for
+            objectives (and the accounted share) that are not means over tokens.
         objective: what lambda weighs, a function of the Jacobian by its name in `objectives.py`; "l1" is mean |J|.
         buffer_tokens: activations held for shuffling; a stream that fits is read once and gone through in epochs.
     """
@@ -38,9 +89,16 @@ class TrainingConfig:
     seed: int = 0
     buffer_tokens: int = 2**19
     objective: str = "l1"
+    mlp_out_mse_coefficient: float = 1.0
+    auxk: AuxK | None = None
+    anti_bypass: AntiBypass | None = None
+    gradient_accumulation: int = 1
 
     def __post_init__(self):
-        for name in ("d_sae", "k", "steps", "batch_tokens", "buffer_tokens"):
+        for name, kind in (("auxk", AuxK), ("anti_bypass", AntiBypass)):
+            if isinstance(given := getattr(self, name), Mapping):
+                object.__setattr__(self, name, kind(**given))
+        for name in ("d_sae", "k", "steps", "batch_tokens", "buffer_tokens", "gradient_accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.k > self.d_sae:
@@ -58,6 +116,15 @@ class TrainingConfig:
                 )
         if self.objective not in OBJECTIVE_NAMES:
             raise ValueError(f"objective is {self.objective!r}, expected one of {', '.join(OBJECTIVE_NAMES)}")
+        if not 0 <= self.mlp_out_mse_coefficient < math.inf:
+            raise ValueError(
+                f"mlp_out_mse_coefficient is {self.mlp_out_mse_coefficient}, expected a finite number, at least 0"
+            )
+        if self.batch_tokens % self.gradient_accumulation:
+            raise ValueError(
+                f"gradient_accumulation is {self.gradient_accumulation}, which does not divide batch_tokens, "
+                f"{self.batch_tokens}, into equal parts"
+            )
         if not self.gradient_clip > 0:
             raise ValueError(f"gradient_clip is {self.gradient_clip}, expected a norm above 0")
         if not 0 <= self.seed <= LARGEST_SEED:

@@ -40,6 +40,8 @@ CONFIG_NAMES = {
     "k": ("activation_fn_kwargs.k", "k"),
     "d_sae": ("d_sae",),
     "jacobian_coefficient": ("jacobian_coefficient",),
+    "objective": ("sparsity_metric", "objective"),
+    "seed": ("seed",),
     "randomize_llm_weights": ("randomize_llm_weights",),
 }
 HAS_JACOBIAN_TERM = ("use_jacobian_loss", "is_pair")  # older and newer name
@@ -62,6 +64,9 @@ METRIC_NAMES = {
     **{f"above_{threshold}": (f"above_{threshold}",) for threshold in COUNTED_AT},
     "kurtosis": ("kurtosis", "jacobian_sparsity/jac_kurtosis"),
     "l1_over_l2": ("l1_over_l2",),
+    "accounted_share": ("accounted_share",),
+    "seed_similarity_input": ("seed_similarity_input",),
+    "seed_similarity_output": ("seed_similarity_output",),
 }
 ABOUT = ("run_id", "name", "state", "created_at", "updated_at", "url", "tags", "deleted")
 RAW = ("config_json", "summary_json")
@@ -157,7 +162,7 @@ def local_run(
 
     Args:
         config: the recipe: d_sae, k, jacobian_coefficient, ...
-        quality: what `pair_quality` gives.
+        quality: what `pair_quality` gives, and whatever else was measured.
 
     Raises:
         ValueError: like `run_row`.
@@ -170,9 +175,11 @@ def runs_table(runs: Iterable[TrainingRun]) -> pd.DataFrame:
     """A row a run, by the time of creation and then by id.
 
     Returns:
-        `RUN_COLUMNS`: times are UTC timestamps; layer, k and d_sae are integers that may be missing; the metrics are
-        numbers, NaN where unknown: `above_{t}` shares of the k*k elements, `ce_score` the mean of both sides' scores,
-        `l1_over_l2` mean |J| over the root of mean J^2.
+        `RUN_COLUMNS`: times are UTC timestamps; layer, k, d_sae and seed are integers that may be missing; `objective`
+        is what lambda weighs, by its name, "l1" where it is not said; the metrics are numbers, NaN where unknown:
+        `above_{t}` shares of the k*k elements, `ce_score` the mean of both sides' scores, `l1_over_l2` mean |J| over
+        the root of mean J^2, `accounted_share` as in `latent_accounting`, `seed_similarity_{side}` how alike the
+        latents are to those of the same recipe's other seeds (`similarity.py`).
         Then every metric of the summaries under its own name, unless it is one of the above: numbers, truth values or
         text (JSON, where values are lists or of several kinds); "." joins the names of nested ones.
         Then `config_json` and `summary_json`, in which nothing is left out.
@@ -190,8 +197,8 @@ def runs_table(runs: Iterable[TrainingRun]) -> pd.DataFrame:
     own_names = sorted({name for summary in summaries for name in summary} - {*RUN_COLUMNS, *RAW})
     texts, moments, whole_numbers = ("run_id", "name", "state", "url", *RAW), ("created_at", "updated_at"), "Int64"
     kinds = dict.fromkeys(texts, "str") | dict.fromkeys(moments, "datetime64[us, UTC]")
-    kinds |= {"tags": "object", "deleted": "bool", "model": "str", "randomize_llm_weights": "bool"}
-    kinds |= dict.fromkeys(("layer", "k", "d_sae"), whole_numbers)
+    kinds |= {"tags": "object", "deleted": "bool", "model": "str", "objective": "str", "randomize_llm_weights": "bool"}
+    kinds |= dict.fromkeys(("layer", "k", "d_sae", "seed"), whole_numbers)
     about = {name: [getattr(run, name) for run in ordered] for name in (*ABOUT, *RAW)}
     about["tags"] = [list(tags) for tags in about["tags"]]
     about |= {name: [config[name] for config in configs] for name in CONFIG_NAMES}
@@ -529,7 +536,8 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "model": None if first["model"] is None else _text(first["model"]),
-        **{column: _whole(first[column]) for column in ("layer", "k", "d_sae")},
+        **{column: _whole(first[column]) for column in ("layer", "k", "d_sae", "seed")},
+        "objective": "l1" if first["objective"] is None else _text(first["objective"]),
         # where the loss has no such term, the coefficient beside it is only the default
         "jacobian_coefficient": (
             0.0

@@ -224,7 +224,18 @@ def tokenise(
     max_tokens: int | None = None,
     long_documents: LongDocuments = "cut",
 ) -> list[Tensor]:
-    """Token ids of the documents, in order, each opened by BOS and no longer than the context.
+    """All that `tokens_of` yields. The arguments and errors are the same."""
+    return list(tokens_of(documents, tokenizer, context_size, max_tokens, long_documents))
+
+
+def tokens_of(
+    documents: Iterable[str],
+    tokenizer,
+    context_size: int,
+    max_tokens: int | None = None,
+    long_documents: LongDocuments = "cut",
+) -> Iterator[Tensor]:
+    """Token ids of the documents, in order, each opened by BOS and no longer than the context, made as they are read.
 
     Special tokens that are written in a document are text. Where the tokenizer has one token alone for that text, its
     unknown token stands there, or nothing where it has none.
@@ -236,7 +247,7 @@ def tokenise(
         long_documents: what becomes of a document that is longer than the context: "cut" makes several of it, which
             follow each other, "truncate" keeps its beginning.
 
-    Returns:
+    Yields:
         1-d int64 tensors. Documents with fewer than two tokens (BOS and one more) are left out: nothing is measured
         at BOS, so they hold nothing.
 
@@ -255,8 +266,7 @@ def tokenise(
         raise ValueError(f"long_documents is {long_documents!r}, expected 'cut' or 'truncate'")
     if not isinstance(documents, Documents):
         documents = Documents((f"document {number}", document) for number, document in enumerate(documents, start=1))
-    kept: list[Tensor] = []
-    seen = too_short = 0
+    seen = too_short = kept = 0
     remaining = sys.maxsize if max_tokens is None else max_tokens
     for pieces in documents.in_pieces():
         seen += 1
@@ -264,7 +274,8 @@ def tokenise(
         part = list(itertools.islice(ids, min(context_size - 1, remaining)))
         too_short += not part
         while part:
-            kept.append(torch.tensor([bos, *part], dtype=torch.int64))
+            kept += 1
+            yield torch.tensor([bos, *part], dtype=torch.int64)
             remaining -= len(part)
             if long_documents == "truncate":
                 break
@@ -277,7 +288,6 @@ def tokenise(
             f"no text to measure: of {seen} documents, {too_short} are shorter than two tokens with BOS counted"
             f"{missing}"
         )
-    return kept
 
 
 def _opening_token(tokenizer) -> int:

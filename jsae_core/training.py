@@ -1,40 +1,49 @@
 """Train a pair: two SAEs at once, with the Jacobian penalty or (coefficient 0) without.
 
-Here: the loss, the schedules, the step, the shuffled buffer of activations. Not here: where activations come from
-(`activations.py`), how a finished pair is measured (`measures/`).
+Here: the step, the state that training goes on from. Not here: the terms of the loss (`losses.py`), the schedules
+(`recipe.py`), where activations come from (`activations.py`) and in which order (`shuffling.py`), how a finished pair
+is measured (`measures/`).
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from types import ModuleType
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from jsae_core.fused import fused_kernels
-from jsae_core.jacobian import jacobian_penalty
+from jsae_core.checkpoints import Checkpoint, State
+from jsae_core.losses import Losses, losses_of
 from jsae_core.mlp import MLP
 from jsae_core.objectives import OBJECTIVES
 from jsae_core.pair_format import PairConfig, tensor_name
 from jsae_core.recipe import TrainingConfig
-from jsae_core.sae import SAE_WEIGHTS, decode, top_k
+from jsae_core.sae import SAE_WEIGHTS
 from jsae_core.sae_pair import SAEPair
+from jsae_core.shuffling import ShuffledBatches
+from jsae_core.tensor_files import content_digest
+
+STATE_VERSION = "train_pair 1"  # of what a checkpoint holds, and of what a step does: raise it with either
+SECONDS_BETWEEN_REPORTS = 5.0
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where training stands: losses of the step just done."""
+    """Where training stands: losses of the step just done (and the accounted share, where the recipe asks for one), and
+    how many steps a checkpoint had spared."""
 
     step: int
     steps: int
     input_loss: float
     output_loss: float
     jacobian_loss: float
+    spared: int = 0
+    accounted_share: float | None = None
 
 
 def train_pair(
@@ -46,19 +55,24 @@ def train_pair(
     context_size: int | None = None,
     randomize_llm_weights: bool = False,
     report: Callable[[TrainingProgress], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> SAEPair:
     """Train a pair on the inputs of a frozen MLP.
 
     The loss is mean((x - x_hat)^2) + mean((y - y_hat)^2) + lambda_t * objective(J), the first two means over tokens and
     features; the objective is mean |J| unless the recipe names another (Farnik et al., 2025, section 3;
-    `objectives.py`). A step: unit-norm decoder rows, forward, backward, clipped gradient, Adam.
+    `objectives.py`). What a recipe may weigh otherwise or add, `TrainingConfig` says. A step: unit-norm decoder rows,
+    forward, backward, clipped gradient, Adam.
 
     Args:
         mlp_inputs: [n_tokens, d_model], or a stream of such; shuffled here. On the MLP's device and in its dtype.
         config: a TrainingConfig, or its fields in a mapping.
         model_name, layer, context_size, randomize_llm_weights: where the inputs came from; written into the pair's
             configuration.
-        report: called about twenty times on the way.
+        report: called about twenty times on the way, and at least every few seconds.
+        checkpoint: where the state of training is kept on the way. If it holds one of the same inputs, MLP and config,
+            training goes on from there, and ends as it would have without the interruption (on a CPU: bit for bit).
+            Remove it once the pair is stored.
 
     Returns:
         The pair, on the MLP's device. The same inputs and config give the same pair on a CPU.
@@ -75,10 +89,15 @@ def train_pair(
     }
     parameters = [weights[side][part] for side in weights for part in SAE_WEIGHTS]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
-    batches = shuffled_batches(mlp_inputs, config.batch_tokens, config.buffer_tokens, generator)
+    batches = ShuffledBatches(mlp_inputs, config.batch_tokens, config.buffer_tokens, generator)
     objective = OBJECTIVES[config.objective] if config.jacobian_coefficient else None
-    every = max(1, config.steps // 20)
-    for step in range(config.steps):
+    # of each latent, the tokens since it was last active
+    unused = {side: torch.zeros(config.d_sae, dtype=torch.int64, device=mlp.W_in.device) for side in weights}
+    every, reported, start = max(1, config.steps // 20), time.monotonic(), 0
+    if checkpoint is not None:
+        checkpoint = checkpoint.of(STATE_VERSION, *_digests(config, mlp), batches.first_digest())
+        start = _resumed(checkpoint, optimizer, parameters, unused, batches)
+    for step in range(start, config.steps):
         x = next(batches, None)
         if x is None:
             raise ValueError(
@@ -88,18 +107,31 @@ def train_pair(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate_at(step)
         _normalise_decoders(weights)
-        losses = _losses(weights, mlp, x, config.k, objective)
-        loss = losses["input"] + losses["output"] + config.jacobian_coefficient_at(step) * losses["jacobian"]
         optimizer.zero_grad()
-        loss.backward()
+        dead = None
+        if config.auxk:
+            dead = {side: tokens >= config.auxk.dead_after_tokens for side, tokens in unused.items()}
+        told: list[Tensor] = []
+        for part in x.split(config.batch_tokens // config.gradient_accumulation):
+            losses = losses_of(weights, mlp, part, config, objective, dead)
+            loss = _total(losses, config, step) / config.gradient_accumulation
+            loss.backward()
+            told.append(_told(loss, losses, config))
+            if config.auxk:
+                _count_unused(unused, losses)
         torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
         optimizer.step()
-        if (step + 1) % every == 0 or step + 1 == config.steps:
-            total, *parts = torch.stack([loss, *losses.values()]).tolist()
+        if checkpoint is not None and checkpoint.due():
+            state = _state(step + 1, optimizer, parameters, unused, batches)
+            checkpoint.save(state.tensors, state.values)
+        late = time.monotonic() - reported >= SECONDS_BETWEEN_REPORTS
+        if (step + 1) % every == 0 or step + 1 == config.steps or late:
+            reported = time.monotonic()
+            total, *parts, share = torch.stack(told).sum(dim=0).tolist()
             if not math.isfinite(total):
                 raise ValueError(f"the loss is {total} at step {step + 1}; lower the learning rate")
             if report is not None:
-                report(TrainingProgress(step + 1, config.steps, *parts))
+                report(TrainingProgress(step + 1, config.steps, *parts, start, share if config.anti_bypass else None))
     tensors = {tensor_name(side, name): weights[side][name].detach() for side in weights for name in SAE_WEIGHTS} | {
         f"mlp.{name}": tensor for name, tensor in mlp.named_buffers(recurse=False)
     }
@@ -121,6 +153,91 @@ def train_pair(
     return SAEPair.from_tensors(tensors, pair_config)
 
 
+def _total(losses: Losses, config: TrainingConfig, step: int) -> Tensor:
+    """The terms, weighed."""
+    total = losses.input + config.mlp_out_mse_coefficient * losses.output
+    total = total + config.jacobian_coefficient_at(step) * losses.jacobian
+    if config.auxk is not None and losses.auxk is not None:
+        total = total + config.auxk.coefficient * losses.auxk
+    if config.anti_bypass is not None and losses.accounted_share is not None:
+        total = total + config.anti_bypass.weight * torch.relu(config.anti_bypass.threshold - losses.accounted_share)
+    return total
+
+
+def _told(loss: Tensor, losses: Losses, config: TrainingConfig) -> Tensor:
+    """A part's share of what a step reports: the loss, its first three terms, the accounted share."""
+    share = losses.input.new_zeros(()) if losses.accounted_share is None else losses.accounted_share
+    terms = torch.stack([losses.input, losses.output, losses.jacobian, share])
+    return torch.cat([loss.detach()[None], terms.detach() / config.gradient_accumulation])
+
+
+def _count_unused(unused: dict[str, Tensor], losses: Losses) -> None:
+    """Add the tokens of these losses, in place."""
+    for side, (latents, activations) in losses.active.items():
+        unused[side] += len(latents)
+        unused[side][latents[activations > 0]] = 0
+
+
+def _digests(config: TrainingConfig, mlp: MLP) -> tuple[str, str, str]:
+    """Of what the trained pair depends on beside its inputs."""
+    return json.dumps(asdict(config)), mlp.activation, content_digest(dict(mlp.named_buffers(recurse=False)))
+
+
+def _state(
+    step: int,
+    optimizer: torch.optim.Adam,
+    parameters: list[Tensor],
+    unused: dict[str, Tensor],
+    batches: ShuffledBatches,
+) -> State:
+    """After so many steps: the parameters, what Adam remembers of each, how long latents were not active, and where the
+    batches stand."""
+    order = batches.state()
+    tensors = {f"batches.{name}": tensor for name, tensor in order.tensors.items()}
+    tensors |= {f"unused.{side}": tokens for side, tokens in unused.items()}
+    for number, parameter in enumerate(parameters):
+        tensors[f"{number}.value"] = parameter
+        tensors |= {f"{number}.adam.{name}": tensor for name, tensor in optimizer.state[parameter].items()}
+    return State(tensors, {"step": step, "batches": order.values})
+
+
+def _resumed(
+    checkpoint: Checkpoint,
+    optimizer: torch.optim.Adam,
+    parameters: list[Tensor],
+    unused: dict[str, Tensor],
+    batches: ShuffledBatches,
+) -> int:
+    """Restore all that `_state` holds; the number of steps that were done."""
+    state = checkpoint.load()
+    if state is None:
+        return 0
+    if not batches.restore(State(_named(state, "batches."), state.values["batches"])):
+        checkpoint.refuse("the stream of MLP inputs is another")
+        return 0
+    with torch.no_grad():
+        for number, parameter in enumerate(parameters):
+            parameter.copy_(state.tensors[f"{number}.value"])
+        for side, tokens in unused.items():
+            tokens.copy_(state.tensors[f"unused.{side}"])
+    adam = {
+        number: {name: _like(parameter, tensor) for name, tensor in _named(state, f"{number}.adam.").items()}
+        for number, parameter in enumerate(parameters)
+    }
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": adam})
+    return state.values["step"]
+
+
+def _like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """A copy, in the parameter's memory order if it has its shape: Adam goes through both side by side."""
+    return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor.clone()
+
+
+def _named(state: State, prefix: str) -> dict[str, Tensor]:
+    """The tensors of these names, by what follows the prefix."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.tensors.items() if name.startswith(prefix)}
+
+
 def _initial_weights(d_in: int, d_sae: int, generator: torch.Generator, like: Tensor) -> dict[str, Tensor]:
     W_dec = torch.nn.init.kaiming_uniform_(torch.empty(d_sae, d_in), generator=generator)
     W_dec /= W_dec.norm(dim=1, keepdim=True)
@@ -139,115 +256,11 @@ def _normalise_decoders(weights: dict[str, dict[str, Tensor]]) -> None:
         side["W_dec"] /= side["W_dec"].norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def _losses(
-    weights: dict[str, dict[str, Tensor]],
-    mlp: MLP,
-    x: Tensor,
-    k: int,
-    objective: Callable[[Tensor], Tensor] | None,
-) -> dict[str, Tensor]:
-    """The three terms of the loss, lambda left out; the Jacobian's is 0 where there is no objective."""
-    response = mlp.respond(x)
-    latents, losses = {}, {}
-    for side, target in (("input", x), ("output", response.output)):
-        part = weights[side]
-        with torch.no_grad():
-            values, latents[side] = top_k(torch.addmm(part["b_enc"], target, part["W_enc"]), k)
-        active = _active(latents[side], part["W_dec"])
-        activations = torch.relu(_PreActivations.apply(target, part["W_enc"], part["b_enc"], values, active))
-        reconstruction = active.decode(part["W_dec"], part["b_dec"], activations)
-        losses[side] = (target - reconstruction).square().mean()
-    if objective is None:
-        return losses | {"jacobian": x.new_zeros(())}
-    W_dec_in, W_enc_out = weights["input"]["W_dec"], weights["output"]["W_enc"]
-    of_latents = (latents["input"], latents["output"], response.slopes)
-    return losses | {"jacobian": jacobian_penalty(W_dec_in, W_enc_out, mlp, *of_latents, objective)}
-
-
-class _PreActivations(torch.autograd.Function):
-    """The k largest pre-activations of each token, `values` [n, k], with the gradient that they have to W_enc
-    [d_in, d_sae] and b_enc; x [n, d_in].
-
-    Only k of d_sae pre-activations of a token have a gradient. A dense product with the rest, which is zero, would cost
-    as much as the encoder itself: a third of a traditional step at Pythia-70m's shapes."""
-
-    @staticmethod
-    def forward(ctx, x, W_enc, b_enc, values, active):
-        ctx.save_for_backward(x)
-        ctx.active, ctx.d_sae = active, len(b_enc)
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx, d_values):
-        (x,) = ctx.saved_tensors
-        d_bias = d_values.new_zeros(ctx.d_sae)
-        d_bias.index_add_(0, ctx.active.latents.reshape(-1), d_values.reshape(-1))
-        return None, ctx.active.weighted_sums(x, d_values).T, d_bias, None, None
-
-
-class _Active:
-    """The latents [n, k] that are active in each of n tokens, and what training takes along them."""
-
-    def __init__(self, latents: Tensor, d_sae: int):
-        self.latents = latents
-        self._d_sae = d_sae
-
-    def decode(self, W_dec: Tensor, b_dec: Tensor, activations: Tensor) -> Tensor:
-        """The reconstruction [n, d_in] from the activations [n, k], with gradients to all three."""
-        return decode(W_dec, b_dec, activations, self.latents)
-
-    def weighted_sums(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """For each latent the sum of its tokens' rows [n, width], each times its weight [n, k]; [d_sae, width]."""
-        # what an embedding's gradient is
-        with torch.enable_grad():
-            table = rows.new_zeros(self._d_sae, rows.shape[1]).requires_grad_()
-            weighted = F.embedding_bag(self.latents, table, per_sample_weights=weights, mode="sum")
-            (sums,) = torch.autograd.grad(weighted, table, rows)
-        return sums
-
-
-class _ActiveOnGPU(_Active):
-    """The same by the fused kernels: the latents are put in order once for all gradients of a step."""
-
-    def __init__(self, latents: Tensor, d_sae: int, kernels: ModuleType):
-        super().__init__(latents, d_sae)
-        self._kernels = kernels
-        self._where = kernels.occurrences(latents, d_sae)
-
-    def decode(self, W_dec: Tensor, b_dec: Tensor, activations: Tensor) -> Tensor:
-        return _Decoded.apply(W_dec, activations, self) + b_dec
-
-    def weighted_sums(self, rows: Tensor, weights: Tensor) -> Tensor:
-        return self._kernels.weighted_sums(rows, weights, self._where)
-
-    def products(self, table: Tensor, vectors: Tensor) -> Tensor:
-        """Of each token's vector [n, width] and its latents' rows of a table [d_sae, width]: [n, k]."""
-        return self._kernels.row_products(table, self.latents, vectors)
-
-
-class _Decoded(torch.autograd.Function):
-    """The sums of the latents' rows, and their gradients."""
-
-    @staticmethod
-    def forward(ctx, W_dec, activations, active):
-        ctx.save_for_backward(W_dec, activations)
-        ctx.active = active
-        return F.embedding_bag(active.latents, W_dec, per_sample_weights=activations, mode="sum")
-
-    @staticmethod
-    def backward(ctx, d_decoded):
-        W_dec, activations = ctx.saved_tensors
-        return ctx.active.weighted_sums(d_decoded, activations), ctx.active.products(W_dec, d_decoded), None
-
-
-def _active(latents: Tensor, W_dec: Tensor) -> _Active:
-    kernels = fused_kernels(W_dec, latents.shape[1])
-    return _Active(latents, len(W_dec)) if kernels is None else _ActiveOnGPU(latents, len(W_dec), kernels)
-
-
-def _artifact_recipe(config: TrainingConfig) -> dict[str, float | str]:
-    """The recipe under the names that the artifact format gives it."""
-    return {
+def _artifact_recipe(config: TrainingConfig) -> dict[str, Any]:
+    """The recipe under the names that the artifact format gives it; options only where they are not the default."""
+    options = ("mlp_out_mse_coefficient", "auxk", "anti_bypass", "gradient_accumulation")
+    values, default = asdict(config), {field.name: field.default for field in fields(TrainingConfig)}
+    return {name: values[name] for name in options if values[name] != default[name]} | {
         "lr": config.learning_rate,
         "lr_warm_up_steps": round(config.steps * config.learning_rate_warm_up),
         "lr_decay_steps": round(config.steps * config.learning_rate_decay),
@@ -259,52 +272,3 @@ def _artifact_recipe(config: TrainingConfig) -> dict[str, float | str]:
         "training_tokens": config.steps * config.batch_tokens,
         "seed": config.seed,
     }
-
-
-def shuffled_batches(
-    mlp_inputs: Tensor | Iterable[Tensor], batch_tokens: int, buffer_tokens: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Batches [batch_tokens, d_model] in random order.
-
-    What fits the buffer is gone through in epochs, without end. A longer stream is mixed through the buffer, half of
-    which is refilled at a time, and ends when the stream does.
-
-    Raises:
-        ValueError: the stream holds no token.
-    """
-    pieces = [mlp_inputs] if isinstance(mlp_inputs, Tensor) else mlp_inputs
-    stream = (piece for piece in pieces if len(piece))
-    buffer = _read(stream, buffer_tokens)
-    if buffer is None:
-        raise ValueError("the stream of MLP inputs is empty: there is nothing to train on")
-    following = next(stream, None)
-    if following is None:
-        while True:
-            # a batch larger than the data holds some tokens twice
-            rounds = -(-batch_tokens // len(buffer))
-            order = torch.cat([torch.randperm(len(buffer), generator=generator) for _ in range(rounds)])
-            for batch in order.split(batch_tokens):
-                if len(batch) == batch_tokens:
-                    yield buffer[batch.to(buffer.device)]
-    while buffer is not None:
-        order = torch.randperm(len(buffer), generator=generator).to(buffer.device)
-        keep = len(buffer) // 2 if following is not None else len(buffer) % batch_tokens
-        served, kept = order[keep:], order[:keep]
-        whole = len(served) // batch_tokens * batch_tokens
-        for start in range(0, whole, batch_tokens):
-            yield buffer[served[start : start + batch_tokens]]
-        if following is None:
-            return
-        rest = buffer[torch.cat([kept, served[whole:]])]
-        refill = _read(stream, buffer_tokens - len(rest) - len(following))
-        buffer = torch.cat([part for part in (rest, following, refill) if part is not None])
-        following = next(stream, None)
-
-
-def _read(stream: Iterator[Tensor], tokens: int) -> Tensor | None:
-    """At least `tokens` rows of the stream, or all it has left."""
-    chunks: list[Tensor] = []
-    while tokens > 0 and (chunk := next(stream, None)) is not None:
-        chunks.append(chunk)
-        tokens -= len(chunk)
-    return torch.cat(chunks) if chunks else None

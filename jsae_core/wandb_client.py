@@ -1,7 +1,7 @@
-"""One bounded, quiet connection to wandb, and its errors in plain words.
+"""One bounded, quiet connection to wandb, a run that is logged there, and its errors in plain words.
 
 Here: how the client is set up, what its errors mean, and a retry of the one failure that it gives up on at once.
-Not here: what is asked of wandb (`sweeps.py`, `artifacts.py`).
+Not here: what is asked of wandb and what is logged (`sweeps.py`, `artifacts.py`).
 
 The API key comes from the environment (WANDB_API_KEY) or from netrc, where `wandb login` puts it. Neither it nor the
 query of a signed address gets into an error of this module.
@@ -14,7 +14,7 @@ import os
 import re
 import time
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -137,6 +137,58 @@ def explained(what: str) -> Iterator[None]:
     ) as error:
         # from None, as errors are stored with their causes, and the client's may quote a signed address
         raise _in_plain_words(what, error) from None
+
+
+@contextmanager
+def logged_run(
+    project_path: str, name: str, job_type: str, config: Mapping[str, Any], folder: str | Path, offline: bool
+) -> Iterator[wandb.Run]:
+    """A run that is begun, and is finished with the block (as failed, if that raises). It says nothing of the machine,
+    the program or the packages, and leaves a run that goes on in this process the current one.
+
+    Args:
+        project_path: entity/project.
+        folder: where the client keeps its files; offline, the run's are among them, for `wandb sync`.
+        offline: keep everything on this machine, and ask nothing of wandb.
+
+    Raises:
+        ValueError: the project path is none.
+        WandbError: wandb does not answer, refuses the key, or does not take the run.
+    """
+    import wandb
+
+    match = PROJECT_PATH.fullmatch(project_path)
+    if not match:
+        raise ValueError(f"{project_path!r} is no wandb project; expected entity/project")
+    if offline:
+        keep_files_in(folder)
+    else:
+        connect(match["entity"], folder)
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        host="unnamed",
+    )
+    try:
+        with explained(f"room for the run {name} in {project_path}"):
+            run = wandb.init(
+                entity=match["entity"],
+                project=match["project"],
+                name=name,
+                job_type=job_type,
+                config=dict(config),
+                dir=str(folder),
+                mode="offline" if offline else "online",
+                reinit="create_new",
+                settings=settings,
+            )
+        with run:
+            yield run
+    finally:
+        forget_service()
 
 
 def _number(name: str, default: float) -> float:

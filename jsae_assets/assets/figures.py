@@ -254,9 +254,9 @@ LAYER_FIGURES = (
 SWEEP_FIGURES = (
     Figure(
         "tradeoff",
-        "Cross-entropy score against the share of Jacobian elements above 0.01",
+        "Cross-entropy score and accounted share against the share of Jacobian elements above 0.01",
         _draw_tradeoff,
-        code_version="2",
+        code_version="3",
     ),
     Figure("grid", "Many measures of sparsity against many of quality", _draw_grid, code_version="3"),
 )

@@ -17,6 +17,7 @@ from jsae_assets.sources import Recipe
 
 if TYPE_CHECKING:
     from jsae_core import SAEPair
+    from jsae_core.checkpoints import Checkpoint
 
 
 def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
@@ -34,12 +35,15 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
     def sae_pair(
         context: dg.AssetExecutionContext, compute: Compute, tensors: dg.ResourceParam[StoringIOManager]
     ) -> Iterator[dg.Output]:
+        from jsae_assets.checkpoints import checkpoint_of
+
         cell = find_cell(context, catalog, variant)
         make_if_missing(context, catalog, cell.model_key, compute, tensors)
         watch = Stopwatch()
         digest = catalog.digest(cell.model_key, "sae_pair", cell.pair)
         context.log.info(f"{variant} pair of {cell} on {compute.describe()}")
-        produced = cell.pair.produce(Maker(catalog, cell, compute, digest, context.log.info))
+        checkpoint = checkpoint_of(tensors, context.asset_key, context.partition_key, digest, compute, context.log.info)
+        produced = cell.pair.produce(Maker(catalog, cell, compute, digest, checkpoint, context.log.info))
         config = produced.pair.config
         yield dg.Output(
             produced.pair,
@@ -57,6 +61,7 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
                 "seconds": watch.seconds,
             },
         )
+        checkpoint.remove()  # the pair is stored
 
     return sae_pair
 
@@ -69,6 +74,7 @@ class Maker:
     cell: Cell
     compute: Compute
     entry_digest: str
+    checkpoint: "Checkpoint"
     say: Callable[[str], None]
 
     @property
@@ -81,9 +87,8 @@ class Maker:
 
     def train(self, recipe: Recipe) -> "SAEPair":
         cell, text = self.cell, self.catalog.text[recipe.text]
-        return trained_pair(
-            cell.model_key, cell.model, cell.layer, cell.randomise_seed, recipe, text, self.compute, self.say
-        )
+        cell_of_model = (cell.model_key, cell.model, cell.layer, cell.randomise_seed)
+        return trained_pair(*cell_of_model, recipe, text, self.compute, self.checkpoint, self.downloads, self.say)
 
     def load(self, directory: Path) -> "SAEPair":
         from jsae_core import SAEPair

@@ -4,10 +4,14 @@ Here: where the runs come from, which are still to be trained, what was stored b
 syncing it (`jsae_core.sweeps`), its figures (`figures.py`).
 """
 
+import dataclasses
 import hashlib
+import itertools
 import json
+import statistics
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -20,7 +24,7 @@ from jsae_assets.devices import on_a_device_of_its_own
 from jsae_assets.entries import confirm, depends_on
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.partitions import sweeps
-from jsae_assets.resources import POOL, Compute, wandb_folder
+from jsae_assets.resources import POOL, Compute, downloads_folder, wandb_folder
 from jsae_assets.storage import staged
 from jsae_assets.stored import StoredTable, StoredTensors
 
@@ -28,9 +32,13 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from torch import Tensor
 
+    from jsae_core import SAEPair
+    from jsae_core.checkpoints import Checkpoint
+    from jsae_core.recipe import TrainingConfig
     from jsae_core.sweeps import TrainingRun
 
 ASSET = "sweep_runs"
+MEASURES = 2  # of a run: raise it when more or others are measured, and stored pairs are measured anew
 # the schedule syncs every hour; two missed ticks are worth a warning
 FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(hours=3))
 
@@ -51,7 +59,7 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
         group_name="sweeps",
         kinds={"wandb", "parquet"},
         owners=OWNERS,
-        code_version="2",
+        code_version="3",
         pool=POOL,
         io_manager_key="tables",
         freshness_policy=FRESH if any(sweep.wandb for sweep in catalog.sweeps.values()) else None,
@@ -68,7 +76,9 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
         sweep = catalog.sweeps[key]
         watch = Stopwatch()
         if sweep.local:
-            table, metadata = _trained_here(catalog, key, sweep.local, tensors, compute, context.log.info)
+            table, metadata = _trained_here(
+                catalog, key, sweep.local, tensors, compute, downloads_folder(context.instance), context.log.info
+            )
         else:
             stored = tables.stored(dg.AssetKey(ASSET), key)
             table, metadata = _synced(sweep.wandb, stored, context)
@@ -112,48 +122,100 @@ def _trained_here(
     sweep: LocalSweep,
     tensors: StoringIOManager,
     compute: Compute,
+    downloads: Path,
     say: Callable[[str], None],
 ) -> tuple["DataFrame", dict]:
     """Each run's pair is stored as soon as it is measured, so that a sweep goes on where it was interrupted."""
+    from jsae_assets.checkpoints import checkpoint_of
     from jsae_core.sweeps import runs_table
 
+    configs = sweep.configs()
     runs, trained = [], 0
-    for number, coefficient in enumerate(sweep.coefficients, start=1):
-        run_id = catalog.run_digest(sweep, coefficient)
+    for number, config in enumerate(configs, start=1):
+        run_id = catalog.run_digest(sweep, config)
         stored = tensors.stored(dg.AssetKey([ASSET, key]), run_id)
         if not stored.exists():
-            say(f"run {number} of {len(sweep.coefficients)}: coefficient {coefficient:g}")
-            _train_run(catalog, sweep, coefficient, stored, compute, say)
+            say(f"run {number} of {len(configs)}: {_named(sweep, config)}")
+            checkpoint = checkpoint_of(tensors, dg.AssetKey([ASSET, key]), run_id, run_id, compute, say)
+            pair = _train(catalog, sweep, config, checkpoint, compute, downloads, say)
+            _store(pair, _measured(catalog, sweep, pair, compute), datetime.now(UTC).isoformat(), stored)
+            checkpoint.remove()
             trained += 1
-        runs.append(_stored_run(sweep, coefficient, run_id, stored))
-    return runs_table(runs), {
+        elif (run := json.loads(stored.header["run"])).get("measures") != MEASURES:
+            say(f"run {number} of {len(configs)}: {_named(sweep, config)}, measured anew")
+            pair = compute.pair(stored)
+            _store(pair, _measured(catalog, sweep, pair, compute), run["created_at"], stored)
+            stored = tensors.stored(dg.AssetKey([ASSET, key]), run_id)
+        runs.append((run_id, config, stored))
+    alike = _similarities([(config, stored) for _, config, stored in runs])
+    rows = [_stored_run(sweep, *run, similarity) for run, similarity in zip(runs, alike, strict=True)]
+    return runs_table(rows), {
         "source": f"trained here, {ASSET}/{key}",
         "trained": trained,
         "device": compute.describe(),
     }
 
 
-def _train_run(
+def _named(sweep: LocalSweep, config: "TrainingConfig") -> str:
+    """What the sweep varies, as this run has it."""
+    return ", ".join(
+        [f"λ {config.jacobian_coefficient:g}", *(f"{name} {getattr(config, name)}" for name in sweep.varied)]
+    )
+
+
+def _train(
     catalog: Catalog,
     sweep: LocalSweep,
-    coefficient: float,
-    stored: StoredTensors,
+    config: "TrainingConfig",
+    checkpoint: "Checkpoint",
     compute: Compute,
+    downloads: Path,
     say: Callable[[str], None],
-) -> None:
-    from jsae_core.measures import pair_quality
+) -> "SAEPair":
+    model, recipe = catalog.models[sweep.model], sweep.recipe(config)
+    text = catalog.text[recipe.text]
+    pair = trained_pair(sweep.model, model, sweep.layer, None, recipe, text, compute, checkpoint, downloads, say)
+    return pair.to(compute.torch_dtype())
+
+
+def _measured(catalog: Catalog, sweep: LocalSweep, pair: "SAEPair", compute: Compute) -> dict[str, float]:
+    """A run's numbers, by `MEASURES`."""
+    from jsae_core import MLPInputs
+    from jsae_core.measures import latent_accounting, pair_quality
+
+    language_model = compute.language_model(catalog.models[sweep.model].source)
+    held_out = compute.cached("held-out documents", sweep.model, lambda: _documents(catalog, sweep.model, compute))
+    accounting = latent_accounting(
+        pair, MLPInputs(language_model, held_out, sweep.layer, compute.batch_tokens), kept=()
+    )
+    shares = {name: accounting[name] for name in ("accounted_share", "accounted_share_se")}
+    return pair_quality(pair, language_model, held_out, compute.batch_tokens) | shares
+
+
+def _store(pair: "SAEPair", numbers: dict[str, float], created_at: str, stored: StoredTensors) -> None:
     from jsae_core.tensor_files import write_tensors
 
-    model, recipe = catalog.models[sweep.model], sweep.recipe(coefficient)
-    text = catalog.text[recipe.text]
-    pair = trained_pair(sweep.model, model, sweep.layer, None, recipe, text, compute, say)
-    pair = pair.to(compute.torch_dtype())
-    held_out = compute.cached("held-out documents", sweep.model, lambda: _documents(catalog, sweep.model, compute))
-    quality = pair_quality(pair, compute.language_model(model.source), held_out, compute.batch_tokens)
-    run = {"created_at": datetime.now(UTC).isoformat(), "quality": quality}
+    run = {"created_at": created_at, "quality": numbers, "measures": MEASURES}
     header = {"cfg": json.dumps(pair.config.to_artifact()), "run": json.dumps(run)}
     with staged(stored.path) as local:
         write_tensors(pair.tensors(), local, header)
+
+
+def _similarities(runs: list[tuple["TrainingConfig", StoredTensors]]) -> list[dict[str, float]]:
+    """Of each run the mean similarity of its latents to those of the runs that differ from it in the seed alone, for
+    both SAEs; nothing where there is no such run, or where there are too many latents."""
+    from jsae_core.similarity import latent_similarity
+
+    found: list[dict[str, list[float]]] = [{} for _ in runs]
+    for (i, (config, one)), (j, (twin, other)) in itertools.combinations(enumerate(runs), 2):
+        if dataclasses.replace(config, seed=0) != dataclasses.replace(twin, seed=0):
+            continue
+        for side, name in (("input", "_W_dec"), ("output", "_W_dec_out")):
+            similarity = latent_similarity(one[name], other[name])
+            if similarity is not None:
+                for run in (i, j):
+                    found[run].setdefault(f"seed_similarity_{side}", []).append(similarity)
+    return [{name: statistics.fmean(values) for name, values in of_run.items()} for of_run in found]
 
 
 def _documents(catalog: Catalog, model_key: str, compute: Compute) -> list["Tensor"]:
@@ -168,9 +230,12 @@ def _documents(catalog: Catalog, model_key: str, compute: Compute) -> list["Tens
     return tokenise(documents(text), language_model.tokenizer, size, n_tokens, text.long_documents)
 
 
-def _stored_run(sweep: LocalSweep, coefficient: float, run_id: str, stored: StoredTensors) -> "TrainingRun":
+def _stored_run(
+    sweep: LocalSweep, run_id: str, config: "TrainingConfig", stored: StoredTensors, similarity: dict[str, float]
+) -> "TrainingRun":
     from jsae_core.sweeps import local_run
 
-    run, config = json.loads(stored.header["run"]), json.loads(stored.header["cfg"])
-    name = f"{sweep.model} layer {sweep.layer} λ {coefficient:g}"
-    return local_run(run_id, name, sweep.model, sweep.layer, config, run["quality"], run["created_at"], stored.relative)
+    run, cfg = json.loads(stored.header["run"]), json.loads(stored.header["cfg"])
+    name = f"{sweep.model} layer {sweep.layer} {_named(sweep, config)}"
+    numbers = run["quality"] | similarity
+    return local_run(run_id, name, sweep.model, sweep.layer, cfg, numbers, run["created_at"], stored.relative)

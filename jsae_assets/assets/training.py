@@ -1,25 +1,31 @@
 """Training a pair as the catalog's recipes say, for `sae_pair` and for local sweeps.
 
-Here: a recipe's text becomes MLP inputs, progress becomes log lines. Not here: training itself (`jsae_core.training`).
+Here: a recipe's text becomes MLP inputs, progress becomes log lines, and a run in wandb where one is asked for. Not
+here: training itself (`jsae_core.training`).
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsae_assets.assets.cell import Stopwatch, context_size
 from jsae_assets.assets.text import documents
 from jsae_assets.catalog import Model, Recipe, Text
 from jsae_assets.resources import Compute
+from jsae_core.text_files import matching_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from torch import Tensor
 
     from jsae_core import LanguageModel, SAEPair
+    from jsae_core.checkpoints import Checkpoint
     from jsae_core.recipe import TrainingConfig
     from jsae_core.training import TrainingProgress
 
@@ -34,68 +40,148 @@ def trained_pair(
     recipe: Recipe,
     text: Text,
     compute: Compute,
+    checkpoint: Checkpoint,
+    downloads: Path,
     say: Callable[[str], None],
 ) -> SAEPair:
-    """The pair that a recipe makes at a layer of a model, or of its randomised twin."""
-    from jsae_core import train_pair
+    """The pair that a recipe makes at a layer of a model, or of its randomised twin.
+
+    Args:
+        checkpoint: training goes on from it; to be removed once the pair is stored.
+        downloads: the folder in which wandb's client keeps its files, if losses are logged there.
+        say: told how far training is.
+    """
+    import torch
+
+    from jsae_core import MLPInputs, train_pair
 
     language_model = compute.language_model(model.source, randomise_seed)
     size = context_size(model, language_model)
-    inputs = functools.partial(_inputs, language_model, layer, recipe, text, size, compute.batch_tokens)
+    tokens = _Tokens(recipe, text, language_model, size)
     if recipe.tokens <= recipe.config.buffer_tokens:
         # the training buffer would hold all of them anyway; the other pairs of this layer are trained on the same ones
         key = (model.source, randomise_seed, layer, text.model_dump_json(), recipe.tokens, size)
-        stream: Iterable[Tensor] = compute.cached("training inputs", key, lambda: _joined(inputs()))
-    else:
-        stream = inputs()
-    return train_pair(
-        stream,
-        language_model.mlp(layer),
-        recipe.config,
-        model_name=model.hub or model_key,
-        layer=layer,
-        context_size=size,
-        randomize_llm_weights=randomise_seed is not None,
-        report=_reporter(say, recipe.config),
-    )
-
-
-def _inputs(
-    language_model: LanguageModel, layer: int, recipe: Recipe, text: Text, size: int, batch_tokens: int
-) -> Iterable[Tensor]:
-    from jsae_core import MLPInputs
-    from jsae_core.text import tokenise
-
-    tokens = tokenise(documents(text), language_model.tokenizer, size, recipe.tokens, text.long_documents)
-    n_tokens = sum(len(document) - 1 for document in tokens)
-    if n_tokens < recipe.tokens:
-        raise ValueError(
-            f"the text {recipe.text!r} holds {n_tokens:,} tokens, but the recipe trains on {recipe.tokens:,}; add "
-            f"text, or set the recipe's `tokens` to {n_tokens} at most"
+        stream: Iterable[Tensor] = compute.cached(
+            "training inputs",
+            key,
+            lambda: torch.cat(list(MLPInputs(language_model, list(tokens), layer, compute.batch_tokens))),
         )
-    return MLPInputs(language_model, tokens, layer, batch_tokens)
+    else:
+        stream = MLPInputs(language_model, tokens, layer, compute.batch_tokens)
+        checkpoint = checkpoint.of(_version(text), str(compute.batch_tokens))
+    name = model.hub or model_key
+    told = _reporter(say, recipe.config)
+    with _logged_in_wandb(compute, downloads, name, layer, recipe.config) as logged:
+
+        def report(progress: TrainingProgress) -> None:
+            told(progress)
+            logged(progress)
+
+        return train_pair(
+            stream,
+            language_model.mlp(layer),
+            recipe.config,
+            model_name=name,
+            layer=layer,
+            context_size=size,
+            randomize_llm_weights=randomise_seed is not None,
+            report=report,
+            checkpoint=checkpoint,
+        )
 
 
-def _joined(stream: Iterable[Tensor]) -> Tensor:
-    import torch
+@dataclass(frozen=True)
+class _Tokens(Iterable["Tensor"]):
+    """The token documents that a recipe trains on, made as they are read, so that no more of them is held than is used
+    at once; every read begins anew.
 
-    return torch.cat(list(stream))
+    Raises:
+        ValueError: at its end: the text holds fewer tokens than the recipe asks for.
+    """
+
+    recipe: Recipe
+    text: Text
+    language_model: LanguageModel
+    context_size: int
+
+    def __iter__(self) -> Iterator[Tensor]:
+        from jsae_core.text import tokens_of
+
+        wanted, n_tokens = self.recipe.tokens, 0
+        tokenizer, long_documents = self.language_model.tokenizer, self.text.long_documents
+        for document in tokens_of(documents(self.text), tokenizer, self.context_size, wanted, long_documents):
+            n_tokens += len(document) - 1
+            yield document
+        if n_tokens < wanted:
+            raise ValueError(
+                f"the text {self.recipe.text!r} holds {n_tokens:,} tokens, but the recipe trains on {wanted:,}; add "
+                f"text, or set the recipe's `tokens` to {n_tokens} at most"
+            )
+
+
+def _version(text: Text) -> str:
+    """Which state of a text this is, as far as can be told without reading it: another one may hold other tokens."""
+    if text.files:
+        files = [path.stat() for path in matching_files([str(place) for place in text.files])]
+        return json.dumps([[file.st_size, file.st_mtime_ns] for file in files])
+    return platform.python_version() if text.standard_library else documents(text).revision or ""
 
 
 def _reporter(say: Callable[[str], None], config: TrainingConfig) -> Callable[[TrainingProgress], None]:
+    """Says how far training is, how fast, what the losses are and how long it still takes."""
     watch = Stopwatch()
+    first: tuple[float, int] | None = None  # until then, activations for the buffer were computed too
     said = 0.0
 
     def report(progress: TrainingProgress) -> None:
-        nonlocal said
-        if watch.seconds - said < SECONDS_BETWEEN_REPORTS and progress.step < progress.steps:
+        nonlocal first, said
+        now = watch.seconds
+        since, step = first or (0.0, progress.spared)
+        first = first or (now, progress.step)
+        if now - said < SECONDS_BETWEEN_REPORTS and progress.step < progress.steps:
             return
-        said = watch.seconds
-        left = watch.seconds / progress.step * (progress.steps - progress.step)
+        said = now
+        steps_a_second = (progress.step - step) / max(now - since, 1e-3)
+        left = (progress.steps - progress.step) / steps_a_second if steps_a_second else float("inf")
         losses = {"input": progress.input_loss, "output": progress.output_loss}
         if config.jacobian_coefficient:  # else the Jacobian is not computed
             losses["mean |J|" if config.objective == "l1" else config.objective] = progress.jacobian_loss
         said_of_losses = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
-        say(f"step {progress.step}/{progress.steps}: {said_of_losses}; about {left:.0f} s left")
+        say(
+            f"step {progress.step:,}/{progress.steps:,}, {progress.step * config.batch_tokens:,} tokens, "
+            f"{steps_a_second * config.batch_tokens:,.0f} tokens/s: {said_of_losses}; about {duration(left)} left"
+        )
 
     return report
+
+
+@contextmanager
+def _logged_in_wandb(
+    compute: Compute, downloads: Path, model_name: str, layer: int, config: TrainingConfig
+) -> Iterator[Callable[[TrainingProgress], None]]:
+    """What logs the progress of training as a run of the project that is asked for; where none is, it does nothing."""
+    from jsae_core.wandb_client import logged_run
+
+    if not compute.wandb_project:
+        yield lambda progress: None
+        return
+    name = f"{model_name} layer {layer} λ {config.jacobian_coefficient:g}"
+    settings = {"model_name": model_name, "layer": layer, **asdict(config)}
+    offline = os.environ.get("WANDB_MODE") == "offline"
+    with logged_run(compute.wandb_project, name, "training", settings, downloads / "wandb", offline) as run:
+
+        def log(progress: TrainingProgress) -> None:
+            losses = {"input_loss": progress.input_loss, "output_loss": progress.output_loss}
+            losses["jacobian_loss"] = progress.jacobian_loss
+            run.log(losses | {"tokens": progress.step * config.batch_tokens}, step=progress.step)
+
+        yield log
+
+
+def duration(seconds: float) -> str:
+    """In words, with two digits that matter."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds >= 36000 else f"{seconds / 3600:.1f} h"

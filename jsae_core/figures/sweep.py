@@ -20,14 +20,24 @@ from jsae_core.figures.style import INK, WIDTH, apply_style, plain
 from jsae_core.figures.thresholds import REPORTED
 
 SPARSITY = ("l1_over_l2", "kurtosis", "above_0.005", "above_0.01", "above_0.02")
-QUALITY = ("ce_score", "kl_score", "explained_variance_output")
-LAMBDA, SHARE, SCORE = "jacobian_coefficient", "above_0.01", "ce_score"
+QUALITY = ("ce_score", "kl_score", "explained_variance_output", "accounted_share")
+LAMBDA, SHARE, SCORE, ACCOUNTED = "jacobian_coefficient", "above_0.01", "ce_score", "accounted_share"
 # what runs may differ in beside λ; those that do not are a group
-SETTINGS = {"model": "", "layer": "layer ", "k": "k = ", "d_sae": "d_sae = ", "randomize_llm_weights": ""}
+SETTINGS = {
+    "model": "",
+    "layer": "layer ",
+    "k": "k = ",
+    "d_sae": "d_sae = ",
+    "objective": "",
+    "randomize_llm_weights": "",
+}
+TEXTS = ("model", "objective")  # of these, those that are no numbers
 SYMBOLS = ("circle", "square", "cross", "star", "bowtie", "hourglass")  # more groups could not be told apart
 KNEE = " · ring: the knee, farthest from the line between both ends"
+ENOUGH_RUNS = 8  # of a group: with fewer, where a curve bends is chance
 LEAST_BEND = 0.02  # of the way between the ends: with less, a curve is straight and has no knee
 JOINED = 25  # λ of a group that a line joins; through more it would be a scribble
+SPREAD = " · bars: ± one standard deviation over the runs of a λ"
 MANY = 60  # runs: more get smaller dots
 BEYOND = " · triangles: beyond the axis"
 
@@ -35,7 +45,7 @@ DOT, SMALL_DOT, GRID_DOT, SMALL_GRID_DOT, DIAMOND, RING = 14, 8, 10, 6, 14, 28  
 LEFT, RIGHT, BELOW = 108, 124, 84  # px beside the panels, colour bar included, and below them, without the legend
 LEGEND_ROW, LEGEND_SYMBOL, LEGEND_CHARACTER = 30, 46, 10  # px
 PANEL_WIDTH = WIDTH - LEFT - RIGHT  # px
-HEIGHT = 470  # px of the trade-off's panel
+HEIGHT, BETWEEN = 470, 40  # px of a panel of the trade-off, and between two
 CELL, GAP, SECOND_LINE = 150, 20, 24  # px in the grid: how high a panel is, what is between panels, and in titles
 ROOM = 0.07  # of what an axis shows, left at both of its ends
 JOINING = {"color": "#999999", "width": 1.5}
@@ -101,11 +111,14 @@ def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, reported: pd.DataFr
     """Cross-entropy score against the share of elements with |J| above 0.01, a dot a run, coloured by its λ and
     labelled with it where the label covers nothing.
 
-    Runs that differ in nothing but λ are a group. It has a symbol, a line through its means at each λ in the order of
-    λ, and a ring around its knee: of these means the one farthest from the straight line between those at the smallest
-    and the largest λ, on the side of better scores and fewer large elements. (Scaling an axis does not move it.) There
-    is no knee where hardly any is on that side, no line through more than 25 λ, and there are neither symbols nor knees
-    if there are more groups than symbols.
+    Runs that differ in nothing but λ and the seed are a group. It has a symbol, a line through its means at each λ in
+    the order of λ, with bars of one standard deviation where there are several runs, and a ring around its knee: of
+    these means the one farthest from the straight line between those at the smallest and the largest λ, on the side of
+    better scores and fewer large elements. (Scaling an axis does not move it.) There is no knee where hardly any is on
+    that side, or in a group of fewer than 8 runs; no line through more than 25 λ; and there are neither symbols nor
+    knees if there are more groups than symbols.
+
+    Where the accounted share was measured, a panel below shows it against the same shares of elements.
 
     Runs that are not finished, finished ones without λ or one of the numbers, and `odd_runs` are left out; runs deleted
     upstream are drawn. The axis of scores goes no further than from 0 to 1: scores beyond are triangles at its end.
@@ -120,7 +133,7 @@ def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, reported: pd.DataFr
         ValueError: a column missing, no run, or none that is finished and has the numbers, or a reported one that
             cannot be.
     """
-    drawn, remark = _drawn(runs, [LAMBDA, SHARE, SCORE], [SHARE, SCORE])
+    drawn, remark = _drawn(runs, [LAMBDA, SHARE, SCORE], [name for name in (SHARE, SCORE, ACCOUNTED) if name in runs])
     reported = drawn.iloc[:0] if reported is None else _checked_reported(reported)
     x, y = (_axis(_measure(name), pd.concat([drawn[name], reported[name]])) for name in (SHARE, SCORE))
     groups = _groups(drawn)
@@ -137,9 +150,27 @@ def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, reported: pd.DataFr
     figure = go.Figure([lines, diamonds, circles, rings, *symbols], layout={"annotations": names})
     figure.update_xaxes(title_text="elements with |J| above 0.01 (%)", **x.layout())
     figure.update_yaxes(title_text="CE score (mean of both SAEs)", **y.layout())
+    height = HEIGHT
+    if ACCOUNTED in drawn and drawn[ACCOUNTED].notna().any():
+        height += BETWEEN + HEIGHT
+        _add_accounted(figure, drawn, groups, x, height)
     remark += _remark_on_marks(figure, groups) + (KNEE if knees else "")
-    apply_style(figure, "Model quality against sparsity of the Jacobian", subtitle + remark, HEIGHT)
+    apply_style(figure, "Model quality against sparsity of the Jacobian", subtitle + remark, height)
     return _surround(figure, _colour_axis(drawn[LAMBDA]), BELOW)
+
+
+def _add_accounted(figure: go.Figure, drawn: pd.DataFrame, groups: pd.Series, x: _Axis, height: int) -> None:
+    """A panel below, with the share of the output latents that the input latents account for: a Jacobian can be made
+    sparse by passing them by, which no score tells."""
+    y = _axis(_measure(ACCOUNTED), drawn[ACCOUNTED])
+    dots = _dots(drawn, groups, (x, SHARE), (y, ACCOUNTED))
+    for trace in (_lines(_curves(dots)), _circles(dots, (x, y), DOT if len(dots) <= MANY else SMALL_DOT)):
+        figure.add_trace(trace.update(yaxis="y2"))
+    figure.update_layout(
+        yaxis_domain=[(HEIGHT + BETWEEN) / height, 1],
+        yaxis2={"title": {"text": "accounted share"}, "domain": [0, HEIGHT / height], **y.layout()},
+        xaxis_anchor="y2",
+    )
 
 
 def sweep_grid_figure(
@@ -283,6 +314,8 @@ def _measure(name: str) -> _Measure:
         return _Measure("kurtosis", "↑ sparser", least=0, narrowest=0.3, log=True)
     if name == "l1_over_l2":
         return _Measure("L1/L2", "↓ sparser", 0, 1, narrowest=0.02)
+    if name == ACCOUNTED:
+        return _Measure("accounted share", "by the input latents", -1, 1.5, narrowest=0.02)
     scores = {"ce_score": "CE score", "kl_score": "KL score", "explained_variance": "explained variance"}
     sides = {"": "mean of both SAEs", "_input": "input SAE", "_output": "output SAE"}
     for score, title in scores.items():
@@ -320,8 +353,8 @@ def _log_ticks(low: float, high: float) -> dict:
 
 def _groups(runs: pd.DataFrame) -> pd.Series:
     """The name of each run's group, a category."""
-    unsaid = {"model": "?", "randomize_llm_weights": False}
-    settings = runs[list(SETTINGS)].fillna(unsaid).astype({name: float for name in SETTINGS if name != "model"})
+    unsaid = dict.fromkeys(TEXTS, "?") | {"randomize_llm_weights": False}
+    settings = runs[list(SETTINGS)].fillna(unsaid).astype({name: float for name in SETTINGS if name not in TEXTS})
     differing = [name for name in SETTINGS if settings[name].nunique(dropna=False) > 1]
     numbers = settings.groupby(list(SETTINGS), dropna=False).ngroup()
     names = []
@@ -331,7 +364,7 @@ def _groups(runs: pd.DataFrame) -> pd.Series:
 
 
 def _setting(name: str, value: str | float) -> str:
-    if name == "model":
+    if name in TEXTS:
         return str(value)
     if name == "randomize_llm_weights":
         return "randomised LM" if value == 1 else "pretrained LM"
@@ -370,13 +403,20 @@ def _dots(runs: pd.DataFrame, groups: pd.Series, across: tuple[_Axis, str], down
 
 
 def _curves(dots: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Of each group the means at each λ, in the order of λ, of the runs on the axes."""
+    """Of each group at each λ, in the order of λ, of the runs on the axes: means `x` and `y`, standard deviations
+    `sd_x` and `sd_y` (NaN for one run), how many runs."""
     dots = dots[~dots["beyond"]]
-    groups = dots.groupby("group", observed=True)
-    return {name: group.groupby(LAMBDA)[["x", "y"]].mean() for name, group in groups}
+    curves = {}
+    for name, group in dots.groupby("group", observed=True):
+        runs = group.groupby(LAMBDA)[["x", "y"]]
+        curves[name] = runs.mean().join(runs.std().add_prefix("sd_")).assign(n=runs.size())
+    return curves
 
 
 def _knee(curve: pd.DataFrame) -> _Knee | None:
+    if curve["n"].sum() < ENOUGH_RUNS:
+        return None
+    curve = curve[["x", "y"]]
     ends = curve.iloc[-1] - curve.iloc[0]
     if not ends["x"] * ends["y"] > 0:
         return None  # nothing is given up for something
@@ -388,11 +428,19 @@ def _knee(curve: pd.DataFrame) -> _Knee | None:
 
 
 def _lines(curves: Mapping[str, pd.DataFrame]) -> go.Scatter:
-    """All in one trace, with a gap after each."""
-    joined = [curve for curve in curves.values() if 1 < len(curve) <= JOINED]
+    """All in one trace, with a gap after each; where several runs have one λ, with bars of one standard deviation."""
+    joined = [curve for curve in curves.values() if len(curve) <= JOINED and (len(curve) > 1 or curve["n"].max() > 1)]
+
+    def end_to_end(name: str) -> np.ndarray:
+        return np.concatenate([np.append(curve[name], np.nan) for curve in joined] or [np.empty(0)])
+
+    bars = {"type": "data", "color": JOINING["color"], "thickness": JOINING["width"], "width": 3}
+    several = any(curve["n"].max() > 1 for curve in joined)
     return go.Scatter(
-        x=np.concatenate([np.append(curve["x"], np.nan) for curve in joined] or [np.empty(0)]),
-        y=np.concatenate([np.append(curve["y"], np.nan) for curve in joined] or [np.empty(0)]),
+        x=end_to_end("x"),
+        y=end_to_end("y"),
+        error_x={**bars, "array": end_to_end("sd_x")} if several else None,
+        error_y={**bars, "array": end_to_end("sd_y")} if several else None,
         mode="lines",
         line=JOINING,
         hoverinfo="skip",
@@ -475,7 +523,8 @@ def _remark_on_marks(figure: go.Figure, groups: pd.Series) -> str:
     remark = f" · {n_groups} settings, not told apart" if n_groups > len(SYMBOLS) else ""
     coloured = [trace for trace in figure.data if trace.marker.coloraxis]
     beyond = any(symbol.startswith("triangle") for trace in coloured for symbol in trace.marker.symbol)
-    return remark + (BEYOND if beyond else "")
+    bars = any(np.isfinite(trace.error_y.array).any() for trace in figure.data if trace.error_y.array is not None)
+    return remark + (BEYOND if beyond else "") + (SPREAD if bars else "")
 
 
 def _write_labels(

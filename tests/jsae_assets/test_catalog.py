@@ -218,7 +218,20 @@ CONTRADICTORY = {
         "sweeps.s",
         {"local": LOCAL | {"coefficients": [1.0, 2.0, 1.0]}},
         "sweeps.s.local",
-        "coefficients holds a number twice",
+        "two runs would be the same: jacobian_coefficient 1.0",
+    ),
+    "a sweep of a k beyond its d_sae": ("sweeps.s", {"local": LOCAL | {"k": [1, 999]}}, "sweeps.s.local", "k is 999"),
+    "a sweep of an unknown objective": (
+        "sweeps.s",
+        {"local": LOCAL | {"objective": ["l1", "l7"]}},
+        "sweeps.s.local",
+        "objective is 'l7'",
+    ),
+    "a sweep of pairs of lists that differ in length": (
+        "sweeps.s",
+        {"local": LOCAL | {"coefficients": [0.0, 1.0, 2.0], "seed": [0, 1], "combine": "zip"}},
+        "sweeps.s.local",
+        "the lists differ in length: 3 and {'seed': 2}",
     ),
     "a sweep without coefficients": (
         "sweeps.s",
@@ -864,7 +877,7 @@ def test_a_variant_may_have_a_name_that_dagster_keeps_from_its_own(tmp_path, var
 @pytest.mark.parametrize("other", ["tokens", "figures", "sweep_runs", "catalog", "site"])
 def test_a_variant_is_not_named_as_another_asset_is(tmp_path, other):
     message = refusal(tmp_path, with_change(f"variants.{other}", {"label": "X", "colour": "#000000"}))
-    assert f"variants.{other}" in message and "which are other assets" in message
+    assert f"variants.{other}" in message and "which are other folders of the storage" in message
 
 
 def test_a_wandb_project_may_hold_spaces(tmp_path):

@@ -74,7 +74,14 @@ def test_a_device_that_cannot_be_is_refused_when_it_is_configured(device):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"dtype": "float16x"}, {"batch_tokens": 0}, {"batch_tokens": "many"}, {"memory_gib": 0}]
+    "setting",
+    [
+        {"dtype": "float16x"},
+        {"batch_tokens": 0},
+        {"batch_tokens": "many"},
+        {"memory_gib": 0},
+        {"checkpoint_seconds": -1},
+    ],
 )
 def test_a_precision_or_batch_that_cannot_be_is_refused_when_it_is_configured(setting):
     with pytest.raises(ValidationError, match=next(iter(setting))):
@@ -82,12 +89,13 @@ def test_a_precision_or_batch_that_cannot_be_is_refused_when_it_is_configured(se
 
 
 def test_the_environment_configures_the_resources(monkeypatch, tmp_path):
-    numbers = {"BATCH_TOKENS": "128", "MEMORY_GIB": "0.5"}
+    numbers = {"BATCH_TOKENS": "128", "MEMORY_GIB": "0.5", "CHECKPOINT_SECONDS": "2.5"}
     for name, value in {"DEVICE": "cpu", "DTYPE": "float64", "STORAGE": str(tmp_path), **numbers}.items():
         monkeypatch.setenv(f"JSAE_{name}", value)
     resources = default_resources()
     compute = resources["compute"]
     assert (compute.device, compute.dtype, compute.batch_tokens, compute.memory_gib) == ("cpu", "float64", 128, 0.5)
+    assert compute.checkpoint_seconds == 2.5
     assert {resources[kind].base_path for kind in ("tensors", "tables", "figures")} == {str(tmp_path)}
 
 

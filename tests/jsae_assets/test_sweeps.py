@@ -1,5 +1,6 @@
 """Sweeps through Dagster: trained here and resumed, or synced with wandb, and what a failing sync leaves behind."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -12,9 +13,11 @@ from jsae_assets.automation import schedules
 from jsae_assets.catalog import load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.plan import SWEEP_JOB
-from jsae_core import SAEPair, load_language_model
-from jsae_core.measures import pair_quality
+from jsae_core import MLPInputs, SAEPair, load_language_model
+from jsae_core.measures import latent_accounting, pair_quality
+from jsae_core.similarity import latent_similarity
 from jsae_core.sweeps import RUN_COLUMNS
+from jsae_core.tensor_files import read_tensors, write_tensors
 from jsae_core.text import first_tokens, split_documents
 from tests.jsae_assets.conftest import Graph, failures, materialised, metadata, write_catalog
 from tests.jsae_assets.test_command import run
@@ -115,6 +118,71 @@ def test_a_coefficient_that_joins_is_the_only_one_trained(local, local_entries, 
     grown = local.with_catalog(load_catalog(write_catalog(tmp_path, local_entries([*COEFFICIENTS, 20.0]))))
     assert metadata(sync(grown, "lambdas"), "sweep_runs")["trained"] == 1
     assert table(grown, "lambdas")["jacobian_coefficient"].tolist() == [*COEFFICIENTS, 20.0]
+
+
+@pytest.fixture(scope="module")
+def varied_entries(local_entries):
+    def make(**lists) -> dict:
+        made = local_entries([1.0])
+        made["sweeps"]["lambdas"]["local"] |= lists
+        return made
+
+    return make
+
+
+def test_a_sweep_over_several_lists_has_a_run_for_each_combination_and_says_what_varies(varied_entries, graph):
+    tiny = graph(varied_entries(k=[4, 8], seed=[0, 7]))
+    assert failures(sync(tiny, "lambdas")) == {}
+    runs = table(tiny, "lambdas")
+    combinations = [(1.0, k, 64, "l1", seed) for k in (4, 8) for seed in (0, 7)]
+    settings = ("jacobian_coefficient", "k", "d_sae", "objective", "seed")
+    assert [tuple(row) for row in runs[list(settings)].itertuples(index=False)] == combinations
+    assert runs["name"].tolist() == [f"tiny layer 1 λ 1, k {k}, seed {seed}" for k in (4, 8) for seed in (0, 7)]
+    # the similarity is that of the two seeds
+    by_k = runs.groupby("k")
+    for side, name in (("input", "_W_dec"), ("output", "_W_dec_out")):
+        for _, twins in by_k:
+            one, other = (
+                load_file(tiny.storage / "sweep_runs" / "lambdas" / f"{run}.safetensors") for run in twins["run_id"]
+            )
+            assert twins[f"seed_similarity_{side}"].tolist() == [latent_similarity(one[name], other[name])] * 2
+
+
+def test_lists_can_be_gone_through_side_by_side(varied_entries, graph):
+    tiny = graph(varied_entries(coefficients=[0.0, 1.0], objective=["l1", "lp"], d_sae=[32], combine="zip"))
+    assert failures(sync(tiny, "lambdas", "sweep_runs")) == {}
+    runs = table(tiny, "lambdas")
+    assert list(zip(runs["jacobian_coefficient"], runs["objective"], runs["d_sae"], strict=True)) == [
+        (0.0, "l1", 32),
+        (1.0, "lp", 32),
+    ]
+    assert runs["seed_similarity_input"].isna().all()
+
+
+def test_a_runs_accounted_share_is_that_of_its_stored_pair_and_is_drawn(local, language_model):
+    lm = load_language_model(language_model)
+    local.tokenise()
+    documents = first_tokens(split_documents(load_file(local.file("tokens", None))), 300)
+    runs = table(local, "lambdas")
+    for _, row in runs.iterrows():
+        pair = SAEPair.load(local.storage / "sweep_runs" / "lambdas" / f"{row['run_id']}.safetensors")
+        measured = latent_accounting(pair, MLPInputs(lm, documents, 1))
+        assert row["accounted_share"] == pytest.approx(measured["accounted_share"], rel=1e-4)
+    text = local.file("figures/sweep_runs/tradeoff", None, "lambdas", "json").read_text(encoding="utf-8")
+    assert "accounted share" in text
+
+
+def test_pairs_that_were_stored_when_less_was_measured_are_measured_anew_and_not_trained(local):
+    folder, before = local.storage / "sweep_runs" / "lambdas", table(local, "lambdas")
+    for path in folder.iterdir():
+        tensors, header = read_tensors(path)
+        run = json.loads(header["run"])
+        del run["measures"], run["quality"]["accounted_share"]
+        write_tensors(tensors, path.with_suffix(".new"), header | {"run": json.dumps(run)})
+        path.with_suffix(".new").replace(path)
+    assert metadata(sync(local, "lambdas", "sweep_runs"), "sweep_runs")["trained"] == 0
+    after = table(local, "lambdas")  # its digits are another order of summation's
+    pd.testing.assert_frame_equal(after.drop(columns="summary_json"), before.drop(columns="summary_json"))
 
 
 def test_a_pair_that_cannot_be_trained_keeps_those_before_it(local_entries, graph):

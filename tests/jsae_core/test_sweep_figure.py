@@ -32,6 +32,7 @@ def table(coefficients=COEFFICIENTS, shares=SHARES, scores=SCORES, **changes) ->
                 "k": 32,
                 "d_sae": 16384,
                 "jacobian_coefficient": coefficient,
+                "objective": "l1",
                 "randomize_llm_weights": False,
                 "ce_score": score,
                 "kl_score_input": score - 0.01,
@@ -46,6 +47,11 @@ def table(coefficients=COEFFICIENTS, shares=SHARES, scores=SCORES, **changes) ->
             }
         )
     return pd.DataFrame(rows).assign(**changes)
+
+
+def twice(runs: pd.DataFrame) -> pd.DataFrame:
+    """As two seeds that gave the same: enough runs for a knee."""
+    return pd.concat([runs, runs], ignore_index=True)
 
 
 def of(runs: pd.DataFrame, place: int, **changes) -> pd.DataFrame:
@@ -127,7 +133,6 @@ def test_runs_of_one_coefficient_are_joined_in_their_mean():
     (path,) = lines(figure)
     np.testing.assert_allclose(path, [(70, 0.93), (25, 0.91), (10, 0.6)], rtol=1e-6)
     assert len(dots(figure).x) == 4
-    np.testing.assert_allclose(rings(figure), [(25, 0.91)], rtol=1e-6)
 
 
 def test_many_coefficients_are_not_joined():
@@ -144,8 +149,8 @@ def test_every_run_is_named_with_its_numbers_when_pointed_at():
 
 
 def test_few_runs_are_labelled_with_their_coefficients_and_the_knee_by_its_name():
-    figure = tradeoff(table())
-    assert sorted(labels(dots(figure))) == ["", "0", "0.1", "0.5", "5"]
+    figure = tradeoff(twice(table()))
+    assert sorted(labels(dots(figure))) == [""] * 6 + ["0", "0.1", "0.5", "5"]
     assert knees(figure) == ["<b>knee: λ = 1</b>"]
 
 
@@ -240,7 +245,7 @@ def test_of_500_runs_some_are_labelled_and_no_label_covers_anything():
 
 
 def test_the_knee_is_ringed_named_and_explained():
-    figure = tradeoff(table())
+    figure = tradeoff(twice(table()))
     np.testing.assert_allclose(rings(figure), [(10, 0.9)], rtol=1e-6)
     assert "ring: the knee, farthest from the line between both ends" in remark(figure)
 
@@ -264,7 +269,12 @@ def test_the_knee_of_two_straight_pieces_is_where_they_meet(corner, height, wors
 @given(st.floats(0.1, 1), st.floats(0.1, 1), st.floats(0, 0.1))
 def test_the_knee_stays_when_the_axes_are_scaled(across, down, shift):
     runs = table(shares=shift + across * np.array(SHARES), scores=down * np.array(SCORES))
-    assert knees(tradeoff(runs)) == ["<b>knee: λ = 1</b>"]
+    assert knees(tradeoff(twice(runs))) == ["<b>knee: λ = 1</b>"]
+
+
+def test_no_knee_is_claimed_from_five_single_runs():
+    figure = tradeoff(table())
+    assert rings(figure) == [] and knees(figure) == [] and "knee" not in remark(figure)
 
 
 @pytest.mark.parametrize(
@@ -278,18 +288,19 @@ def test_the_knee_stays_when_the_axes_are_scaled(across, down, shift):
     ],
 )
 def test_there_is_no_knee_without_a_bend(shares, scores):
-    figure = tradeoff(table((0, 1, 2), shares, scores))
+    runs = table((0, 1, 2), shares, scores)
+    figure = tradeoff(pd.concat([runs] * 3, ignore_index=True))
     assert rings(figure) == [] and knees(figure) == []
     assert "knee" not in remark(figure)
 
 
 def test_runs_that_differ_in_more_than_their_coefficient_have_their_own_symbol_line_and_knee():
-    layers = [table(layer=5, name="fifth"), table(layer=1, shares=np.array(SHARES) / 2)]
+    layers = [twice(table(layer=5, name="fifth")), twice(table(layer=1, shares=np.array(SHARES) / 2))]
     figure = tradeoff(pd.concat(layers))
     assert len(lines(figure)) == len(rings(figure)) == 2
     assert legend(figure) == ["layer 1 (knee: λ = 1)", "layer 5 (knee: λ = 1)"]
     entries = {trace.name[:7]: trace.marker.symbol for trace in figure.data if trace.showlegend is not False}
-    assert list(dots(figure).marker.symbol) == [entries["layer 5"]] * 5 + [entries["layer 1"]] * 5
+    assert list(dots(figure).marker.symbol) == [entries["layer 5"]] * 10 + [entries["layer 1"]] * 10
     assert dots(figure).hovertext[0] == "fifth<br>λ = 0, layer 5"
 
 
@@ -308,6 +319,62 @@ def test_settings_that_a_run_does_not_tell_are_question_marks():
     assert {name.split(" (")[0] for name in legend(tradeoff(runs))} == {"?, layer ?", "pythia-70m, layer 3"}
 
 
+def test_objectives_are_groups_and_seeds_are_not():
+    runs = pd.concat([table(seed=0), table(seed=1), table(objective="l1nb", seed=0)])
+    assert [name.split(" (")[0] for name in legend(tradeoff(runs))] == ["l1", "l1nb"]
+    assert sorted(len(path) for path in lines(tradeoff(runs))) == [5, 5]
+
+
+def bars(trace) -> list[tuple[float, float]]:
+    """The standard deviations across and down, of the points that have them."""
+    if trace.error_x.array is None:
+        return []
+    both = np.transpose([trace.error_x.array, trace.error_y.array])
+    return [tuple(pair) for pair in both[np.isfinite(both).all(axis=1)]]
+
+
+def test_seeds_give_bars_of_one_standard_deviation_at_the_mean_of_their_lambda():
+    runs = table((0, 1, 1, 1, 5), (0.7, 0.2, 0.3, 0.25, 0.1), (0.93, 0.9, 0.92, 0.94, 0.6))
+    figure = tradeoff(runs)
+    (trace,) = [trace for trace in figure.data if trace.mode == "lines"]
+    np.testing.assert_allclose(bars(trace), [(5, 0.02)], rtol=1e-4)
+    assert np.isfinite(trace.error_x.array).tolist() == [False, True, False, False]
+    assert "bars: ± one standard deviation over the runs of a λ" in remark(figure)
+
+
+def test_single_runs_have_no_bars_and_seeds_of_one_lambda_alone_do():
+    figure = tradeoff(table())
+    assert not [trace for trace in figure.data if trace.mode == "lines" and bars(trace)] and "bars" not in remark(
+        figure
+    )
+    figure = tradeoff(table((1, 1), (0.2, 0.3), (0.9, 0.92)))
+    (trace,) = [trace for trace in figure.data if trace.mode == "lines"]
+    assert len(bars(trace)) == 1
+
+
+def test_every_chart_of_the_grid_has_the_bars_of_seeds():
+    runs = pd.concat([table(), table(shares=np.array(SHARES) / 2, kurtosis=3.0)], ignore_index=True)
+    figure = sweep_grid_figure(runs, SUBTITLE)
+    charts = [trace for trace in figure.data if trace.mode == "lines"]
+    assert len(charts) > 4 and all(len(bars(trace)) == 5 for trace in charts)
+    assert "one standard deviation" in remark(figure)
+
+
+def test_where_it_was_measured_the_accounted_share_is_a_panel_below_with_the_same_shares_across():
+    shares = (0.96, 0.9, 0.8, 0.5, -0.2)
+    figure = tradeoff(table(accounted_share=shares))
+    below = [trace for trace in figure.data if trace.yaxis == "y2" and trace.marker.coloraxis]
+    np.testing.assert_allclose(below[0].y, shares, rtol=1e-6)
+    np.testing.assert_allclose(below[0].x, 100 * np.array(SHARES), rtol=1e-6)
+    assert figure.layout.yaxis2.title.text == "accounted share"
+    above = figure.layout.yaxis.domain
+    assert figure.layout.yaxis2.domain[1] < above[0] and above[1] == 1
+    assert figure.layout.yaxis2.range[0] < -0.2
+    without = tradeoff(table(accounted_share=None))
+    assert not [trace for trace in without.data if trace.yaxis == "y2"]
+    assert figure.layout.height > 1.5 * without.layout.height
+
+
 def test_one_group_needs_no_legend():
     assert legend(tradeoff(table())) == []
 
@@ -321,7 +388,7 @@ def test_more_groups_than_symbols_are_not_told_apart_and_said_so():
 
 
 def test_rows_in_any_order_make_the_same_lines_knees_and_legend():
-    runs = pd.concat([table(layer=1), table(layer=3)])
+    runs = pd.concat([twice(table(layer=1)), twice(table(layer=3))])
     one, other = tradeoff(runs), tradeoff(runs.iloc[::-1])
     assert lines(one) == lines(other) and rings(one) == rings(other) and legend(one) == legend(other)
 
@@ -553,6 +620,7 @@ def test_the_grid_has_one_colour_bar_and_a_legend_of_groups():
 
 def test_the_grid_counts_what_it_draws_and_leaves_out():
     runs = of(of(table(), 0, state="running"), 1, jacobian_coefficient=np.nan)
+    runs["accounted_share"] = 0.9
     assert remark(sweep_grid_figure(runs, SUBTITLE)) == "a sweep · 3 runs; left out: 1 not finished, 1 incomplete"
 
 

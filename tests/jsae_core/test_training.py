@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jsae_core import SAEPair, TrainingConfig, jacobian, run_sandwich, train_pair, training
+from jsae_core import SAEPair, TrainingConfig, jacobian, losses, run_sandwich, train_pair
 from jsae_core.measures import reconstruction_quality
-from jsae_core.training import shuffled_batches
+from jsae_core.shuffling import ShuffledBatches
 from tests.jsae_core.builders import D_MODEL, D_SAE, K, random_inputs, random_mlp
 
 N_TOKENS = 64
@@ -135,7 +135,7 @@ def test_coefficient_zero_computes_no_jacobian(x, mlp, monkeypatch):
     def refuse(*args):
         raise AssertionError("a Jacobian was computed")
 
-    monkeypatch.setattr(training, "jacobian_penalty", refuse)
+    monkeypatch.setattr(losses, "jacobian_penalty", refuse)
     monkeypatch.setattr(jacobian, "build_tables", refuse)
     reports = []
     train_pair(x, mlp, recipe(jacobian_coefficient=0.0), report=reports.append)
@@ -277,7 +277,7 @@ def generator() -> torch.Generator:
 
 @given(n=st.integers(1, 30), batch_tokens=st.integers(1, 40))
 def test_an_epoch_over_what_fits_the_buffer_serves_no_token_twice(n, batch_tokens):
-    batches = shuffled_batches(numbered(n), batch_tokens, 1000, generator())
+    batches = ShuffledBatches(numbered(n), batch_tokens, 1000, generator())
     per_epoch = max(1, n // batch_tokens)
     for _ in range(3):
         served = torch.cat(list(itertools.islice(batches, per_epoch))).flatten().tolist()
@@ -287,7 +287,7 @@ def test_an_epoch_over_what_fits_the_buffer_serves_no_token_twice(n, batch_token
 
 
 def test_an_epoch_that_divides_evenly_is_a_permutation_and_the_next_another():
-    batches = shuffled_batches(numbered(12), 4, 1000, generator())
+    batches = ShuffledBatches(numbered(12), 4, 1000, generator())
     epochs = [torch.cat(list(itertools.islice(batches, 3))).flatten().tolist() for _ in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12))
     assert epochs[0] != epochs[1] != sorted(epochs[1])
@@ -305,7 +305,7 @@ def test_a_stream_longer_than_the_buffer_is_served_once_all_but_less_than_a_batc
     # whatever is read ahead, as much as the buffer and the longest piece hold, there is a rest
     chunks = [*chunks, buffer_tokens, max(chunks), rest]
     stream = list(numbered(sum(chunks)).split(chunks))
-    batches = list(shuffled_batches(iter(stream), batch_tokens, buffer_tokens, generator()))
+    batches = list(ShuffledBatches(iter(stream), batch_tokens, buffer_tokens, generator()))
     assert all(batch.shape == (batch_tokens, 1) for batch in batches)
     served = [token for batch in batches for token in batch.flatten().tolist()]
     assert len(served) == len(set(served)) and set(served) <= set(range(sum(chunks)))
@@ -314,13 +314,13 @@ def test_a_stream_longer_than_the_buffer_is_served_once_all_but_less_than_a_batc
 
 def test_empty_pieces_in_a_stream_that_fits_do_not_end_it():
     empty = numbered(0)
-    batches = shuffled_batches([empty, numbered(3), empty], 2, 3, generator())
+    batches = ShuffledBatches([empty, numbered(3), empty], 2, 3, generator())
     assert len(list(itertools.islice(batches, 10))) == 10
 
 
 def test_a_long_stream_is_mixed_beyond_its_pieces():
     stream = numbered(1000).split(10)
-    batches = list(shuffled_batches(stream, 50, 200, generator()))
+    batches = list(ShuffledBatches(stream, 50, 200, generator()))
     spread = [(batch.max() - batch.min()).item() for batch in batches]
     assert sum(spread) / len(spread) > 100
 

@@ -1,0 +1,54 @@
+"""Where the checkpoints of long steps lie: at <storage>/checkpoints/, under the name of what is made.
+
+Here: their places, on this machine or elsewhere. Not here: what a checkpoint is (`jsae_core.checkpoints`), what a step
+keeps in one.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+from jsae_assets.io_managers import StoringIOManager
+from jsae_assets.resources import Compute
+from jsae_assets.sections import CHECKPOINTS
+from jsae_assets.storage import is_local, staged, stored_at
+from jsae_core.checkpoints import Checkpoint
+
+
+def checkpoint_of(
+    manager: StoringIOManager,
+    key: dg.AssetKey,
+    partition: str | None,
+    digest: str,
+    compute: Compute,
+    say: Callable[[str], None],
+) -> Checkpoint:
+    """The checkpoint of an asset's partition, or of a part of it.
+
+    Args:
+        manager: which stores the asset; the checkpoint lies in the same storage.
+        digest: of the catalog's entries that it is made from.
+    """
+    path = manager.base / CHECKPOINTS / stored_at(key, partition, ".safetensors")
+    if is_local(path):
+        return Checkpoint(Path(path.path), digest, compute.checkpoint_seconds, say)
+    return _CheckpointElsewhere(path, digest, compute.checkpoint_seconds, say)
+
+
+class _CheckpointElsewhere(Checkpoint):
+    """In a storage that is not on this machine: it comes and goes as a whole file."""
+
+    @contextmanager
+    def _local_copy(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / self.path.name
+            self.path.fs.get(self.path.path, str(local))
+            yield local
+
+    def _replaced(self) -> AbstractContextManager[Path]:
+        return staged(self.path)

@@ -1,0 +1,160 @@
+"""Training through Dagster that is killed or stopped: it ends at once, and goes on from its checkpoint."""
+
+import signal
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from safetensors.torch import load_file
+from upath import UPath
+
+from jsae_assets.catalog import load_catalog
+from jsae_assets.io_managers import FigureStore, ParquetStore, SafetensorsStore
+from jsae_assets.plan import SWEEP_JOB
+from jsae_assets.resources import Compute
+from jsae_core.checkpoints import Checkpoint
+from jsae_core.tensor_files import content_digest
+from tests.jsae_assets.conftest import Graph, failures, metadata, write_catalog
+from tests.killing import killed_once
+
+STEPS = 500
+PAIR = "jsae/sae_pair"
+SWEPT = [0.0, 1.0]
+
+
+@pytest.fixture(scope="module")
+def long_entries(entries):
+    """The tiny catalog, where training takes seconds, and a sweep."""
+
+    def make() -> dict:
+        made = entries()
+        for pair in made["pairs"]:
+            pair["train"] = pair["train"] | {"config": pair["train"]["config"] | {"steps": STEPS}}
+        local = {"model": "tiny", "layer": 1, "coefficients": SWEPT, "train": made["pairs"][1]["train"]}
+        return made | {"sweeps": {"lambdas": {"local": local}}}
+
+    return make
+
+
+def graph_of(home: Path, catalog: Path, instance: dg.DagsterInstance | None = None) -> Graph:
+    instance = instance or dg.DagsterInstance.from_config(str(home))
+    return Graph(load_catalog(catalog), instance, {"compute": Compute(device="cpu", checkpoint_seconds=0.05)})
+
+
+def train_pair_at(home: Path, catalog: Path) -> None:
+    graph_of(home, catalog).measure(1, PAIR)
+
+
+def train_sweep_at(home: Path, catalog: Path) -> None:
+    sweep(graph_of(home, catalog))
+
+
+def sweep(graph: Graph) -> dg.ExecuteInProcessResult:
+    job = graph.definitions.resolve_job_def(SWEEP_JOB)
+    return job.execute_in_process(
+        instance=graph.instance,
+        partition_key="lambdas",
+        asset_selection=[dg.AssetKey("sweep_runs")],
+        raise_on_error=False,
+    )
+
+
+def free_slots(instance: dg.DagsterInstance) -> None:
+    """Of runs that were killed: without a daemon nobody else does."""
+    for run in instance.get_runs():
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
+def checkpoints(graph: Graph) -> list[Path]:
+    return [path for path in (graph.storage / "checkpoints").rglob("*") if path.is_file()]
+
+
+@pytest.fixture
+def interrupted(instance, long_entries, tmp_path):
+    """The graph, and what starts the work in another process and ends it with a signal amid training."""
+    home, catalog = Path(instance.root_directory), write_catalog(tmp_path, long_entries())
+    graph = graph_of(home, catalog, instance)
+
+    def interrupt(work, sign: signal.Signals) -> float:
+        seconds = killed_once(lambda: bool(checkpoints(graph)), sign, work, home, catalog)
+        free_slots(instance)
+        return seconds
+
+    return graph, interrupt
+
+
+def digest(path: Path) -> str:
+    return content_digest(load_file(path))
+
+
+def test_a_pair_whose_training_was_killed_is_trained_on_to_the_pair_it_would_have_been(interrupted):
+    graph, interrupt = interrupted
+    interrupt(train_pair_at, signal.SIGKILL)
+    (left,) = checkpoints(graph)
+    assert left.relative_to(graph.storage).as_posix() == "checkpoints/jsae/sae_pair/1/tiny.safetensors"
+    assert not graph.file(PAIR).exists()
+    result = graph.measure(1, PAIR)
+    assert result.success and "going on from the checkpoint" in graph.messages(result)
+    resumed = digest(graph.file(PAIR))
+    assert checkpoints(graph) == []
+    again = graph.measure(1, PAIR)
+    assert "checkpoint" not in graph.messages(again) and digest(graph.file(PAIR)) == resumed
+
+
+def test_a_changed_recipe_begins_anew(interrupted, long_entries, tmp_path):
+    graph, interrupt = interrupted
+    interrupt(train_pair_at, signal.SIGKILL)
+    changed = long_entries()
+    changed["pairs"][1]["train"]["config"]["steps"] = 20
+    edited = graph.with_catalog(load_catalog(write_catalog(tmp_path, changed)))
+    result = edited.measure(1, PAIR)
+    assert result.success and "Beginning anew" in edited.messages(result)
+    assert checkpoints(graph) == []
+
+
+def test_a_sweep_that_was_killed_goes_on_within_the_run_where_it_was(interrupted):
+    graph, interrupt = interrupted
+    interrupt(train_sweep_at, signal.SIGKILL)
+    result = sweep(graph)
+    assert failures(result) == {} and metadata(result, "sweep_runs")["trained"] == len(SWEPT)
+    assert graph.messages(result).count("going on from the checkpoint") == 1
+    folder = graph.storage / "sweep_runs" / "lambdas"
+    resumed = {path.name: digest(path) for path in folder.iterdir()}
+    assert checkpoints(graph) == []
+    for path in folder.iterdir():
+        path.unlink()
+    assert "checkpoint" not in graph.messages(sweep(graph))
+    assert {path.name: digest(path) for path in folder.iterdir()} == resumed
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT], ids=lambda sign: sign.name)
+def test_a_worker_that_trains_ends_within_ten_seconds_of_being_told_to_and_goes_on_later(interrupted, sign):
+    graph, interrupt = interrupted
+    assert interrupt(train_pair_at, sign) < 10
+    (run,) = graph.instance.get_runs(limit=1)
+    assert run.is_finished and not graph.file(PAIR).exists()
+    result = graph.measure(1, PAIR)
+    assert result.success and "going on from the checkpoint" in graph.messages(result)
+
+
+def test_a_checkpoint_in_a_storage_elsewhere_is_gone_on_from(long_entries, graph, monkeypatch, tmp_path):
+    base = f"memory://{tmp_path.name}"
+    stores = {"tensors": SafetensorsStore, "tables": ParquetStore, "figures": FigureStore}
+    tiny = graph(
+        long_entries(),
+        compute=Compute(device="cpu", checkpoint_seconds=0),
+        **{name: store(base_path=base) for name, store in stores.items()},
+    )
+    saved = Checkpoint.save
+
+    def save(self, tensors, values):
+        saved(self, tensors, values)
+        if values["step"] == 5:
+            raise KeyError("as if it had been killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save)
+        assert not tiny.measure(1, PAIR).success
+    result = tiny.measure(1, PAIR)
+    assert result.success and "going on from the checkpoint" in tiny.messages(result)
+    assert not [path for path in UPath(base).rglob("*") if "checkpoints" in path.parts and path.is_file()]

@@ -14,16 +14,45 @@ from typing import TYPE_CHECKING, Any
 
 from jsae_assets.assets.estimates import stored_estimates
 from jsae_assets.stored import StoredTable, StoredTensors
-from jsae_core.terms import FUNCTION_SHAPES, THRESHOLDS
+from jsae_core.terms import FUNCTION_SHAPES, RELATIVE_SHAPES, THRESHOLDS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from pandas import DataFrame
 
     from jsae_core.figures import Variant
+    from jsae_core.measures import Estimate
 
 EXAMPLE_TOKENS = 4
 NORMALISATIONS = {None: "as they are", "l1": "divided by their L1 norm", "l2": "divided by their L2 norm"}
+
+# What is compared document by document: by heading the measure, its number, and what it is called
+DIFFERENCES = {
+    "Jacobian": (
+        ("jacobian_histogram", "above_0.01", "|J| ≥ 0.01"),
+        ("jacobian_histogram", "l1_over_l2", "L1/L2 of J"),
+    ),
+    "Latents": (
+        ("latent_accounting", "accounted_share", "accounted share"),
+        ("latent_accounting", "r2_attribution_4", "R² of four latents"),
+    ),
+    "Interventions": (
+        ("ablation_samples", "noteworthy_line", "on the line"),
+        ("ablation_samples", "noteworthy_dropped", "dropped"),
+        ("ablation_samples", "agreement_negligible", "negligible"),
+    ),
+    "Functions": (
+        ("function_shapes", "share_linear", "linear (paper's rule)"),
+        ("function_shapes", "relative_linear", "linear (relative rule)"),
+        ("function_shapes", "relative_flat", "flat (relative rule)"),
+    ),
+    "Quality": (
+        ("pair_quality", "explained_variance_input", "variance, input SAE"),
+        ("pair_quality", "explained_variance_output", "variance, output SAE"),
+        ("pair_quality", "ce_score_output", "CE score, output SAE"),
+        ("pair_quality", "kl_score_pair", "KL score, both SAEs"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -118,6 +147,54 @@ def _draw_edge_curve(results: Mapping[Variant, Results], subtitle: str) -> go.Fi
 
     overall = {variant: frame.iloc[0].to_dict() for variant, frame in _frames(results, "latent_accounting").items()}
     return edge_curve_figure(overall, subtitle)
+
+
+def _draw_dead_latents(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
+    from jsae_core.figures import dead_latents_figure
+
+    return dead_latents_figure(_frames(results, "latent_activity"), subtitle)
+
+
+def _draw_differences(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
+    """The variant less the one that it is compared with, in what both were measured to have on the same documents."""
+    from jsae_core.figures import Difference, differences_figure
+    from jsae_core.measures import difference
+
+    other, one = results
+    (of_other, tokens), (of_one, _) = (_estimates(results[variant]) for variant in (other, one))
+    groups = {
+        heading: [
+            Difference(
+                name,
+                of_one[measure][number].value,
+                of_other[measure][number].value,
+                difference(of_one[measure][number], of_other[measure][number]).standard_error,
+                f"{measure}, {tokens[measure]:,} tokens",
+            )
+            for measure, number, name in rows
+        ]
+        for heading, rows in DIFFERENCES.items()
+    }
+    return differences_figure(one, other, groups, subtitle)
+
+
+def _estimates(result: Results) -> tuple[dict[str, dict[str, Estimate]], dict[str, int]]:
+    """What was measured with an error, and on how many tokens, by measure."""
+    from jsae_core.measures import ablation_estimates
+    from jsae_core.measures.samples import shares
+
+    stored = result.stored
+    shapes = stored["function_shapes"].frame
+    estimates = {
+        "ablation_samples": ablation_estimates(stored["ablation_samples"].frame),
+        "function_shapes": {f"share_{name}": of for name, of in shares(shapes, "shape", FUNCTION_SHAPES).items()}
+        | {f"relative_{name}": of for name, of in shares(shapes, "relative_shape", RELATIVE_SHAPES).items()},
+        **{
+            measure: stored_estimates(stored[measure])
+            for measure in ("jacobian_histogram", "latent_accounting", "pair_quality")
+        },
+    }
+    return estimates, {measure: int(stored[measure].settings["n_tokens"]) for measure in estimates}
 
 
 def _draw_examples(results: Mapping[Variant, Results], subtitle: str, normalise: str | None) -> go.Figure:
@@ -217,6 +294,18 @@ CELL_FIGURES = (
         "How many input latents an output latent needs, and how much comes from them at all",
         _draw_edge_curve,
         reads=["latent_accounting"],
+    ),
+    Figure(
+        "differences",
+        "What the variant has more and less of, in paired differences over documents",
+        _draw_differences,
+        reads=["jacobian_histogram", "latent_accounting", "ablation_samples", "function_shapes", "pair_quality"],
+    ),
+    Figure(
+        "dead_latents",
+        "How many latents are dead, against the number of tokens",
+        _draw_dead_latents,
+        reads=["latent_activity"],
     ),
     *(
         Figure(

@@ -271,6 +271,16 @@ def _without_errors(numbers: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if not name.endswith("_se")}
 
 
+def _latent_activity(subject: Subject) -> Measured:
+    from jsae_core.measures import latent_activity
+
+    stream = subject.mlp_inputs
+    activity = latent_activity(subject.pair, stream)
+    last = activity.groupby("side").last()
+    said = {f"{name}_{side}": float(last.loc[side, name]) for name in ("dead", "unseen") for side in last.index}
+    return Measured(activity, stream.n_tokens, said)
+
+
 def _latent_contexts(subject: Subject) -> Measured:
     from jsae_core.measures import stream_contexts
 
@@ -365,6 +375,13 @@ MEASURES = (
         "a row for all output latents together, with standard errors, and one for each.",
         _latent_accounting,
         code_version="2",
+        stored_as="tables",
+    ),
+    Measure(
+        "latent_activity",
+        "How many latents of each SAE were not active in so many tokens, and how many of those are alive, estimated.",
+        _latent_activity,
+        code_version="1",
         stored_as="tables",
     ),
     Measure(

@@ -1,6 +1,9 @@
 # The public names, each with its home (see jsae_core/__init__.pyi).
 
 from .ablation import ablation_figure as ablation_figure
+from .dead_latents import dead_latents_figure as dead_latents_figure
+from .differences import Difference as Difference
+from .differences import differences_figure as differences_figure
 from .edge_curve import edge_curve_figure as edge_curve_figure
 from .examples import jacobian_examples_figure as jacobian_examples_figure
 from .examples import permute_rows_and_columns as permute_rows_and_columns

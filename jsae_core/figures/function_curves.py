@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ import plotly.graph_objects as go
 from jsae_core.figures.style import FONT_SIZE, INK, WIDTH, Variant, apply_style, plain, require_variants
 from jsae_core.figures.thresholds import REPORTED
 from jsae_core.terms import FUNCTION_SHAPES as SHAPES
-from jsae_core.terms import STRAIGHT_WITHIN
+from jsae_core.terms import RELATIVE_SHAPES, STRAIGHT_WITHIN, STRAIGHT_WITHIN_SHARE
 
 LEAST_HEIGHT = 0.1  # activation; magnified further, a curve that passes for linear (within 0.01) would look bent
 STRAIGHT = 0.3  # px; a curve's point is left out if it is nearer than this to the line between others
@@ -35,6 +36,7 @@ AXIS_TITLE, SLIDER = 44, 104  # px below charts
 BARS, BARS_BELOW = 280, 90  # px: how high the bars' axis is, and what is below it, a row of legend included
 READING = " · above each chart: input → output latent; dot: where the token was"
 RULE = f"; linear: within {STRAIGHT_WITHIN:g} of a line"
+RELATIVE, RELATIVE_RULE = "relative_shape", f"relative rule: within {STRAIGHT_WITHIN_SHARE:.0%} of its range"
 MEASURED = " · numbers as measured here"
 
 _NUMBERS = ["drawn", "input_latent", "output_latent", "input_activation", "output_activation"]
@@ -127,7 +129,7 @@ def function_shapes_figure(
 ) -> go.Figure:
     """Examples of linear, jumprelu and other functions for each variant (above), in charts like those of
     `function_curves_figure`, and bars of the share of each shape in per cent (below), the flat functions, whose range
-    is below 0.01, hatched.
+    is below 0.01, hatched; beside them, if the samples have it, the same by the relative rule.
 
     Examples are the curves drawn first, flat ones only where there are no others. The bars count all samples.
 
@@ -374,45 +376,82 @@ def _slider(figure: go.Figure, pages: Mapping[int, int]) -> dict:
     }
 
 
+class _Kind(NamedTuple):
+    """What a bar for each variant is of: the samples whose column says a shape; and where the bars are."""
+
+    column: str
+    shape: str
+    centre: float
+
+
+def _kinds(variants: Mapping[Variant, pd.DataFrame]) -> list[_Kind]:
+    kinds = [_Kind("shape", shape, place) for place, shape in enumerate(SHAPES)]
+    if all(RELATIVE in samples for samples in variants.values()):
+        kinds += [_Kind(RELATIVE, shape, len(SHAPES) + 0.5 + place) for place, shape in enumerate(RELATIVE_SHAPES)]
+    return kinds
+
+
 def _add_bars(
     figure: go.Figure, variants: Mapping[Variant, pd.DataFrame], reported: Mapping[Variant, Mapping[str, float]]
 ) -> None:
-    """On the second axes: of each shape a bar for each variant, and its reported share where there is one."""
-    width = 0.8 / len(variants)
+    """On the second axes: of each shape a bar for each variant, by the paper's rule and beside it by the relative one,
+    if the samples have it, and its reported share where there is one."""
+    width, kinds = 0.8 / len(variants), _kinds(variants)
     highest, numbers, diamonds = 0.0, [], []
     for place, (variant, samples) in enumerate(variants.items()):
-        centres = [kind - 0.4 + width * (place + 0.5) for kind in range(len(SHAPES))]
-        percents = [100 * float((samples["shape"] == shape).mean()) for shape in SHAPES]
-        figure.add_traces(_bars(variant, samples, centres, percents, 0.94 * width))
+        centres = [kind.centre - 0.4 + width * (place + 0.5) for kind in kinds]
+        percents = [100 * float((samples[kind.column] == kind.shape).mean()) for kind in kinds]
+        figure.add_traces(_bars(variant, samples, kinds, centres, percents, 0.94 * width))
         given = reported.get(variant, {})
-        numbers += [(x, percent, given.get(shape)) for x, percent, shape in zip(centres, percents, SHAPES, strict=True)]
+        numbers += [
+            (x, percent, given.get(kind.shape) if kind.column == "shape" else None)
+            for x, percent, kind in zip(centres, percents, kinds, strict=True)
+        ]
         diamonds += [(centres[SHAPES.index(shape)], percent, variant) for shape, percent in given.items()]
         highest = max(highest, *percents, *given.values())
-    pixel = 1.15 * highest / BARS
-    figure.add_trace(_bar_numbers(numbers, pixel))
+    both_rules = len(kinds) > len(SHAPES)
+    pixel = (1.15 if not both_rules else 1.3) * highest / BARS  # the rules are named above
+    figure.add_trace(_bar_numbers(numbers, pixel, FONT_SIZE - (4 if both_rules else 2)))
     figure.add_trace(_flat_in_legend())
     if diamonds:
         figure.add_trace(_diamonds(diamonds))
+    for text, first in ((f"paper's rule: within {STRAIGHT_WITHIN:g}", 0), (RELATIVE_RULE, len(SHAPES))):
+        if both_rules:
+            figure.add_annotation(
+                _note(f"<b>{text}</b>", kinds[first].centre - 0.45, pixel * BARS, FONT_SIZE - 2, "left")
+                | {"xref": "x2", "yref": "y2"}
+            )
     figure.update_layout(
         xaxis2={
             "anchor": "y2",
-            "range": [-0.5, len(SHAPES) - 0.5],
-            "tickvals": [*range(len(SHAPES))],
+            "range": [-0.5, kinds[-1].centre + 0.5],
+            "tickvals": [kind.centre for kind in kinds],
+            "tickfont": {"size": FONT_SIZE - (2 if both_rules else 0)},
         },
         yaxis2={"anchor": "x2", "range": [0, pixel * BARS], "title": {"text": "sampled functions (%)"}},
         barmode="overlay",
     )
-    figure.update_layout(xaxis2={"ticktext": SHAPES, "ticks": "", "showgrid": False})
+    figure.update_layout(xaxis2={"ticktext": [kind.shape for kind in kinds], "ticks": "", "showgrid": False})
 
 
 def _bars(
-    variant: Variant, samples: pd.DataFrame, centres: list[float], percents: list[float], width: float
+    variant: Variant,
+    samples: pd.DataFrame,
+    kinds: Sequence[_Kind],
+    centres: list[float],
+    percents: list[float],
+    width: float,
 ) -> list[go.Bar]:
-    """Hatched ones for all functions, and before them those of the functions that are not flat."""
-    steep = samples.loc[~samples["flat"].astype(bool), "shape"]
+    """Hatched ones for all functions, and before them those of the functions that are not flat by the kind's rule; by
+    the relative one, flat is a shape of its own."""
+    flat = samples["flat"].astype(bool)
+    steep = [
+        100 * float(((samples[kind.column] == kind.shape) & ~(flat & (kind.column == "shape"))).mean())
+        for kind in kinds
+    ]
     drawn = {
         "flat ones included": (percents, {"pattern": HATCHING, "line": {"color": variant.colour, "width": 1}}),
-        "not flat": ([100 * float((steep == shape).sum()) / len(samples) for shape in SHAPES], {}),
+        "not flat": (steep, {}),
     }
     return [
         go.Bar(
@@ -421,18 +460,18 @@ def _bars(
             width=width,
             name=plain(variant.label),
             legendgroup=variant.label,
-            showlegend=kind == "not flat",
+            showlegend=which == "not flat",
             marker={"color": variant.colour, **look},
-            customdata=[f"{shape}, {kind}" for shape in SHAPES],
+            customdata=[f"{kind.shape}, {which if kind.column == 'shape' else RELATIVE_RULE}" for kind in kinds],
             hovertemplate="%{customdata}: %{y:.3~g} %",
             xaxis="x2",
             yaxis="y2",
         )
-        for kind, (heights, look) in drawn.items()
+        for which, (heights, look) in drawn.items()
     ]
 
 
-def _bar_numbers(bars: Sequence[tuple[float, float, float | None]], pixel: float) -> go.Scatter:
+def _bar_numbers(bars: Sequence[tuple[float, float, float | None]], pixel: float, size: int) -> go.Scatter:
     """What is written on bars, given by centre, per cent and the reported per cent, which it must not cover. `pixel`
     is the height of one in per cent."""
     heights = [
@@ -445,7 +484,7 @@ def _bar_numbers(bars: Sequence[tuple[float, float, float | None]], pixel: float
         text=[f"{percent:.1f}" for _, percent, _ in bars],
         mode="text",
         textposition="top center",
-        textfont={"size": FONT_SIZE - 2},
+        textfont={"size": size},
         cliponaxis=False,
         showlegend=False,
         hoverinfo="skip",

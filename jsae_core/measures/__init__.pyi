@@ -5,6 +5,7 @@ from .ablation import ablation_samples as ablation_samples
 from .ablation import ablation_summary as ablation_summary
 from .accounting import latent_accounting as latent_accounting
 from .accounting import latent_accountings as latent_accountings
+from .activity import latent_activity as latent_activity
 from .connections import connection_curves as connection_curves
 from .connections import latent_connections as latent_connections
 from .connections import strongest_connections as strongest_connections

@@ -40,6 +40,7 @@ PER_VARIANT = (
     "function_shapes",
     "pair_quality",
     "latent_accounting",
+    "latent_activity",
     "latent_contexts",
     "latent_connections",
 )
@@ -54,6 +55,8 @@ CELL_FIGURES = (
     "function_curves",
     "function_shapes",
     "edge_curve",
+    "dead_latents",
+    "differences",
 )
 WORDS = "def return self class for in range print not if else import value key list dict open read write".split()
 

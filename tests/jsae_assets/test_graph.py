@@ -44,6 +44,14 @@ READ_BY = {
     "jacobian_examples_l1": {"jacobian_examples"},
     "jacobian_examples_l2": {"jacobian_examples"},
     "edge_curve": {"latent_accounting"},
+    "dead_latents": {"latent_activity"},
+    "differences": {
+        "jacobian_histogram",
+        "latent_accounting",
+        "ablation_samples",
+        "function_shapes",
+        "pair_quality",
+    },
 }
 
 
@@ -53,6 +61,7 @@ def stored_as(asset: str) -> str:
         "function_shapes",
         "pair_quality",
         "latent_accounting",
+        "latent_activity",
         "latent_contexts",
         "latent_connections",
     )

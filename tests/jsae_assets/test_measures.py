@@ -235,6 +235,7 @@ def test_a_materialisation_says_what_a_reader_wants_first(measured, name):
             "spliced_at_bos",
             "dead_output",
         },
+        "latent_activity": {"dead_input", "dead_output", "unseen_input", "unseen_output"},
         "latent_accounting": {"accounted_share", "completeness", "r2_attribution_4", "r2_random_4", "n90"},
         "latent_contexts": {"dead_input", "dead_output", "density_median_input", "density_median_output"},
         "latent_connections": {"connections", "output_latents", "share_strongest_median"},

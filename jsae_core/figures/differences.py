@@ -1,0 +1,120 @@
+"""What one variant has more or less of than another: paired differences over the same documents, with their errors.
+
+Here: drawing. Not here: taking the differences (`measures.moments.difference`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+
+from jsae_core.figures.style import FONT_SIZE, INK, Variant, apply_style, plain
+
+ROW, GROUP, BELOW = 30, 40, 110  # px: a difference, a heading of a group, the axis below
+LEFT = 330  # px for the names
+Z95 = 1.96  # standard errors on either side of a 95% interval
+
+
+class Difference(NamedTuple):
+    """One number of both variants, a share: in percentage points it is drawn times 100.
+
+    Attributes:
+        one, other: what the variant and the one it is compared with have.
+        standard_error: of one less other.
+        definition: of which tokens and by which rule.
+    """
+
+    name: str
+    one: float
+    other: float
+    standard_error: float
+    definition: str
+
+
+def differences_figure(
+    one: Variant, other: Variant, groups: Mapping[str, Sequence[Difference]], subtitle: str
+) -> go.Figure:
+    """A dot a number, at what `one` has of it less what `other` has, in percentage points, with a 95% interval of the
+    paired difference over documents; at the right what both have.
+
+    Args:
+        groups: by heading, from top to bottom.
+        subtitle: model, layer and settings. It is added how to read a row.
+
+    Raises:
+        ValueError: nothing to draw, or numbers that are not finite.
+    """
+    rows = [difference for differences in groups.values() for difference in differences]
+    if not rows:
+        raise ValueError("there is no difference to draw; expected at least one")
+    for row in rows:
+        if not all(map(math.isfinite, (row.one, row.other, row.standard_error))):
+            raise ValueError(f"{row.name} holds NaN or infinite values")
+    figure = go.Figure()
+    y, ticks, names = 0.0, [], []
+    for heading, differences in groups.items():
+        figure.add_annotation(_left(f"<b>{plain(heading)}</b>", y + GROUP / 2))
+        y += GROUP
+        for row in differences:
+            y += ROW
+            ticks.append(y - ROW / 2)
+            names.append(plain(row.name))
+            figure.add_annotation(_right(row, ticks[-1]))
+    figure.add_trace(
+        go.Scatter(
+            x=[100 * (row.one - row.other) for row in rows],
+            y=ticks,
+            error_x={"array": [100 * Z95 * row.standard_error for row in rows], "thickness": 2, "width": 5},
+            mode="markers",
+            marker={"size": 11, "color": one.colour},
+            showlegend=False,
+            customdata=[[row.definition, 100 * row.one, 100 * row.other] for row in rows],
+            text=names,
+            hovertemplate=(
+                f"%{{text}} (%{{customdata[0]}})<br>{plain(one.label)} %{{customdata[1]:.3~f}} %, "
+                f"{plain(other.label)} %{{customdata[2]:.3~f}} %: %{{x:+.3~f}} ± %{{error_x.array:.2~g}}<extra></extra>"
+            ),
+        )
+    )
+    figure.update_xaxes(
+        title_text=f"{plain(one.label)} less {plain(other.label)} (percentage points)",
+        zeroline=True,
+        zerolinecolor=INK,
+        zerolinewidth=1.5,
+        domain=[0, 0.78],
+    )
+    figure.update_yaxes(range=[y, 0], tickvals=ticks, ticktext=names, ticks="", showgrid=False, showline=False)
+    reading = f" · bars: 95 %, documents paired; right: {one.label} / {other.label} (%)"
+    apply_style(figure, f"What {one.label} has more and less of", subtitle + reading, round(y) + BELOW)
+    figure.layout.margin.l = LEFT
+    return figure.update_yaxes(automargin=False)
+
+
+def _left(text: str, y: float) -> dict:
+    return {
+        "text": text,
+        "x": 0,
+        "xref": "paper",
+        "xanchor": "right",
+        "xshift": -8,
+        "y": y,
+        "yref": "y",
+        "showarrow": False,
+        "font": {"size": FONT_SIZE},
+    }
+
+
+def _right(row: Difference, y: float) -> dict:
+    return {
+        "text": f"{100 * row.one:.1f} / {100 * row.other:.1f}",
+        "x": 1,
+        "xref": "paper",
+        "xanchor": "right",
+        "y": y,
+        "yref": "y",
+        "showarrow": False,
+        "font": {"size": FONT_SIZE - 2},
+    }

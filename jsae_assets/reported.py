@@ -1,6 +1,9 @@
 """`python -m jsae_assets.reported`: what was measured beside what was reported, for the pairs that the catalog shares
 with Farnik et al. (2025).
 
+What is measured here is at the MLP's true input, with the model's own, unprocessed weights, on the catalog's text; the
+last column says how the reported number was taken. A difference between two definitions is no failure to reproduce.
+
 Here: the comparison. Not here: the reported numbers (`jsae_core.reported`), measuring (materialise the assets first).
 """
 
@@ -16,7 +19,7 @@ from jsae_assets.partitions import cell_key
 from jsae_core.reported import ReportedResult, all_reported_results
 from jsae_core.terms import FUNCTION_SHAPES
 
-HEADER = ("model", "layer", "variant", "λ", "measure", "reported", "measured", "difference")
+HEADER = ("model", "layer", "variant", "λ", "measure", "reported", "measured", "difference", "reported as")
 SHARES_OF_SHAPES = {f"share_{shape}" for shape in FUNCTION_SHAPES}
 
 
@@ -44,8 +47,8 @@ def _measured(result: ReportedResult, catalog: Catalog, instance: dg.DagsterInst
 def _row(result: ReportedResult, measured: float | str) -> tuple[str, ...]:
     named = (result.model, str(result.layer), result.variant, f"{result.jacobian_coefficient:g}", result.measure)
     if isinstance(measured, str):
-        return *named, f"{result.value:.2%}", measured, ""
-    return *named, f"{result.value:.2%}", f"{measured:.2%}", f"{measured - result.value:+.2%}"
+        return *named, f"{result.value:.2%}", measured, "", result.definition
+    return *named, f"{result.value:.2%}", f"{measured:.2%}", f"{measured - result.value:+.2%}", result.definition
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ linear branch b of the MLP is the elementwise slope c_b (see `mlp.Response`), gi
 
 E and D depend on the pair alone: they are `SAEPair.tables`. A token needs k rows of each and one k x d_mlp x k product.
 It is evaluated at the MLP's true input, and a latent whose pre-activation is negative stays in the k x k block
-(Farnik et al., 2025, section 3).
+(Farnik et al., 2025, section 3). What the paper's training runs logged of it (`jacobian_sparsity/...`) is evaluated at
+the input SAE's reconstruction instead: slopes and output latents are those of the MLP there.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from jsae_core.fused import fused_kernels
 from jsae_core.memory import piece_factor
 from jsae_core.mlp import MLP
 from jsae_core.objectives import l1
-from jsae_core.sae import active_latents, inputs_at_once
+from jsae_core.sae import active_latents, decode, inputs_at_once
 from jsae_core.sae_pair import SAEPair
 from jsae_core.tables import Tables, build_tables
+from jsae_core.terms import EVALUATED_AT
 
 GATHER_BYTES = 2**22  # of each of the two buffers that gathered rows are kept in: both stay in a CPU's cache
 # how often the latents of a batch must be active, on average over all d_sae, for the rows of all to be built at once
@@ -51,20 +53,25 @@ class Sandwich:
     mlp_output: Tensor  # [..., d_model]
 
 
-def run_sandwich(pair: SAEPair, mlp_input: Tensor) -> Sandwich:
+def run_sandwich(pair: SAEPair, mlp_input: Tensor, at: str = "input") -> Sandwich:
     """Latents of both SAEs and the Jacobian between them, at the MLP's true input.
 
     Args:
         mlp_input: [..., d_model], on the pair's device and in its dtype.
+        at: "reconstruction": the MLP is given what the input SAE makes of `mlp_input` instead, and the output SAE what
+            the MLP makes of that.
 
     Raises:
-        ValueError: the last dimension is not the pair's d_in, or device or dtype differ from the pair's.
+        ValueError: the last dimension is not the pair's d_in, or device or dtype differ from the pair's, or `at` is
+            unknown.
         MemoryError: the device has no room for the pair's tables.
     """
+    if at not in EVALUATED_AT:
+        raise ValueError(f"at is {at!r}; expected one of {', '.join(EVALUATED_AT)}")
     check_input(pair, mlp_input)
     batch_shape, x = mlp_input.shape[:-1], mlp_input.reshape(-1, mlp_input.shape[-1])
     # in parts, so that intermediate results are small enough to lie in memory that the next part uses again
-    parts = [_sandwich(pair, part) for part in x.split(inputs_at_once(pair.input_sae))]
+    parts = [_sandwich(pair, part, at) for part in x.split(inputs_at_once(pair.input_sae))]
 
     def joined(tensors: tuple[Tensor, ...]) -> Tensor:
         tensor = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
@@ -74,10 +81,12 @@ def run_sandwich(pair: SAEPair, mlp_input: Tensor) -> Sandwich:
 
 
 @torch.no_grad()
-def _sandwich(pair: SAEPair, x: Tensor) -> tuple[Tensor, ...]:
+def _sandwich(pair: SAEPair, x: Tensor, at: str) -> tuple[Tensor, ...]:
     """What a Sandwich holds, for x [n, d_model]."""
-    response = pair.mlp.respond(x)
     input_activations, input_latents = active_latents(pair.input_sae, x)
+    if at == "reconstruction":
+        x = decode(pair.input_sae.W_dec, pair.input_sae.b_dec, input_activations, input_latents)
+    response = pair.mlp.respond(x)
     output_activations, output_latents = active_latents(pair.output_sae, response.output)
     jacobian = gather_jacobian(*pair.table_rows(input_latents, output_latents), response.slopes)
     return jacobian, input_latents, output_latents, input_activations, output_activations, response.output

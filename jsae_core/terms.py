@@ -11,6 +11,9 @@ from typing import Any
 THRESHOLDS = (0.005, 0.01, 0.015, 0.02)  # of |J|
 NOTEWORTHY = 0.01  # |J| and changes below it are of no interest by themselves: most are
 
+# Where the Jacobian is evaluated: at the MLP's true input, or at the input SAE's reconstruction of it
+EVALUATED_AT = ("input", "reconstruction")
+
 # Norms of one token's Jacobian, by which histograms are divided
 NORMS = {"l2t": "root mean square", "l4t": "fourth-power mean", "linft": "maximum"}
 

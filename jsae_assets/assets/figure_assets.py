@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from jsae_core.figures import Variant
+    from jsae_core.reported import ReportedResult
 
 GROUP = "figures"
 SETTINGS = {"d_sae": "d_sae", "k": "k", "jacobian_coefficient": "λ"}  # of a pair, and what a subtitle calls them
@@ -185,7 +186,7 @@ def _style(catalog: Catalog, variant: str) -> "Variant":
     return Variant(entry.label, entry.colour)
 
 
-def _reported(cell: Cell, variant: str, setting: Mapping[str, float]) -> dict[str, float]:
+def _reported(cell: Cell, variant: str, setting: Mapping[str, float]) -> "dict[str, ReportedResult]":
     from jsae_core.reported import reported_results
 
     model = cell.model.reported_name(cell.model_key)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from jsae_core.figures import Variant
     from jsae_core.measures import Estimate
+    from jsae_core.reported import ReportedResult
 
 EXAMPLE_TOKENS = 4
 NORMALISATIONS = {None: "as they are", "l1": "divided by their L1 norm", "l2": "divided by their L2 norm"}
@@ -65,7 +66,7 @@ class Results:
     """
 
     stored: Mapping[str, StoredTensors | StoredTable]
-    reported: Mapping[str, float]
+    reported: Mapping[str, ReportedResult]
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def _draw_thresholds(results: Mapping[Variant, Results], subtitle: str) -> go.Fi
         for field in ("value", "standard_error")
     )
     names = {threshold: f"share_above_{threshold}" for threshold in THRESHOLDS}
-    return jacobian_thresholds_figure(shares, subtitle, _reported(results, names), errors)
+    reported, how = _reported(results, names)
+    return jacobian_thresholds_figure(shares, subtitle + how, reported, errors)
 
 
 def _draw_sparsity(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
@@ -139,7 +141,8 @@ def _draw_shapes(results: Mapping[Variant, Results], subtitle: str) -> go.Figure
     from jsae_core.figures import function_shapes_figure
 
     names = {shape: f"share_{shape}" for shape in FUNCTION_SHAPES}
-    return function_shapes_figure(_frames(results, "function_shapes"), subtitle, _reported(results, names))
+    reported, how = _reported(results, names)
+    return function_shapes_figure(_frames(results, "function_shapes"), subtitle + how, reported)
 
 
 def _draw_edge_curve(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
@@ -226,7 +229,10 @@ def _draw_tradeoff(runs: DataFrame, subtitle: str) -> go.Figure:
 
     places = runs[["model", "layer"]].dropna().drop_duplicates()
     reported = reported_sweep(*places.iloc[0]) if len(places) == 1 else None
-    return sweep_tradeoff_figure(runs, subtitle, reported if reported is not None and len(reported) else None)
+    if reported is None or reported.empty:
+        return sweep_tradeoff_figure(runs, subtitle)
+    how = " / ".join(reported["definition"].unique())
+    return sweep_tradeoff_figure(runs, f"{subtitle} · reported: {how}", reported.drop(columns="definition"))
 
 
 def _draw_grid(runs: DataFrame, subtitle: str) -> go.Figure:
@@ -243,13 +249,16 @@ def _frames(results: Mapping[Variant, Results], measure: str) -> dict[Variant, D
     return {variant: table.frame for variant, table in _of_each(results, measure).items()}
 
 
-def _reported(results: Mapping[Variant, Results], names: Mapping) -> dict[Variant, dict]:
-    """The reported results that a figure draws, under the figure's own keys; variants without any are left out."""
+def _reported(results: Mapping[Variant, Results], names: Mapping) -> tuple[dict[Variant, dict], str]:
+    """The reported results that a figure draws, under the figure's own keys, variants without any left out; and what a
+    subtitle says of how they were taken, which is not how it is done here."""
     chosen = {
         variant: {key: result.reported[name] for key, name in names.items() if name in result.reported}
         for variant, result in results.items()
     }
-    return {variant: values for variant, values in chosen.items() if values}
+    how = " / ".join(dict.fromkeys(result.definition for of in chosen.values() for result in of.values()))
+    values = {variant: {key: of.value for key, of in some.items()} for variant, some in chosen.items() if some}
+    return values, f" · reported: {how}" if how else ""
 
 
 # Of one (model, layer): a variant beside the one that it is compared with. Drawn from Results by variant.

@@ -164,10 +164,13 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
 
 
 def _jacobian_histogram(subject: Subject) -> Measured:
-    from jsae_core.measures import jacobian_sizes
+    from jsae_core.measures import jacobian_measures, jacobian_sizes
 
     stream = subject.mlp_inputs
     sizes = jacobian_sizes(subject.pair, stream, memory_bytes=subject.compute.memory_bytes)
+    # as the paper's training runs logged it: never the same quantity as the one at the true input
+    at_reconstruction = jacobian_measures(subject.pair, stream, at="reconstruction")
+    estimates = sizes.estimates | {f"{name}_at_reconstruction": of for name, of in at_reconstruction.items()}
     plain = sizes.histograms[None]
     normed = {
         f"{norm}.{name}": tensor
@@ -176,12 +179,12 @@ def _jacobian_histogram(subject: Subject) -> Measured:
         if name not in SAME_FOR_ALL
     }
     said = {
-        **{f"share_{name}": estimate.value for name, estimate in sizes.estimates.items() if name.startswith("above_")},
+        **{f"share_{name}": estimate.value for name, estimate in estimates.items() if name.startswith("above_")},
         "tokens": stream.n_tokens,
         "elements_above_range": int(plain["overflow"]),
         "latents_often_active": int(sizes.logarithmic["n_often"]),
     }
-    return Measured(plain | normed | sizes.logarithmic | estimate_tensors(sizes.estimates), stream.n_tokens, said)
+    return Measured(plain | normed | sizes.logarithmic | estimate_tensors(estimates), stream.n_tokens, said)
 
 
 def _jacobian_examples(subject: Subject) -> Measured:

@@ -66,9 +66,10 @@ class _Chart:
         """At the bottom and at the top."""
         reached = np.append(self.sample["output_values"], self.sample["output_activation"])
         low, high = float(reached.min()), float(reached.max())
+        least = min(LEAST_HEIGHT, high) or LEAST_HEIGHT  # on a smaller scale, as high as from zero
         # a narrow range is in the middle, unless the axis would begin below zero as no activation does
-        low = max(low - max(0, LEAST_HEIGHT - (high - low)) / 2, min(low, 0))
-        return low, max(high, low + LEAST_HEIGHT)
+        low = max(low - max(0, least - (high - low)) / 2, min(low, 0))
+        return low, max(high, low + least)
 
     def place(self, inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where points are drawn."""

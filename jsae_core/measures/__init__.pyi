@@ -15,6 +15,7 @@ from .conventions import InputConventions as InputConventions
 from .conventions import input_conventions as input_conventions
 from .histogram import jacobian_histogram as jacobian_histogram
 from .histogram import jacobian_histograms as jacobian_histograms
+from .histogram import jacobian_measures as jacobian_measures
 from .histogram import jacobian_sizes as jacobian_sizes
 from .histogram import share_above as share_above
 from .linearity import classify_curves as classify_curves

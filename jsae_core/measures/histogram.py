@@ -22,7 +22,6 @@ from jsae_core.measures.token_jacobians import (
     logarithmic_counts,
     logarithmic_edges,
     token_measures,
-    token_norms,
 )
 from jsae_core.memory import piece_factor
 from jsae_core.sae_pair import SAEPair
@@ -31,6 +30,7 @@ from jsae_core.terms import NORMS
 BIN_WIDTH = 0.001
 PLAIN_BINS, NORMED_BINS = 1100, 1500  # [0, 1.1] and [0, 1.5]
 MEMORY_BYTES = 2**29  # on a CPU
+CACHED_ELEMENTS = 2**17  # half a MiB of float32
 OFTEN = 20  # tokens: the mean |J| of an output latent that was active in fewer is hardly known
 
 
@@ -51,7 +51,11 @@ class JacobianSizes(NamedTuple):
 
 
 def jacobian_histogram(
-    pair: SAEPair, stream: Iterable[Tensor], norm: str | None = None, memory_bytes: int | None = None
+    pair: SAEPair,
+    stream: Iterable[Tensor],
+    norm: str | None = None,
+    memory_bytes: int | None = None,
+    at: str = "input",
 ) -> dict[str, Tensor]:
     """Histogram of |J| over the k x k elements of every token, and of mean |J| over all pairs of latents.
 
@@ -62,6 +66,8 @@ def jacobian_histogram(
         memory_bytes: budget for the Jacobians, which are kept until all are known (4 k^2 + 12 k bytes a token in
             float32). Those that do not fit go to a temporary file (TMPDIR says where), and mean |J| is taken in blocks
             of output latents. None: 512 MiB on a CPU, up to 8 GiB on a CUDA device that has the room.
+        at: where J is evaluated: "input", at the MLP's true input, or "reconstruction", at what the input SAE makes of
+            it, as what the paper's training runs logged.
 
     Returns:
         `hist` int64 [1100] over [0, 1.1], or [1500] over [0, 1.5] if normed; `overflow` int64: elements above that.
@@ -75,7 +81,7 @@ def jacobian_histogram(
         OSError: the temporary file cannot be written.
         OverflowError: on a CUDA device, of more than a thousand million tokens.
     """
-    return jacobian_histograms(pair, stream, [norm], memory_bytes)[norm]
+    return jacobian_histograms(pair, stream, [norm], memory_bytes, at)[norm]
 
 
 def jacobian_histograms(
@@ -83,9 +89,10 @@ def jacobian_histograms(
     stream: Iterable[Tensor],
     norms: Sequence[str | None] = (None, *NORMS),
     memory_bytes: int | None = None,
+    at: str = "input",
 ) -> dict[str | None, dict[str, Tensor]]:
     """`jacobian_histogram` for several norms at once: they share the Jacobians and the sums of |J|."""
-    return jacobian_sizes(pair, stream, norms, memory_bytes).histograms
+    return jacobian_sizes(pair, stream, norms, memory_bytes, at).histograms
 
 
 def jacobian_sizes(
@@ -93,6 +100,7 @@ def jacobian_sizes(
     stream: Iterable[Tensor],
     norms: Sequence[str | None] = (None, *NORMS),
     memory_bytes: int | None = None,
+    at: str = "input",
 ) -> JacobianSizes:
     """`jacobian_histograms`, and everything else that the same pass over the same tokens says."""
     unknown = [norm for norm in norms if norm is not None and norm not in NORMS]
@@ -106,14 +114,16 @@ def jacobian_sizes(
     log_counts, log_means = (torch.zeros(LOGARITHMIC_BINS, dtype=torch.int64, device=device) for _ in range(2))
     largest = torch.zeros((), device=device)
     with KeptJacobians(d_sae, memory_bytes, device, again=bool(wanted)) as kept:
-        for magnitude, inputs, outputs, documents in _sandwiches(pair, stream):
-            by_token = token_norms(magnitude)
-            largest = torch.maximum(largest, by_token["linft"].amax())
-            if device.type == "cpu":  # elsewhere it would wait
-                _check_finite(largest)
-            counts.add(magnitude)
-            log_counts += logarithmic_counts(magnitude)
-            moments.add(token_measures(magnitude, by_token), documents)
+        for magnitude, inputs, outputs, documents in _sandwiches(pair, stream, at):
+            of_parts = []
+            for part in _parts(magnitude):
+                of_parts.append(token_measures(part))
+                largest = torch.maximum(largest, of_parts[-1]["norm_linft"].amax())
+                if device.type == "cpu":  # elsewhere it would wait
+                    _check_finite(largest)
+                counts.add(part)
+                log_counts += logarithmic_counts(part)
+            moments.add(_joined(of_parts), documents)
             kept.append(magnitude, inputs, outputs)
         n_tokens = moments.n_tokens
         if not n_tokens:
@@ -168,6 +178,17 @@ def jacobian_sizes(
     return JacobianSizes(histograms, estimates, logarithmic)
 
 
+@torch.no_grad()
+def jacobian_measures(pair: SAEPair, stream: Iterable[Tensor], at: str = "input") -> dict[str, Estimate]:
+    """The `estimates` of `jacobian_sizes` alone. Raises ValueError as it does."""
+    moments = NamedMoments()
+    for magnitude, _, _, documents in _sandwiches(pair, stream, at):
+        moments.add(_joined([token_measures(part) for part in _parts(magnitude)]), documents)
+    if not moments.n_tokens:
+        raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
+    return moments.estimates()
+
+
 def share_above(histogram: Mapping[str, Tensor], threshold: float) -> float:
     """Share of the elements with |J| at or above a threshold, which must be an edge of the bins.
 
@@ -181,16 +202,29 @@ def share_above(histogram: Mapping[str, Tensor], threshold: float) -> float:
     return (int(inside[edge:].sum()) + overflow) / (int(inside.sum()) + overflow)
 
 
-def _sandwiches(pair: SAEPair, stream: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+def _sandwiches(
+    pair: SAEPair, stream: Iterable[Tensor], at: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
     """|J| [n, k, k], input latents [n, k], output latents [n, k] and documents [n] of each batch. |J| is at least
     float32: bfloat16 has too few digits to number the bins."""
     for mlp_input, documents in with_documents(stream):
         if not len(mlp_input):
             continue
-        sandwich = run_sandwich(pair, mlp_input)
+        sandwich = run_sandwich(pair, mlp_input, at)
         magnitude = sandwich.jacobian.abs_()
         magnitude = magnitude.to(torch.promote_types(magnitude.dtype, torch.float32))
         yield magnitude, sandwich.input_latents, sandwich.output_latents, documents
+
+
+def _parts(magnitude: Tensor) -> Sequence[Tensor]:
+    """|J| [n, k, k] some tokens at a time: what is made of them stays in a CPU's cache. Elsewhere all at once."""
+    if magnitude.device.type != "cpu":
+        return [magnitude]
+    return magnitude.split(max(1, CACHED_ELEMENTS // magnitude[0].numel()))
+
+
+def _joined(of_parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in of_parts]) for name in of_parts[0]}
 
 
 def _check_finite(largest: Tensor) -> None:

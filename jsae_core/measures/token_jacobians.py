@@ -6,8 +6,6 @@ over which tokens the means are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -30,15 +28,12 @@ def token_norms(magnitude: Tensor) -> dict[str, Tensor]:
     }
 
 
-def token_measures(magnitude: Tensor, norms: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def token_measures(magnitude: Tensor) -> dict[str, Tensor]:
     """Of each token's |J| [n, k, k]: `above_{t}` (the share of elements, for each of THRESHOLDS), `norm_l2t`,
     `norm_l4t`, `norm_linft`, `kurtosis` (E[J^4] / E[J^2]^2, uncentred) and `l1_over_l2` (mean |J| over root mean
     square), 0 where J is; each [n].
-
-    Args:
-        norms: what `token_norms` gives for it, if that is known.
     """
-    norms = token_norms(magnitude) if norms is None else norms
+    norms = token_norms(magnitude)
     root = norms["l2t"].clamp(min=torch.finfo(magnitude.dtype).tiny)
     return (
         shares_above(magnitude)

@@ -9,7 +9,7 @@ import plotly.io
 import pytest
 
 from jsae_assets.reported import comparison
-from jsae_core.reported import all_reported_results, reported_results
+from jsae_core.reported import all_reported_results, reported_results, reported_sweep
 from tests.jsae_assets.conftest import REPOSITORY, metadata
 
 
@@ -49,7 +49,8 @@ def test_every_reported_share_is_one_and_shares_of_shapes_sum_to_one():
 
 def test_results_are_found_by_model_layer_variant_and_lambda():
     found = reported_results("pythia-70m-deduped", 3, "jsae", 1.0)
-    assert found["share_above_0.01"] == 0.113 and found["share_linear"] == 0.868
+    assert found["share_above_0.01"].value == 0.113 and found["share_linear"].value == 0.868
+    assert found["share_above_0.01"].definition == "at the true input, on C4 validation, folded weights"
     assert len(found) == 7
     assert reported_results("pythia-70m-deduped", 3, "jsae", 2.0) == {}
     assert reported_results("pythia-70m-deduped", 2, "jsae", 1.0) == {}
@@ -63,8 +64,17 @@ def test_the_comparison_sets_what_was_measured_beside_what_was_reported(reported
         share = metadata(run, f"jsae/{asset}")[measure]
         row = rows["pythia-70m-deduped", "jsae", measure]
         expected = {"share_above_0.01": 0.113, "share_linear": 0.868}[measure]
-        assert row[5:] == (f"{expected:.2%}", f"{share:.2%}", f"{share - expected:+.2%}")
-    assert rows["pythia-410m-deduped", "jsae", "share_above_0.01"][6:] == ("not in the catalog", "")
+        assert row[5:8] == (f"{expected:.2%}", f"{share:.2%}", f"{share - expected:+.2%}")
+        assert "folded weights" in row[8]
+    assert rows["pythia-410m-deduped", "jsae", "share_above_0.01"][6:8] == ("not in the catalog", "")
+
+
+def test_every_reported_number_says_how_it_was_taken():
+    for result in all_reported_results():
+        weights = "unprocessed" if "randomised" in result.variant else "folded"
+        assert result.definition == f"at the true input, on C4 validation, {weights} weights"
+    (definition,) = set(reported_sweep("pythia-70m-deduped", 3)["definition"])
+    assert definition == "at the input SAE's reconstruction, on the Pile, unprocessed weights"
 
 
 def test_a_figure_overlays_what_was_reported_of_its_pairs(reported):
@@ -74,6 +84,8 @@ def test_a_figure_overlays_what_was_reported_of_its_pairs(reported):
         figure = plotly.io.from_json(path.read_text(encoding="utf-8"))
         marks = [trace for trace in figure.data if trace.type == "scatter" and "Farnik" in (trace.name or "")]
         assert any(value == pytest.approx(y) for trace in marks for y in trace.y)
+        said = figure.layout.title.subtitle.text.replace("<br>", " ")
+        assert "reported: at the true input, on C4 validation, folded weights" in said
 
 
 def test_a_pair_with_another_lambda_is_compared_with_nothing(entries, graph, deep_model):
@@ -99,5 +111,6 @@ def test_the_command_prints_the_whole_table(tmp_path):
     )
     lines = done.stdout.strip().splitlines()
     assert len(lines) == 1 + len(all_reported_results())
-    assert lines[0].split() == ["model", "layer", "variant", "λ", "measure", "reported", "measured", "difference"]
+    header = ["model", "layer", "variant", "λ", "measure", "reported", "measured", "difference", "reported", "as"]
+    assert lines[0].split() == header
     assert "11.30%" in done.stdout and "not in the catalog" in done.stdout

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich
-from jsae_core.measures import jacobian_histogram, jacobian_histograms, jacobian_sizes, share_above
+from jsae_core.measures import (
+    jacobian_histogram,
+    jacobian_histograms,
+    jacobian_measures,
+    jacobian_sizes,
+    share_above,
+)
 from jsae_core.measures.histogram import OFTEN
 from jsae_core.terms import THRESHOLDS, is_above
 from tests.jsae_core.builders import (
@@ -386,3 +392,16 @@ def test_means_of_seldom_active_output_latents_are_left_out_and_the_coverage_is_
     assert logarithmic["log_mean_hist"].sum() == often.sum() * D_SAE
     assert logarithmic["n_often"] == often.sum()
     assert logarithmic["share_often"].item() == pytest.approx(counts[often].sum() / counts.sum())
+
+
+def test_at_the_reconstruction_everything_is_counted_of_the_jacobians_there(pair, x):
+    magnitude = run_sandwich(pair, x, at="reconstruction").jacobian.abs()
+    histogram = jacobian_histogram(pair, [x], at="reconstruction")
+    assert (histogram["hist"].tolist(), histogram["overflow"].item()) == numpy_histogram(magnitude.numpy(), 1100)
+    estimates = jacobian_measures(pair, Documents(x, LENGTHS), at="reconstruction")
+    assert estimates["above_0.01"].value == pytest.approx(is_above(magnitude, 0.01).double().mean().item())
+    assert len(estimates["above_0.01"].influence) == len(LENGTHS)
+    of_true_input = jacobian_measures(pair, Documents(x, LENGTHS))
+    expected = jacobian_sizes(pair, Documents(x, LENGTHS)).estimates
+    assert {name: of.value for name, of in of_true_input.items()} == {name: of.value for name, of in expected.items()}
+    assert of_true_input["above_0.01"].value != estimates["above_0.01"].value

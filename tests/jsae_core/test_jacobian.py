@@ -55,6 +55,37 @@ def autograd_jacobian(tensors: dict[str, Tensor], phi, x: Tensor, k: int) -> Ten
     return torch.autograd.functional.jacobian(of_latents, torch.zeros(k, dtype=x.dtype))
 
 
+@each_activation
+@plain_and_gated
+def test_at_the_reconstruction_the_mlp_is_given_what_the_input_sae_makes_of_its_input(activation, gated):
+    pair, x = random_pair(activation, gated), random_inputs(6)
+    sandwich = run_sandwich(pair, x, at="reconstruction")
+    x_hat = pair.input_sae.decode(pair.input_sae.encode(x))
+    torch.testing.assert_close(sandwich.mlp_output, pair.mlp(x_hat))
+    assert torch.equal(sandwich.input_latents, run_sandwich(pair, x).input_latents)
+    phi = ACTIVATIONS[activation]
+    for token in range(len(x)):
+
+        def of_latents(change, token=token):
+            moved = x_hat[token] + change @ pair.input_sae.W_dec[sandwich.input_latents[token]]
+            tensors = pair.tensors()
+            hidden = moved @ tensors["mlp.W_in"] + tensors["mlp.b_in"]
+            if gated:
+                hidden = phi(moved @ tensors["mlp.W_gate"] + tensors["mlp.b_gate"]) * hidden
+            else:
+                hidden = phi(hidden)
+            y = hidden @ tensors["mlp.W_out"] + tensors["mlp.b_out"]
+            return (y @ tensors["_W_enc_out"])[sandwich.output_latents[token]]
+
+        expected = torch.autograd.functional.jacobian(of_latents, torch.zeros(K, dtype=x.dtype))
+        torch.testing.assert_close(sandwich.jacobian[token], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_an_unknown_place_to_evaluate_at_is_refused():
+    with pytest.raises(ValueError, match="at is 'output'; expected one of input, reconstruction"):
+        run_sandwich(random_pair(), random_inputs(2), at="output")
+
+
 def loop_jacobian(pair: SAEPair, x: Tensor) -> Tensor:
     """The sum over hidden units as it stands in the paper, one element after another, plain MLPs with relu only."""
     mlp, (W_enc_out, W_dec) = pair.mlp, (pair.output_sae.W_enc, pair.input_sae.W_dec)

@@ -64,7 +64,7 @@ def of(runs: pd.DataFrame, place: int, **changes) -> pd.DataFrame:
 
 
 def reported() -> pd.DataFrame:
-    return reported_sweep("pythia-70m-deduped", 3)
+    return reported_sweep("pythia-70m-deduped", 3).drop(columns="definition")
 
 
 def tradeoff(runs: pd.DataFrame, subtitle: str = SUBTITLE, **more):

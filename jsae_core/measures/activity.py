@@ -85,7 +85,7 @@ class _Side:
         dead = [(self._first >= n).double().mean().item() for n in numbers]
         once, twice = (int((self._n_documents == n).sum()) for n in (1, 2))
         of_all = (self._documents - 1) / self._documents * once * (once - 1) / (2 * (twice + 1))
-        unseen = min(of_all / len(self._first), dead[-1])
+        unseen = max(0.0, min(of_all / len(self._first), dead[-1]))
         return pd.DataFrame(
             {"side": side, "n_tokens": numbers, "dead": dead, "unseen": unseen, "n_documents": self._documents}
         )

@@ -111,6 +111,18 @@ def _draw_thresholds(results: Mapping[Variant, Results], subtitle: str) -> go.Fi
     return jacobian_thresholds_figure(shares, subtitle + how, reported, errors)
 
 
+def _draw_control(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
+    """With what the shares above thresholds do not say: whether the pairs are equally good, and whether they bypass
+    their latents."""
+    said = []
+    for variant, result in results.items():
+        accounted = stored_estimates(result.stored["latent_accounting"])["accounted_share"].value
+        explained = stored_estimates(result.stored["pair_quality"])["explained_variance_output"].value
+        said.append(f"{100 * accounted:.0f} / {100 * explained:.0f} % ({variant.label})")
+    how = " · accounted share / variance that the output SAE explains: " + ", ".join(said)
+    return _draw_thresholds(results, subtitle + how)
+
+
 def _draw_sparsity(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
     from jsae_core.figures import jacobian_sparsity_figure
     from jsae_core.measures.moments import flat
@@ -332,9 +344,9 @@ CONTROL_FIGURES = (
     Figure(
         "randomised_control",
         "Share of Jacobian elements above thresholds, pretrained against randomised language model",
-        _draw_thresholds,
+        _draw_control,
         code_version="3",
-        reads=["jacobian_histogram"],
+        reads=["jacobian_histogram", "latent_accounting", "pair_quality"],
     ),
 )
 

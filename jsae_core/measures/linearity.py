@@ -170,7 +170,9 @@ def _usual_activations(pair: SAEPair, x: Tensor) -> Tensor:
     above = activations_ > 0
     percentiles = pd.Series(activations_[above].double().numpy()).groupby(latents[above].numpy()).quantile(USUAL)
     usual = torch.zeros(pair.config.d_sae, dtype=x.dtype)
-    usual[percentiles.index.to_numpy()] = torch.tensor(percentiles.to_numpy(copy=True), dtype=x.dtype)
+    usual[torch.tensor(percentiles.index.to_numpy(copy=True))] = torch.tensor(
+        percentiles.to_numpy(copy=True), dtype=x.dtype
+    )
     return usual.to(x.device)
 
 

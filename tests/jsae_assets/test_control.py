@@ -77,13 +77,18 @@ def test_a_control_has_every_figure_that_the_pretrained_pair_has(controlled):
 def test_the_control_figure_has_four_bars_a_threshold_in_the_variants_colours(controlled):
     graph, run = controlled
     path = graph.file("figures/jsae/randomised_control", extension="json")
-    bars = [trace for trace in plotly.io.from_json(path.read_text(encoding="utf-8")).data if trace.type == "bar"]
+    figure = plotly.io.from_json(path.read_text(encoding="utf-8"))
+    bars = [trace for trace in figure.data if trace.type == "bar"]
     entries = [graph.catalog.variants[variant] for variant in VARIANTS]
     assert [(bar.name, bar.marker.color) for bar in bars] == [(entry.label, entry.colour) for entry in entries]
     for variant, bar in zip(VARIANTS, bars, strict=True):
         told = metadata(run, f"{variant}/jacobian_histogram")
         shares = [100 * told[f"share_above_{threshold}"] for threshold in (0.005, 0.01, 0.015, 0.02)]
         assert list(bar.y) == pytest.approx(shares)
+        accounted = metadata(run, f"{variant}/latent_accounting")["accounted_share"]
+        explained = metadata(run, f"{variant}/pair_quality")["explained_variance_output"]
+        said = figure.layout.title.subtitle.text.replace("<br>", " ")
+        assert f"{100 * accounted:.0f} / {100 * explained:.0f} %" in said
 
 
 def test_no_control_figure_where_the_catalog_holds_no_control(measured):

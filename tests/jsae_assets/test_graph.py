@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jsae_assets.freshness import Freshness
+from jsae_assets.freshness import Place as MadePlace
 from jsae_assets.sections import Place
 from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich
 from jsae_core.measures import jacobian_histogram
@@ -279,7 +280,7 @@ def test_what_is_made_is_recorded_as_made_from_the_entries_that_were_read_whatev
     freshness = Freshness(
         tiny.catalog, tiny.definitions.resolve_asset_graph(), tiny.definitions.resources, tiny.instance
     )
-    assert "tokens tiny" not in {str(place) for place in freshness.out_of_date}
+    assert freshness.out_of_date([MadePlace(dg.AssetKey("tokens"), "tiny")]) == {}
 
 
 # A cell that the catalog does not hold

@@ -307,7 +307,7 @@ CELL_FIGURES = (
         "function_shapes",
         "Linear, jumprelu and other functions, and their shares",
         _draw_shapes,
-        code_version="2",
+        code_version="3",
         reads=["function_shapes"],
     ),
     Figure(

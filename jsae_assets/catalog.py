@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -201,6 +201,7 @@ class LocalSweep(Section):
     def configs(self) -> list[TrainingConfig]:
         """That of each run, in order."""
         lists = {"jacobian_coefficient": self.coefficients} | self.varied
+        combinations: Iterable[tuple]
         if self.combine == "zip":
             longest = max(map(len, lists.values()))
             uneven = {name: len(values) for name, values in lists.items() if len(values) not in (1, longest)}

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -37,18 +38,25 @@ def checkpoint_of(
     path = manager.base / CHECKPOINTS / stored_at(key, partition, ".safetensors")
     if is_local(path):
         return Checkpoint(Path(path.path), digest, compute.checkpoint_seconds, say)
-    return _CheckpointElsewhere(path, digest, compute.checkpoint_seconds, say)
+    path_elsewhere: Any = path  # it has a path's methods
+    return _CheckpointElsewhere(path_elsewhere, digest, compute.checkpoint_seconds, say)
 
 
 class _CheckpointElsewhere(Checkpoint):
     """In a storage that is not on this machine: it comes and goes as a whole file."""
 
+    @property
+    def _upath(self) -> Any:
+        return self.path
+
     @contextmanager
     def _local_copy(self) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / self.path.name
-            self.path.fs.get(self.path.path, str(local))
+            self._upath.fs.get(self._upath.path, str(local))
             yield local
 
-    def _replaced(self) -> AbstractContextManager[Path]:
-        return staged(self.path)
+    @contextmanager
+    def _replaced(self) -> Iterator[Path]:
+        with staged(self._upath) as local:
+            yield local

@@ -7,7 +7,7 @@ stream (`measures/`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ class MLPInputs:
     """
 
     language_model: LanguageModel
-    documents: Iterable[Tensor]
+    documents: Sequence[Tensor]
     layer: int
     batch_tokens: int = 8192
     budget: MemoryBudget | None = None

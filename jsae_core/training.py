@@ -127,11 +127,13 @@ def train_pair(
         late = time.monotonic() - reported >= SECONDS_BETWEEN_REPORTS
         if (step + 1) % every == 0 or step + 1 == config.steps or late:
             reported = time.monotonic()
-            total, *parts, share = torch.stack(told).sum(dim=0).tolist()
+            total, of_input, of_output, of_jacobian, share = torch.stack(told).sum(dim=0).tolist()
             if not math.isfinite(total):
                 raise ValueError(f"the loss is {total} at step {step + 1}; lower the learning rate")
             if report is not None:
-                report(TrainingProgress(step + 1, config.steps, *parts, start, share if config.anti_bypass else None))
+                accounted = share if config.anti_bypass else None
+                losses_told = (of_input, of_output, of_jacobian)
+                report(TrainingProgress(step + 1, config.steps, *losses_told, spared=start, accounted_share=accounted))
     tensors = {tensor_name(side, name): weights[side][name].detach() for side in weights for name in SAE_WEIGHTS} | {
         f"mlp.{name}": tensor for name, tensor in mlp.named_buffers(recurse=False)
     }

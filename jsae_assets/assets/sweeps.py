@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -130,7 +130,8 @@ def _trained_here(
     from jsae_core.sweeps import runs_table
 
     configs = sweep.configs()
-    runs, trained = [], 0
+    runs: list[tuple[str, TrainingConfig, Any]] = []
+    trained = 0
     for number, config in enumerate(configs, start=1):
         run_id = catalog.run_digest(sweep, config)
         stored = tensors.stored(dg.AssetKey([ASSET, key]), run_id)

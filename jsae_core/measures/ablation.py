@@ -80,7 +80,7 @@ def ablation_samples(
     further = [dose for dose in DOSES if dose in doses and dose != "unit"]
     x = joined(stream)
     check_input(pair, x)
-    samples = draw_samples(len(x), pair.config.k, n_samples, ranks, seed)
+    samples = draw_samples(len(x), pair.config.k, n_samples, ranks, seed, x.device)
     parts = [_ablate(pair, x, part, further) for part in _by_tokens(samples, inputs_at_once(pair.input_sae))]
     frame = table({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
     changes = frame[[f"change_{dose}" for dose in further]]
@@ -148,7 +148,7 @@ def _line(samples: pd.DataFrame, dose: str, counted: np.ndarray) -> dict[str, Es
 
 def _by_tokens(samples: Samples, n_tokens: int) -> list[Samples]:
     """Samples in parts of at most `n_tokens` tokens, each with all its samples, and of about SAMPLES_AT_ONCE."""
-    _, counts = samples.token.unique_consecutive(return_counts=True)
+    counts = samples.token.unique_consecutive(return_counts=True)[1].cpu()
     tokens = max(1, min(n_tokens, SAMPLES_AT_ONCE // int(counts.max())))
     return samples.split([int(part.sum()) for part in counts.split(tokens)])
 
@@ -156,7 +156,7 @@ def _by_tokens(samples: Samples, n_tokens: int) -> list[Samples]:
 def _ablate(pair: SAEPair, x: Tensor, samples: Samples, further: Sequence[str]) -> dict[str, Tensor]:
     """The columns of the table that are computed on the pair's device, each [n_samples]; `further`: doses beside one
     unit."""
-    token, output_rank, input_rank, drawn = (values.to(x.device) for values in samples)
+    token, output_rank, input_rank, drawn = samples
     tokens, row = token.unique_consecutive(return_inverse=True)
     x, k = x[tokens], pair.config.k
     sandwich = run_sandwich(pair, x)

@@ -153,7 +153,7 @@ def function_shapes(
     if unknown:
         raise ValueError(f"unknown rule {unknown[0]!r}; expected some of {', '.join(RULES)}")
     x = joined(stream)
-    samples = draw_samples(len(x), pair.config.k, n_samples, "random", seed)
+    samples = draw_samples(len(x), pair.config.k, n_samples, "random", seed, x.device)
     usual = _usual_activations(pair, x) if "relative" in rules else None
     parts = (_shapes(pair, x, part, usual) for part in samples.split(inputs_at_once(pair.input_sae)))
     # what a part need not keep, all of them together need not either
@@ -185,7 +185,7 @@ def _with_curves_kept(frame: pd.DataFrame, n_curves: int) -> pd.DataFrame:
 
 
 def _shapes(pair: SAEPair, x: Tensor, samples: Samples, usual: Tensor | None) -> pd.DataFrame:
-    token, output_rank, input_rank, _ = (values.to(x.device) for values in samples)
+    token, output_rank, input_rank, _ = samples
     tokens, row = token.unique(return_inverse=True)
     sandwich = run_sandwich(pair, x[tokens])
     output_latent = sandwich.output_latents[row, output_rank]

@@ -40,13 +40,16 @@ class Samples(NamedTuple):
         return [Samples(*columns) for columns in zip(*parts, strict=True)]
 
 
-def draw_samples(n_tokens: int, k: int, n_samples: int | None, ranks: Ranks, seed: int) -> Samples:
+def draw_samples(
+    n_tokens: int, k: int, n_samples: int | None, ranks: Ranks, seed: int, device: torch.device | str = "cpu"
+) -> Samples:
     """Elements of `n_tokens` Jacobians of k x k.
 
     Args:
         n_samples: how many; None: all there are.
         ranks: "random": without replacement from all; "diagonal": the i-th input with the i-th output latent, in
             token order; "all": every element, in token order. Those two count as drawn in the order of tokens.
+        device: of the samples, which are the same on all.
 
     Raises:
         TooFewElements: there are fewer than `n_samples`.
@@ -63,30 +66,42 @@ def draw_samples(n_tokens: int, k: int, n_samples: int | None, ranks: Ranks, see
             "expected a number from 1 to that"
         )
     if ranks == "random":
-        chosen, drawn = torch.from_numpy(_draw(available, n_samples, seed)).sort()
+        chosen, drawn = _draw(available, n_samples, seed, device).sort()
     else:
-        chosen = drawn = torch.arange(n_samples)
+        chosen = drawn = torch.arange(n_samples, device=device)
     token, element = chosen // per_token, chosen % per_token
     if ranks == "diagonal":
         return Samples(token, element, element, drawn)
     return Samples(token, element // k, element % k, drawn)
 
 
-def _draw(available: int, n: int, seed: int) -> np.ndarray:
-    """n different numbers below `available`, each draw a continuation of every shorter one with the same seed."""
+def _draw(available: int, n: int, seed: int, device: torch.device | str) -> Tensor:
+    """n different numbers below `available`, each draw a continuation of every shorter one with the same seed.
+
+    numpy's generator draws on every device, so that the numbers are the same; all else is done on the device."""
     if available <= PERMUTED:
-        return np.random.default_rng(seed).permutation(available)[:n]
+        return torch.from_numpy(np.random.default_rng(seed).permutation(available)[:n]).to(device)
     first_half = size = min(n, available // 2)
-    drawn = np.empty(0, dtype=np.int64)
+    drawn = torch.empty(0, dtype=torch.int64, device=device)
     while len(drawn) < first_half:
-        numbers = np.random.default_rng(seed).integers(available, size=size)
-        _, first = np.unique(numbers, return_index=True)
-        drawn, size = numbers[np.sort(first)], 2 * size
+        numbers = torch.from_numpy(np.random.default_rng(seed).integers(available, size=size))
+        drawn, size = _without_repeated(numbers.to(device)), 2 * size
     drawn = drawn[:first_half]
     if n == first_half:
         return drawn
-    left = np.delete(np.arange(available), drawn)  # most numbers drawn from here on would be repeated ones
-    return np.concatenate([drawn, np.random.default_rng([seed, 1]).permutation(left)[: n - first_half]])
+    is_left = torch.ones(available, dtype=torch.bool, device=device)  # most drawn from here on would be repeated ones
+    is_left[drawn] = False
+    left = is_left.nonzero()[:, 0]
+    order = torch.from_numpy(np.random.default_rng([seed, 1]).permutation(len(left))[: n - first_half])
+    return torch.cat([drawn, left[order.to(device)]])
+
+
+def _without_repeated(numbers: Tensor) -> Tensor:
+    """Each number once, where it comes first."""
+    ordered, place = numbers.sort(stable=True)
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    return numbers[place[is_first].sort().values]
 
 
 def table(columns: Mapping[str, Tensor]) -> pd.DataFrame:

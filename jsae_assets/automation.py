@@ -20,6 +20,7 @@ from jsae_assets.plan import (
     TOKENS_JOB,
     Partitioned,
     PlannedRun,
+    gathers,
     jobs_of,
     model_and_layer,
     partitions_of,
@@ -128,6 +129,7 @@ def automatic_sensor(catalog: Catalog, asset_jobs: Sequence, resources: Mapping[
                 yield dg.RunRequest(
                     run_key=key, job_name=run.job, partition_key=run.partition, asset_selection=list(run.assets)
                 )
+                under_way.add(run.partition)
                 if time.monotonic() > end:
                     return
             if time.monotonic() > end:
@@ -151,7 +153,7 @@ def _to_be_asked_for(model: str, freshness: Freshness, under_way: Container[str 
         freshness, lambda place: model_and_layer(place, freshness.catalog)[0] == (model or None)
     ):
         run = _without_refused(planned, freshness)
-        if run.assets and run.partition not in under_way and _can_begin(run, freshness):
+        if run.assets and run.partition not in under_way and _can_begin(run, freshness, under_way):
             candidates[_run_key(run, freshness)] = run
     runs = freshness.instance.get_runs(dg.RunsFilter(tags={RUN_KEY: list(candidates)})) if candidates else []
     asked = {run.tags[RUN_KEY] for run in runs}
@@ -168,11 +170,18 @@ def _without_refused(run: PlannedRun, freshness: Freshness) -> PlannedRun:
     return dataclasses.replace(run, assets=kept)
 
 
-def _can_begin(run: PlannedRun, freshness: Freshness) -> bool:
-    """Whether all that the run reads and does not make itself is up to date."""
+def _can_begin(run: PlannedRun, freshness: Freshness, under_way: Container[str | None]) -> bool:
+    """Whether all that the run reads and does not make itself is up to date; of what is made of whatever is there,
+    whether nothing is under way that would change it."""
+    if _gathers(run, freshness):
+        return not under_way
     made = set(run.places)
     read = {parent for place in run.places for parent in freshness.parents(place)}
     return not freshness.out_of_date(place for place in read - made if place.asset != CATALOG)
+
+
+def _gathers(run: PlannedRun, freshness: Freshness) -> bool:
+    return all(gathers(freshness.graph, key) for key in run.assets)
 
 
 def _entries_read(run: PlannedRun, freshness: Freshness) -> list[str]:
@@ -183,7 +192,11 @@ def _entries_read(run: PlannedRun, freshness: Freshness) -> list[str]:
 
 def _run_key(run: PlannedRun, freshness: Freshness) -> str:
     """The same for as long as nothing has changed, so that a run that failed is not asked for again and again."""
-    state = [run.job, run.partition]
+    state = [run.job, str(run.partition)]
+    if _gathers(run, freshness):  # it may stay out of date, as what it is made of does
+        made_of = [parent for place in run.places for parent in freshness.parents(place) if parent.asset != CATALOG]
+        ids = [str(made and made.storage_id) for made in map(freshness.latest, made_of)]
+        return hashlib.sha256("\n".join([*state, *ids]).encode()).hexdigest()
     for place in run.places:
         made = freshness.latest(place)
         versions = sorted(f"{key} {version}" for key, version in freshness.versions_read(place).items())

@@ -2,7 +2,8 @@
 
     jsae run     make what is missing or out of date, all of it or of some models, layers and assets
     jsae demo    the same for the whole catalog, and say what was measured
-    jsae ui      the Dagster UI with its daemon, on this machine
+    jsae site    open the site: numbers, figures, an explorer of latents
+    jsae ui      the Dagster UI with its daemon, and the site, on this machine
 
 Here: arguments, progress while it runs, what failed and why, the closing table. Not here: what is to run (`plan.py`).
 """
@@ -15,11 +16,13 @@ import os
 import subprocess
 import sys
 import time
+import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import dagster as dg
 from tabulate import tabulate
+from upath import UPath
 
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
 from jsae_assets.definitions import SettingError, build_definitions, default_resources
@@ -27,12 +30,15 @@ from jsae_assets.entries import report
 from jsae_assets.freshness import Freshness, Place, latest_metadata
 from jsae_assets.home import home
 from jsae_assets.partitions import cell_key, cells
-from jsae_assets.plan import CELL_JOB, PlannedRun, narrowed, planned_runs
+from jsae_assets.plan import CELL_JOB, PlannedRun, gathers, narrowed, planned_runs
 from jsae_assets.resources import POOL
-from jsae_assets.storage import storage
+from jsae_assets.serving import URL, serve
+from jsae_assets.storage import is_local, storage
 from jsae_core.terms import THRESHOLDS
 
 PACKAGE = Path(__file__).parent
+SITE_PAGE = "site/index.html"
+SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")  # without one, a browser would open in the terminal
 CONSOLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
 MADE, FAILED, BAD_ARGUMENTS = 0, 1, 2  # exit statuses
 
@@ -116,10 +122,12 @@ def run_all(
 
 
 def _blocked(freshness: Freshness, places: Sequence[Place], unmade: set[Place]) -> set[Place]:
-    """Those that are made from something that could not be made."""
+    """Those that are made from something that could not be made, unless they are made of whatever is there."""
     blocked: set[Place] = set()
     for place in places:  # upstream first
-        if any(parent in unmade or parent in blocked for parent in freshness.parents(place)):
+        if not gathers(freshness.graph, place.asset) and any(
+            parent in unmade or parent in blocked for parent in freshness.parents(place)
+        ):
             blocked.add(place)
     return blocked
 
@@ -197,6 +205,36 @@ def limit_pool(devices: int) -> None:
         instance.event_log_storage.set_concurrency_slots(POOL, max(1, devices))
 
 
+def site_page(instance: dg.DagsterInstance) -> UPath:
+    """The page that opens the site, whether it is there or not."""
+    return storage(os.environ.get("JSAE_STORAGE"), instance) / SITE_PAGE
+
+
+def open_site(instance: dg.DagsterInstance) -> int:
+    """Print where the site is, and show it where there is a browser to show it in."""
+    page = site_page(instance)
+    if not page.exists():
+        print(f"There is no site at {page} yet: `jsae run --asset site` makes it of what is stored.", file=sys.stderr)
+        return FAILED
+    print(page)
+    has_screen = sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in SCREENS)
+    if is_local(page) and has_screen:
+        webbrowser.open(Path(page.path).resolve().as_uri())
+    return MADE
+
+
+def run_ui(further: Sequence[str]) -> int:
+    """The Dagster UI, with the pages of the storage beside it."""
+    with dg.DagsterInstance.get() as instance:
+        try:
+            serve(storage(os.environ.get("JSAE_STORAGE"), instance))
+            print(f"The site: {URL}/{SITE_PAGE}", flush=True)
+        except OSError as error:
+            print(f"The site is not given out at {URL} ({error}): links to it will not work. `jsae site` opens it.")
+    workspace = ["--workspace", str(PACKAGE / "workspace.yaml")]
+    return subprocess.call([sys.executable, "-m", "dagster", "dev", *workspace, *further])
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="jsae", description=__doc__.split("\n")[0].split(": ")[1])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -212,6 +250,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--layer", action="append", default=[], type=int, help="a layer")
     run.add_argument("--asset", action="append", default=[], help="an asset: jsae/pair_quality, or pair_quality of all")
     run.add_argument("--dry-run", action="store_true", help="only say what would be made, and why")
+    commands.add_parser("site", help="open the site that was made of what is stored, and print where it is")
     commands.add_parser("ui", help="the Dagster UI and its daemon; further options are those of `dagster dev` (--port)")
     options, further = parser.parse_known_args(argv)
     if further and options.command != "ui":
@@ -245,8 +284,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SettingError as error:
             print(error, file=sys.stderr)
             return BAD_ARGUMENTS
-        workspace = ["--workspace", str(PACKAGE / "workspace.yaml")]
-        return subprocess.call([sys.executable, "-m", "dagster", "dev", *workspace, *options.further])
+        return run_ui(options.further)
+    if options.command == "site":
+        with dg.DagsterInstance.get() as instance:
+            return open_site(instance)
     try:
         catalog = load_catalog()
         definitions = build_definitions(catalog, loggers={"console": plain_console})
@@ -267,7 +308,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "demo":
             print("\n" + summary(catalog, instance))
             print("\nFigures:", *figure_pages(catalog, instance), sep="\n  ")
-            print("The same in the Dagster UI: jsae ui")
+            if site_page(instance).exists():
+                print(f"\nAll of it, with an explorer of latents: {site_page(instance)}")
+            print("`jsae site` opens that page, `jsae ui` the Dagster UI.")
     return FAILED if failures else MADE
 
 

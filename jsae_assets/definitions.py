@@ -14,15 +14,17 @@ from jsae_assets import automation
 from jsae_assets.assets.figure_assets import figure_assets, sweep_figure_assets
 from jsae_assets.assets.measures import measure_assets
 from jsae_assets.assets.sae_pairs import sae_pair_asset
+from jsae_assets.assets.site import site_asset
 from jsae_assets.assets.sweeps import sweep_runs_asset
 from jsae_assets.assets.text import tokens_asset
 from jsae_assets.catalog import Catalog, load_catalog
 from jsae_assets.checks import faithful_check
 from jsae_assets.entries import catalog_spec
 from jsae_assets.executors import ray_worker_executor
-from jsae_assets.io_managers import FigureStore, ParquetStore, SafetensorsStore
+from jsae_assets.io_managers import FigureStore, PagesStore, ParquetStore, SafetensorsStore
 from jsae_assets.publishing import publish_job
 from jsae_assets.resources import Compute
+from jsae_assets.serving import URL
 
 
 def build_definitions(
@@ -41,19 +43,20 @@ def build_definitions(
     Args:
         executor: by default the one that the environment names.
         assets, asset_checks, jobs, sensors: each takes the place of the one with its key or name, or is added.
-        resources: the same, by key ("compute", "tensors", "tables", "figures").
+        resources: the same, by key ("compute", "tensors", "tables", "figures", "pages").
         loggers: as `dagster.Definitions` takes them.
     """
     # a variant without a pair, or a comparison without a cell that both hold, has no partition that could be made
     variants = [variant for variant in catalog.variants if any(pair.variant == variant for pair in catalog.pairs)]
+    shown = [
+        tokens_asset(catalog),
+        *(sae_pair_asset(catalog, variant) for variant in variants),
+        *(asset for variant in variants for asset in measure_assets(catalog, variant)),
+        *figure_assets(catalog),
+        *([sweep_runs_asset(catalog), *sweep_figure_assets(catalog)] if catalog.sweeps else []),
+    ]
     all_assets = _replaced(
-        [
-            tokens_asset(catalog),
-            *(sae_pair_asset(catalog, variant) for variant in variants),
-            *(asset for variant in variants for asset in measure_assets(catalog, variant)),
-            *figure_assets(catalog),
-            *([sweep_runs_asset(catalog), *sweep_figure_assets(catalog)] if catalog.sweeps else []),
-        ],
+        [*shown, site_asset(catalog, shown)],
         assets,
         lambda asset: asset.key,
     )
@@ -129,12 +132,14 @@ def default_resources() -> dict[str, Any]:
         wrong = [(str(item["loc"][0]), item["msg"]) for item in error.errors(include_url=False)]
         said = [f"JSAE_{field.upper()} is {named[field]!r}: {message}" for field, message in wrong]
         raise SettingError("; ".join(said)) from error
-    base_path = os.environ.get("JSAE_STORAGE")
+    place = {"base_path": os.environ.get("JSAE_STORAGE"), "url": os.environ.get("JSAE_STORAGE_URL") or None}
+    place["site_url"] = place["url"] or URL
     return {
         "compute": compute,
-        "tensors": SafetensorsStore(base_path=base_path),
-        "tables": ParquetStore(base_path=base_path),
-        "figures": FigureStore(base_path=base_path, url=os.environ.get("JSAE_STORAGE_URL") or None),
+        "tensors": SafetensorsStore(**place),
+        "tables": ParquetStore(**place),
+        "figures": FigureStore(**place),
+        "pages": PagesStore(**place),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import shutil
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -18,8 +19,9 @@ from urllib.parse import quote
 import dagster as dg
 from upath import UPath
 
-from jsae_assets.storage import staged, storage, stored_at
-from jsae_assets.stored import PROVENANCE, SETTINGS, StoredFigure, StoredFile, StoredTable, StoredTensors
+from jsae_assets.partitions import SEPARATOR, split_cell
+from jsae_assets.storage import files_below, staged, storage, stored_at
+from jsae_assets.stored import PROVENANCE, SETTINGS, StoredFigure, StoredFile, StoredPages, StoredTable, StoredTensors
 
 if TYPE_CHECKING:
     import pandas
@@ -34,14 +36,18 @@ class StoringIOManager(dg.IOManager):
 
     Attributes:
         base: the folder that all stored files are below.
+        url: where a web server gives out the base folder, if one does; the UI then shows pictures and pages from there.
+        site_url: the same for links to the site, which may also lead to where `jsae ui` gives it out.
     """
 
     kind: ClassVar[type[StoredFile]]
     extension: ClassVar[str]
     accepts: ClassVar[str]
 
-    def __init__(self, base: UPath):
+    def __init__(self, base: UPath, url: str | None = None, site_url: str | None = None):
         self.base = base
+        self.url = url
+        self.site_url = site_url
 
     @abstractmethod
     def is_accepted(self, obj: Any) -> bool: ...
@@ -68,7 +74,21 @@ class StoringIOManager(dg.IOManager):
         stored = self.stored(context.asset_key, _partition(context))
         said = self.store(obj, stored, _header(context))
         size = dg.MetadataValue.int(stored.path.stat().st_size)
+        said |= self._shown_at(context.asset_key, _partition(context))
         context.add_output_metadata({"path": dg.MetadataValue.path(stored.relative), "size": size, **said})
+
+    def _shown_at(self, key: dg.AssetKey, partition: str | None) -> dict[str, dg.MetadataValue]:
+        """The page of the site that shows a cell; of a figure, the place on it."""
+        if self.site_url is None or partition is None or SEPARATOR not in partition:
+            return {}
+        anchor = ".".join(key.path[1:]) if key.path[0] == "figures" else ""
+        page = f"{self.site_url.rstrip('/')}/site/cells/{'/'.join(map(str, split_cell(partition)))}.html"
+        return {"site": dg.MetadataValue.url(f"{page}#{anchor}" if anchor else page)}
+
+    def _link(self, relative: str) -> dg.MetadataValue:
+        if self.url is None:
+            return dg.MetadataValue.path(relative)
+        return dg.MetadataValue.url(f"{self.url.rstrip('/')}/{quote(relative)}")
 
     def store(self, obj: Any, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
         """Write what is accepted to its place; gives what else the materialisation says of it."""
@@ -146,18 +166,11 @@ class FigureIOManager(StoringIOManager):
     """Stores a Plotly figure as JSON, as HTML that opens offline, and as PNG where a Chrome is installed.
 
     The pages share one copy of plotly.js in the base folder. Read as a Plotly figure.
-
-    Args:
-        url: where a web server gives out the base folder, if one does; the UI then links to the pages there.
     """
 
     kind = StoredFigure
     extension = ".json"
     accepts = "a Plotly figure"
-
-    def __init__(self, base: UPath, url: str | None = None):
-        super().__init__(base)
-        self.url = url
 
     def is_accepted(self, obj: Any) -> bool:
         import plotly.graph_objects as go
@@ -208,13 +221,37 @@ class FigureIOManager(StoringIOManager):
             return _inline(picture, relative)
         return dg.MetadataValue.md(f"![{PurePosixPath(relative).stem}]({self._link(relative).value})")
 
-    def _link(self, relative: str) -> dg.MetadataValue:
-        if self.url is None:
-            return dg.MetadataValue.path(relative)
-        return dg.MetadataValue.url(f"{self.url.rstrip('/')}/{quote(relative)}")
-
     def read(self, stored: StoredFigure, wanted: Any) -> go.Figure:
         return stored.figure
+
+
+class PagesIOManager(StoringIOManager):
+    """Stores a folder of pages, a file each: below the asset's own folder, the page that opens it last. What is there
+    from before and no longer part of it goes."""
+
+    kind = StoredPages
+    extension = "/index.html"
+    accepts = "a folder with an index.html"
+
+    def is_accepted(self, obj: Any) -> bool:
+        return isinstance(obj, Path) and (obj / "index.html").is_file()
+
+    def store(self, obj: Path, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
+        folder = stored.path.parent
+        old = files_below(folder)
+        files = sorted(path.relative_to(obj).as_posix() for path in obj.rglob("*") if path.is_file())
+        for name in sorted(files, key=lambda name: name == "index.html"):
+            with staged(folder / name) as local:
+                self.write(obj / name, local, header)
+        for name in set(old) - set(files):
+            (folder / name).unlink()
+        return {"files": len(files), "megabytes": round(sum((obj / name).stat().st_size for name in files) / 1e6, 1)}
+
+    def write(self, obj: Path, path: Path, header: Mapping[str, str]) -> None:
+        shutil.copyfile(obj, path)
+
+    def read(self, stored: StoredFile, wanted: Any) -> StoredFile:
+        return stored
 
 
 class Store(dg.ConfigurableIOManagerFactory):
@@ -222,12 +259,14 @@ class Store(dg.ConfigurableIOManagerFactory):
 
     manager: ClassVar[type[StoringIOManager]]
     base_path: str | None = None
+    url: str | None = None
+    site_url: str | None = None
 
     def create_io_manager(self, context: dg.InitResourceContext) -> StoringIOManager:
         return self.manager_of(context.instance)
 
     def manager_of(self, instance: dg.DagsterInstance) -> StoringIOManager:
-        return self.manager(storage(self.base_path, instance))
+        return self.manager(storage(self.base_path, instance), self.url, self.site_url)
 
 
 class SafetensorsStore(Store):
@@ -240,10 +279,10 @@ class ParquetStore(Store):
 
 class FigureStore(Store):
     manager = FigureIOManager
-    url: str | None = None
 
-    def manager_of(self, instance: dg.DagsterInstance) -> StoringIOManager:
-        return self.manager(storage(self.base_path, instance), self.url)
+
+class PagesStore(Store):
+    manager = PagesIOManager
 
 
 def _partition(context: dg.OutputContext) -> str | None:

@@ -18,6 +18,8 @@ from jsae_assets.freshness import Freshness, Place, partition_keys
 from jsae_assets.partitions import SEPARATOR, split_cell
 
 TOKENS_JOB, CELL_JOB, LAYERS_JOB, SWEEP_JOB = "tokenise_text", "measure_cell", "compare_layers", "sync_sweep"
+# The tag of an asset that is made of whatever is there of its upstream: what is missing or failed does not keep it back
+GATHERS = {"jsae/gathers": "true"}
 Partitioned = Mapping[dg.AssetKey, dg.PartitionsDefinition | None]
 
 
@@ -80,8 +82,10 @@ class PlannedRun:
 def planned_runs(freshness: Freshness, wanted: Callable[[Place], bool] = lambda place: True) -> list[PlannedRun]:
     """All runs that there can be of what is wanted, in order: a model's tokens, its cells, what compares its layers,
     then sweeps and what has no partitions. A run has no assets where all is up to date. What is wanted brings with it
-    what it is made from."""
-    needed = freshness.with_upstream(place for place in _places(freshness) if wanted(place))
+    what it is made from, unless it is made of whatever is there."""
+    places = [place for place in _places(freshness) if wanted(place)]
+    gathering = {place for place in places if gathers(freshness.graph, place.asset)}
+    needed = freshness.with_upstream(place for place in places if place not in gathering) | gathering
     reasons = freshness.out_of_date(needed)
     runs = []
     for job, keys in jobs_of(partitions_of(freshness.graph)).items():
@@ -91,6 +95,11 @@ def planned_runs(freshness: Freshness, wanted: Callable[[Place], bool] = lambda 
                 assets = {place.asset: reasons[place] for place in places if place in reasons}
                 runs.append(PlannedRun(job, partition, assets))
     return sorted(runs, key=lambda run: _order(freshness.catalog, run))
+
+
+def gathers(graph: Any, key: dg.AssetKey) -> bool:
+    """Whether an asset is made of whatever is there of its upstream."""
+    return GATHERS.items() <= graph.get(key).tags.items()
 
 
 def partitions_of(graph: Any) -> Partitioned:

@@ -133,6 +133,14 @@ class StoredTable(StoredFile):
         return {name.decode(): value.decode() for name, value in (self.dataset.schema.metadata or {}).items()}
 
 
+class StoredPages(StoredFile):
+    """The page that opens a stored folder of pages."""
+
+    @property
+    def header(self) -> dict[str, str]:
+        return {}
+
+
 class StoredFigure(StoredFile):
     """A stored figure's JSON."""
 

@@ -87,7 +87,7 @@ def latent_contexts(
 def stream_contexts(pair: SAEPair, stream: MLPInputs, n_top: int = 20) -> pd.DataFrame:
     """`latent_contexts` of MLP inputs, which others may share."""
     lm, d_sae = stream.language_model, pair.config.d_sae
-    text = _Text(lm, stream.documents)
+    text = _Text(lm, list(stream.documents))
     if not stream.n_tokens:
         raise ValueError("the documents hold no token to measure: expected at least one after BOS")
     frames = []

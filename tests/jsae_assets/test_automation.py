@@ -12,7 +12,7 @@ from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, write_catalog
 
 TOKENS = ("tokenise_text", "tiny")
 TRADITIONAL = [("measure_cell", "tiny:0"), ("measure_cell", "tiny:1")]
-JSAE, LAYERS = ("measure_cell_2", "tiny:1"), ("compare_layers", "tiny")
+JSAE, LAYERS, SITE = ("measure_cell_2", "tiny:1"), ("compare_layers", "tiny"), ("make_site", None)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_it_is_switched_off_until_somebody_switches_it_on(pretended):
 
 
 def test_the_tokens_come_first_then_the_cells_then_what_compares_them_and_each_is_asked_for_once(pretended):
-    for expected in ([TOKENS], TRADITIONAL, [JSAE], [LAYERS], []):
+    for expected in ([TOKENS], TRADITIONAL, [JSAE], [LAYERS], [SITE], []):
         requests = pretended.tick()
         assert asked(requests) == expected
         assert all(pretended.run(request) for request in requests)
@@ -118,7 +118,7 @@ def test_what_is_under_way_is_not_asked_for_again(pretended):
 
 def test_what_failed_is_asked_for_again_once_something_it_is_made_from_has_changed(pretended, entries, tmp_path):
     pretended.failing = {"jsae/sae_pair"}
-    assert pretended.settle() == [TOKENS, *TRADITIONAL, JSAE]
+    assert pretended.settle() == [TOKENS, *TRADITIONAL, JSAE, SITE]
     assert pretended.settle() == []
     pretended.failing = set()
     assert pretended.settle() == []  # nothing says that it would go otherwise now
@@ -126,12 +126,12 @@ def test_what_failed_is_asked_for_again_once_something_it_is_made_from_has_chang
     changed["pairs"][1]["train"]["config"] = changed["pairs"][1]["train"]["config"] | {"k": 6}
     write_catalog(tmp_path, changed)
     pretended.read()
-    assert pretended.settle() == [JSAE, LAYERS]
+    assert pretended.settle() == [JSAE, LAYERS, SITE]
 
 
 def test_what_failed_its_check_is_not_made_again_for_nothing_and_nothing_is_made_from_it(pretended):
     pretended.refusing = {"jsae/sae_pair"}
-    assert pretended.settle() == [TOKENS, *TRADITIONAL, JSAE]
+    assert pretended.settle() == [TOKENS, *TRADITIONAL, JSAE, SITE]
     made = pretended.instance.get_materialized_partitions(dg.AssetKey(["jsae", "jacobian_histogram"]))
     assert made == set()
 
@@ -209,7 +209,7 @@ def test_a_layer_added_to_the_catalog_is_made_and_nothing_else_but_what_compares
     changed["pairs"][0]["layers"] = [0, 1, 2]
     write_catalog(tmp_path, changed)
     pretended.read()
-    assert pretended.settle() == [("measure_cell", "tiny:2"), LAYERS]
+    assert pretended.settle() == [("measure_cell", "tiny:2"), LAYERS, SITE]
 
 
 def test_an_edited_recipe_asks_for_what_is_made_from_it_and_no_other_asset(pretended, entries, tmp_path):
@@ -228,7 +228,7 @@ def test_an_edited_recipe_asks_for_what_is_made_from_it_and_no_other_asset(prete
     assert {str(place) for place in freshness.out_of_date(places)} == (
         {f"jsae/{name} tiny:1" for name in PER_VARIANT}
         | {f"figures/jsae/{name} tiny:1" for name in CELL_FIGURES}
-        | {"figures/jsae/quality_by_layer tiny"}
+        | {"figures/jsae/quality_by_layer tiny", "site"}
     )
 
 

@@ -26,9 +26,9 @@ BY_LAYER = {"figures/jsae/quality_by_layer tiny"}
 EVERYTHING = {"tokens tiny"} | CELL_0 | TRADITIONAL_1 | JSAE | FIGURES | BY_LAYER
 
 
-def run(graph: Graph, failures: list[str] | None = None) -> set[str]:
-    """Make what is missing or out of date; the asset partitions that were made, each "asset partition". What failed is
-    appended to `failures`, and nothing may fail without them."""
+def run(graph: Graph, failures: list[str] | None = None, with_site: bool = False) -> set[str]:
+    """Make what is missing or out of date; the asset partitions that were made, each "asset partition", the site left
+    out unless it is asked for. What failed is appended to `failures`, and nothing may fail without them."""
     before = {record.run_id for record in graph.instance.get_runs()}
     failed = run_all(graph.catalog, graph.definitions, graph.instance)
     if failures is None:
@@ -36,11 +36,12 @@ def run(graph: Graph, failures: list[str] | None = None) -> set[str]:
     else:
         failures += failed
     return {
-        f"{event.asset_key.to_user_string()} {event.partition}"
+        f"{event.asset_key.to_user_string()} {event.partition or ''}".rstrip()
         for record in graph.instance.get_runs()
         if record.run_id not in before
         for entry in graph.instance.all_logs(record.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
         for event in [entry.dagster_event]
+        if with_site or event.asset_key.path != ["site"]
     }
 
 
@@ -72,11 +73,12 @@ def test_a_second_run_computes_nothing_and_says_so(finished, capsys):
     assert run(finished) == set()
     said = capsys.readouterr().out
     for line in (
-        "[1/5] tiny: tokens: up to date",
-        "[2/5] tiny, layer 0: up to date",
-        "[3/5] tiny, layer 1: up to date",  # what is at both layers
-        "[4/5] tiny, layer 1: up to date",  # what is at this layer alone
-        "[5/5] tiny: layers compared: up to date",
+        "[1/6] tiny: tokens: up to date",
+        "[2/6] tiny, layer 0: up to date",
+        "[3/6] tiny, layer 1: up to date",  # what is at both layers
+        "[4/6] tiny, layer 1: up to date",  # what is at this layer alone
+        "[5/6] tiny: layers compared: up to date",
+        "[6/6] site: up to date",
     ):
         assert line in said
     assert finished.stored() == before
@@ -151,6 +153,27 @@ def test_a_deleted_file_is_made_again_and_what_is_downstream_in_its_run_and_no_l
     assert finished.file(asset, extension=extension).exists()
 
 
+def test_the_site_is_made_again_after_whatever_it_shows_and_not_otherwise(finished, entries, tmp_path):
+    assert run(finished, with_site=True) == set()
+    (finished.storage / "site" / "index.html").unlink()
+    assert run(finished, with_site=True) == {"site"}
+    changed = entries()
+    changed["variants"]["jsae"]["label"] = "another label"
+    assert run(edited(finished, tmp_path, changed), with_site=True) == FIGURES | BY_LAYER | {"site"}
+    page = (finished.storage / "site" / "index.html").read_text(encoding="utf-8")
+    assert "another label" in page
+
+
+def test_a_failure_does_not_keep_the_site_back(entries, graph, tmp_path):
+    changed = entries()
+    (tmp_path / "pairs" / "1").mkdir(parents=True)
+    (tmp_path / "pairs" / "1" / "cfg.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "pairs" / "1" / "sae_weights.safetensors").write_bytes(b"the beginning")
+    changed["pairs"][1] = {"variant": "jsae", "model": "tiny", "layers": [1], "directory": "pairs/{layer}"}
+    made = run(graph(changed), [], with_site=True)
+    assert "site" in made and "jsae/sae_pair tiny:1" not in made
+
+
 def test_what_was_made_elsewhere_counts_as_made(entries, graph):
     tiny = graph(entries())
     tiny.tokenise()
@@ -221,7 +244,7 @@ def test_a_dry_run_says_what_would_be_made_and_why_and_makes_and_records_nothing
         "tiny, layer 1:",
         "  tokens is missing",
         "  jsae/sae_pair is missing",
-        f"{len(EVERYTHING)} to materialise.",
+        f"{len(EVERYTHING) + 1} to materialise.",  # and the site
     ):
         assert line in said
     assert tiny.instance.get_runs() == [] and tiny.stored() == {}
@@ -332,7 +355,16 @@ def demo(home: Path, catalog: Path) -> subprocess.CompletedProcess:
 def test_the_command_runs_the_catalog_shows_progress_and_prints_table_and_figures(instance, entries, tmp_path):
     result = demo(Path(instance.root_directory), write_catalog(tmp_path, entries()))
     assert result.returncode == 0, result.stderr
-    for words in ("[1/5] tiny: tokens", "[3/5] tiny, layer 1", " s left", "|J|≥0.01", "Traditional", "JSAE", ".html"):
+    for words in (
+        "[1/6] tiny: tokens",
+        "[3/6] tiny, layer 1",
+        " s left",
+        "|J|≥0.01",
+        "Traditional",
+        "JSAE",
+        ".html",
+        "site/index.html",
+    ):
         assert words in result.stdout
 
 

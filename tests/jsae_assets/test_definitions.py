@@ -93,7 +93,7 @@ def specs(definitions) -> dict[str, dg.AssetSpec]:
 
 def test_every_variant_has_its_lineage_and_every_comparison_its_figures(specs):
     assert specs.keys() == (
-        {"catalog", "tokens"}
+        {"catalog", "tokens", "site"}
         | {f"{variant}/{name}" for variant in ("traditional", "jsae") for name in PER_VARIANT}
         | {f"figures/jsae/{name}" for name in FIGURES}
     )
@@ -121,7 +121,7 @@ def test_every_asset_has_description_group_kinds_owner_and_code_version(specs):
 
 
 def test_the_lineages_are_groups_and_so_are_the_figures(specs):
-    assert {spec.group_name for spec in specs.values()} == {"catalog", "text", "traditional", "jsae", "figures"}
+    assert {spec.group_name for spec in specs.values()} == {"catalog", "text", "traditional", "jsae", "figures", "site"}
     for key, spec in specs.items():
         assert spec.group_name == (key.split("/")[0] if "/" in key else {"tokens": "text"}.get(key, key))
 
@@ -144,6 +144,7 @@ def test_jobs_hold_every_asset_between_them_each_of_one_set_of_partitions(defini
         "measure_cell": {f"traditional/{name}" for name in PER_VARIANT},  # at layers 0 and 1
         "measure_cell_2": {f"jsae/{name}" for name in PER_VARIANT} | {f"figures/jsae/{name}" for name in CELL_FIGURES},
         "compare_layers": {"figures/jsae/quality_by_layer"},
+        "make_site": {"site"},
     }
     assert {key for keys in held.values() for key in keys} == specs.keys() - {"catalog"}
 

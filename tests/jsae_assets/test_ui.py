@@ -109,9 +109,9 @@ BACKFILL = """mutation($params: LaunchBackfillParams!) { launchPartitionBackfill
 BACKFILL_STATUS = """query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill {
     status } ... on PythonError { message } } }"""
 RUNS = "query($filter: RunsFilter) { runsOrError(filter: $filter) { ... on Runs { results { runId status } } } }"
-ASSETS = """{ assetNodes { assetKey { path } isExecutable partitionKeys
+ASSETS = """{ assetNodes { assetKey { path } isExecutable isPartitioned partitionKeys
     assetMaterializations { partition } } }"""
-STALE = """query($key: AssetKeyInput!, $partition: String!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
+STALE = """query($key: AssetKeyInput!, $partition: String) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
     staleStatus(partition: $partition) } } }"""
 
 
@@ -121,8 +121,8 @@ def places(server: Server) -> dict[str, dict]:
         "/".join(node["assetKey"]["path"]): {
             "path": node["assetKey"]["path"],
             "executable": node["isExecutable"],
-            "offered": node["partitionKeys"],
-            "made": sorted(event["partition"] for event in node["assetMaterializations"]),
+            "offered": node["partitionKeys"] if node["isPartitioned"] else [""],
+            "made": sorted(event["partition"] or "" for event in node["assetMaterializations"]),
         }
         for node in server.ask(ASSETS)["assetNodes"]
     }
@@ -152,7 +152,7 @@ def test_a_backfill_over_everything_makes_each_cell_of_the_catalog_once_and_ends
         made = sorted(set(asset["made"])) if name == "tokens" else asset["made"]
         assert made == sorted(asset["offered"]), name
         for partition in asset["offered"] if asset["executable"] else []:
-            stale = server.ask(STALE, key={"path": asset["path"]}, partition=partition)
+            stale = server.ask(STALE, key={"path": asset["path"]}, partition=partition or None)
             assert stale["assetNodeOrError"]["staleStatus"] == "FRESH", (name, partition)
     runs = server.ask(RUNS, filter={})["runsOrError"]["results"]
     assert {run["status"] for run in runs} == {"SUCCESS"}

@@ -1,0 +1,89 @@
+"""`site`: all that is stored, as a static site.
+
+Here: the asset. Not here: the pages (`jsae_assets.site`), where they are kept (`io_managers.py`).
+"""
+
+import functools
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import dagster as dg
+
+from jsae_assets.assets.cell import OWNERS, Stopwatch
+from jsae_assets.assets.estimates import stored_estimates
+from jsae_assets.assets.figures import CELL_FIGURES, CONTROL_FIGURES, LAYER_FIGURES, SWEEP_FIGURES
+from jsae_assets.catalog import Catalog
+from jsae_assets.entries import CATALOG, confirm
+from jsae_assets.io_managers import StoringIOManager
+from jsae_assets.plan import GATHERS
+
+ASSET = "site"
+
+
+def site_asset(catalog: Catalog, shown: Sequence[dg.AssetsDefinition]) -> dg.AssetsDefinition:
+    """The site of a catalog, made of `shown`, as far as these are stored."""
+
+    @dg.asset(
+        name=ASSET,
+        deps=[dg.AssetDep(CATALOG), *(dg.AssetDep(asset.key) for asset in shown)],
+        description="What was measured, as pages that open in a browser without a server: numbers, figures, and an "
+        "explorer of latents. It shows what is stored when it is made; what is missing is left out and named.",
+        group_name="site",
+        kinds={"html"},
+        owners=OWNERS,
+        code_version="1",
+        tags=GATHERS,
+        io_manager_key="pages",
+    )
+    def site(
+        context: dg.AssetExecutionContext,
+        tensors: dg.ResourceParam[StoringIOManager],
+        tables: dg.ResourceParam[StoringIOManager],
+        figures: dg.ResourceParam[StoringIOManager],
+    ) -> Iterator[dg.Output]:
+        from jsae_assets.site.pages import FigureNames, Site
+        from jsae_assets.site.results import Stores
+
+        confirm(context, catalog)
+        watch = Stopwatch()
+        names = FigureNames(
+            *(
+                [figure.name for figure in kind]
+                for kind in ((*CELL_FIGURES, *CONTROL_FIGURES), LAYER_FIGURES, SWEEP_FIGURES)
+            )
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            made = Site(
+                catalog,
+                {
+                    (asset.key.to_user_string(), key)
+                    for asset in shown
+                    for key in asset.partitions_def.get_partition_keys()
+                },
+                Stores(tensors, tables, figures, stored_estimates),
+                names,
+                Path(folder),
+                functools.partial(_token_texts, catalog),
+                context.log.info,
+            )
+            made.write()
+            yield dg.Output(
+                Path(folder),
+                metadata={
+                    "pages": sum(1 for _ in Path(folder).rglob("*.html")),
+                    "missing": ", ".join(made.missing) or "nothing",
+                    "source": "all that was stored",
+                    "seconds": watch.seconds,
+                },
+            )
+
+    return site
+
+
+def _token_texts(catalog: Catalog, model_key: str, token_ids: Sequence[int]) -> list[str]:
+    """What each token is in text; of the language model nothing but the tokenizer is read."""
+    from jsae_core.model_files import find_model, read_tokenizer
+
+    tokenizer = read_tokenizer(find_model(*catalog.models[model_key].source), max(token_ids) + 1)
+    return [str(tokenizer.decode([token])) for token in token_ids]

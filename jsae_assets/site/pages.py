@@ -1,0 +1,395 @@
+"""The pages: what was stored becomes a folder that a browser opens.
+
+Here: which pages there are, what each says in words and numbers, figures as files that a page loads. Not here: how
+they look (`templates/`, `static/`), the explorer's data (`explorer.py`).
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import json
+import shutil
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from jsae_assets.catalog import Catalog
+from jsae_assets.partitions import cell_key
+from jsae_assets.site.explorer import most_similar, write_cell, write_script, write_texts
+from jsae_assets.site.results import (
+    COLUMNS,
+    Number,
+    Stores,
+    agreement,
+    compared_with,
+    numbers,
+    sweep_table,
+    variants_at,
+)
+from jsae_assets.stored import PROVENANCE, StoredFigure
+
+STATIC = Path(__file__).parent / "static"
+MOST_ROWS = 60  # of a figure's numbers that its page shows; the file has all
+
+
+@dataclass(frozen=True)
+class FigureNames:
+    """Which figures there are, in the order in which pages show them."""
+
+    of_cells: Sequence[str]
+    of_models: Sequence[str]
+    of_sweeps: Sequence[str]
+
+
+@dataclass
+class Site:
+    """A site that is being written.
+
+    Attributes:
+        places: the assets and partitions that there can be.
+        folder: where to.
+        token_texts: the texts of tokens, given a model's key and token ids.
+        say: what is done, for the log.
+    """
+
+    catalog: Catalog
+    places: Container[tuple[str, str]]
+    stores: Stores
+    figures: FigureNames
+    folder: Path
+    token_texts: Callable[[str, Sequence[int]], list[str]]
+    say: Callable[[str], None]
+    missing: list[str] = field(default_factory=list)
+    _known_texts: dict[str, tuple[np.ndarray, list[int]]] = field(default_factory=dict, init=False)
+
+    def write(self) -> None:
+        """All of it. What is not stored yet is left out and named in `missing`."""
+        self._pages = Environment(
+            loader=PackageLoader("jsae_assets.site"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        )
+        self._copy_static()
+        cells = [(model, layer) for model in self.catalog.models for layer in self.catalog.layers(model)]
+        rows = [row for cell in cells for row in self._rows(*cell)]
+        explored = [row["explorer"] for row in rows if self._write_explorer(row)]
+        for row in rows:
+            row["explorable"] = row["explorer"] in explored
+        shown = [cell for cell in cells if any(row["cell"] == cell for row in rows)]
+        for cell in shown:
+            self._cell_page(cell, [row for row in rows if row["cell"] == cell], shown)
+        models = [model for model in self.catalog.models if any(row["model"] == model for row in rows)]
+        for model in models:
+            self._model_page(model, [row for row in rows if row["model"] == model])
+        sweeps = [key for key in self.catalog.sweeps if self._sweep_page(key)]
+        write_script(self.folder, "cells", [self._of_explorer(row) for row in rows if row["explorable"]])
+        self._page("explorer.html", "explorer.html", title="Explorer")
+        self._start_page(rows, shown, models, sweeps)
+
+    # --- pages ---
+
+    def _page(self, path: str, template: str, **values: Any) -> None:
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = self._pages.get_template(template).render(root="../" * path.count("/"), **values)
+        target.write_text(text, encoding="utf-8")
+
+    def _start_page(self, rows: list[dict], shown: list, models: list[str], sweeps: list[str]) -> None:
+        chosen = self._telling_cell(rows)
+        names = ("jacobian_thresholds", "edge_curve", "ablation")
+        figures = (
+            []
+            if chosen is None
+            else [self._figure(chosen["variant"], name, cell_key(*chosen["cell"])) for name in names]
+        )
+        self._page(
+            "index.html",
+            "index.html",
+            title="What was measured",
+            columns=COLUMNS,
+            rows=rows,
+            cells=shown,
+            models=models,
+            sweeps=sweeps,
+            sentences=[] if chosen is None else self._sentences(chosen, rows),
+            figures=[figure for figure in figures if figure],
+            chosen=chosen,
+            missing=self.missing,
+        )
+
+    def _cell_page(self, cell: tuple[str, int], rows: list[dict], shown: list) -> None:
+        model, layer = cell
+        groups = []
+        for variant in self.catalog.variants:
+            found = [self._figure(variant, name, cell_key(*cell)) for name in self.figures.of_cells]
+            if figures := [figure for figure in found if figure]:
+                other = self.catalog.variants[variant].compared_with
+                labels = [self.catalog.variants[key].label for key in (other, variant) if key]
+                groups.append({"key": variant, "title": " beside ".join(labels), "figures": figures})
+        self._page(
+            f"cells/{model}/{layer}.html",
+            "cell.html",
+            title=f"{model}, layer {layer}",
+            model=model,
+            layer=layer,
+            layers=[other for held, other in shown if held == model],
+            columns=COLUMNS,
+            rows=rows,
+            groups=groups,
+            provenance=list(self._provenance(cell, rows)),
+            sentences=[sentence for row in rows if row["other"] for sentence in self._sentences(row, rows)],
+        )
+
+    def _model_page(self, model: str, rows: list[dict]) -> None:
+        figures = [
+            figure
+            for variant in self.catalog.variants
+            for name in self.figures.of_models
+            if (figure := self._figure(variant, name, model))
+        ]
+        self._page(
+            f"models/{model}.html",
+            "comparison.html",
+            title=f"{model}: layers compared",
+            lead="The same measures at every layer that is measured, each variant in its colour.",
+            columns=COLUMNS,
+            rows=rows,
+            figures=figures,
+            table=None,
+        )
+
+    def _sweep_page(self, key: str) -> bool:
+        stored = self.stores.sweep(key)
+        figures = [figure for name in self.figures.of_sweeps if (figure := self._figure("sweep_runs", name, key))]
+        if stored is None:
+            self.missing.append(f"sweep_runs of {key}")
+            return False
+        runs = sweep_table(stored)
+        cells = [[_said(value) for value in row] for row in runs.itertuples(index=False)]
+        self._page(
+            f"sweeps/{key}.html",
+            "comparison.html",
+            title=f"Sweep {key}",
+            lead="One training run a row: what a larger λ makes sparser, and what it costs.",
+            columns=[],
+            rows=[],
+            figures=figures,
+            table={"head": list(runs.columns), "rows": cells},
+        )
+        return True
+
+    # --- what pages say ---
+
+    def _rows(self, model: str, layer: int) -> Iterator[dict]:
+        """What each variant has measured at a cell."""
+        for variant in variants_at(self.catalog, model, layer):
+            measured = numbers(self.stores, variant, model, layer)
+            if len(measured) < len(COLUMNS):
+                self.missing.append(f"{variant}, {model}, layer {layer}")
+            if measured:
+                entry, other = self.catalog.variants[variant], self.catalog.variants[variant].compared_with
+                yield {
+                    "cell": (model, layer),
+                    "model": model,
+                    "layer": layer,
+                    "variant": variant,
+                    "label": entry.label,
+                    "colour": entry.colour,
+                    "other": other if other and self.catalog.pair(other, model, layer) else None,
+                    "numbers": measured,
+                    "page": f"cells/{model}/{layer}.html",
+                    "explorer": f"{variant}/{model}/{layer}",
+                }
+
+    def _telling_cell(self, rows: list[dict]) -> dict | None:
+        """The pair that the start page is about: compared with another, with all numbers, at a middle layer."""
+        whole = [row for row in rows if row["other"] and len(row["numbers"]) == len(COLUMNS)]
+        first = [row for row in whole if (row["variant"], row["model"]) == (whole[0]["variant"], whole[0]["model"])]
+        return first[len(first) // 2] if first else None
+
+    def _sentences(self, row: dict, rows: list[dict]) -> list[str]:
+        """What a pair's numbers say beside those of the variant that it is compared with."""
+        other = next((r for r in rows if r["cell"] == row["cell"] and r["variant"] == row["other"]), None)
+        if other is None:
+            return []
+        said, model, layer = [], row["model"], row["layer"]
+
+        def both(title: str) -> tuple[Number, Number] | None:
+            pair = row["numbers"].get(title), other["numbers"].get(title)
+            return pair if all(pair) else None
+
+        if found := both("|J| ≥ 0.01"):
+            said.append(
+                f"At layer {layer} of {model}, {found[0]} of the Jacobian's elements are above 0.01 in the pair "
+                f"“{row['label']}”, {found[1]} in “{other['label']}”."
+            )
+        if found := both("accounted for"):
+            said.append(
+                f"Its input latents account for {found[0]} of what its output latents compute, against {found[1]}: the "
+                "rest passes by them, through biases and the input SAE's error."
+            )
+        if found := both("CE score"):
+            said.append(
+                f"With both SAEs spliced in, the language model keeps {found[0]} of what the MLP is worth to its "
+                f"predictions, against {found[1]}."
+            )
+        if summary := agreement(self.stores, row["variant"], model, layer):
+            said.append(
+                f"Interventions follow the Jacobian with a correlation of {summary['correlation']:.2f} over "
+                "sampled elements."
+            )
+        return said
+
+    def _provenance(self, cell: tuple[str, int], rows: list[dict]) -> Iterator[dict[str, str]]:
+        """What made what the page shows, from the headers of the stored files."""
+        for row in rows:
+            for name in (
+                "jacobian_histogram",
+                "latent_accounting",
+                "pair_quality",
+                "latent_contexts",
+                "latent_connections",
+            ):
+                find = self.stores.tensor_file if name == "jacobian_histogram" else self.stores.table
+                stored = find(row["variant"], name, *cell)
+                if stored is not None:
+                    made, settings = json.loads(stored.header[PROVENANCE]), stored.settings
+                    yield {
+                        "asset": made["asset"],
+                        "file": stored.relative,
+                        "run": made["run"],
+                        "code": made["code_version"],
+                        "tokens": f"{int(settings.get('n_tokens', 0)):,}",
+                        "pair": f"d_sae {settings.get('d_sae', 0):,}, k {settings.get('k', 0)}, "
+                        f"λ {settings.get('jacobian_coefficient', 0):g}",
+                    }
+
+    # --- figures ---
+
+    def _figure(self, owner: str, name: str, partition: str) -> dict[str, Any] | None:
+        """A figure as a page shows it; its data and its numbers become files."""
+        stored = self.stores.figure(owner, name, partition)
+        if stored is None:
+            if (f"figures/{owner}/{name}", partition) in self.places:
+                self.missing.append(f"figures/{owner}/{name} of {partition}")
+            return None
+        drawn = json.loads(stored.path.read_text(encoding="utf-8"))
+        path = f"figures/{stored.relative.removeprefix('figures/').removesuffix('.json')}"
+        title = drawn["layout"].pop("title", {}) or {}
+        drawn["layout"].pop("meta", None)
+        write_script(self.folder, path, drawn)
+        table = list(_numbers_of(drawn))
+        out = io.StringIO()
+        csv.writer(out).writerows([["series", "x", "y", "plus or minus"], *table])
+        (self.folder / "data" / f"{path}.csv").write_text(out.getvalue(), encoding="utf-8")
+        return {
+            "id": path,
+            "anchor": f"{owner}.{name}",
+            "title": _plain(title.get("text", name)),
+            "subtitle": _plain((title.get("subtitle") or {}).get("text", "")),
+            "height": drawn["layout"].get("height", 450),
+            "table": table if len(table) <= MOST_ROWS else None,
+            "n_numbers": len(table),
+            "csv": f"data/{path}.csv",
+            "asset": f"figures/{owner}/{name}",
+            "provenance": _provenance_of(stored),
+        }
+
+    # --- the explorer's data ---
+
+    def _write_explorer(self, row: dict) -> bool:
+        model, layer, variant = row["model"], row["layer"], row["variant"]
+        contexts = self.stores.table(variant, "latent_contexts", model, layer)
+        connections = self.stores.table(variant, "latent_connections", model, layer)
+        if contexts is None or connections is None or self.stores.tokens(model) is None:
+            self.missing.append(f"latents of {variant}, {model}, layer {layer}")
+            return False
+        ends, starts = self._texts(model)
+        other = compared_with(self.catalog, variant)
+        similar = self._similar(variant, other, model, layer) if other else None
+        self.say(f"latents of {variant}, {model}, layer {layer}")
+        about = self._of_explorer(row) | {
+            "tokens": int(ends[-1]),
+            "other": f"{other}/{model}/{layer}" if similar else None,
+            "other_label": self.catalog.variants[other].label if similar else None,
+            "page": row["page"],
+        }
+        write_cell(self.folder, row["explorer"], contexts.frame, connections.frame, ends, starts, about)
+        if similar:
+            write_script(self.folder, f"cell/{row['explorer']}/similar", similar)
+        return True
+
+    def _of_explorer(self, row: dict) -> dict[str, Any]:
+        return {
+            "cell": row["explorer"],
+            "title": f"{row['model']}, layer {row['layer']}",
+            "label": row["label"],
+            "colour": row["colour"],
+        }
+
+    def _texts(self, model: str) -> tuple[np.ndarray, list[int]]:
+        """The texts of a model's tokens, written once; the end of each document, the first document of each file."""
+        from jsae_core.text import split_documents
+
+        if model not in self._known_texts:
+            documents = [document[1:].tolist() for document in split_documents(self.stores.tokens(model))]
+            ids = sorted({token for document in documents for token in document})
+            text = dict(zip(ids, self.token_texts(model, ids), strict=True))
+            starts = write_texts(self.folder, model, [[text[token] for token in document] for document in documents])
+            self._known_texts[model] = np.cumsum([len(document) for document in documents]), starts
+        return self._known_texts[model]
+
+    def _similar(self, variant: str, other: str, model: str, layer: int) -> dict[str, list] | None:
+        """The latent of the compared variant's pair whose decoder row is most alike, for each latent of each side."""
+        pairs = [self.stores.tensor_file(key, "sae_pair", model, layer) for key in (variant, other)]
+        if any(pair is None for pair in pairs):
+            return None
+        return {
+            side: most_similar(*(pair[name] for pair in pairs))
+            for side, name in (("input", "_W_dec"), ("output", "_W_dec_out"))
+        }
+
+    def _copy_static(self) -> None:
+        import plotly.offline
+
+        for path in sorted(STATIC.iterdir()):
+            shutil.copy(path, self.folder / path.name)
+        (self.folder / "plotly.min.js").write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
+
+
+def _provenance_of(stored: StoredFigure) -> Mapping[str, str]:
+    return json.loads(stored.header.get(PROVENANCE, "{}"))
+
+
+def _plain(text: str) -> str:
+    """A title of Plotly as plain text; pages escape it."""
+    return html.unescape(text.replace("<br>", " "))
+
+
+def _numbers_of(figure: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any, Any]]:
+    """What a figure draws, a row a point: series, x, y, half width of the error bar."""
+    for trace in figure["data"]:
+        x, y = _values(trace.get("x")), _values(trace.get("y"))
+        errors = _values((trace.get("error_y") or {}).get("array")) or [None] * len(y)
+        name = _plain(str(trace.get("name") or trace.get("legendgroup") or ""))
+        for place, (at, value) in enumerate(zip(x, y, strict=False)):
+            if value is not None:
+                yield name, _said(at), _said(value), _said(errors[place]) if place < len(errors) else ""
+
+
+def _values(values: Any) -> list:
+    """A list, however Plotly stores it."""
+    if isinstance(values, dict):
+        return np.frombuffer(base64.b64decode(values["bdata"]), dtype=values["dtype"]).tolist()
+    return list(values) if isinstance(values, list | tuple) else []
+
+
+def _said(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,172 @@
+"""What is stored of a catalog's cells, sweeps and models, read for the pages. What is not there is None.
+
+Not here: how it is shown (`pages.py`, `explorer.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from jsae_assets.catalog import Catalog
+from jsae_assets.partitions import cell_key
+from jsae_assets.stored import StoredFigure, StoredTable, StoredTensors
+from jsae_core.terms import THRESHOLDS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from jsae_assets.io_managers import StoringIOManager
+    from jsae_core.measures import Estimate
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The stores, by the kind of what they keep.
+
+    Attributes:
+        estimates: of what is stored, the numbers that have standard errors.
+    """
+
+    tensors: StoringIOManager
+    tables: StoringIOManager
+    figures: StoringIOManager
+    estimates: Callable[[StoredTensors], Mapping[str, Estimate]]
+
+    def tensor_file(self, variant: str, name: str, model: str, layer: int) -> StoredTensors | None:
+        return self._there(self.tensors, [variant, name], cell_key(model, layer))
+
+    def table(self, variant: str, name: str, model: str, layer: int) -> StoredTable | None:
+        return self._there(self.tables, [variant, name], cell_key(model, layer))
+
+    def tokens(self, model: str) -> StoredTensors | None:
+        return self._there(self.tensors, ["tokens"], model)
+
+    def sweep(self, key: str) -> StoredTable | None:
+        return self._there(self.tables, ["sweep_runs"], key)
+
+    def figure(self, owner: str, name: str, partition: str) -> StoredFigure | None:
+        return self._there(self.figures, ["figures", owner, name], partition)
+
+    def _there(self, store: StoringIOManager, key: list[str], partition: str) -> Any:
+        stored = store.stored(dg.AssetKey(key), partition)
+        return stored if stored.exists() else None
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of a table, with the half width of its 95% interval where that is known."""
+
+    value: float
+    error: float | None = None
+    percent: bool = False
+
+    def __str__(self) -> str:
+        scale, unit = (100, "%") if self.percent else (1, "")
+        text = f"{self.value * scale:.1f}{unit}" if self.percent else f"{self.value:.3f}"
+        return text if self.error is None else f"{text} ± {self.error * scale:.{1 if self.percent else 3}f}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table over all pairs: what it says, and where the number stands."""
+
+    title: str
+    explained: str
+    measure: str
+    name: str
+    percent: bool = True
+
+
+COLUMNS = (
+    *(
+        Column(f"|J| ≥ {threshold:g}", "share of the Jacobian's elements", "jacobian_histogram", f"{threshold:g}")
+        for threshold in THRESHOLDS
+    ),
+    Column(
+        "accounted for",
+        "share of the output latents' pre-activations that comes from input latents",
+        "latent_accounting",
+        "accounted_share",
+    ),
+    Column(
+        "R² of 4 latents",
+        "of an output latent, by its four strongest input latents",
+        "latent_accounting",
+        "r2_attribution_4",
+    ),
+    Column("explained, input", "variance that the input SAE explains", "pair_quality", "explained_variance_input"),
+    Column("explained, output", "variance that the output SAE explains", "pair_quality", "explained_variance_output"),
+    Column("CE score", "of the language model with both SAEs spliced in", "pair_quality", "ce_score_pair"),
+    Column("KL score", "the same by divergence of what is predicted", "pair_quality", "kl_score_pair"),
+)
+Z95 = 1.96  # standard errors on either side of a 95% interval
+
+
+def numbers(stores: Stores, variant: str, model: str, layer: int) -> dict[str, Number]:
+    """The numbers of a pair, by the titles of COLUMNS; those that are not measured yet are left out."""
+    rows: dict[str, Mapping[str, Any]] = {}
+    for measure in ("latent_accounting", "pair_quality"):
+        if (stored := stores.table(variant, measure, model, layer)) is not None:
+            rows[measure] = stored.frame.iloc[0].to_dict()
+    if (histogram := stores.tensor_file(variant, "jacobian_histogram", model, layer)) is not None:
+        rows["jacobian_histogram"] = _shares(histogram) | {
+            f"{name.removeprefix('above_')}_se": estimate.standard_error
+            for name, estimate in stores.estimates(histogram).items()
+            if name.startswith("above_")
+        }
+    return {
+        column.title: Number(
+            float(row[column.name]),
+            Z95 * float(row[f"{column.name}_se"]) if f"{column.name}_se" in row else None,
+            column.percent,
+        )
+        for column in COLUMNS
+        if (row := rows.get(column.measure)) is not None and column.name in row
+    }
+
+
+def _shares(histogram: StoredTensors) -> dict[str, float]:
+    from jsae_core.measures import share_above
+
+    return {f"{threshold:g}": share_above(histogram, threshold) for threshold in THRESHOLDS}
+
+
+def agreement(stores: Stores, variant: str, model: str, layer: int) -> Mapping[str, float] | None:
+    """How far interventions do what the Jacobian predicts; None where that is not stored as it is stored now."""
+    from jsae_core.measures import ablation_summary
+
+    stored = stores.table(variant, "ablation_samples", model, layer)
+    try:
+        return None if stored is None else ablation_summary(stored.frame)
+    except KeyError:  # a column that an older version did not write: it is out of date, the rest of the site is not
+        return None
+
+
+def variants_at(catalog: Catalog, model: str, layer: int) -> list[str]:
+    return [variant for variant in catalog.variants if catalog.pair(variant, model, layer) is not None]
+
+
+def compared_with(catalog: Catalog, variant: str) -> str | None:
+    """The variant that this one's figures compare it with; for that one, the first that is compared with it."""
+    return catalog.variants[variant].compared_with or next(
+        (key for key, entry in catalog.variants.items() if entry.compared_with == variant), None
+    )
+
+
+def sweep_table(stored: StoredTable) -> pd.DataFrame:
+    """The columns of a sweep that a reader compares runs by, of those that it has."""
+    wanted = [
+        "name",
+        "state",
+        "jacobian_coefficient",
+        "above_0.01",
+        "ce_score_output",
+        "ce_score_pair",
+        "kl_score_pair",
+    ]
+    frame = stored.frame
+    return frame[[name for name in wanted if name in frame]]

@@ -1,0 +1,284 @@
+"""The site through Dagster: what it holds, what keeps it back and what does not, and how it behaves in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import urllib.error
+import urllib.request
+from html.parser import HTMLParser
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+import pytest
+from upath import UPath
+
+from jsae_assets.catalog import load_catalog
+from jsae_assets.command import main
+from jsae_assets.io_managers import FigureStore, PagesStore, ParquetStore, SafetensorsStore
+from jsae_assets.serving import URL, serve
+from tests.jsae_assets.conftest import Graph, failures, materialised, metadata, write_catalog
+
+MARKUP = "<img src=x onerror=alert(1)>"
+
+
+def make_site(graph: Graph):
+    return graph.definitions.resolve_job_def("make_site").execute_in_process(instance=graph.instance)
+
+
+@pytest.fixture(scope="module")
+def site(measured) -> Path:
+    """The site of the tiny catalog, copied elsewhere, as it may be."""
+    result = make_site(measured.graph)
+    assert materialised(result) == {"site"}
+    elsewhere = measured.graph.storage.parent / "copied" / "site"
+    shutil.copytree(measured.graph.storage / "site", elsewhere)
+    return elsewhere
+
+
+class Links(HTMLParser):
+    def __init__(self, page: Path):
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in ("href", "src") and value]
+
+
+def received(path: Path):
+    """What a data file hands over, and under which name."""
+    match = re.fullmatch(r'jsae\.receive\(("[^"]*"),(.*)\);\n', path.read_text(encoding="ascii"), re.DOTALL)
+    return json.loads(match[1]), json.loads(match[2])
+
+
+def test_there_is_a_page_for_each_cell_and_model_and_every_link_leads_somewhere(site):
+    pages = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
+    assert pages == {"index.html", "explorer.html", "cells/tiny/1.html", "models/tiny.html"}
+    for page in pages:
+        for link in Links(site / page).found:
+            if not link.startswith(("#", "https:", "data:")):
+                assert ((site / page).parent / link.split("#")[0]).exists(), (page, link)
+
+
+def test_no_page_is_above_two_megabytes_and_none_asks_for_anything_from_elsewhere(site):
+    for page in site.rglob("*.html"):
+        assert page.stat().st_size < 2e6
+        assert all(link.startswith("https://arxiv.org") for link in Links(page).found if "//" in link)
+
+
+def test_the_numbers_of_the_pages_are_those_that_are_stored(measured, site):
+    row = pd.read_parquet(measured.graph.file("jsae/pair_quality", extension="parquet")).iloc[0]
+    page = (site / "cells" / "tiny" / "1.html").read_text(encoding="utf-8")
+    assert f"{row['explained_variance_output']:.1%}" in page
+    assert f"±&nbsp;{1.96 * row['explained_variance_output_se'] * 100:.1f}" in page
+
+
+def test_every_figure_of_the_cell_is_on_its_page_with_its_numbers_as_a_file(measured, site):
+    page = (site / "cells" / "tiny" / "1.html").read_text(encoding="utf-8")
+    for stored in (measured.graph.storage / "figures" / "jsae").glob("*/1/tiny.json"):
+        name = stored.parts[-3]
+        assert f'id="jsae.{name}"' in page
+        number, figure = received(site / "data" / "figures" / "jsae" / name / "1" / "tiny.js")
+        assert number == f"figures/jsae/{name}/1/tiny" and figure["data"]
+        assert (site / "data" / "figures" / "jsae" / name / "1" / "tiny.csv").read_text().startswith("series,x,y")
+
+
+def test_a_figure_in_the_ui_links_to_its_place_on_the_page_of_its_cell(measured, site):
+    link = metadata(measured.cell, "figures/jsae/ablation")["site"]
+    page, anchor = link.removeprefix(f"{URL}/site/").split("#")
+    assert f'id="{anchor}"' in (site / page).read_text(encoding="utf-8")
+    assert metadata(measured.cell, "jsae/pair_quality")["site"] == f"{URL}/site/{page}"
+
+
+def test_the_explorer_s_data_is_that_of_the_stored_tables(measured, site):
+    contexts = pd.read_parquet(measured.graph.file("jsae/latent_contexts", extension="parquet"))
+    connections = pd.read_parquet(measured.graph.file("jsae/latent_connections", extension="parquet"))
+    cell = site / "data" / "cell" / "jsae" / "tiny" / "1"
+    _, outputs = received(cell / "output" / "0.js")
+    _, texts = received(site / "data" / "text" / "tiny" / "0.js")
+    for latent in (0, 5, 31):
+        of = connections[connections["output_latent"] == latent]
+        found = outputs[str(latent)]["connections"]
+        assert [row[0] for row in found] == of["input_latent"].tolist()
+        assert [row[7] for row in found] == pytest.approx(of["share"].tolist(), rel=6e-3)
+        top = contexts[(contexts["side"] == "output") & (contexts["latent"] == latent) & (contexts["kind"] == "top")]
+        for (document, position, _, first, shades), row in zip(
+            outputs[str(latent)]["contexts"], top.itertuples(), strict=True
+        ):
+            assert (document, position) == (row.document, row.position)
+            assert texts[document][first - 1 : first - 1 + len(shades)] == list(row.tokens)
+
+
+def test_what_people_name_cannot_bring_markup_into_a_page(measured, entries, tmp_path):
+    changed = entries()
+    changed["variants"]["jsae"]["label"] = MARKUP
+    catalog = load_catalog(write_catalog(tmp_path, changed))
+    kinds = {"tensors": SafetensorsStore, "tables": ParquetStore, "figures": FigureStore}
+    stores = {name: kind(base_path=str(measured.graph.storage)) for name, kind in kinds.items()}
+    with dg.DagsterInstance.ephemeral() as instance:
+        make_site(Graph(catalog, instance, stores | {"pages": PagesStore(base_path=str(tmp_path))}))
+    for page in (tmp_path / "site").rglob("*.html"):
+        assert "<img" not in page.read_text(encoding="utf-8")
+    assert "&lt;img" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_site_is_made_of_what_is_there_and_says_what_is_missing(entries, graph):
+    tiny = graph(entries())
+    result = make_site(tiny)
+    assert failures(result) == {}
+    start = (tiny.storage / "site" / "index.html").read_text(encoding="utf-8")
+    assert "Nothing is measured yet" in start and "<li>jsae, tiny, layer 1</li>" in start
+    assert "jsae, tiny, layer 1" in metadata(result, "site")["missing"]
+
+
+def test_pages_of_what_is_no_longer_stored_go(entries, graph):
+    tiny = graph(entries())
+    make_site(tiny)
+    old = tiny.storage / "site" / "cells" / "gone" / "0.html"
+    old.parent.mkdir(parents=True)
+    old.write_text("old")
+    make_site(tiny)
+    assert not old.exists() and (tiny.storage / "site" / "index.html").exists()
+
+
+def test_the_command_names_the_site_or_says_how_to_get_one(instance, monkeypatch, capsys):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DAGSTER_HOME", instance.root_directory)
+    assert main(["site"]) == 1
+    assert "jsae run --asset site" in capsys.readouterr().err
+    page = Path(instance.storage_directory()) / "site" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("here")
+    assert main(["site"]) == 0
+    assert str(page) in capsys.readouterr().out
+
+
+def test_the_pages_are_given_out_to_this_machine_and_nothing_else_is(tmp_path):
+    for name in ("site/index.html", "site/cells/m/1.html", "jsae/sae_pair/1/m.safetensors", "history/runs.db"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    server = serve(UPath(tmp_path), port=0)
+    try:
+        assert server.server_address[0] == "127.0.0.1"
+
+        def ask(path: str, host: str = "127.0.0.1") -> tuple[int, str]:
+            request = urllib.request.Request(f"http://127.0.0.1:{server.server_port}{path}", headers={"Host": host})
+            try:
+                with urllib.request.urlopen(request, timeout=10) as answer:
+                    return answer.status, answer.read().decode()
+            except urllib.error.HTTPError as error:
+                return error.code, ""
+
+        assert ask("/") == (200, "site/index.html")
+        assert ask("/site/cells/m/1.html") == (200, "site/cells/m/1.html")
+        for path in (
+            "/jsae/sae_pair/1/m.safetensors",
+            "/site/../history/runs.db",
+            "/site/%2e%2e/history/runs.db",
+            "/site/x",
+        ):
+            assert ask(path)[0] == 404, path
+        assert ask("/site/index.html", host="elsewhere.example")[0] == 403
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium is installed here (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser, site):
+    """Opens a page of the site from the file system, without a network; at the end nothing may have complained."""
+    complaints, contexts = [], []
+
+    def opened(path: str, width: int = 1200, scheme: str = "light"):
+        contexts.append(
+            browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+        )
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(request.url))
+        page.goto((site / path.split("#")[0]).as_uri() + ("#" + path.split("#")[1] if "#" in path else ""))
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+PAGES = ("index.html", "cells/tiny/1.html", "models/tiny.html", "explorer.html#jsae/tiny/1/output/5")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_pages_fit_a_narrow_window_and_draw_their_figures(open_page, path):
+    page = open_page(path, width=400, scheme="dark")
+    if "explorer" in path:
+        page.wait_for_selector("#latent h1")
+    else:
+        for place in page.locator(".plot").all()[:2]:  # those far below are drawn once they come near
+            place.scroll_into_view_if_needed()
+            place.locator(".main-svg").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_the_explorer_goes_from_an_output_latent_along_an_edge_to_its_input_latent_and_to_the_other_pair(
+    measured, open_page
+):
+    connections = pd.read_parquet(measured.graph.file("jsae/latent_connections", extension="parquet"))
+    latent = connections.loc[connections["n_output"].idxmax(), "output_latent"]
+    page = open_page(f"explorer.html#jsae/tiny/1/output/{latent}")
+    page.wait_for_selector("#latent h1")
+    assert page.inner_text("#latent h1") == f"Output latent {latent}"
+    edge = page.locator(".graph g[role=button]").first
+    chosen = edge.get_attribute("data-input")
+    edge.locator("rect").click()  # where lines cross, another one may be on top
+    page.wait_for_selector("#edge")
+    assert page.url.endswith(f"#jsae/tiny/1/output/{latent}/{chosen}")
+    assert page.locator("#edge .curve polyline").count() == 1
+    assert page.locator("#edge .contexts li").count() >= 1
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#latent h1').textContent.startsWith('Input')")
+    assert page.inner_text("#latent h1") == f"Input latent {chosen}"
+    page.keyboard.press("c")
+    page.wait_for_function("location.hash.startsWith('#traditional/')")
+    page.wait_for_function("document.body.dataset.shown === location.hash")
+    assert "Traditional" in page.inner_text("#latent .variant")
+    page.go_back()
+    page.wait_for_function(f"document.body.dataset.shown === '#jsae/tiny/1/input/{chosen}'")
+
+
+def test_the_explorer_finds_latents_by_number_token_and_text_and_is_moved_by_keys(open_page):
+    page = open_page("explorer.html#jsae/tiny/1/output/5")
+    page.wait_for_selector("#latents a[aria-current]")
+    page.fill("#search", "12")
+    page.wait_for_function("document.querySelector('#latents a')?.dataset.latent === '12'")
+    page.fill("#search", "import")
+    page.wait_for_function("document.querySelector('#found').textContent.includes('by their contexts')")
+    assert page.locator("#latents a").count() > 0
+    page.press("#search", "Enter")
+    first = page.locator("#latents a").first.get_attribute("data-latent")
+    page.wait_for_function(f"document.body.dataset.shown === '#jsae/tiny/1/output/{first}'")
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowRight")
+    second = page.locator("#latents a").nth(1).get_attribute("data-latent")
+    page.wait_for_function(f"document.body.dataset.shown === '#jsae/tiny/1/output/{second}'")

@@ -3,6 +3,7 @@
 # make test-services: an installation of several machines, on this one: PostgreSQL, S3, a Ray cluster. It takes Debian's
 # postgresql, and minutes.
 # make bench: measure speed (about 50 minutes on two cores), and draw what docs/speed.md shows. It wants the machine to itself.
+# make audit: whether a pinned package has a known vulnerability, where the list of them can be reached (tools/audit.py).
 # make lock: pin the packages that pyproject.toml asks for anew, with the hashes of their files (tools/lock.py).
 # All of them prepare .venv first, where it is missing or older than the pinned packages.
 
@@ -15,7 +16,7 @@ PIP_INSTALL := $(VENV)/bin/pip install --disable-pip-version-check --no-deps --n
 export DAGSTER_HOME := $(CURDIR)/dagster_home
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-wheel test-services check ui bench lock
+.PHONY: setup demo test test-wheel test-services check ui bench audit lock
 
 setup: $(READY)
 
@@ -60,6 +61,9 @@ ui: $(READY)
 bench: $(READY)
 	$(VENV)/bin/python -m benchmarks
 	$(VENV)/bin/python -m benchmarks report
+
+audit: $(READY)
+	$(VENV)/bin/python tools/audit.py
 
 lock: $(READY)
 	$(VENV)/bin/python tools/lock.py

@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from jsae_assets.at_work import release_dead_runs
 from jsae_assets.catalog import Catalog
 from jsae_assets.entries import CATALOG, news, report
 from jsae_assets.freshness import Freshness, Place, latest_metadata
@@ -203,6 +204,21 @@ def _run_key(run: PlannedRun, freshness: Freshness) -> str:
         code_version = freshness.graph.get(place.asset).code_version
         state += [str(place), str(made and made.storage_id), str(code_version), *versions]
     return hashlib.sha256("\n".join(state).encode()).hexdigest()
+
+
+def dead_runs_sensor() -> dg.SensorDefinition:
+    """Clears up after runs that were killed: where what started them was killed as well, the daemon does not notice."""
+
+    @dg.sensor(
+        name="dead_runs",
+        description="Marks runs as failed whose process is gone, and frees their slots. Starts no run.",
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=30,
+    )
+    def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        return dg.SkipReason("; ".join(release_dead_runs(context.instance)) or "no run has died")
+
+    return dead_runs
 
 
 def alias_sensor(catalog: Catalog, asset_jobs: Sequence) -> list[dg.SensorDefinition]:

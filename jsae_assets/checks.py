@@ -72,9 +72,12 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
             return dg.AssetCheckResult(
                 passed=False, description=f"the pair's d_in is {pair.config.d_in}, the model's d_model {d_model}"
             )
-        quality = reconstruction_quality(pair, FirstDocuments(subject.mlp_inputs, PROBE_DOCUMENTS))
-        conventions = input_conventions(
-            pair, subject.language_model, subject.documents[:PROBE_DOCUMENTS], compute.batch_tokens
+        say, probed = context.log.warning, subject.documents[:PROBE_DOCUMENTS]
+        quality = compute.fitting(
+            lambda: reconstruction_quality(pair, FirstDocuments(subject.mlp_inputs, PROBE_DOCUMENTS)), say
+        )
+        conventions = compute.fitting(
+            lambda: input_conventions(pair, subject.language_model, probed, compute.tokens_at_once), say
         )
         faults = list(_faults(pair, quality, conventions, cell.pair.least_explained_variance))
         return dg.AssetCheckResult(

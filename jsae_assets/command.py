@@ -11,11 +11,14 @@ Here: arguments, progress while it runs, what failed and why, the closing table.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
+import uuid
 import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,8 +27,9 @@ import dagster as dg
 from tabulate import tabulate
 from upath import UPath
 
+from jsae_assets.at_work import at_work, release_dead_runs
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
-from jsae_assets.definitions import SettingError, build_definitions, default_resources
+from jsae_assets.definitions import SettingError, build_definitions
 from jsae_assets.entries import report
 from jsae_assets.freshness import Freshness, Place, latest_metadata
 from jsae_assets.home import home
@@ -33,7 +37,7 @@ from jsae_assets.partitions import cell_key, cells
 from jsae_assets.plan import CELL_JOB, PlannedRun, gathers, narrowed, planned_runs
 from jsae_assets.resources import POOL
 from jsae_assets.serving import URL, serve
-from jsae_assets.storage import is_local, storage
+from jsae_assets.storage import clear_parts, is_local, storage
 from jsae_core.terms import THRESHOLDS
 
 PACKAGE = Path(__file__).parent
@@ -61,6 +65,10 @@ def _shorten(record: logging.LogRecord) -> bool:
     return True
 
 
+def say(sentence: str) -> None:
+    print(sentence, flush=True)
+
+
 def freshness_of(catalog: Catalog, definitions: dg.Definitions, instance: dg.DagsterInstance) -> Freshness:
     return Freshness(catalog, definitions.resolve_asset_graph(), definitions.resources, instance)
 
@@ -78,6 +86,10 @@ def run_all(
     Returns:
         What failed and why, a message each.
     """
+    for sentence in release_dead_runs(instance):
+        say(sentence)
+    if n_parts := clear_parts(storage(os.environ.get("JSAE_STORAGE"), instance), below=True):
+        say(f"Deleted {n_parts} half-written files of processes that were killed")
     report(catalog, instance)
     started = time.monotonic()
     planned = planned_runs(freshness_of(catalog, definitions, instance), wanted)
@@ -93,27 +105,30 @@ def run_all(
         unmade |= blocked
         assets = [key for key in assets if Place(key, run.partition) not in blocked]
         if not assets:
-            print(f"{prefix}: {'left out, since what it is made from failed' if blocked else 'up to date'}", flush=True)
+            say(f"{prefix}: {'left out, since what it is made from failed' if blocked else 'up to date'}")
             continue
         began = time.monotonic()
         ahead = len(assets) + sum(len(later.assets) for later in planned[number:])
         left = f", about {seconds / computed * ahead:.0f} s left" if computed else ""
-        print(f"{prefix}: {len(assets)} to materialise{left}", flush=True)
-        result = definitions.resolve_job_def(run.job).execute_in_process(
-            instance=instance,
-            partition_key=run.partition,
-            asset_selection=assets,
-            run_config=CONSOLE,
-            raise_on_error=False,
-        )
+        say(f"{prefix}: {len(assets)} to materialise{left}")
+        run_id = str(uuid.uuid4())
+        with at_work(instance, run_id, lambda sentence: say(f"      {sentence}")):
+            result = definitions.resolve_job_def(run.job).execute_in_process(
+                instance=instance,
+                partition_key=run.partition,
+                asset_selection=assets,
+                run_config=CONSOLE,
+                raise_on_error=False,
+                run_id=run_id,
+            )
         if not result.success:
             made = {event.asset_key for event in result.get_asset_materialization_events()}
             failed_checks = {check.asset_key for check in result.get_asset_check_evaluations() if not check.passed}
             unmade |= {Place(key, run.partition) for key in assets if key not in made or key in failed_checks}
             messages.append(_failure(run, result))
-            print(messages[-1], flush=True)
+            say(messages[-1])
             if _was_interrupted(result):
-                print("Stopped. What was made is kept: the same command goes on from there.", flush=True)
+                say("Stopped. What was made is kept: the same command goes on from there.")
                 return messages
         if run.job.startswith(CELL_JOB):
             computed, seconds = computed + len(assets), seconds + time.monotonic() - began
@@ -133,8 +148,10 @@ def _blocked(freshness: Freshness, places: Sequence[Place], unmade: set[Place]) 
 
 
 def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
-    """Whether somebody stopped the run (Ctrl-C, SIGTERM): then nothing else is to begin."""
+    """Whether somebody stopped the run (Ctrl-C, SIGTERM), in a step or while it waited for one to begin: then nothing
+    else is to begin."""
     errors = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
+    errors += [event.job_failure_data.error for event in result.all_events if event.is_job_failure]
     return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
 
 
@@ -147,6 +164,8 @@ def _failure(run: PlannedRun, result: dg.ExecuteInProcessResult) -> str:
         if error and not (error.cls_name or "").startswith("DagsterAssetCheckFailed"):
             # the error that the asset raised, which names the file or entry; not what it was raised from in turn
             lines.append(f"{event.step_key.replace('__', '/')}: {(error.cause or error).message.strip()}")
+    if not lines and _was_interrupted(result):
+        lines.append("it was stopped while it waited")
     said = "\n".join(f"  {line}" for line in lines)
     return f"{run.title} failed:\n{said}\n  The run is {result.run_id}; `jsae ui` shows it."
 
@@ -231,8 +250,13 @@ def run_ui(further: Sequence[str]) -> int:
             print(f"The site: {URL}/{SITE_PAGE}", flush=True)
         except OSError as error:
             print(f"The site is not given out at {URL} ({error}): links to it will not work. `jsae site` opens it.")
-    workspace = ["--workspace", str(PACKAGE / "workspace.yaml")]
-    return subprocess.call([sys.executable, "-m", "dagster", "dev", *workspace, *further])
+    # without the advice to use `dg`, which reads another workspace
+    command = [sys.executable, "-W", "ignore::FutureWarning", "-m", "dagster", "dev"]
+    dagster = subprocess.Popen([*command, "--workspace", str(PACKAGE / "workspace.yaml"), *further])
+    signal.signal(signal.SIGTERM, lambda *_: dagster.terminate())  # whoever stops this stops all of it
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):  # which Dagster is sent, too
+            return dagster.wait()
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -278,13 +302,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
     os.environ["TQDM_DISABLE"] = "1"  # transformers' bars would cut through the lines below
     home()
-    if options.command == "ui":
-        try:
-            limit_pool(default_resources()["compute"].cuda_devices())
-        except SettingError as error:
-            print(error, file=sys.stderr)
-            return BAD_ARGUMENTS
-        return run_ui(options.further)
     if options.command == "site":
         with dg.DagsterInstance.get() as instance:
             return open_site(instance)
@@ -294,6 +311,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CatalogError, SettingError) as error:
         print(error, file=sys.stderr)
         return BAD_ARGUMENTS
+    if options.command == "ui":
+        limit_pool(definitions.resources["compute"].cuda_devices())
+        return run_ui(options.further)
     wanted = narrowed([], [], [], catalog)
     if options.command == "run":
         if problem := unknown(options, catalog, definitions):

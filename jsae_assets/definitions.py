@@ -17,6 +17,7 @@ from jsae_assets.assets.sae_pairs import sae_pair_asset
 from jsae_assets.assets.site import site_asset
 from jsae_assets.assets.sweeps import sweep_runs_asset
 from jsae_assets.assets.text import tokens_asset
+from jsae_assets.at_work import known_at_work
 from jsae_assets.catalog import Catalog, load_catalog
 from jsae_assets.checks import faithful_check
 from jsae_assets.entries import catalog_spec
@@ -80,11 +81,12 @@ def build_definitions(
                 automation.entries_sensor(catalog),
                 automation.automatic_sensor(catalog, all_jobs, all_resources),
                 *automation.alias_sensor(catalog, all_jobs),
+                automation.dead_runs_sensor(),
             ],
             sensors,
             lambda sensor: sensor.name,
         ),
-        executor=executor or default_executor(),
+        executor=known_at_work(executor or default_executor()),
         resources=all_resources,
         loggers=loggers,
     )

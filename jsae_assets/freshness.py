@@ -2,8 +2,8 @@
 
 It is Dagster's own notion, read from what Dagster records: an asset is out of date once its code version, or the data
 version of anything it was made from, the catalog's entries included, is another than the one it was made with. Two
-things are added that Dagster does not know: files that are gone, and that whatever is downstream of something out of
-date is out of date, too. Here: asking the instance. Not here: running anything (`plan.py`).
+things are added that Dagster does not know: files that are gone or damaged, and that whatever is downstream of
+something out of date is out of date, too. Here: asking the instance. Not here: running anything (`plan.py`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import dagster as dg
 
 from jsae_assets.catalog import Catalog
 from jsae_assets.entries import CATALOG, DATA_VERSION, READ_VERSION
-from jsae_assets.io_managers import Store
+from jsae_assets.io_managers import Store, StoringIOManager
 from jsae_assets.storage import files_below
+from jsae_assets.stored import DIGEST
 
 # Dagster records no data version of so many partitions of one asset that another reads (`test_dagster_itself.py`).
 MOST_COMPARED = 100
@@ -44,6 +45,8 @@ class Made:
 
     storage_id: int
     tags: Mapping[str, str]
+    timestamp: float
+    digest: str | None  # of the file; None where it was made before files carried one
 
 
 def partition_keys(definition: dg.PartitionsDefinition | None) -> list[str | None]:
@@ -64,7 +67,7 @@ class Freshness:
     instance: dg.DagsterInstance
     _latest: dict[Place, Made | None] = field(default_factory=dict)
     _passed: dict[tuple[dg.AssetCheckKey, str | None], bool | None] = field(default_factory=dict)  # None: never run
-    _files: dict[dg.AssetKey, Collection[str]] = field(default_factory=dict)
+    _files: dict[dg.AssetKey, Mapping[str | None, float]] = field(default_factory=dict)  # when changed last
     _reasons: dict[Place, str | None] = field(default_factory=dict)
     _upstream: dict[tuple[dg.AssetKey, dg.AssetKey], Mapping[str, Collection[str]]] = field(default_factory=dict)
 
@@ -147,9 +150,7 @@ class Freshness:
                     dg.AssetRecordsFilter(key, storage_ids=ids[start : start + AT_ONCE]), limit=AT_ONCE
                 ).records
             ]
-        made = {
-            record.partition_key: Made(record.storage_id, record.asset_materialization.tags or {}) for record in records
-        }
+        made = {record.partition_key: _made(record) for record in records}
         return {partition: made.get(partition) for partition in partitions}
 
     def _read_checks(
@@ -167,17 +168,29 @@ class Freshness:
                 found[info.partition_key] = None if evaluation is None else evaluation.passed
         return found
 
-    def _read_files(self, key: dg.AssetKey, partitions: Collection[str | None]) -> Collection[str | None]:
-        """The partitions of which the file is there; of what is not kept in a store of ours nothing is known."""
-        store = self.resources.get(self.graph.get(key).assets_def.get_io_manager_key_for_asset_key(key))
-        if not isinstance(store, Store):
-            return partitions
-        manager = store.manager_of(self.instance)
+    def _read_files(self, key: dg.AssetKey, partitions: Collection[str | None]) -> Mapping[str | None, float]:
+        """The partitions of which the file is there, and when it was changed last; of what is not kept in a store of
+        ours nothing is known."""
+        manager = self._manager(key)
+        if manager is None:
+            return dict.fromkeys(partitions, 0.0)
         if None in partitions:
-            return [None] if manager.stored(key).exists() else []
+            stored = manager.stored(key)
+            return {None: stored.last_changed()} if stored.exists() else {}
         there = files_below(manager.base / "/".join(key.path))
         folder = "/".join(key.path) + "/"
-        return {one for one in partitions if manager.stored(key, one).relative.removeprefix(folder) in there}
+        found = {}
+        for one in partitions:
+            stored = manager.stored(key, one)
+            paths = [path.removeprefix(folder) for path in (stored.relative, *stored.beside)]
+            if all(path in there for path in paths):
+                found[one] = max(there[path] for path in paths)
+        return found
+
+    def _manager(self, key: dg.AssetKey) -> StoringIOManager | None:
+        """What stores an asset, if it is one of ours."""
+        store = self.resources.get(self.graph.get(key).assets_def.get_io_manager_key_for_asset_key(key))
+        return store.manager_of(self.instance) if isinstance(store, Store) else None
 
     def latest(self, place: Place) -> Made | None:
         """The latest materialisation of a place that was asked about, or None."""
@@ -207,7 +220,10 @@ class Freshness:
     def _change(self, place: Place, made: Made) -> str | None:
         """What has changed since something was made, apart from what its check found."""
         if place.partition not in self._files[place.asset]:
-            return "was made, but its file is gone"
+            aside = self._manager(place.asset).stored(place.asset, place.partition).aside.exists()
+            return "was made, but its file " + ("was damaged and is set aside" if aside else "is gone")
+        if damage := self._damage(place, made):
+            return f"was made, but its file is damaged: {damage}"
         code_version = self.graph.get(place.asset).code_version
         if made.tags.get("dagster/code_version") != code_version:
             return f"was made by code version {made.tags.get('dagster/code_version')}, not {code_version}"
@@ -216,6 +232,16 @@ class Freshness:
                 what = "its entries in the catalog" if key == CATALOG else key.to_user_string()
                 return f"was made before {what} changed"
         return None
+
+    def _damage(self, place: Place, made: Made) -> str | None:
+        """What is wrong with a file. Only one that was touched since it was recorded as made is looked at."""
+        if self._files[place.asset][place.partition] <= made.timestamp:
+            return None
+        stored = self._manager(place.asset).stored(place.asset, place.partition)
+        if damage := stored.damage():
+            return damage
+        is_latest = made.digest is None or made.digest == stored.digest
+        return None if is_latest else "it is not the one that was made last"
 
     def _reason(self, place: Place) -> str | None:
         """Why it is out of date, where all that is upstream is known."""
@@ -228,7 +254,10 @@ class Freshness:
         if change := self._change(place, made):
             return change
         for check in self.graph.get(place.asset).check_keys:
-            if not self._passed[check, place.partition]:
+            passed = self._passed[check, place.partition]
+            if passed is None:
+                return f"was made, but its check {check.name} did not run"
+            if not passed:
                 return f"has not passed its check {check.name}"
         return None
 
@@ -242,6 +271,12 @@ class Freshness:
             and self._change(place, made) is None
             and any(self._passed[check, place.partition] is False for check in checks)
         )
+
+
+def _made(record: dg.EventLogRecord) -> Made:
+    made = record.asset_materialization
+    digest = made.metadata.get(DIGEST)
+    return Made(record.storage_id, made.tags or {}, record.timestamp, None if digest is None else str(digest.value))
 
 
 def _joined(versions: Iterable[str]) -> str:

@@ -8,6 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import dagster as dg
+
+from jsae_assets.locks import holding
+
 HOME_VARIABLE = "DAGSTER_HOME"
 SETTINGS = Path(__file__).parent / "instance.yaml"
 
@@ -26,4 +30,7 @@ def home() -> Path:
     if not named:
         print(f"{HOME_VARIABLE} is not set: everything is kept in {folder}", flush=True)
     os.environ[HOME_VARIABLE] = str(folder)
+    with holding(folder / "initialised", lambda sentence: print(f"{sentence}: it makes the instance", flush=True)):
+        with dg.DagsterInstance.get():
+            pass  # makes its databases where there are none, at which two at once would fail
     return folder

@@ -19,9 +19,20 @@ from urllib.parse import quote
 import dagster as dg
 from upath import UPath
 
+from jsae_assets.digests import UNSEALED, content_digest, seal
 from jsae_assets.partitions import SEPARATOR, split_cell
 from jsae_assets.storage import files_below, staged, storage, stored_at
-from jsae_assets.stored import PROVENANCE, SETTINGS, StoredFigure, StoredFile, StoredPages, StoredTable, StoredTensors
+from jsae_assets.stored import (
+    COMPANIONS,
+    DIGEST,
+    PROVENANCE,
+    SETTINGS,
+    StoredFigure,
+    StoredFile,
+    StoredPages,
+    StoredTable,
+    StoredTensors,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -53,6 +64,10 @@ class StoringIOManager(dg.IOManager):
     def is_accepted(self, obj: Any) -> bool: ...
 
     @abstractmethod
+    def size(self, obj: Any) -> int:
+        """About how many bytes it takes to store what is accepted."""
+
+    @abstractmethod
     def write(self, obj: Any, path: Path, header: Mapping[str, str]) -> None:
         """Write to a local file, whose name ends as the stored file's does."""
 
@@ -73,9 +88,7 @@ class StoringIOManager(dg.IOManager):
             )
         stored = self.stored(context.asset_key, _partition(context))
         said = self.store(obj, stored, _header(context))
-        size = dg.MetadataValue.int(stored.path.stat().st_size)
-        said |= self._shown_at(context.asset_key, _partition(context))
-        context.add_output_metadata({"path": dg.MetadataValue.path(stored.relative), "size": size, **said})
+        context.add_output_metadata(said | self._shown_at(context.asset_key, _partition(context)))
 
     def _shown_at(self, key: dg.AssetKey, partition: str | None) -> dict[str, dg.MetadataValue]:
         """The page of the site that shows a cell; of a figure, the place on it."""
@@ -91,10 +104,15 @@ class StoringIOManager(dg.IOManager):
         return dg.MetadataValue.url(f"{self.url.rstrip('/')}/{quote(relative)}")
 
     def store(self, obj: Any, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
-        """Write what is accepted to its place; gives what else the materialisation says of it."""
-        with staged(stored.path) as local:
-            self.write(obj, local, header)
-        return {}
+        """Write what is accepted to its place, with a digest in its header; gives what the materialisation says of the
+        file."""
+        with staged(stored.path, self.size(obj)) as local:
+            digest = self._sealed(obj, local, header)
+        return _said_of(stored, digest)
+
+    def _sealed(self, obj: Any, local: Path, header: Mapping[str, str]) -> str:
+        self.write(obj, local, {**header, DIGEST: json.dumps(UNSEALED)})
+        return seal(local)
 
     def load_input(self, context: dg.InputContext) -> Any:
         """As Dagster has it: what one partition holds; of several, a dict by their keys."""
@@ -124,6 +142,9 @@ class SafetensorsIOManager(StoringIOManager):
         )
         return isinstance(obj, SAEPair) or is_tensors
 
+    def size(self, obj: Any) -> int:
+        return sum(tensor.nbytes for tensor in (obj if isinstance(obj, dict) else obj.tensors()).values())
+
     def write(self, obj: Any, path: Path, header: Mapping[str, str]) -> None:
         from jsae_core.tensor_files import write_tensors
 
@@ -148,13 +169,20 @@ class ParquetIOManager(StoringIOManager):
 
         return isinstance(obj, pandas.DataFrame) and all(isinstance(name, str) for name in obj.columns)
 
+    def size(self, obj: pandas.DataFrame) -> int:
+        return int(obj.memory_usage(deep=True).sum())
+
     def write(self, obj: pandas.DataFrame, path: Path, header: Mapping[str, str]) -> None:
         import pyarrow
         import pyarrow.parquet
 
         table = pyarrow.Table.from_pandas(obj, preserve_index=False)
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **header})
-        pyarrow.parquet.write_table(table, path)
+        others = {name: entry for name, entry in header.items() if name != DIGEST}
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **others})
+        with pyarrow.parquet.ParquetWriter(path, table.schema) as writer:
+            writer.write_table(table)
+            # what is in the schema is written twice, once encoded
+            writer.add_key_value_metadata({DIGEST: header[DIGEST]})
 
     def read(self, stored: StoredTable, wanted: Any) -> StoredTable | pandas.DataFrame:
         import pandas
@@ -177,6 +205,9 @@ class FigureIOManager(StoringIOManager):
 
         return isinstance(obj, go.Figure)
 
+    def size(self, obj: go.Figure) -> int:
+        return len(obj.to_json())
+
     def write(self, obj: go.Figure, path: Path, header: Mapping[str, str]) -> None:
         import plotly.graph_objects as go
 
@@ -185,35 +216,42 @@ class FigureIOManager(StoringIOManager):
         path.write_text(figure.to_json(), encoding="utf-8")
 
     def store(self, obj: go.Figure, stored: StoredFigure, header: Mapping[str, str]) -> dict[str, Any]:
+        import plotly.offline
+
         from jsae_core.figures.export import page, png
 
-        html, image = stored.path.with_suffix(".html"), stored.path.with_suffix(".png")
         picture, reason = png(obj)
+        script = f"plotly-{plotly.offline.get_plotlyjs_version()}.min.js"
+        # relative, so that the folder can be moved
+        text = page(obj, "../" * stored.relative.count("/") + script, json.loads(header[PROVENANCE]))
+        beside = {stored.page: text.encode()} | ({} if picture is None else {stored.picture: picture})
         with contextlib.ExitStack() as stack:  # all are written before the first takes its place
-            self.write(obj, stack.enter_context(staged(stored.path)), header)
-            text = page(obj, self._plotly_js(stored), json.loads(header[PROVENANCE]))
-            stack.enter_context(staged(html)).write_text(text, encoding="utf-8")
-            if picture is not None:
-                stack.enter_context(staged(image)).write_bytes(picture)
+            digests = {}
+            for path, content in beside.items():
+                local = stack.enter_context(staged(path, len(content)))
+                local.write_bytes(content)
+                digests[path.suffix] = content_digest(local)
+            local = stack.enter_context(staged(stored.path, self.size(obj)))
+            digest = self._sealed(obj, local, {**header, COMPANIONS: json.dumps(digests)})
+            self._provide_script(script)
         if picture is None:
-            image.unlink(missing_ok=True)  # it showed an older figure
+            stored.picture.unlink(missing_ok=True)  # it showed an older figure
         without_suffix = stored.relative.removesuffix(self.extension)
-        return {
+        return _said_of(stored, digest) | {
             "picture": dg.MetadataValue.text(reason)
             if picture is None
             else self._shown(picture, f"{without_suffix}.png"),
             "page": self._link(f"{without_suffix}.html"),
         }
 
-    def _plotly_js(self, stored: StoredFigure) -> str:
-        """Where a page finds plotly.js, written once a version; relative, so that the folder can be moved."""
+    def _provide_script(self, name: str) -> None:
+        """plotly.js, for all pages: written once a version."""
         import plotly.offline
 
-        script = self.base / f"plotly-{plotly.offline.get_plotlyjs_version()}.min.js"
-        if not script.exists():
-            with staged(script) as local:
-                local.write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
-        return "../" * stored.relative.count("/") + script.name
+        if not (self.base / name).exists():
+            content = plotly.offline.get_plotlyjs().encode()
+            with staged(self.base / name, len(content)) as local:
+                local.write_bytes(content)
 
     def _shown(self, picture: bytes, relative: str) -> dg.MetadataValue:
         """The picture in the UI: from the web server, if there is one, else in the event log, which keeps it twice."""
@@ -241,11 +279,14 @@ class PagesIOManager(StoringIOManager):
         old = files_below(folder)
         files = sorted(path.relative_to(obj).as_posix() for path in obj.rglob("*") if path.is_file())
         for name in sorted(files, key=lambda name: name == "index.html"):
-            with staged(folder / name) as local:
+            with staged(folder / name, (obj / name).stat().st_size) as local:
                 self.write(obj / name, local, header)
         for name in set(old) - set(files):
             (folder / name).unlink()
-        return {"files": len(files), "megabytes": round(sum((obj / name).stat().st_size for name in files) / 1e6, 1)}
+        return _said_of(stored) | {"files": len(files), "megabytes": round(self.size(obj) / 1e6, 1)}
+
+    def size(self, obj: Path) -> int:
+        return sum(path.stat().st_size for path in obj.rglob("*") if path.is_file())
 
     def write(self, obj: Path, path: Path, header: Mapping[str, str]) -> None:
         shutil.copyfile(obj, path)
@@ -283,6 +324,14 @@ class FigureStore(Store):
 
 class PagesStore(Store):
     manager = PagesIOManager
+
+
+def _said_of(stored: StoredFile, digest: str | None = None) -> dict[str, Any]:
+    """Of a file that was just written, with the digest that it carries, if it does."""
+    stored.aside.unlink(missing_ok=True)
+    size = stored.path.stat().st_size
+    said: dict[str, Any] = {"path": dg.MetadataValue.path(stored.relative), "size": dg.MetadataValue.int(size)}
+    return said if digest is None else said | {DIGEST: digest}
 
 
 def _partition(context: dg.OutputContext) -> str | None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 POOL = "gpu"  # the assets that compute share it; dagster.yaml limits it to one at a time, jsae ui to one a device
+LEAST_TOKENS = 64  # at once: where even so few do not fit, it is not for their number
 
 
 def downloads_folder(instance: dg.DagsterInstance) -> Path:
@@ -65,6 +66,7 @@ class Compute(dg.ConfigurableResource):
     )
     _cache: dict[str, dict[Hashable, Any]] = PrivateAttr(default_factory=dict)  # by kind
     _own: int | None = PrivateAttr(default=None)  # of several CUDA devices, the one that a step holds or held last
+    _halvings: int = PrivateAttr(default=0)
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """What Dagster calls in the process that computes."""
@@ -132,6 +134,37 @@ class Compute(dg.ConfigurableResource):
         """`memory_gib` in bytes."""
         return None if self.memory_gib is None else round(self.memory_gib * 2**30)
 
+    @property
+    def tokens_at_once(self) -> int:
+        """How many tokens the model and the pair are given at once: `batch_tokens`, halved where memory ran out."""
+        return max(1, self.batch_tokens >> self._halvings)
+
+    def fitting(self, compute: Callable[[], T], say: Callable[[str], None]) -> T:
+        """What `compute` gives. Where the device's memory does not suffice it is computed again, with half as many
+        tokens at once, as is everything after it in this run.
+
+        Raises:
+            torch.OutOfMemoryError: it does not suffice for few tokens either.
+        """
+        import torch
+
+        while True:
+            try:
+                return compute()
+            except torch.OutOfMemoryError:
+                if self.tokens_at_once // 2 < LEAST_TOKENS:
+                    raise
+            # out of the handler: as long as there is an error, there is everything that its frames hold
+            before = self.tokens_at_once
+            self._halvings += 1
+            self._cache.pop("MLP inputs", None)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            say(
+                f"out of memory on {self.torch_device()} with {before:,} tokens at once: beginning again with "
+                f"{self.tokens_at_once:,} (JSAE_BATCH_TOKENS={self.tokens_at_once} would begin with these)"
+            )
+
     def cached(self, kind: str, key: Hashable, make: Callable[[], T], at_most: int | None = None) -> T:
         """What `make` gives, made once a run for each key. Where only so many of a kind are held at once, the oldest
         goes before another one is made."""
@@ -176,5 +209,5 @@ class Compute(dg.ConfigurableResource):
         return self.cached(
             "MLP inputs",
             (language_model, layer, key),
-            lambda: MLPInputs(language_model, documents(), layer, self.batch_tokens, budget),
+            lambda: MLPInputs(language_model, documents(), layer, self.tokens_at_once, budget),
         )

@@ -148,7 +148,7 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
         watch = Stopwatch()
         context.log.info(f"{measure.name.replace('_', ' ')}, {variant}, {cell}")
         subject = Subject(cell, compute, compute.pair(sae_pair), **others)
-        result = measure.body(subject)
+        result = compute.fitting(lambda: measure.body(subject), context.log.warning)
         yield dg.Output(
             result.value,
             metadata={
@@ -251,7 +251,7 @@ def _pair_quality(subject: Subject) -> Measured:
     from jsae_core.text import first_tokens
 
     documents = first_tokens(subject.documents, subject.cell.model.quality_tokens)
-    quality = measured_quality(subject.pair, subject.language_model, documents, subject.compute.batch_tokens)
+    quality = measured_quality(subject.pair, subject.language_model, documents, subject.compute.tokens_at_once)
     estimates = {name: of for name, of in quality.estimates.items() if not name.startswith(OF_JACOBIAN)}
     row = pd.DataFrame([subject.labels | estimate_columns(estimates) | quality.numbers])
     said = {name: estimate.value for name, estimate in estimates.items()} | quality.numbers

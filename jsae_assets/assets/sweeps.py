@@ -25,7 +25,6 @@ from jsae_assets.entries import confirm, depends_on
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.partitions import sweeps
 from jsae_assets.resources import POOL, Compute, downloads_folder, wandb_folder
-from jsae_assets.storage import staged
 from jsae_assets.stored import StoredTable, StoredTensors
 
 if TYPE_CHECKING:
@@ -135,17 +134,17 @@ def _trained_here(
     for number, config in enumerate(configs, start=1):
         run_id = catalog.run_digest(sweep, config)
         stored = tensors.stored(dg.AssetKey([ASSET, key]), run_id)
-        if not stored.exists():
+        if not stored.exists() or stored.damage():
             say(f"run {number} of {len(configs)}: {_named(sweep, config)}")
             checkpoint = checkpoint_of(tensors, dg.AssetKey([ASSET, key]), run_id, run_id, compute, say)
             pair = _train(catalog, sweep, config, checkpoint, compute, downloads, say)
-            _store(pair, _measured(catalog, sweep, pair, compute), datetime.now(UTC).isoformat(), stored)
+            _store(pair, _measured(catalog, sweep, pair, compute, say), datetime.now(UTC).isoformat(), tensors, stored)
             checkpoint.remove()
             trained += 1
         elif (run := json.loads(stored.header["run"])).get("measures") != MEASURES:
             say(f"run {number} of {len(configs)}: {_named(sweep, config)}, measured anew")
             pair = compute.pair(stored)
-            _store(pair, _measured(catalog, sweep, pair, compute), run["created_at"], stored)
+            _store(pair, _measured(catalog, sweep, pair, compute, say), run["created_at"], tensors, stored)
             stored = tensors.stored(dg.AssetKey([ASSET, key]), run_id)
         runs.append((run_id, config, stored))
     alike = _similarities([(config, stored) for _, config, stored in runs])
@@ -179,27 +178,30 @@ def _train(
     return pair.to(compute.torch_dtype())
 
 
-def _measured(catalog: Catalog, sweep: LocalSweep, pair: "SAEPair", compute: Compute) -> dict[str, float]:
+def _measured(
+    catalog: Catalog, sweep: LocalSweep, pair: "SAEPair", compute: Compute, say: Callable[[str], None]
+) -> dict[str, float]:
     """A run's numbers, by `MEASURES`."""
     from jsae_core import MLPInputs
     from jsae_core.measures import latent_accounting, pair_quality
 
     language_model = compute.language_model(catalog.models[sweep.model].source)
     held_out = compute.cached("held-out documents", sweep.model, lambda: _documents(catalog, sweep.model, compute))
-    accounting = latent_accounting(
-        pair, MLPInputs(language_model, held_out, sweep.layer, compute.batch_tokens), kept=()
-    )
-    shares = {name: accounting[name] for name in ("accounted_share", "accounted_share_se")}
-    return pair_quality(pair, language_model, held_out, compute.batch_tokens) | shares
+
+    def numbers() -> dict[str, float]:
+        inputs = MLPInputs(language_model, held_out, sweep.layer, compute.tokens_at_once)
+        accounting = latent_accounting(pair, inputs, kept=())
+        shares = {name: accounting[name] for name in ("accounted_share", "accounted_share_se")}
+        return pair_quality(pair, language_model, held_out, compute.tokens_at_once) | shares
+
+    return compute.fitting(numbers, say)
 
 
-def _store(pair: "SAEPair", numbers: dict[str, float], created_at: str, stored: StoredTensors) -> None:
-    from jsae_core.tensor_files import write_tensors
-
+def _store(
+    pair: "SAEPair", numbers: dict[str, float], created_at: str, tensors: StoringIOManager, stored: StoredTensors
+) -> None:
     run = {"created_at": created_at, "quality": numbers, "measures": MEASURES}
-    header = {"cfg": json.dumps(pair.config.to_artifact()), "run": json.dumps(run)}
-    with staged(stored.path) as local:
-        write_tensors(pair.tensors(), local, header)
+    tensors.store(pair, stored, {"run": json.dumps(run)})
 
 
 def _similarities(runs: list[tuple["TrainingConfig", StoredTensors]]) -> list[dict[str, float]]:

@@ -78,14 +78,14 @@ def make_if_missing(
         return
     context.log.info(f"the tokens of {model} are not there yet: making them first")
     made = tokenised(catalog, model, compute, context.log.warning)
-    tensors.store(
+    said = tensors.store(
         made.tensors, stored, header(TOKENS, model, context.run.run_id, CODE_VERSION, made.metadata["source"])
     )
     context.log_event(
         dg.AssetMaterialization(
             TOKENS,
             partition=model,
-            metadata=made.metadata | {"path": dg.MetadataValue.path(stored.relative)},
+            metadata=made.metadata | said,
             tags={DATA_VERSION: made.digest, "dagster/code_version": CODE_VERSION}
             | made_from(context.instance, catalog, [_entry(model)]),
         )

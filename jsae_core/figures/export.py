@@ -27,13 +27,14 @@ HOW_TO_GET_PICTURES = (
 
 
 def page(figure: go.Figure, plotly_js: str, provenance: Mapping[str, str]) -> str:
-    """An HTML page that opens offline.
+    """An HTML page that opens offline, and sends nothing anywhere.
 
     Args:
         plotly_js: where the page finds plotly.js, relative to itself.
         provenance: kept in the page as a <meta> element.
     """
-    html = figure.to_html(include_plotlyjs=plotly_js, full_html=True)
+    # else the toolbar has a button that sends the figure to a server
+    html = figure.to_html(include_plotlyjs=plotly_js, full_html=True, config={"showSendToCloud": False})
     content = json.dumps(dict(provenance)).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return html.replace("<head>", f'<head><meta name="provenance" content="{content}" />', 1)
 

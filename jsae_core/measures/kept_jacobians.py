@@ -164,9 +164,9 @@ class KeptJacobians:
             array.tofile(self._file)
         except OSError as error:
             raise TemporaryFileError(
-                f"the Jacobians could not be kept in a temporary file in {tempfile.gettempdir()}, after "
-                f"{offset / 1e9:.1f} GB: {error}. Name a folder on a larger disk in TMPDIR, measure fewer tokens, "
-                "or allow more memory"
+                f"the Jacobians could not be kept in a temporary file in {tempfile.gettempdir()}: after {offset:,} "
+                f"bytes there was no room for {array.nbytes:,} more ({error}). Name a folder on a larger disk in "
+                "TMPDIR, measure fewer tokens, or allow more memory"
             ) from error
         return _InFile(offset, array.shape, array.dtype)
 

@@ -5,16 +5,18 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from jsae_assets import command
 from jsae_assets.catalog import load_catalog
-from jsae_assets.command import figure_pages, run_all, summary
+from jsae_assets.command import figure_pages, run_all, say_plan, summary
 from jsae_assets.plan import narrowed, planned_runs
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, REPOSITORY, Graph, write_catalog
 
@@ -172,6 +174,43 @@ def test_a_failure_does_not_keep_the_site_back(entries, graph, tmp_path):
     changed["pairs"][1] = {"variant": "jsae", "model": "tiny", "layers": [1], "directory": "pairs/{layer}"}
     made = run(graph(changed), [], with_site=True)
     assert "site" in made and "jsae/sae_pair tiny:1" not in made
+
+
+def test_what_was_damaged_is_planned_with_the_reason_and_made_again_and_nothing_else(finished, capsys):
+    shapes = finished.file("traditional/function_shapes", extension="parquet")
+    shapes.write_bytes(shapes.read_bytes()[:-100])
+    for path in (
+        finished.file("figures/jsae/jacobian_histogram", extension="json"),
+        finished.file("figures/jsae/edge_curve", extension="html"),
+    ):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    older = {
+        path: path.read_bytes()
+        for path in (finished.file("figures/jsae/ablation", extension=extension) for extension in ("json", "html"))
+    }
+    finished.measure(1, "figures/jsae/ablation", raise_on_error=True)
+    for path, content in older.items():  # as from a backup
+        path.write_bytes(content)
+    capsys.readouterr()
+    say_plan(command.freshness_of(finished.catalog, finished.definitions, finished.instance), lambda place: True)
+    said = capsys.readouterr().out
+    damaged = "was made, but its file is damaged: "
+    for line in (
+        f"traditional/function_shapes {damaged}it is no complete parquet file",
+        f"figures/jsae/jacobian_histogram {damaged}its bytes are not those that were written",
+        f"figures/jsae/edge_curve {damaged}the bytes of tiny.html beside it are not those that were written",
+        f"figures/jsae/ablation {damaged}it is not the one that was made last",
+    ):
+        assert line in said
+    assert run(finished) == {
+        "traditional/function_shapes tiny:1",
+        "figures/jsae/jacobian_histogram tiny:1",
+        "figures/jsae/edge_curve tiny:1",
+        "figures/jsae/ablation tiny:1",
+    }
+    assert run(finished) == set()
 
 
 def test_what_was_made_elsewhere_counts_as_made(entries, graph):
@@ -366,6 +405,54 @@ def test_the_command_runs_the_catalog_shows_progress_and_prints_table_and_figure
         "site/index.html",
     ):
         assert words in result.stdout
+
+
+def test_the_ui_does_not_start_where_the_catalog_is_bad_and_says_why_in_one_line(
+    entries, graph, monkeypatch, tmp_path, capsys
+):
+    tiny, bad = graph(entries()), entries()
+    bad["models"]["tiny"]["text"] = "nothing"
+    path = write_catalog(tmp_path, bad)
+    assert main(tiny, monkeypatch, tmp_path, "ui") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line and "models.tiny.text is 'nothing'" in line
+
+
+def test_the_ui_listens_on_this_machine_alone_advises_no_other_command_and_ends_when_it_is_told(
+    instance, entries, tmp_path
+):
+    environment = os.environ | {
+        "DAGSTER_HOME": instance.root_directory,
+        "JSAE_CATALOG": str(write_catalog(tmp_path, entries())),
+    }
+    with (tmp_path / "said").open("wb") as said:
+        ui = psutil.Popen(
+            [sys.executable, "-m", "jsae_assets.command", "ui", "--port", "0"],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=said,
+            stderr=said,
+        )
+    try:
+        end = time.monotonic() + 300
+        while "Serving dagster-webserver" not in (text := (tmp_path / "said").read_text()) and time.monotonic() < end:
+            assert ui.poll() is None, text
+            time.sleep(0.2)
+        family = [ui, *ui.children(recursive=True)]
+        addresses = {
+            connection.laddr.ip
+            for process in family
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert addresses and addresses <= {"127.0.0.1", "::1"}
+        assert "Supersession" not in text and "superseded" not in text
+    finally:
+        ui.terminate()
+        _, alive = psutil.wait_procs(family, timeout=60)
+        for process in alive:
+            process.kill()
+    assert alive == []
 
 
 def test_the_command_fails_with_one_clear_message_where_the_catalog_is_bad(instance, entries, tmp_path):

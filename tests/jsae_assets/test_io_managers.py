@@ -373,24 +373,6 @@ def test_a_failed_write_leaves_the_file_already_there_untouched_and_no_part_behi
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("kind", STORES)
-def test_a_full_disk_leaves_the_file_already_there_untouched_and_no_part_behind(tmp_path, monkeypatch, kind):
-    store(kind, VALUES[kind], tmp_path)
-    before = files(tmp_path)
-
-    def half(self, data, *args, **kwargs):
-        with open(self, "wb") as file:
-            file.write(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", half)
-    monkeypatch.setattr("jsae_core.tensor_files.save_file", lambda tensors, path, metadata: half(path, b""))
-    monkeypatch.setattr(pyarrow.parquet, "write_table", lambda table, path: half(path, b""))
-    with pytest.raises(OSError, match="No space left"):
-        store(kind, OTHERS[kind], tmp_path)
-    assert files(tmp_path) == before
-
-
 @pytest.fixture
 def picture(monkeypatch):
     """A browser that draws in no time; calling it sets the picture that it draws next."""

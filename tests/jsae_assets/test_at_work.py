@@ -1,0 +1,201 @@
+"""Runs whose process was killed give back what they held, runs at work keep it, and who waits says for whom."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import pytest
+
+from jsae_assets import at_work
+from jsae_assets.command import run_all
+from jsae_assets.freshness import Place
+from jsae_assets.resources import POOL
+from tests.jsae_assets.conftest import REPOSITORY, Graph, write_catalog
+
+PATIENCE = 300  # seconds for one thing to happen, on a machine that is busy with others
+ONLY_TOKENS = ["run", "--asset", "tokens"]
+
+# A run of another process that holds the slot for good, but computes nothing: quicker to start than one that does.
+HOLDER = """
+import time, uuid
+import dagster as dg
+from jsae_assets.at_work import at_work
+
+@dg.op(pool="gpu")
+def compute():
+    print("holds the slot", flush=True)
+    time.sleep(600)
+
+@dg.job(name="measure_cell")
+def held():
+    compute()
+
+with dg.DagsterInstance.get() as instance:
+    run_id = str(uuid.uuid4())
+    with at_work(instance, run_id, print):
+        held.execute_in_process(instance=instance, run_id=run_id, tags={"dagster/partition": "tiny:1"})
+"""
+
+
+def wait_for(what: str, condition: Callable[[], object]) -> object:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if answer := condition():
+            return answer
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not happen")
+
+
+@contextlib.contextmanager
+def started(home: Path | str, *arguments: str, catalog: Path | None = None) -> Iterator[subprocess.Popen]:
+    environment = os.environ | {"DAGSTER_HOME": str(home), "JSAE_DEVICE": "cpu"}
+    if catalog is not None:
+        environment["JSAE_CATALOG"] = str(catalog)
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def holder(instance) -> Iterator[subprocess.Popen]:
+    """Another process, whose run of measure_cell at tiny:1 holds the slot."""
+    with started(instance.root_directory, "-c", HOLDER) as process:
+        for line in process.stdout:
+            if "holds the slot" in line:
+                break
+        else:
+            raise AssertionError("the other run did not begin")
+        yield process
+
+
+def run_holding_the_slot(instance: dg.DagsterInstance) -> dg.DagsterRun | None:
+    slots = instance.event_log_storage.get_concurrency_info(POOL).claimed_slots
+    return instance.get_run_by_id(slots[0].run_id) if slots else None
+
+
+def make_tokens(graph: Graph) -> list[str]:
+    tokens = Place(dg.AssetKey("tokens"), "tiny")
+    return run_all(graph.catalog, graph.definitions, graph.instance, lambda place: place == tokens)
+
+
+def test_after_kill_9_the_next_run_says_so_frees_the_slot_and_goes_on(entries, graph, tmp_path, capsys):
+    tiny = graph(entries())
+    catalog = tmp_path / "catalog.yaml"
+    with started(tiny.instance.root_directory, "-m", "jsae_assets.command", *ONLY_TOKENS, catalog=catalog) as killed:
+        dead = wait_for("the run that is to be killed", lambda: run_holding_the_slot(tiny.instance))
+        killed.kill()
+        killed.wait()
+    assert tiny.instance.get_run_by_id(dead.run_id).status == dg.DagsterRunStatus.STARTED
+    assert make_tokens(tiny) == []
+    assert tiny.instance.get_run_by_id(dead.run_id).status == dg.DagsterRunStatus.FAILURE
+    assert run_holding_the_slot(tiny.instance) is None
+    said = [line for line in capsys.readouterr().out.splitlines() if "is gone: marked as failed" in line]
+    assert len(said) == 1 and f"run {dead.run_id[:8]} (tokenise_text, tiny, process {killed.pid} on " in said[0]
+
+
+def test_who_waits_says_for_whom_and_goes_on_once_that_one_is_killed(entries, graph, holder, monkeypatch, capsys):
+    monkeypatch.setattr(at_work, "SECONDS_BETWEEN_LOOKS", 0.2)
+    tiny, said = graph(entries()), []
+
+    def kill_once_it_is_waited_for():
+        wait_for("the waiting", lambda: said.append(capsys.readouterr().out) or "waits for" in "".join(said))
+        holder.kill()
+
+    killing = threading.Thread(target=kill_once_it_is_waited_for)
+    killing.start()
+    assert make_tokens(tiny) == []
+    killing.join()
+    text = "".join(said) + capsys.readouterr().out
+    (line,) = [line for line in text.splitlines() if "waits for" in line]
+    assert "tokens waits for a slot of the pool gpu, which run " in line
+    assert f"(measure_cell, tiny:1, process {holder.pid} on " in line and line.endswith("holds with compute")
+    assert "is gone: marked as failed" in text
+
+
+def test_a_run_at_work_is_left_alone(instance, holder):
+    assert at_work.release_dead_runs(instance) == []
+    assert run_holding_the_slot(instance).status == dg.DagsterRunStatus.STARTED
+
+
+def test_a_dead_run_is_noticed_though_its_process_number_was_used_again(instance, holder):
+    run = run_holding_the_slot(instance)
+    lock = Path(instance.root_directory) / "at_work" / run.run_id
+    holder.kill()
+    holder.wait()
+    lock.write_text(lock.read_text().replace(str(holder.pid), str(os.getpid())))  # as if it were this one's
+    assert psutil.pid_exists(os.getpid())
+    assert len(at_work.release_dead_runs(instance)) == 1
+    assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+    assert not lock.exists()
+
+
+def test_a_run_of_another_machine_is_not_judged_and_who_waits_for_it_is_told_what_to_do(instance, holder, monkeypatch):
+    run = run_holding_the_slot(instance)
+    holder.kill()
+    holder.wait()
+    monkeypatch.setattr(at_work, "this_machine", lambda: "elsewhere")
+    assert at_work.release_dead_runs(instance) == []
+    assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.STARTED
+    instance.event_log_storage.claim_concurrency_slot(POOL, "waiting", "tokens")
+    assert "mark it as failed: in `jsae ui`, under Runs" in at_work.what_is_waited_for(instance, "waiting")
+
+
+def test_a_finished_run_leaves_no_lock_and_no_thread(entries, graph):
+    tiny = graph(entries())
+    before = threading.active_count()
+    assert make_tokens(tiny) == []
+    assert list((Path(tiny.instance.root_directory) / "at_work").iterdir()) == []
+    assert threading.active_count() == before
+
+
+def test_under_a_daemon_a_sensor_clears_up(entries, graph, holder):
+    tiny = graph(entries())
+    (sensor,) = [one for one in tiny.definitions.sensors if one.name == "dead_runs"]
+    assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
+    holder.kill()
+    holder.wait()
+    with dg.build_sensor_context(instance=tiny.instance) as context:
+        assert "is gone: marked as failed" in sensor.evaluate_tick(context).skip_message
+    assert run_holding_the_slot(tiny.instance) is None
+
+
+def test_two_first_runs_at_once_on_a_fresh_home_both_work(entries, tmp_path):
+    catalog, home = write_catalog(tmp_path, entries()), tmp_path / "home"
+    command = ["-m", "jsae_assets.command", *ONLY_TOKENS]
+    with started(home, *command, catalog=catalog) as first, started(home, *command, catalog=catalog) as second:
+        said = [process.communicate(timeout=PATIENCE)[0] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], said
+
+
+def test_who_is_stopped_while_waiting_ends_at_once_and_leaves_the_other_at_work(entries, graph, holder, tmp_path):
+    tiny = graph(entries())
+    catalog = tmp_path / "catalog.yaml"
+    with started(tiny.instance.root_directory, "-m", "jsae_assets.command", *ONLY_TOKENS, catalog=catalog) as waiting:
+        for line in waiting.stdout:
+            if "waits for" in line:
+                break
+        begun = time.monotonic()
+        waiting.terminate()
+        said, _ = waiting.communicate(timeout=PATIENCE)
+        assert time.monotonic() - begun < 10
+    assert waiting.returncode == 1
+    assert "it was stopped while it waited" in said and "the same command goes on from there" in said
+    assert run_holding_the_slot(tiny.instance).status == dg.DagsterRunStatus.STARTED

@@ -27,11 +27,13 @@ class Estimate(NamedTuple):
     Attributes:
         influence: [n_documents] float64 on the CPU, what each document adds to the number to first order; they sum to
             zero. None where no documents were named.
+        documents: [n_documents] int64, their numbers, ascending; None where they are not known.
     """
 
     value: float
     standard_error: float
     influence: Tensor | None = None
+    documents: Tensor | None = None
 
 
 def flat(estimates: Mapping[str, Estimate]) -> dict[str, float]:
@@ -56,15 +58,30 @@ def spread(influence: Tensor) -> float:
 
 def difference(one: Estimate, other: Estimate) -> Estimate:
     """`one` less `other`, both measured on the same documents, which is all that the error is of: what is alike in both
-    goes out.
+    goes out. A document of which one of them has no sample adds nothing to that one.
 
     Raises:
-        ValueError: the documents of one of them are not known, or they are not as many.
+        ValueError: the documents of one of them are not known, or, where they have no numbers, not as many.
     """
-    if one.influence is None or other.influence is None or len(one.influence) != len(other.influence):
-        raise ValueError("only what was measured on the same named documents can be compared document by document")
-    influence = one.influence - other.influence
+    if one.influence is None or other.influence is None:
+        raise ValueError("only what was measured on named documents can be compared document by document")
+    if one.documents is not None and other.documents is not None:
+        documents = torch.cat([one.documents, other.documents]).unique()
+        influence = _over(documents, one) - _over(documents, other)
+    elif len(one.influence) == len(other.influence):
+        influence = one.influence - other.influence
+    else:
+        raise ValueError(
+            f"{len(one.influence)} documents cannot be compared with {len(other.influence)} one by one; expected the "
+            "same ones"
+        )
     return Estimate(one.value - other.value, spread(influence), influence)
+
+
+def _over(documents: Tensor, estimate: Estimate) -> Tensor:
+    """The influence of each of these documents, ascending, among which all of the estimate's are."""
+    place = torch.searchsorted(documents, estimate.documents)
+    return torch.zeros(len(documents), dtype=torch.float64).index_add(0, place, estimate.influence)
 
 
 class Moments:
@@ -78,7 +95,8 @@ class Moments:
         self._sum: Any = 0.0  # a Tensor from the first document on
         self._products: Any = 0.0
         self._unfinished: tuple[int, Tensor] | None = None  # the document that the next tokens may belong to as well
-        self._named: list[Tensor] = []  # the sums of documents that were named
+        self._named: list[Tensor] = []  # the sums of documents that were named, and their numbers
+        self._numbers: list[Tensor] = []
 
     def add(self, values: Tensor, documents: Tensor | None = None) -> None:
         """Take in some tokens.
@@ -103,11 +121,12 @@ class Moments:
         if self._unfinished is not None and self._unfinished[0] == int(numbers[0]):
             sums[0] += self._unfinished[1]
         elif self._unfinished is not None:
-            self._finish_named(self._unfinished[1][None])
-        self._finish_named(sums[:-1])
+            self._finish_named(torch.tensor([self._unfinished[0]]), self._unfinished[1][None])
+        self._finish_named(numbers[:-1], sums[:-1])
         self._unfinished = (int(numbers[-1]), sums[-1])
 
-    def _finish_named(self, rows: Tensor) -> None:
+    def _finish_named(self, numbers: Tensor, rows: Tensor) -> None:
+        self._numbers.append(numbers)
         self._named.append(rows)
         self._finish(rows)
 
@@ -154,7 +173,12 @@ class Moments:
 
     def estimate(self, value: float, weights: Tensor) -> Estimate:
         """A value whose error, to first order, is that of the mean of `quantities @ weights`."""
-        return Estimate(value, self.standard_error(weights), self.influence(weights))
+        return Estimate(value, self.standard_error(weights), self.influence(weights), self._documents())
+
+    def _documents(self) -> Tensor | None:
+        if self._unfinished is None:
+            return None
+        return torch.cat([*self._numbers, torch.tensor([self._unfinished[0]])])
 
     def _residual(self, weights: Tensor, sums: Tensor) -> Tensor:
         weights = weights.to(sums)

@@ -185,22 +185,21 @@ def of_another_width(tensors, config):
     ids=["NaN", "infinity", "another MLP", "another width"],
 )
 def test_it_is_the_stored_pair_that_is_checked_and_damage_to_it_is_named(entries, graph, damage, expected):
-    """Between storing and checking, something happens to the file."""
+    """What is stored is not what was computed."""
 
     class Damaging(SafetensorsIOManager):
-        def store(self, obj, stored, header):
-            said = super().store(obj, stored, header)
+        def write(self, obj, path, header):
+            super().write(obj, path, header)
             if isinstance(obj, SAEPair):
-                with safe_open(stored.local, framework="pt") as file:
+                with safe_open(path, framework="pt") as file:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}
-                    config = json.loads(file.metadata()["cfg"])
-                tensors, config = damage(tensors, config)
-                save_file(tensors, stored.local, metadata={"cfg": json.dumps(config)})
-            return said
+                    written = file.metadata()
+                tensors, config = damage(tensors, json.loads(written["cfg"]))
+                save_file(tensors, path, metadata=written | {"cfg": json.dumps(config)})
 
     class DamagingStore(SafetensorsStore):
-        def manager(self, base):
-            return Damaging(base)
+        def manager(self, *places):
+            return Damaging(*places)
 
     tiny = graph(entries(), tensors=DamagingStore())
     tiny.tokenise()

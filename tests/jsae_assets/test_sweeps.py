@@ -186,15 +186,17 @@ def test_pairs_that_were_stored_when_less_was_measured_are_measured_anew_and_not
     pd.testing.assert_frame_equal(after.drop(columns="summary_json"), before.drop(columns="summary_json"))
 
 
-def test_a_pair_that_cannot_be_trained_keeps_those_before_it(local_entries, graph):
+def test_a_pair_that_cannot_be_trained_keeps_those_before_it(local_entries, graph, tmp_path):
     changed = local_entries()
     tiny = graph(changed)
     assert failures(sync(tiny, "lambdas", "sweep_runs")) == {}
     before = pairs(tiny)
-    changed["sweeps"]["lambdas"]["local"]["layer"] = 7
+    (tmp_path / "empty.jsonl").write_text('{"text": ""}\n' * 400, "utf-8")
+    changed["text"]["empty"] = {"files": ["empty.jsonl"]}
+    changed["sweeps"]["lambdas"]["local"]["train"]["text"] = "empty"
     result = sync(graph(changed), "lambdas", "sweep_runs")
     (message,) = failures(result).values()
-    assert "there is no layer 7" in message
+    assert "no text" in message
     assert pairs(tiny) == before and len(table(tiny, "lambdas")) == 3
 
 

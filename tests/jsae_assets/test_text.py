@@ -10,6 +10,7 @@ from jsae_assets.catalog import C4, CatalogError, Text, load_catalog
 from tests.jsae_assets.conftest import failures, metadata, write_catalog
 
 TEXT = "def read(self): return self"  # 27 characters, as many tokens
+NO_TEXT = '{"text": ""}\n' * 400  # rows that are there and hold no token
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_no_text_leaves_the_block_of_code_that_shows_it(measured_on, text):
 
 
 def test_training_on_less_text_than_the_recipe_asks_for_is_refused_with_how_much_there_is(entries, graph, tmp_path):
-    (tmp_path / "short.jsonl").write_text(json.dumps({"text": TEXT}) + "\n", "utf-8")
+    (tmp_path / "short.jsonl").write_text(json.dumps({"text": TEXT}) + "\n" + NO_TEXT, "utf-8")
     changed = entries()
     changed["text"]["short"] = {"files": ["short.jsonl"]}
     changed["pairs"][0]["train"]["text"] = "short"

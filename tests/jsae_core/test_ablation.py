@@ -390,12 +390,12 @@ def test_the_errors_of_a_summary_are_those_of_a_bootstrap_over_documents():
     summary, of_document = ablation_summary(samples), [part for _, part in samples.groupby("document")]
     names = ["slope", "correlation", "agreement_line", "agreement_dropped", "noteworthy_off", "on_line_relative"]
     resampled = []
-    for _ in range(1500):
+    for _ in range(300):
         drawn = pandas.concat([of_document[place] for place in random.integers(80, size=80)])
         resampled.append([ablation_summary(drawn)[name] for name in names])
-    # 1500 resamplings know a deviation to 2%
+    # 300 resamplings know a deviation to 4%; the 5% of means and ratios is shown in test_moments.py
     for name, values in zip(names, numpy.transpose(resampled), strict=True):
-        assert summary[f"{name}_se"] == pytest.approx(values.std(), rel=0.1 if name == "correlation" else 0.07), name
+        assert summary[f"{name}_se"] == pytest.approx(values.std(), rel=0.12), name
 
 
 def test_further_doses_are_the_whole_activation_and_twice_that(pair, x):

@@ -108,7 +108,7 @@ def test_no_token_is_no_launch():
 def kernels_everywhere(monkeypatch):
     """As on a GPU."""
     monkeypatch.setattr(fused, "_can_run", lambda device: True)
-    for module in ("jacobian", "training"):
+    for module in ("jacobian", "losses"):
         monkeypatch.setattr(f"jsae_core.{module}.fused_kernels", lambda like, k: kernels)
 
 

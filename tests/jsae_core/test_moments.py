@@ -85,7 +85,7 @@ def test_a_ratio_has_the_standard_error_that_its_gradient_and_the_covariance_giv
     mean, covariance = values.mean(axis=0), numpy.cov(values.T)
     expected = (mean @ numerator) / (mean @ denominator)
     gradient = numerator / (mean @ denominator) - denominator * (mean @ numerator) / (mean @ denominator) ** 2
-    ratio, error, _ = named_moments_of(values).ratio(
+    ratio, error, *_ = named_moments_of(values).ratio(
         dict(zip(NAMES, numerator.tolist(), strict=True)), {"c": sign * below[0], "d": sign * below[1]}
     )
     assert ratio == pytest.approx(expected, rel=1e-9, abs=1e-12)
@@ -94,7 +94,7 @@ def test_a_ratio_has_the_standard_error_that_its_gradient_and_the_covariance_giv
 
 def test_a_ratio_s_standard_error_is_that_of_a_bootstrap():
     values = tokens(400)
-    _, error, _ = named_moments_of(values).ratio({"a": 1.0, "b": -1.0}, {"c": 1.0, "a": 1.0})
+    _, error, *_ = named_moments_of(values).ratio({"a": 1.0, "b": -1.0}, {"c": 1.0, "a": 1.0})
     resampled = values[numpy.random.default_rng(1).integers(400, size=(4000, 400))].mean(axis=1)
     ratios = (resampled[:, 0] - resampled[:, 1]) / (resampled[:, 2] + resampled[:, 0])
     # 4000 resamplings know a deviation to 1%
@@ -133,7 +133,7 @@ def test_a_quantity_that_does_not_vary_has_a_standard_error_of_nearly_zero_and_n
     means = moments.means()
     assert means["a"] == pytest.approx(value, rel=1e-12)
     assert 0 <= means["a_se"] <= 1e-12 * abs(value)
-    ratio, error, _ = moments.ratio({"a": 1.0, "b": -1.0, "c": 1.0}, {"d": 1.0})
+    ratio, error, *_ = moments.ratio({"a": 1.0, "b": -1.0, "c": 1.0}, {"d": 1.0})
     assert ratio == pytest.approx(3 * value, rel=1e-12)
     assert 0 <= error <= 1e-12 * abs(value)
 
@@ -246,7 +246,7 @@ def test_the_influences_of_documents_sum_to_zero_and_give_the_standard_error(siz
 def test_tokens_without_documents_have_no_influence_and_cannot_be_compared():
     estimate = named_moments_of(tokens(9)).estimates()["a"]
     assert estimate.influence is None
-    with pytest.raises(ValueError, match="same named documents"):
+    with pytest.raises(ValueError, match="named documents can be compared"):
         difference(estimate, estimate)
 
 
@@ -303,3 +303,17 @@ def test_what_is_added_is_left_as_it_was():
     before = values.clone()
     Moments().add(values)
     assert torch.equal(values, before)
+
+
+def test_a_document_without_a_sample_in_one_of_two_is_paired_with_nothing_and_all_others_with_themselves():
+    def sampled(documents: list[int], values: list[float]):
+        moments = NamedMoments()
+        moments.add({"a": torch.tensor(values)}, torch.tensor(documents))
+        return moments.estimates()["a"]
+
+    one, other = sampled([0, 2, 2, 5], [1.0, 2.0, 3.0, 6.0]), sampled([2, 3, 5], [1.0, 4.0, 4.0])
+    # (sum of a document - mean times its tokens) / tokens, of documents 0, 2, 3, 5; the means are 3 and 3
+    of_one = [(1 - 3) / 4, (5 - 6) / 4, 0.0, (6 - 3) / 4]
+    of_other = [0.0, (1 - 3) / 3, (4 - 3) / 3, (4 - 3) / 3]
+    difference_ = difference(one, other)
+    assert difference_.influence.tolist() == pytest.approx([a - b for a, b in zip(of_one, of_other, strict=True)])

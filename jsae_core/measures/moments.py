@@ -67,7 +67,7 @@ def difference(one: Estimate, other: Estimate) -> Estimate:
         raise ValueError("only what was measured on named documents can be compared document by document")
     if one.documents is not None and other.documents is not None:
         documents = torch.cat([one.documents, other.documents]).unique()
-        influence = _over(documents, one) - _over(documents, other)
+        influence = _over(documents, one.documents, one.influence) - _over(documents, other.documents, other.influence)
     elif len(one.influence) == len(other.influence):
         influence = one.influence - other.influence
     else:
@@ -78,10 +78,10 @@ def difference(one: Estimate, other: Estimate) -> Estimate:
     return Estimate(one.value - other.value, spread(influence), influence)
 
 
-def _over(documents: Tensor, estimate: Estimate) -> Tensor:
-    """The influence of each of these documents, ascending, among which all of the estimate's are."""
-    place = torch.searchsorted(documents, estimate.documents)
-    return torch.zeros(len(documents), dtype=torch.float64).index_add(0, place, estimate.influence)
+def _over(documents: Tensor, some: Tensor, influence: Tensor) -> Tensor:
+    """The influences of some documents as those of `documents`, ascending, among which they are."""
+    place = torch.searchsorted(documents, some)
+    return torch.zeros(len(documents), dtype=torch.float64).index_add(0, place, influence)
 
 
 class Moments:

@@ -27,6 +27,7 @@ import dagster as dg
 from tabulate import tabulate
 from upath import UPath
 
+from jsae_assets.assets.cell import duration
 from jsae_assets.at_work import at_work, release_dead_runs
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
 from jsae_assets.definitions import SettingError, build_definitions
@@ -109,7 +110,7 @@ def run_all(
             continue
         began = time.monotonic()
         ahead = len(assets) + sum(len(later.assets) for later in planned[number:])
-        left = f", about {seconds / computed * ahead:.0f} s left" if computed else ""
+        left = f", about {duration(seconds / computed * ahead)} left" if computed else ""
         say(f"{prefix}: {len(assets)} to materialise{left}")
         run_id = str(uuid.uuid4())
         with at_work(instance, run_id, lambda sentence: say(f"      {sentence}")):

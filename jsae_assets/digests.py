@@ -45,7 +45,7 @@ def may_carry_one(path: Path) -> bool:
         return _found(content, PREFIX) >= 0
 
 
-def content_digest(path: Path | UPath) -> str:
+def file_digest(path: Path | UPath) -> str:
     """Of a file that carries none."""
     hashed = xxhash.xxh3_128()
     with path.open("rb") as file:

@@ -77,10 +77,12 @@ def _events(digests: Mapping[str, str]) -> Iterator[dg.AssetObservation | dg.Ass
             yield event(CATALOG, partition=name, tags={DATA_VERSION: digest})
 
 
-def report(catalog: Catalog, instance: dg.DagsterInstance, names: Sequence[str] | None = None) -> None:
-    """Tell the instance which entries (of those with these names) are new or have changed."""
-    for event in news(catalog, instance, names):
+def report(catalog: Catalog, instance: dg.DagsterInstance, names: Sequence[str] | None = None) -> bool:
+    """Tell the instance which entries (of those with these names) are new or have changed; whether any are."""
+    events = news(catalog, instance, names)
+    for event in events:
         instance.report_runless_asset_event(event)
+    return bool(events)
 
 
 def confirm(context: dg.AssetExecutionContext, catalog: Catalog) -> None:
@@ -93,10 +95,5 @@ def confirm(context: dg.AssetExecutionContext, catalog: Catalog) -> None:
     Raises:
         RetryRequested: they were not. Now they are, so the step begins again.
     """
-    concerning = list(context.asset_partition_keys_for_input(CATALOG.path[-1]))
-    mine, known = catalog.entries(), known_digests(context.instance, concerning)
-    changed = {name: mine[name] for name in concerning if known.get(name) != mine[name]}
-    if changed:
-        for event in _events(changed):
-            context.instance.report_runless_asset_event(event)
+    if report(catalog, context.instance, list(context.asset_partition_keys_for_input(CATALOG.path[-1]))):
         raise dg.RetryRequested(max_retries=3)

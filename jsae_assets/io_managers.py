@@ -19,7 +19,7 @@ from urllib.parse import quote
 import dagster as dg
 from upath import UPath
 
-from jsae_assets.digests import UNSEALED, content_digest, seal
+from jsae_assets.digests import UNSEALED, file_digest, seal
 from jsae_assets.partitions import SEPARATOR, split_cell
 from jsae_assets.storage import files_below, staged, storage, stored_at
 from jsae_assets.stored import (
@@ -104,11 +104,17 @@ class StoringIOManager(dg.IOManager):
         return dg.MetadataValue.url(f"{self.url.rstrip('/')}/{quote(relative)}")
 
     def store(self, obj: Any, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
-        """Write what is accepted to its place, with a digest in its header; gives what the materialisation says of the
-        file."""
+        """Write what is accepted to its place; gives what the materialisation says of it. What was set aside there as
+        damaged goes."""
+        said = self._put(obj, stored, header)
+        stored.aside.unlink(missing_ok=True)
+        size = stored.path.stat().st_size
+        return {"path": dg.MetadataValue.path(stored.relative), "size": dg.MetadataValue.int(size), **said}
+
+    def _put(self, obj: Any, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
+        """Write it as one file with a digest in its header; gives what is to be said of it beside path and size."""
         with staged(stored.path, self.size(obj)) as local:
-            digest = self._sealed(obj, local, header)
-        return _said_of(stored, digest)
+            return {DIGEST: self._sealed(obj, local, header)}
 
     def _sealed(self, obj: Any, local: Path, header: Mapping[str, str]) -> str:
         self.write(obj, local, {**header, DIGEST: json.dumps(UNSEALED)})
@@ -215,7 +221,7 @@ class FigureIOManager(StoringIOManager):
         figure.update_layout(meta={name: json.loads(entry) for name, entry in header.items()})
         path.write_text(figure.to_json(), encoding="utf-8")
 
-    def store(self, obj: go.Figure, stored: StoredFigure, header: Mapping[str, str]) -> dict[str, Any]:
+    def _put(self, obj: go.Figure, stored: StoredFigure, header: Mapping[str, str]) -> dict[str, Any]:
         import plotly.offline
 
         from jsae_core.figures.export import page, png
@@ -230,14 +236,15 @@ class FigureIOManager(StoringIOManager):
             for path, content in beside.items():
                 local = stack.enter_context(staged(path, len(content)))
                 local.write_bytes(content)
-                digests[path.suffix] = content_digest(local)
+                digests[path.suffix] = file_digest(local)
             local = stack.enter_context(staged(stored.path, self.size(obj)))
             digest = self._sealed(obj, local, {**header, COMPANIONS: json.dumps(digests)})
             self._provide_script(script)
         if picture is None:
             stored.picture.unlink(missing_ok=True)  # it showed an older figure
         without_suffix = stored.relative.removesuffix(self.extension)
-        return _said_of(stored, digest) | {
+        return {
+            DIGEST: digest,
             "picture": dg.MetadataValue.text(reason)
             if picture is None
             else self._shown(picture, f"{without_suffix}.png"),
@@ -274,7 +281,7 @@ class PagesIOManager(StoringIOManager):
     def is_accepted(self, obj: Any) -> bool:
         return isinstance(obj, Path) and (obj / "index.html").is_file()
 
-    def store(self, obj: Path, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
+    def _put(self, obj: Path, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
         folder = stored.path.parent
         old = files_below(folder)
         files = sorted(path.relative_to(obj).as_posix() for path in obj.rglob("*") if path.is_file())
@@ -283,7 +290,7 @@ class PagesIOManager(StoringIOManager):
                 self.write(obj / name, local, header)
         for name in set(old) - set(files):
             (folder / name).unlink()
-        return _said_of(stored) | {"files": len(files), "megabytes": round(self.size(obj) / 1e6, 1)}
+        return {"files": len(files), "megabytes": round(self.size(obj) / 1e6, 1)}
 
     def size(self, obj: Path) -> int:
         return sum(path.stat().st_size for path in obj.rglob("*") if path.is_file())
@@ -324,14 +331,6 @@ class FigureStore(Store):
 
 class PagesStore(Store):
     manager = PagesIOManager
-
-
-def _said_of(stored: StoredFile, digest: str | None = None) -> dict[str, Any]:
-    """Of a file that was just written, with the digest that it carries, if it does."""
-    stored.aside.unlink(missing_ok=True)
-    size = stored.path.stat().st_size
-    said: dict[str, Any] = {"path": dg.MetadataValue.path(stored.relative), "size": dg.MetadataValue.int(size)}
-    return said if digest is None else said | {DIGEST: digest}
 
 
 def _partition(context: dg.OutputContext) -> str | None:

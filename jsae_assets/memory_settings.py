@@ -16,7 +16,7 @@ SMALLER = (
     "Settings of this platform that help: JSAE_DTYPE=bfloat16 takes half the memory, JSAE_DEVICE names another device, "
     "JSAE_BATCH_TOKENS and JSAE_MEMORY_GIB keep less at once"
 )
-MORE = "The setting for this memory is JSAE_MEMORY_GIB"
+MORE = "A histogram keeps more in memory, and less in that file, with a larger JSAE_MEMORY_GIB"
 
 
 def naming_settings(body: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:

@@ -25,7 +25,9 @@ from upath import UPath
 from jsae_assets.locks import holding, if_abandoned
 from jsae_assets.partitions import stored_below
 
+PART = ".*.part.*"  # the names of what is being written
 LOCK = "lock"  # in the folder of a part
+DEAD_AFTER = 24 * 3600.0  # seconds, of a part that no lock tells of
 
 
 def storage(base_path: str | None, instance: dg.DagsterInstance) -> UPath:
@@ -79,10 +81,6 @@ def _changed(said: Mapping[str, Any]) -> float:
 
 def is_local(path: UPath) -> bool:
     return path.protocol in ("", "file", "local")
-
-
-PART = ".*.part.*"  # the names of what is being written
-DEAD_AFTER = 24 * 3600.0  # seconds, of a part that no lock tells of
 
 
 class FullDiskError(OSError):

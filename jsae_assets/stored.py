@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from upath import UPath
 
-from jsae_assets.digests import content_digest, is_whole, may_carry_one
+from jsae_assets.digests import file_digest, is_whole, may_carry_one
 from jsae_assets.storage import is_local, last_changed, stored_at
 
 if TYPE_CHECKING:
@@ -282,5 +282,5 @@ class StoredFigure(StoredFile):
             path = self.path.with_suffix(suffix)
             if not path.exists():
                 yield f"{path.name} beside it is gone"
-            elif content_digest(path) != digest:
+            elif file_digest(path) != digest:
                 yield f"the bytes of {path.name} beside it are not those that were written"

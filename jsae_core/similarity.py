@@ -1,7 +1,7 @@
 """How alike the latents of two SAEs are, whatever their order.
 
-Here: matching decoder rows one to one. Not here: which SAEs are to be alike (`jsae_assets.assets.sweeps` compares the
-seeds of a recipe).
+Here: matching decoder rows, one to one or each with its nearest. Not here: which SAEs are compared (those of two seeds
+of a recipe in `jsae_assets.assets.sweeps`, those of two variants in `jsae_assets.site`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ROWS_AT_ONCE = 1024
 MATCHED_AT_MOST = 4096  # latents: the matching takes a cost of d_sae^2 numbers and up to d_sae^3 steps
 
 
@@ -36,3 +37,17 @@ def latent_similarity(one: Tensor, other: Tensor) -> float | None:
     rows, others = (torch.nn.functional.normalize(W_dec.double().cpu(), dim=1) for W_dec in (one, other))
     cosines = (rows @ others.T).numpy()
     return float(cosines[linear_sum_assignment(cosines, maximize=True)].mean())
+
+
+def nearest_latents(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """For each latent of an SAE, the latent of another whose decoder row points most the same way.
+
+    Args:
+        one, other: W_dec, [d_sae, d_model] each; d_sae may differ.
+
+    Returns:
+        latents int64 [d_sae], of the other; the cosines of the two rows, float32 [d_sae].
+    """
+    one, other = (torch.nn.functional.normalize(rows.float(), dim=1) for rows in (one, other))
+    cosines, latents = zip(*((rows @ other.T).max(dim=1) for rows in one.split(ROWS_AT_ONCE)), strict=True)
+    return torch.cat(latents), torch.cat(cosines)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jsae_assets.assets.estimates import stored_estimates
+from jsae_assets.estimates import stored_estimates
 from jsae_assets.stored import StoredTable, StoredTensors
 from jsae_core.terms import FUNCTION_SHAPES, RELATIVE_SHAPES, THRESHOLDS
 

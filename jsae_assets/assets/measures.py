@@ -20,8 +20,8 @@ from jsae_assets.assets.cell import (
     tokens_of,
     turn,
 )
-from jsae_assets.assets.estimates import estimate_columns, estimate_tensors
 from jsae_assets.catalog import Catalog
+from jsae_assets.estimates import estimate_columns, estimate_tensors
 from jsae_assets.resources import Compute
 from jsae_assets.stored import StoredTensors
 from jsae_core.terms import DOSES, FUNCTION_SHAPES, NORMS, NOTEWORTHY, RELATIVE_SHAPES, is_above

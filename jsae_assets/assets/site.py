@@ -11,7 +11,6 @@ from pathlib import Path
 import dagster as dg
 
 from jsae_assets.assets.cell import OWNERS, Stopwatch
-from jsae_assets.assets.estimates import stored_estimates
 from jsae_assets.assets.figures import CELL_FIGURES, CONTROL_FIGURES, LAYER_FIGURES, SWEEP_FIGURES
 from jsae_assets.catalog import Catalog
 from jsae_assets.entries import CATALOG, confirm
@@ -61,7 +60,7 @@ def site_asset(catalog: Catalog, shown: Sequence[dg.AssetsDefinition]) -> dg.Ass
                     for asset in shown
                     for key in asset.partitions_def.get_partition_keys()
                 },
-                Stores(tensors, tables, figures, stored_estimates),
+                Stores(tensors, tables, figures),
                 names,
                 Path(folder),
                 functools.partial(_token_texts, catalog),

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsae_assets.assets.cell import Stopwatch, context_size
+from jsae_assets.assets.cell import Stopwatch, context_size, duration
 from jsae_assets.assets.text import documents
 from jsae_assets.catalog import Model, Recipe, Text
 from jsae_assets.resources import Compute
@@ -176,12 +176,3 @@ def _logged_in_wandb(
             run.log(losses | {"tokens": progress.step * config.batch_tokens}, step=progress.step)
 
         yield log
-
-
-def duration(seconds: float) -> str:
-    """In words, with two digits that matter."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h" if seconds >= 36000 else f"{seconds / 3600:.1f} h"

@@ -16,7 +16,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor
 
 LATENTS_A_FILE = 32
 TOKENS_A_FILE = 20_000
@@ -91,19 +90,6 @@ def write_cell(
         )
     _write_places(folder, cell, contexts, text_starts)
     write_script(folder, f"cell/{cell}/about", {**about, "text_starts": list(text_starts), "a_file": LATENTS_A_FILE})
-
-
-def most_similar(one: Tensor, other: Tensor) -> list[tuple[int, float]]:
-    """For each latent, the latent of another pair whose decoder row [d_sae, d] points most the same way, and the cosine
-    of the two."""
-    import torch
-
-    one, other = (torch.nn.functional.normalize(rows.float(), dim=1) for rows in (one, other))
-    found: list[tuple[int, float]] = []
-    for rows in one.split(1024):
-        cosine, latent = (rows @ other.T).max(dim=1)
-        found += zip(latent.tolist(), (round(value, 3) for value in cosine.tolist()), strict=True)
-    return found
 
 
 def _round(value: float) -> float | None:

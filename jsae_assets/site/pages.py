@@ -22,7 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jsae_assets.catalog import Catalog
 from jsae_assets.partitions import cell_key
-from jsae_assets.site.explorer import most_similar, write_cell, write_script, write_texts
+from jsae_assets.site.explorer import write_cell, write_script, write_texts
 from jsae_assets.site.results import (
     COLUMNS,
     Number,
@@ -346,12 +346,18 @@ class Site:
 
     def _similar(self, variant: str, other: str, model: str, layer: int) -> dict[str, list] | None:
         """The latent of the compared variant's pair whose decoder row is most alike, for each latent of each side."""
+        from jsae_core.similarity import nearest_latents
+
         pairs = [self.stores.tensor_file(key, "sae_pair", model, layer) for key in (variant, other)]
         if any(pair is None for pair in pairs):
             return None
-        return {
-            side: most_similar(*(pair[name] for pair in pairs))
+        found = {
+            side: nearest_latents(*(pair[name] for pair in pairs))
             for side, name in (("input", "_W_dec"), ("output", "_W_dec_out"))
+        }
+        return {
+            side: [(number, round(value, 3)) for number, value in zip(latents.tolist(), cosines.tolist(), strict=True)]
+            for side, (latents, cosines) in found.items()
         }
 
     def _copy_static(self) -> None:

@@ -5,13 +5,14 @@ Not here: how it is shown (`pages.py`, `explorer.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from jsae_assets.catalog import Catalog
+from jsae_assets.estimates import stored_estimates
 from jsae_assets.partitions import cell_key
 from jsae_assets.stored import StoredFigure, StoredTable, StoredTensors
 from jsae_core.terms import THRESHOLDS
@@ -20,21 +21,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from jsae_assets.io_managers import StoringIOManager
-    from jsae_core.measures import Estimate
 
 
 @dataclass(frozen=True)
 class Stores:
-    """The stores, by the kind of what they keep.
-
-    Attributes:
-        estimates: of what is stored, the numbers that have standard errors.
-    """
+    """The stores, by the kind of what they keep."""
 
     tensors: StoringIOManager
     tables: StoringIOManager
     figures: StoringIOManager
-    estimates: Callable[[StoredTensors], Mapping[str, Estimate]]
 
     def tensor_file(self, variant: str, name: str, model: str, layer: int) -> StoredTensors | None:
         return self._there(self.tensors, [variant, name], cell_key(model, layer))
@@ -83,7 +78,7 @@ class Column:
 
 COLUMNS = (
     *(
-        Column(f"|J| ≥ {threshold:g}", "share of the Jacobian's elements", "jacobian_histogram", f"{threshold:g}")
+        Column(f"|J| ≥ {threshold:g}", "share of the Jacobian's elements", "jacobian_histogram", f"above_{threshold}")
         for threshold in THRESHOLDS
     ),
     Column(
@@ -108,16 +103,14 @@ Z95 = 1.96  # standard errors on either side of a 95% interval
 
 def numbers(stores: Stores, variant: str, model: str, layer: int) -> dict[str, Number]:
     """The numbers of a pair, by the titles of COLUMNS; those that are not measured yet are left out."""
+    from jsae_core.measures.moments import flat
+
     rows: dict[str, Mapping[str, Any]] = {}
     for measure in ("latent_accounting", "pair_quality"):
         if (stored := stores.table(variant, measure, model, layer)) is not None:
             rows[measure] = stored.frame.iloc[0].to_dict()
     if (histogram := stores.tensor_file(variant, "jacobian_histogram", model, layer)) is not None:
-        rows["jacobian_histogram"] = _shares(histogram) | {
-            f"{name.removeprefix('above_')}_se": estimate.standard_error
-            for name, estimate in stores.estimates(histogram).items()
-            if name.startswith("above_")
-        }
+        rows["jacobian_histogram"] = flat(stored_estimates(histogram))
     return {
         column.title: Number(
             float(row[column.name]),
@@ -127,12 +120,6 @@ def numbers(stores: Stores, variant: str, model: str, layer: int) -> dict[str, N
         for column in COLUMNS
         if (row := rows.get(column.measure)) is not None and column.name in row
     }
-
-
-def _shares(histogram: StoredTensors) -> dict[str, float]:
-    from jsae_core.measures import share_above
-
-    return {f"{threshold:g}": share_above(histogram, threshold) for threshold in THRESHOLDS}
 
 
 def agreement(stores: Stores, variant: str, model: str, layer: int) -> Mapping[str, float] | None:

@@ -105,15 +105,16 @@ def connection_curves(
         here = wanted[wanted["token"].searchsorted(start) : wanted["token"].searchsorted(start + len(x))]
         if len(here):
             token = torch.tensor((here["token"] - start).tolist(), device=x.device)
-            sandwich = run_sandwich(pair, x)
+            x_there = x[token]
+            sandwich = run_sandwich(pair, x_there)
             ranks = [
-                (active[token] == torch.tensor(here[name].tolist(), device=x.device)[:, None]).int().argmax(dim=1)
+                (active == torch.tensor(here[name].tolist(), device=x.device)[:, None]).int().argmax(dim=1)
                 for name, active in (
                     ("output_latent", sandwich.output_latents),
                     ("input_latent", sandwich.input_latents),
                 )
             ]
-            input_values, output_values = function_curves(pair, x[token], *ranks)
+            input_values, output_values = function_curves(pair, x_there, *ranks)
             ends[here.index] = input_values[:, -1].float().cpu().numpy()
             curves[here.index] = list(output_values.float().cpu().numpy())
         start += len(x)

@@ -6,38 +6,27 @@ means where a device has room for a sum for each pair of latents (`pair_sums.py`
 
 from __future__ import annotations
 
-import math
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from jsae_core.measures.array_file import ArrayFile, InFile
 from jsae_core.measures.pair_sums import PairSums, sums_fit
-from jsae_core.memory import TemporaryFileError, piece_factor
+from jsae_core.memory import piece_factor
 
 SUMS_AT_ONCE = 2**20  # 8 MiB of sums and 4 MiB of numbers, which stay in a CPU's cache
 ROWS_AT_ONCE = 2**15  # of k elements: what is made of them takes tens of MiB
-
-
-class _InFile(NamedTuple):
-    """A tensor in the temporary file."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
 
 
 class _Places(NamedTuple):
     """Where the rows of the Jacobians of n tokens belong. They are in the order of their output latents, so that those
     of a range of output latents lie together."""
 
-    latents: Tensor | _InFile  # [n k_out]: the row's output latent
-    tokens: Tensor | _InFile  # [n k_out]: the row's token
-    inputs: Tensor | _InFile  # [n, k_in]: the token's input latents
+    latents: Tensor | InFile  # [n k_out]: the row's output latent
+    tokens: Tensor | InFile  # [n k_out]: the row's token
+    inputs: Tensor | InFile  # [n, k_in]: the token's input latents
 
 
 class KeptJacobians:
@@ -58,12 +47,12 @@ class KeptJacobians:
         self._device = device
         self._sums = PairSums(d_sae, device) if sums_fit(d_sae, device) else None
         self._again = again
-        self._rows_kept: list[Tensor | _InFile] = []  # |J| [n k_out, k_in] of a batch
+        self._rows_kept: list[Tensor | InFile] = []  # |J| [n k_out, k_in] of a batch
         self._places: list[_Places] = []  # of the same batches, where there are no sums
         self.counts = torch.zeros(d_sae, dtype=torch.int64, device=device)
 
     def __enter__(self) -> KeptJacobians:
-        self._file = tempfile.TemporaryFile(prefix="jacobians-")
+        self._file = ArrayFile("the Jacobians")
         return self
 
     def __exit__(self, *exc_info) -> None:
@@ -153,30 +142,16 @@ class KeptJacobians:
         outputs, order = outputs.sort(stable=True)
         return magnitude.index_select(0, order), inputs.index_select(0, order), outputs
 
-    def _kept(self, *tensors: Tensor) -> list[Tensor | _InFile]:
+    def _kept(self, *tensors: Tensor) -> list[Tensor | InFile]:
         """In memory while there is room, then in the file."""
         self._room -= sum(tensor.nbytes for tensor in tensors)
-        return list(tensors) if self._room >= 0 else [self._written(tensor) for tensor in tensors]
+        return list(tensors) if self._room >= 0 else [self._file.write(tensor) for tensor in tensors]
 
-    def _written(self, tensor: Tensor) -> _InFile:
-        array, offset = tensor.cpu().numpy(), self._file.seek(0, os.SEEK_END)
-        try:
-            array.tofile(self._file)
-        except OSError as error:
-            raise TemporaryFileError(
-                f"the Jacobians could not be kept in a temporary file in {tempfile.gettempdir()}: after {offset:,} "
-                f"bytes there was no room for {array.nbytes:,} more ({error}). Name a folder on a larger disk in "
-                "TMPDIR, measure fewer tokens, or allow more memory"
-            ) from error
-        return _InFile(offset, array.shape, array.dtype)
-
-    def _read(self, kept: Tensor | _InFile, start: int = 0, stop: int | None = None) -> Tensor:
+    def _read(self, kept: Tensor | InFile, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows [start, stop) of what was kept."""
         if isinstance(kept, Tensor):
             return kept[start:stop]
-        shape = ((kept.shape[0] if stop is None else stop) - start, *kept.shape[1:])
-        self._file.seek(kept.offset + start * math.prod(kept.shape[1:]) * kept.dtype.itemsize)
-        return torch.from_numpy(np.fromfile(self._file, kept.dtype, math.prod(shape)).reshape(shape)).to(self._device)
+        return torch.from_numpy(self._file.read(kept, start, stop)).to(self._device)
 
 
 def _ranges(counts: Sequence[int], most: int, longest: int) -> Iterator[range]:

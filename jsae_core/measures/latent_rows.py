@@ -6,31 +6,22 @@ Here: the file, and which latents are taken together. Not here: what the rows ho
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from jsae_core.memory import TemporaryFileError
-
-
-class _InFile(NamedTuple):
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
+from jsae_core.measures.array_file import ArrayFile, InFile
 
 
 class _Batch(NamedTuple):
     """The rows of n tokens, in the order of their latents, those of a latent in the order of the tokens."""
 
-    latents: _InFile  # [n k]
-    tokens: _InFile  # [n k], the row's token
-    of_rows: Mapping[str, _InFile]  # [n k, ...]
-    of_tokens: Mapping[str, _InFile]  # [n, ...]
+    latents: InFile  # [n k]
+    tokens: InFile  # [n k], the row's token
+    of_rows: Mapping[str, InFile]  # [n k, ...]
+    of_tokens: Mapping[str, InFile]  # [n, ...]
 
 
 class LatentRows:
@@ -45,7 +36,7 @@ class LatentRows:
         self._batches: list[_Batch] = []
 
     def __enter__(self) -> LatentRows:
-        self._file = tempfile.TemporaryFile(prefix="latents-")
+        self._file = ArrayFile("the rows of latents")
         return self
 
     def __exit__(self, *exc_info) -> None:
@@ -67,10 +58,10 @@ class LatentRows:
         self.counts += np.bincount(of_latents.numpy(), minlength=len(self.counts))
         self._batches.append(
             _Batch(
-                self._written(of_latents.int()),
-                self._written((order // k).int()),
-                {name: self._written(column.flatten(0, 1).cpu()[order]) for name, column in of_rows.items()},
-                {name: self._written(column.cpu()) for name, column in of_tokens.items()},
+                self._file.write(of_latents.int()),
+                self._file.write((order // k).int()),
+                {name: self._file.write(column.flatten(0, 1).cpu()[order]) for name, column in of_rows.items()},
+                {name: self._file.write(column) for name, column in of_tokens.items()},
             )
         )
 
@@ -90,33 +81,13 @@ class LatentRows:
         """The rows of a range of latents, those of one batch at a time: `latent` [rows] and the columns by their names.
         The rows of a latent come in the order of the tokens."""
         for batch in self._batches:
-            of_latents = self._read(batch.latents)
+            of_latents = self._file.read(batch.latents)
             rows = slice(*np.searchsorted(of_latents, [latents.start, latents.stop]).tolist())
             if rows.start == rows.stop:
                 continue
-            tokens = self._read(batch.tokens, rows)
+            tokens = self._file.read(batch.tokens, rows.start, rows.stop)
             yield {
                 "latent": of_latents[rows],
-                **{name: self._read(column, rows) for name, column in batch.of_rows.items()},
-                **{name: self._read(column)[tokens] for name, column in batch.of_tokens.items()},
+                **{name: self._file.read(column, rows.start, rows.stop) for name, column in batch.of_rows.items()},
+                **{name: self._file.read(column)[tokens] for name, column in batch.of_tokens.items()},
             }
-
-    def _written(self, tensor: Tensor) -> _InFile:
-        if tensor.dtype == torch.bfloat16:  # numpy has none
-            tensor = tensor.float()
-        array, offset = tensor.numpy(), self._file.seek(0, os.SEEK_END)
-        try:
-            array.tofile(self._file)
-        except OSError as error:
-            raise TemporaryFileError(
-                f"the rows of latents could not be kept in a temporary file in {tempfile.gettempdir()}, after "
-                f"{offset / 1e9:.1f} GB: {error}. Name a folder on a larger disk in TMPDIR, or measure fewer tokens"
-            ) from error
-        return _InFile(offset, array.shape, array.dtype)
-
-    def _read(self, kept: _InFile, rows: slice | None = None) -> np.ndarray:
-        start, stop = (rows.start, rows.stop) if rows else (0, kept.shape[0])
-        shape = (stop - start, *kept.shape[1:])
-        row_bytes = int(np.prod(kept.shape[1:])) * kept.dtype.itemsize
-        self._file.seek(kept.offset + start * row_bytes)
-        return np.fromfile(self._file, kept.dtype, int(np.prod(shape))).reshape(shape)

@@ -32,10 +32,8 @@ RECIPE = {
     "learning_rate": 0.005,
 }
 ANYTHING_GOES = {"input": -1e9, "output": -1e9}
-PER_VARIANT = (
-    "sae_pair",
-    "jacobian_histogram",
-    "jacobian_examples",
+# what is measured and stored as a table
+TABLES = (
     "ablation_samples",
     "function_shapes",
     "pair_quality",
@@ -44,6 +42,7 @@ PER_VARIANT = (
     "latent_contexts",
     "latent_connections",
 )
+PER_VARIANT = ("sae_pair", "jacobian_histogram", "jacobian_examples", *TABLES)
 CELL_FIGURES = (
     "jacobian_histogram",
     "jacobian_thresholds",

@@ -19,6 +19,7 @@ from jsae_assets.catalog import CATALOG_VARIABLE, CatalogError, Model, Text, loa
 from jsae_assets.definitions import build_definitions
 from jsae_assets.sources import ExplainedVariance, PairOnHub, PairOnServer
 from jsae_core.recipe import TrainingConfig
+from tests.jsae_assets.conftest import TABLES
 
 CATALOGS = sorted((Path(jsae_assets.__file__).parent / "catalogs").glob("*.yaml"))
 CONFIG = {"d_sae": 8, "k": 4, "jacobian_coefficient": 1.0, "steps": 5}
@@ -42,14 +43,6 @@ LOCAL = {
     "coefficients": [0.0, 1.0],
     "train": {"text": "t", "tokens": 10, "config": CONFIG},
 }
-TABLES = (
-    "ablation_samples",
-    "function_shapes",
-    "pair_quality",
-    "latent_accounting",
-    "latent_contexts",
-    "latent_connections",
-)
 
 
 def with_change(place: str, value) -> dict:

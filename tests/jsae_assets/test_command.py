@@ -399,7 +399,7 @@ def test_the_command_runs_the_catalog_shows_progress_and_prints_table_and_figure
     for words in (
         "[1/6] tiny: tokens",
         "[3/6] tiny, layer 1",
-        " s left",
+        " left",
         "|J|≥0.01",
         "Traditional",
         "JSAE",

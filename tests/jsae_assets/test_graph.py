@@ -25,6 +25,7 @@ from tests.jsae_assets.conftest import (
     ANYTHING_GOES,
     CELL_FIGURES,
     PER_VARIANT,
+    TABLES,
     failures,
     materialised,
     metadata,
@@ -57,16 +58,7 @@ READ_BY = {
 
 
 def stored_as(asset: str) -> str:
-    tables = (
-        "ablation_samples",
-        "function_shapes",
-        "pair_quality",
-        "latent_accounting",
-        "latent_activity",
-        "latent_contexts",
-        "latent_connections",
-    )
-    return "parquet" if asset.endswith(tables) else "safetensors"
+    return "parquet" if asset.endswith(TABLES) else "safetensors"
 
 
 # A whole cell

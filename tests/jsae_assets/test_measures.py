@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from upath import UPath
 
-from jsae_assets.assets.estimates import stored_estimates
+from jsae_assets.estimates import stored_estimates
 from jsae_assets.stored import StoredTable, StoredTensors
 from jsae_core import MLPInputs, SAEPair, load_language_model
 from jsae_core.measures import (
@@ -27,18 +27,10 @@ from jsae_core.measures import (
 from jsae_core.measures.moments import spread
 from jsae_core.pair_format import PairConfig
 from jsae_core.text import split_documents
-from tests.jsae_assets.conftest import ANYTHING_GOES, CELL_FIGURES, failures, materialised, metadata
+from tests.jsae_assets.conftest import ANYTHING_GOES, CELL_FIGURES, TABLES, failures, materialised, metadata
 from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, save_language_model, write_artifact
 
 VARIANTS = ("traditional", "jsae")
-TABLES = (
-    "ablation_samples",
-    "function_shapes",
-    "pair_quality",
-    "latent_accounting",
-    "latent_contexts",
-    "latent_connections",
-)
 PLACE = ["token", "output_rank", "input_rank"]
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 

@@ -1,37 +1,24 @@
 """A whole cell with the storage elsewhere: in memory, and on an S3 server on loopback."""
 
-import boto3
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from upath import UPath
 
 from jsae_assets.io_managers import FigureStore, ParquetStore, SafetensorsStore
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, materialised, metadata
-
-BUCKET = "jsae"
+from tests.s3_server import BUCKET, s3_server
 
 
 @pytest.fixture
 def s3(monkeypatch):
     """An S3 server, which everything here is pointed at."""
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "nobody",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket=BUCKET)
-    S3FileSystem.clear_instance_cache()
-    yield f"s3://{BUCKET}/storage"
-    S3FileSystem.clear_instance_cache()
-    server.stop()
+    with s3_server() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()
+        yield f"s3://{BUCKET}/storage"
+        S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture

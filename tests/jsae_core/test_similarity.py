@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jsae_core import similarity
-from jsae_core.similarity import latent_similarity
+from jsae_core.similarity import latent_similarity, nearest_latents
 
 
 def decoder(n: int, d_model: int = 5, seed: int = 0) -> torch.Tensor:
@@ -34,3 +34,12 @@ def test_too_many_latents_are_not_matched(monkeypatch):
 def test_decoders_of_other_shapes_are_refused():
     with pytest.raises(ValueError, match=r"\(4, 5\) and \(6, 5\)"):
         latent_similarity(decoder(4), decoder(6))
+
+
+def test_the_nearest_latent_is_the_one_of_the_largest_cosine_whatever_the_rows_lengths(monkeypatch):
+    monkeypatch.setattr("jsae_core.similarity.ROWS_AT_ONCE", 3)
+    one, other = torch.randn(7, 4), torch.randn(5, 4)
+    latents, cosines = nearest_latents(3 * one, other / 2)
+    expected = torch.nn.functional.cosine_similarity(one[:, None], other[None], dim=2)
+    assert latents.tolist() == expected.argmax(dim=1).tolist()
+    torch.testing.assert_close(cosines, expected.amax(dim=1))

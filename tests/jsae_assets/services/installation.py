@@ -23,15 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import boto3
 import psutil
 import pytest
-from moto.server import ThreadedMotoServer
+
+from tests.s3_server import BUCKET, s3_server
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).parents[3]
 DEPLOY = REPOSITORY / "deploy"
-BUCKET = "jsae"
 
 
 def free_port() -> int:
@@ -174,31 +173,6 @@ def postgres(*command: str) -> None:
         if status:
             said.seek(0)
             pytest.fail(f"{' '.join(command)} ended with status {status}: {said.read()}")
-
-
-@contextlib.contextmanager
-def s3_server() -> Iterator[dict[str, str]]:
-    """An S3 server with an empty bucket; gives the environment that points at it."""
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "nobody",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    try:
-        boto3.client(
-            "s3",
-            endpoint_url=environment["AWS_ENDPOINT_URL"],
-            aws_access_key_id="nobody",
-            aws_secret_access_key="nothing",
-            region_name="us-east-1",
-        ).create_bucket(Bucket=BUCKET)
-        yield environment
-    finally:
-        server.stop()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ from jsae_assets.catalog import load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.partitions import cells
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, write_catalog
-from tests.jsae_assets.services.installation import BUCKET, Installation, installation, start_worker
+from tests.jsae_assets.services.installation import Installation, installation, start_worker
+from tests.s3_server import BUCKET
 
 pytestmark = pytest.mark.services
 

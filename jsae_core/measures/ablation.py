@@ -6,11 +6,13 @@ Here: the intervention, and a summary of how well the Jacobian predicts it. Not 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api.types import is_numeric_dtype
 from torch import Tensor
 
 from jsae_core.jacobian import check_input, run_sandwich
@@ -22,6 +24,7 @@ from jsae_core.measures.samples import (
     draw_samples,
     joined,
     moments_of,
+    named,
     table,
     with_document,
 )
@@ -35,6 +38,7 @@ RELATIVE_TOLERANCE = 0.1  # the change is on the line where it is off by less th
 ABSOLUTE_TOLERANCE, CLUSTER_JACOBIAN, CLUSTER_CHANGE = 0.1, 0.04, -0.5
 ROUNDING = 1e-12  # equal elements computed in float32 have a variance of up to this share of their mean square
 SAMPLES_AT_ONCE = 2**17
+LINE, OFF, DROPPED, NEGLIGIBLE = range(len(AGREEMENTS))  # their places there
 
 
 @torch.no_grad()
@@ -61,7 +65,7 @@ def ablation_samples(
         One row a sample, in token order: `token` (place in the stream), `output_rank`, `input_rank` (place in the
         descending order of activations), `drawn` (place in the order of drawing), `output_latent`, `input_latent`,
         `jacobian`, `change`, `input_activation`, `output_activation` (before the intervention), `ablated_activation`
-        (the output latent's after it), `agreement`, `document` (that the token is from) and `published`.
+        (the output latent's after it), `agreement`, `published` and `document` (that the token is from).
 
         `agreement` is "dropped" where the output latent was active before and is not any more; else "negligible" where
         both |J| times the dose and |change| are below 0.01; else "line" where the change is off by less than a tenth of
@@ -82,14 +86,15 @@ def ablation_samples(
     check_input(pair, x)
     samples = draw_samples(len(x), pair.config.k, n_samples, ranks, seed, x.device)
     parts = [_ablate(pair, x, part, further) for part in _by_tokens(samples, inputs_at_once(pair.input_sae))]
-    frame = table({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-    changes = frame[[f"change_{dose}" for dose in further]]
-    frame = frame.drop(columns=changes.columns).assign(agreement=_agreement(frame, "unit"))
-    frame = with_document(frame, stream).assign(published=_published(frame))
-    for dose in further:
-        frame[f"change_{dose}"] = changes[f"change_{dose}"]
-        frame[f"agreement_{dose}"] = _agreement(frame, dose)
-    return frame
+    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    columns = {name: _at_least_float32(values) for name, values in columns.items()}
+    classes = {"agreement": _agreement(columns, "unit")}
+    classes |= {f"agreement_{dose}": _agreement(columns, dose) for dose in further}
+    published = {"published": _published(columns)}
+    frame = table(columns | classes | published)
+    for names, of in ((AGREEMENTS, classes), (PUBLISHED_AGREEMENTS, published)):
+        frame = frame.assign(**{name: named(frame[name], names) for name in of})
+    return with_document(frame, stream)
 
 
 def ablation_summary(samples: pd.DataFrame) -> dict[str, float]:
@@ -108,41 +113,41 @@ def ablation_summary(samples: pd.DataFrame) -> dict[str, float]:
 def ablation_estimates(samples: pd.DataFrame) -> dict[str, Estimate]:
     """The same, with what each document adds to each number. Raises ValueError if there is no sample."""
     estimates: dict[str, Estimate] = {}
-    for dose in (dose for dose in DOSES if _column("change", dose) in samples):
-        agreement, suffix = _agreement(samples, dose), "" if dose == "unit" else f"_{dose}"
-        moments = moments_of(samples, {name: agreement == name for name in AGREEMENTS})
+    columns = {name: torch.tensor(samples[name].to_numpy()) for name in samples if is_numeric_dtype(samples[name])}
+    for dose in (dose for dose in DOSES if _column("change", dose) in columns):
+        agreement, suffix = _agreement(columns, dose), "" if dose == "unit" else f"_{dose}"
+        moments = moments_of(samples, _each(agreement, AGREEMENTS))
         noteworthy = {name: 1.0 for name in AGREEMENTS if name != "negligible"}
         estimates |= {f"agreement_{name}{suffix}": share for name, share in moments.estimates().items()}
         estimates |= {f"noteworthy_{name}{suffix}": moments.ratio({name: 1.0}, noteworthy) for name in noteworthy}
-        estimates |= {f"{name}{suffix}": of for name, of in _line(samples, dose, agreement != "dropped").items()}
-    published = _published(samples)
-    by_class = {f"published_{name}": published == name for name in PUBLISHED_AGREEMENTS}
-    estimates |= moments_of(samples, by_class).estimates()
-    large = (_agreement(samples, "unit") != "dropped") & is_above(samples["jacobian"].abs(), NOTEWORTHY)
-    estimates |= {f"{name}_noteworthy": estimate for name, estimate in _line(samples, "unit", large.to_numpy()).items()}
-    on_line = _is_on_line(_predicted(samples, "unit"), samples["change"])
-    return estimates | moments_of(samples, {"on_line_relative": on_line}).estimates()
+        estimates |= {f"{name}{suffix}": of for name, of in _line(samples, columns, dose, agreement != DROPPED).items()}
+    published = _each(_published(columns), [f"published_{name}" for name in PUBLISHED_AGREEMENTS])
+    estimates |= moments_of(samples, published).estimates()
+    large = (_agreement(columns, "unit") != DROPPED) & is_above(columns["jacobian"].abs(), NOTEWORTHY)
+    estimates |= {f"{name}_noteworthy": of for name, of in _line(samples, columns, "unit", large).items()}
+    on_line = _is_on_line(_predicted(columns, "unit"), columns["change"])
+    return estimates | moments_of(samples, {"on_line_relative": on_line.numpy()}).estimates()
 
 
-def _line(samples: pd.DataFrame, dose: str, counted: np.ndarray) -> dict[str, Estimate]:
+def _line(samples: pd.DataFrame, columns: Mapping[str, Tensor], dose: str, counted: Tensor) -> dict[str, Estimate]:
     """Slope and correlation of the change against what J predicts, over some of the samples."""
-    predicted = _predicted(samples, dose).to_numpy(np.float64)
-    change = samples[_column("change", dose)].to_numpy(np.float64)
+    predicted, change = _predicted(columns, dose).double(), columns[_column("change", dose)].double()
     x, y = (
-        np.where(counted, values - values[counted].mean() if counted.any() else 0, 0) for values in (predicted, change)
+        torch.where(counted, values - values[counted].mean() if counted.any() else 0, 0)
+        for values in (predicted, change)
     )
-    moments = moments_of(samples, {"xx": x * x, "xy": x * y, "yy": y * y})
+    moments = moments_of(samples, {"xx": (x * x).numpy(), "xy": (x * y).numpy(), "yy": (y * y).numpy()})
     xx, xy, yy = (estimate.value for estimate in moments.estimates().values())
-    if not xx > ROUNDING * np.mean(counted * predicted**2):
+    if not xx > ROUNDING * (counted * predicted.square()).mean():
         return dict.fromkeys(("slope", "correlation"), moments.ratio({}, {}))
-    if not yy > ROUNDING * np.mean(counted * change**2):
+    if not yy > ROUNDING * (counted * change.square()).mean():
         return {"slope": moments.ratio({"xy": 1.0}, {"xx": 1.0}), "correlation": moments.ratio({}, {})}
-    correlation = xy / np.sqrt(xx * yy)
+    correlation = xy / math.sqrt(xx * yy)
     # to first order xy / sqrt(xx yy) varies as this mean does
-    weights = {"xy": 1 / np.sqrt(xx * yy), "xx": -correlation / (2 * xx), "yy": -correlation / (2 * yy)}
+    weights = {"xy": 1 / math.sqrt(xx * yy), "xx": -correlation / (2 * xx), "yy": -correlation / (2 * yy)}
     return {
         "slope": moments.ratio({"xy": 1.0}, {"xx": 1.0}),
-        "correlation": moments.estimate(float(correlation), weights),
+        "correlation": moments.estimate(correlation, weights),
     }
 
 
@@ -164,13 +169,12 @@ def _ablate(pair: SAEPair, x: Tensor, samples: Samples, further: Sequence[str]) 
     interventions, of_sample = (row * k + input_rank).unique(return_inverse=True)
     of_row, rank = interventions // k, interventions % k
     occurred = sandwich.input_activations[of_row, rank]
-    sizes = {"unit": torch.ones_like(occurred), "whole": occurred, "double": 2 * occurred}
     lines = Lines(
         pair,
         pair.mlp.branch_values(x),
         token=of_row,
         input_latent=sandwich.input_latents[of_row, rank],
-        steps=-torch.stack([sizes[dose] for dose in ("unit", *further)], dim=1),
+        steps=-torch.stack([_size(dose, occurred) for dose in ("unit", *further)], dim=1),
     )
     output_latent = sandwich.output_latents[row, output_rank]
     before = sandwich.output_activations[row, output_rank]
@@ -190,34 +194,50 @@ def _ablate(pair: SAEPair, x: Tensor, samples: Samples, further: Sequence[str]) 
     } | {f"change_{dose}": after[:, place] - before for place, dose in enumerate(further, start=1)}
 
 
+def _each(classes: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """For each class, by its place, whether a sample is of it."""
+    return {name: (classes == place).numpy() for place, name in enumerate(names)}
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    """What is told apart below is, by what the table holds."""
+    return values.float() if values.is_floating_point() and values.itemsize < 4 else values
+
+
+# --- The classes of samples, by columns of the table as tensors [n_samples]
+
+
 def _column(name: str, dose: str) -> str:
     return name if dose == "unit" else f"{name}_{dose}"
 
 
-def _predicted(samples: pd.DataFrame, dose: str) -> pd.Series:
+def _size(dose: str, input_activation: Tensor) -> Tensor:
+    return {"unit": torch.ones_like(input_activation), "whole": input_activation, "double": 2 * input_activation}[dose]
+
+
+def _predicted(columns: Mapping[str, Tensor], dose: str) -> Tensor:
     """The change to first order."""
-    size = {"unit": 1.0, "whole": samples["input_activation"], "double": 2 * samples["input_activation"]}[dose]
-    return -samples["jacobian"] * size
+    return -columns["jacobian"] * _size(dose, columns["input_activation"])
 
 
-def _is_on_line(predicted: pd.Series, change: pd.Series) -> pd.Series:
+def _is_on_line(predicted: Tensor, change: Tensor) -> Tensor:
     return (change - predicted).abs() < RELATIVE_TOLERANCE * predicted.abs()
 
 
-def _agreement(samples: pd.DataFrame, dose: str) -> np.ndarray:
-    line, off, dropped, negligible = AGREEMENTS
-    predicted, change, before = (
-        _predicted(samples, dose),
-        samples[_column("change", dose)],
-        samples["output_activation"],
-    )
+def _agreement(columns: Mapping[str, Tensor], dose: str) -> Tensor:
+    """Places in AGREEMENTS."""
+    predicted, change = _predicted(columns, dose), columns[_column("change", dose)]
+    before = columns["output_activation"]
     is_dropped = (before > 0) & (change == -before)
     small = ~is_above(predicted.abs(), NOTEWORTHY) & ~is_above(change.abs(), NOTEWORTHY)
-    return np.select([is_dropped, small, _is_on_line(predicted, change)], [dropped, negligible, line], off)
+    classes = torch.where(_is_on_line(predicted, change), LINE, OFF)
+    return classes.masked_fill_(small, NEGLIGIBLE).masked_fill_(is_dropped, DROPPED)
 
 
-def _published(samples: pd.DataFrame) -> np.ndarray:
-    line, cluster, other = PUBLISHED_AGREEMENTS
-    jacobian, change = samples["jacobian"], samples["change"]
+def _published(columns: Mapping[str, Tensor]) -> Tensor:
+    """Places in PUBLISHED_AGREEMENTS."""
+    line, cluster, other = range(len(PUBLISHED_AGREEMENTS))
+    jacobian, change = columns["jacobian"], columns["change"]
     in_cluster = (jacobian < CLUSTER_JACOBIAN) & (change < CLUSTER_CHANGE)
-    return np.select([(jacobian + change).abs() < ABSOLUTE_TOLERANCE, in_cluster], [line, cluster], other)
+    classes = torch.where(in_cluster, cluster, other)
+    return classes.masked_fill_((jacobian + change).abs() < ABSOLUTE_TOLERANCE, line)

@@ -6,7 +6,7 @@ output latent is along a line (`nearby.py`), single interventions (`ablation.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from jsae_core.jacobian import Sandwich, run_sandwich
 from jsae_core.measures.nearby import Lines, activations, own_pre_activations
-from jsae_core.measures.samples import Samples, draw_samples, joined, table, with_document
+from jsae_core.measures.samples import Samples, draw_samples, joined, named, table, with_document
 from jsae_core.sae import active_latents, inputs_at_once
 from jsae_core.sae_pair import SAEPair
 from jsae_core.terms import (
     FLAT_WITHIN_SHARE,
+    FUNCTION_SHAPES,
     RELATIVE_SHAPES,
     STRAIGHT_WITHIN,
     STRAIGHT_WITHIN_SHARE,
@@ -103,22 +104,26 @@ def classify_curves(input_values: Tensor, output_values: Tensor, rule: str = "pu
     """
     if rule not in RULES:
         raise ValueError(f"unknown rule {rule!r}; expected one of {', '.join(RULES)}")
-    x, y = input_values.double().cpu().numpy(), output_values.double().cpu().numpy()
-    reach = np.ptp(y, axis=1) if y.size else np.zeros(len(y))
-    relative = rule == "relative"
-    within = STRAIGHT_WITHIN_SHARE * reach if relative else np.full(len(y), STRAIGHT_WITHIN)
-    flat = relative & (reach <= FLAT_WITHIN_SHARE * np.abs(y).max(axis=1, initial=0))
-    linear = _is_linear(x, y, np.ones_like(y, dtype=bool), within, relative)
+    return np.asarray(RELATIVE_SHAPES)[_classes(input_values, output_values, rule).cpu().numpy()].tolist()
+
+
+def _classes(input_values: Tensor, output_values: Tensor, rule: str) -> Tensor:
+    """The places in RELATIVE_SHAPES of what `classify_curves` says, [n], on the curves' device."""
+    x, y = input_values.double(), output_values.double()
+    reach, relative = _reach(y), rule == "relative"
+    within = STRAIGHT_WITHIN_SHARE * reach if relative else torch.full_like(reach, STRAIGHT_WITHIN)
     zero = y == 0
-    leading = np.logical_and.accumulate(zero, axis=1)
-    trailing = np.logical_and.accumulate(zero[:, ::-1], axis=1)[:, ::-1]
-    left = (~zero).sum(axis=1)
-    jump = np.zeros(len(y), dtype=bool)
-    for run in (leading, trailing):
-        one_run = (run.sum(axis=1) == zero.sum(axis=1)) & (left > 1) & zero.any(axis=1)
+    left = (~zero).sum(dim=1)
+    jump = torch.zeros_like(reach, dtype=torch.bool)
+    for run in (_leading(zero), _leading(zero.flip(1)).flip(1)):
+        one_run = (run.sum(dim=1) == zero.sum(dim=1)) & (left > 1) & zero.any(dim=1)
         jump |= one_run & _is_linear(x, y, ~run, within, relative)
-    linear_name, jump_name, other, flat_name = RELATIVE_SHAPES
-    return np.select([flat, linear, jump], [flat_name, linear_name, jump_name], other).tolist()
+    linear_place, jump_place, other_place, flat_place = range(len(RELATIVE_SHAPES))
+    classes = torch.where(jump, jump_place, other_place)
+    classes[_is_linear(x, y, torch.ones_like(zero), within, relative)] = linear_place
+    if relative and y.numel():
+        classes[reach <= FLAT_WITHIN_SHARE * y.abs().amax(dim=1)] = flat_place
+    return classes
 
 
 def function_shapes(
@@ -155,11 +160,13 @@ def function_shapes(
     x = joined(stream)
     samples = draw_samples(len(x), pair.config.k, n_samples, "random", seed, x.device)
     usual = _usual_activations(pair, x) if "relative" in rules else None
-    parts = (_shapes(pair, x, part, usual) for part in samples.split(inputs_at_once(pair.input_sae)))
-    # what a part need not keep, all of them together need not either
-    frame = _with_curves_kept(pd.concat([_with_curves_kept(part, n_curves) for part in parts]), n_curves)
-    frame = with_document(frame.reset_index(drop=True), stream)
-    return frame[[name for name in frame if name not in CURVES] + (CURVES if n_curves else [])]
+    parts = [_shapes(pair, x, part, usual, n_curves) for part in samples.split(inputs_at_once(pair.input_sae))]
+    columns = {name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns}
+    curves = _kept_curves(columns, parts, n_curves) if n_curves else {}
+    frame = table(columns)
+    for name in {"shape", "relative_shape"} & columns.keys():
+        frame[name] = named(frame[name], RELATIVE_SHAPES)
+    return with_document(frame, stream).assign(**curves)
 
 
 @torch.no_grad()
@@ -176,71 +183,98 @@ def _usual_activations(pair: SAEPair, x: Tensor) -> Tensor:
     return usual.to(x.device)
 
 
-def _with_curves_kept(frame: pd.DataFrame, n_curves: int) -> pd.DataFrame:
-    """The curves of the samples drawn first, and of those first among their shape; None in the place of the others."""
-    order = frame["drawn"].argsort()
-    first_of_shape = frame.iloc[order].groupby("shape").cumcount().to_numpy()[order.argsort()]
-    kept = (frame["drawn"] < n_curves) | ((first_of_shape < KEPT_OF_EACH_SHAPE) & (n_curves > 0))
-    return frame.assign(**{name: frame[name].where(kept, None) for name in CURVES})
+class _Shapes(NamedTuple):
+    """Of some samples: the columns of the table, classes by their places, and the curves that may be kept."""
+
+    columns: dict[str, Tensor]  # [n_samples] each
+    has_curve: Tensor  # [n_samples], bool
+    curves: dict[str, Tensor]  # [n_curves, POINTS] each
 
 
-def _shapes(pair: SAEPair, x: Tensor, samples: Samples, usual: Tensor | None) -> pd.DataFrame:
-    token, output_rank, input_rank, _ = samples
+def _drawn_first(drawn: Tensor, shape: Tensor, n_curves: int) -> Tensor:
+    """Whether samples [n_samples] are among those drawn first, of all or of their shape: their curves are kept."""
+    order = drawn.argsort()
+    before = torch.empty_like(drawn)  # how many of the same shape were drawn before
+    for place in range(len(FUNCTION_SHAPES)):
+        of_shape = order[shape[order] == place]
+        before[of_shape] = torch.arange(len(of_shape), device=drawn.device)
+    return (drawn < n_curves) | (before < KEPT_OF_EACH_SHAPE)
+
+
+def _kept_curves(columns: Mapping[str, Tensor], parts: Sequence[_Shapes], n_curves: int) -> dict[str, np.ndarray]:
+    """Columns of curves [POINTS] each, and None where none is kept. What a part need not keep, all of them together
+    need not either."""
+    kept = _drawn_first(columns["drawn"], columns["shape"], n_curves)
+    among_those_there = kept[torch.cat([part.has_curve for part in parts])]
+    curves = {}
+    for name in CURVES:
+        rows = torch.cat([part.curves[name] for part in parts])[among_those_there]
+        curves[name] = np.full(len(kept), None, dtype=object)
+        for place, row in zip(kept.nonzero()[:, 0].tolist(), rows.float().cpu().numpy(), strict=True):
+            curves[name][place] = row
+    return curves
+
+
+def _shapes(pair: SAEPair, x: Tensor, samples: Samples, usual: Tensor | None, n_curves: int) -> _Shapes:
+    token, output_rank, input_rank, drawn = samples
     tokens, row = token.unique(return_inverse=True)
     sandwich = run_sandwich(pair, x[tokens])
     output_latent = sandwich.output_latents[row, output_rank]
     sweeps = _sweeps(pair, x[tokens], sandwich, row, input_rank)
     input_values = sweeps.input_values[sweeps.of_sample]
     output_values = activations(sweeps.lines, sweeps.of_sample, output_latent)
-    frame = table(
-        {
-            "token": token,
-            "output_rank": output_rank,
-            "input_rank": input_rank,
-            "drawn": samples.drawn,
-            "output_latent": output_latent,
-            "input_latent": sandwich.input_latents[row, input_rank],
-            "flat": output_values.amax(dim=1) - output_values.amin(dim=1) < STRAIGHT_WITHIN,
-            "input_activation": sandwich.input_activations[row, input_rank],
-            "output_activation": sandwich.output_activations[row, output_rank],
-        }
-    )
-    frame.insert(6, "shape", classify_curves(input_values, output_values))
-    frame = frame.assign(
-        input_values=list(input_values.float().cpu().numpy()), output_values=list(output_values.float().cpu().numpy())
-    )
-    if usual is None:
-        return frame
-    sweeps = _sweeps(pair, x[tokens], sandwich, row, input_rank, usual)
-    input_values = sweeps.input_values[sweeps.of_sample]
-    output_values = activations(sweeps.lines, sweeps.of_sample, output_latent)
-    unclipped = own_pre_activations(sweeps.lines, sweeps.of_sample, output_latent)
-    return frame.assign(
-        relative_shape=classify_curves(input_values, output_values, "relative"),
-        curvature=_curvature(*(values.double().cpu().numpy() for values in (input_values, unclipped))),
-    )
+    columns = {
+        "token": token,
+        "output_rank": output_rank,
+        "input_rank": input_rank,
+        "drawn": drawn,
+        "output_latent": output_latent,
+        "input_latent": sandwich.input_latents[row, input_rank],
+        "shape": _classes(input_values, output_values, "published"),
+        "flat": _reach(output_values) < STRAIGHT_WITHIN,
+        "input_activation": sandwich.input_activations[row, input_rank],
+        "output_activation": sandwich.output_activations[row, output_rank],
+    }
+    has_curve = _drawn_first(drawn, columns["shape"], n_curves) if n_curves else torch.zeros_like(columns["flat"])
+    curves = {"input_values": input_values[has_curve], "output_values": output_values[has_curve]}
+    if usual is not None:
+        sweeps = _sweeps(pair, x[tokens], sandwich, row, input_rank, usual)
+        input_values = sweeps.input_values[sweeps.of_sample]
+        output_values = activations(sweeps.lines, sweeps.of_sample, output_latent)
+        unclipped = own_pre_activations(sweeps.lines, sweeps.of_sample, output_latent)
+        columns["relative_shape"] = _classes(input_values, output_values, "relative")
+        columns["curvature"] = _curvature(input_values.double(), unclipped.double())
+    return _Shapes(columns, has_curve, curves)
 
 
-def _curvature(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The largest residual of each row's least-squares line, as a share of the row's range."""
-    reach = np.ptp(y, axis=1)
-    largest = np.abs(_residuals(x, y, np.ones_like(y, dtype=bool))).max(axis=1)
-    return np.divide(largest, reach, out=np.zeros_like(reach), where=reach > 0)
+def _curvature(x: Tensor, y: Tensor) -> Tensor:
+    """The largest residual of each row's least-squares line, as a share of the row's range; 0 where it has none."""
+    reach = _reach(y)
+    largest = _residuals(x, y, torch.ones_like(y, dtype=torch.bool)).abs().amax(dim=1)
+    return torch.where(reach > 0, largest / reach, 0)
 
 
-def _is_linear(x: np.ndarray, y: np.ndarray, mask: np.ndarray, within: np.ndarray, inclusive: bool) -> np.ndarray:
+def _reach(y: Tensor) -> Tensor:
+    """The range of each row."""
+    return y.amax(dim=1) - y.amin(dim=1)
+
+
+def _leading(mask: Tensor) -> Tensor:
+    """Where every row holds true up to there."""
+    return mask.long().cumprod(dim=1).bool()
+
+
+def _is_linear(x: Tensor, y: Tensor, mask: Tensor, within: Tensor, inclusive: bool) -> Tensor:
     """Whether a least-squares line through the masked points of each row leaves all their residuals below `within`
     [rows]; or no larger."""
-    residuals = np.abs(_residuals(x, y, mask))
-    return (residuals <= within[:, None] if inclusive else residuals < within[:, None]).all(axis=1)
+    residuals = _residuals(x, y, mask).abs()
+    return (residuals <= within[:, None] if inclusive else residuals < within[:, None]).all(dim=1)
 
 
-def _residuals(x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _residuals(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """Of a least-squares line through the masked points of each row, and 0 at the others."""
-    count = np.maximum(mask.sum(axis=1, keepdims=True), 1)
-    x_mean = (x * mask).sum(axis=1, keepdims=True) / count
-    y_mean = (y * mask).sum(axis=1, keepdims=True) / count
-    dx, dy = (x - x_mean) * mask, (y - y_mean) * mask
-    spread = (dx**2).sum(axis=1, keepdims=True)
-    slope = np.divide((dx * dy).sum(axis=1, keepdims=True), spread, out=np.zeros_like(spread), where=spread > 0)
+    count = mask.sum(dim=1, keepdim=True).clamp(min=1)
+    dx, dy = ((values - (values * mask).sum(dim=1, keepdim=True) / count) * mask for values in (x, y))
+    spread = dx.square().sum(dim=1, keepdim=True)
+    slope = torch.where(spread > 0, (dx * dy).sum(dim=1, keepdim=True) / spread, 0)
     return dy - slope * dx

@@ -9,7 +9,7 @@ curves that `linearity.py` takes belong to elements that `ablation.py` has inter
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -112,6 +112,11 @@ def table(columns: Mapping[str, Tensor]) -> pd.DataFrame:
             for name, values in columns.items()
         }
     )
+
+
+def named(places: Any, names: Sequence[str]) -> pd.api.extensions.ExtensionArray:
+    """A column of texts, from the place of each among `names`: much faster than from the texts themselves."""
+    return pd.array(names, dtype="str").take(places)
 
 
 def with_document(frame: pd.DataFrame, stream: Iterable[Tensor]) -> pd.DataFrame:

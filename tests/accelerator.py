@@ -21,6 +21,7 @@ CPU = torch.device("cpu")
 WAITING = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "equal", "allclose", "bincount", "isin"}
 WAITING |= {"nonzero", "unique", "unique_consecutive", "masked_select", "repeat_interleave"}
 INDEXING = {"__getitem__", "__setitem__", "index_put", "index_put_"}  # indices may be on the CPU
+BUFFERED = 2**16  # bytes: of what is moved from the CPU's own memory, more is not taken while the device computes
 BETWEEN_DEVICES = {"to", "copy_", "data", "_has_compatible_shallow_copy_type"}
 
 
@@ -54,7 +55,7 @@ class Accelerator(TorchFunctionMode):
             return self.device if _is_there(args[0]) else func(*args)
         asked, args, kwargs = _asked_device(operation, args, kwargs or {})
         there = self._is_its_own(operation, args, kwargs)
-        self._count_wait(operation, args, there, asked)
+        self._count_wait(operation, args, kwargs, there, asked)
         result = func(*args, **kwargs)
         if asked is not None:
             there = asked.type == self.device.type
@@ -87,10 +88,16 @@ class Accelerator(TorchFunctionMode):
             value = value.clone()  # it may share its storage with what was to be moved
         return _put_there(value) if there else value
 
-    def _count_wait(self, operation: str, args: tuple, there: bool, asked: torch.device | None) -> None:
+    def _count_wait(
+        self, operation: str, args: tuple, kwargs: dict[str, Any], there: bool, asked: torch.device | None
+    ) -> None:
         by_mask = operation in INDEXING and any(tensor.dtype == torch.bool for tensor in _tensors(args[1:2]))
-        if there and (operation in WAITING or by_mask or asked == CPU):
+        known_size = operation == "repeat_interleave" and "output_size" in kwargs
+        moved = asked is not None and asked.type == self.device.type and operation == "to" and not _is_there(args[0])
+        if there and (operation in WAITING or by_mask or asked == CPU) and not known_size:
             self.waits[operation] += 1
+        if moved and args[0].nbytes > BUFFERED:
+            self.waits["to"] += 1
 
 
 def _asked_device(

@@ -116,8 +116,11 @@ class Moments:
         if documents is None:
             self._finish(rows)
             return
-        numbers, row_of_token = documents.unique_consecutive(return_inverse=True)
-        sums = rows.new_zeros(len(numbers), rows.shape[1]).index_add_(0, row_of_token.to(rows.device), rows)
+        numbers, lengths = documents.unique_consecutive(return_counts=True)
+        # a number a document goes to the device, not one a token, for whose copy the processor would wait
+        every_row = torch.arange(len(numbers), device=rows.device)
+        row_of_token = every_row.repeat_interleave(lengths.to(rows.device), output_size=len(rows))
+        sums = rows.new_zeros(len(numbers), rows.shape[1]).index_add_(0, row_of_token, rows)
         if self._unfinished is not None and self._unfinished[0] == int(numbers[0]):
             sums[0] += self._unfinished[1]
         elif self._unfinished is not None:

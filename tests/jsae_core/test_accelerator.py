@@ -7,6 +7,7 @@ import torch
 from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich, train_pair
 from jsae_core.measures import ablation_samples, function_curves, function_shapes, jacobian_histogram, pair_quality
 from jsae_core.measures.histogram import jacobian_histograms
+from jsae_core.measures.moments import Moments
 from tests.accelerator import Accelerator, MixedDevices
 from tests.jsae_core.builders import ARCHITECTURES, K, random_inputs, random_pair, save_language_model
 
@@ -145,6 +146,16 @@ def test_quality_waits_as_often_for_many_batches_as_for_few(tmp_path, monkeypatc
             waits_of(lambda n=n: pair_quality(pair, lm, documents, batch_tokens=n), accelerator) for n in (24, 6)
         )
     assert few == many
+
+
+def test_means_over_documents_do_not_wait_for_the_accelerator():
+    with Accelerator() as accelerator:
+        values, documents = torch.ones(2**15, 2, device=accelerator.device), torch.arange(2**15) // 300
+        moments = Moments()
+        for some, of_document in zip(values.split(2**14), documents.split(2**14), strict=True):
+            moments.add(some, of_document)
+        assert not accelerator.waits
+        assert moments.mean.tolist() == [1.0, 1.0]
 
 
 def test_a_training_step_waits_for_the_accelerator_as_often_for_many_tokens_as_for_few():

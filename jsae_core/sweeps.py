@@ -491,7 +491,7 @@ def _number(value: Any) -> float | None:
     return float(str(value))  # by way of text, as an integer may be too large for a float
 
 
-def _told_number(value: Any) -> float | None:
+def _lenient_number(value: Any) -> float | None:
     """As `_number`; also one that is written as text, which is how launch scripts and older clients pass it."""
     if isinstance(value, str) and "_" not in value:
         with suppress(ValueError):
@@ -499,13 +499,13 @@ def _told_number(value: Any) -> float | None:
     return _number(value)
 
 
-def _told_truth(value: Any) -> bool | None:
+def _lenient_truth(value: Any) -> bool | None:
     """None unless it is a truth value, or one written as text or as a number."""
     return {"true": True, "false": False, "1": True, "0": False}.get(str(value).strip().lower())
 
 
 def _whole(value: Any) -> int | None:
-    number = _told_number(value)
+    number = _lenient_number(value)
     return int(number) if number is not None and abs(number) < 2**53 and number.is_integer() else None
 
 
@@ -541,11 +541,11 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
         # where the loss has no such term, the coefficient beside it is only the default
         "jacobian_coefficient": (
             0.0
-            if any(_told_truth(config.get(name)) is False for name in HAS_JACOBIAN_TERM)
-            else _told_number(first["jacobian_coefficient"])
+            if any(_lenient_truth(config.get(name)) is False for name in HAS_JACOBIAN_TERM)
+            else _lenient_number(first["jacobian_coefficient"])
         ),
         # older configurations do not know of it, and their models were not randomised
-        "randomize_llm_weights": _told_truth(first["randomize_llm_weights"]) is True,
+        "randomize_llm_weights": _lenient_truth(first["randomize_llm_weights"]) is True,
     }
 
 
@@ -553,7 +553,7 @@ def _metrics(summary: dict[str, Any], k: int | None) -> dict[str, float | None]:
     """By `METRIC_NAMES`; None where unknown, or not finite, so that it can be drawn."""
     # of a metric that is summed up as a record of its minimum, maximum and last value, the last one counts
     summary = {name.removesuffix(".last"): value for name, value in summary.items() if name.endswith(".last")} | summary
-    numbers = {name: number for name, value in summary.items() if (number := _told_number(value)) is not None}
+    numbers = {name: number for name, value in summary.items() if (number := _lenient_number(value)) is not None}
     values = {
         column: next((numbers[name] for name in names if name in numbers), None)
         for column, names in METRIC_NAMES.items()

@@ -111,12 +111,12 @@ def train_pair(
         dead = None
         if config.auxk:
             dead = {side: tokens >= config.auxk.dead_after_tokens for side, tokens in unused.items()}
-        told: list[Tensor] = []
+        terms: list[Tensor] = []
         for part in x.split(config.batch_tokens // config.gradient_accumulation):
             losses = losses_of(weights, mlp, part, config, objective, dead)
             loss = _total(losses, config, step) / config.gradient_accumulation
             loss.backward()
-            told.append(_told(loss, losses, config))
+            terms.append(_reported_terms(loss, losses, config))
             if config.auxk:
                 _count_unused(unused, losses)
         torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
@@ -127,13 +127,13 @@ def train_pair(
         late = time.monotonic() - reported >= SECONDS_BETWEEN_REPORTS
         if (step + 1) % every == 0 or step + 1 == config.steps or late:
             reported = time.monotonic()
-            total, of_input, of_output, of_jacobian, share = torch.stack(told).sum(dim=0).tolist()
+            total, of_input, of_output, of_jacobian, share = torch.stack(terms).sum(dim=0).tolist()
             if not math.isfinite(total):
                 raise ValueError(f"the loss is {total} at step {step + 1}; lower the learning rate")
             if report is not None:
                 accounted = share if config.anti_bypass else None
-                losses_told = (of_input, of_output, of_jacobian)
-                report(TrainingProgress(step + 1, config.steps, *losses_told, spared=start, accounted_share=accounted))
+                of_terms = (of_input, of_output, of_jacobian)
+                report(TrainingProgress(step + 1, config.steps, *of_terms, spared=start, accounted_share=accounted))
     tensors = {tensor_name(side, name): weights[side][name].detach() for side in weights for name in SAE_WEIGHTS} | {
         f"mlp.{name}": tensor for name, tensor in mlp.named_buffers(recurse=False)
     }
@@ -166,7 +166,7 @@ def _total(losses: Losses, config: TrainingConfig, step: int) -> Tensor:
     return total
 
 
-def _told(loss: Tensor, losses: Losses, config: TrainingConfig) -> Tensor:
+def _reported_terms(loss: Tensor, losses: Losses, config: TrainingConfig) -> Tensor:
     """A part's share of what a step reports: the loss, its first three terms, the accounted share."""
     share = losses.input.new_zeros(()) if losses.accounted_share is None else losses.accounted_share
     terms = torch.stack([losses.input, losses.output, losses.jacobian, share])

@@ -70,11 +70,11 @@ def trained_pair(
         stream = MLPInputs(language_model, tokens, layer, compute.batch_tokens)
         checkpoint = checkpoint.of(_version(text), str(compute.batch_tokens))
     name = model.hub or model_key
-    told = _reporter(say, recipe.config)
+    say_progress = _reporter(say, recipe.config)
     with _logged_in_wandb(compute, downloads, name, layer, recipe.config) as logged:
 
         def report(progress: TrainingProgress) -> None:
-            told(progress)
+            say_progress(progress)
             logged(progress)
 
         return train_pair(

@@ -35,7 +35,7 @@ SIDE, MARGINAL, GAP, BETWEEN = 320, 56, 20, 32  # px: a scatter, a marginal, aro
 
 
 class _Bar(NamedTuple):
-    """What a bar for each variant is of: a class of the samples, told by a column, of those not of a class left out."""
+    """What a bar for each variant is of: a class of samples, by one of the columns; samples of another class may be left out."""
 
     title: str
     meaning: str

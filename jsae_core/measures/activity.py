@@ -21,7 +21,7 @@ from jsae_core.activations import with_documents
 from jsae_core.jacobian import run_sandwich
 from jsae_core.sae_pair import SAEPair
 
-NUMBERS = (1, 2, 5)  # times powers of ten: the numbers of tokens at which the curve is told
+NUMBERS = (1, 2, 5)  # times powers of ten: the numbers of tokens at which the curve has a point
 FEWEST_TOKENS = 100
 
 

@@ -35,7 +35,7 @@ SIDE, MARGINAL, GAP, BETWEEN = 320, 56, 20, 32  # px: a scatter, a marginal, aro
 
 
 class _Bar(NamedTuple):
-    """What a bar for each variant is of: a class of samples, by one of the columns; samples of another class may be left out."""
+    """What a bar for each variant shows: the share of one class, by a column of the samples, without another class."""
 
     title: str
     meaning: str

@@ -43,20 +43,21 @@ def checkpoint_of(
 
 
 class _CheckpointElsewhere(Checkpoint):
-    """In a storage that is not on this machine: it comes and goes as a whole file."""
+    """In a storage that is not on this machine: files come and go as a whole."""
 
-    @property
-    def _upath(self) -> Any:
-        return self.path
+    def _remove_folders(self) -> None:
+        folder: Any = self._folder
+        if folder.exists():
+            folder.fs.rm(folder.path, recursive=True)
 
     @contextmanager
-    def _local_copy(self) -> Iterator[Path]:
+    def _local_copy(self, path: Any) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder) / self.path.name
-            self._upath.fs.get(self._upath.path, str(local))
+            local = Path(folder) / path.name
+            path.fs.get(path.path, str(local))
             yield local
 
     @contextmanager
-    def _replaced(self) -> Iterator[Path]:
-        with staged(self._upath) as local:
+    def _replaced(self, path: Any) -> Iterator[Path]:
+        with staged(path) as local:
             yield local

@@ -27,7 +27,6 @@ import dagster as dg
 from tabulate import tabulate
 from upath import UPath
 
-from jsae_assets.assets.cell import duration
 from jsae_assets.at_work import at_work, release_dead_runs
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
 from jsae_assets.definitions import SettingError, build_definitions
@@ -39,6 +38,7 @@ from jsae_assets.plan import CELL_JOB, PlannedRun, gathers, narrowed, planned_ru
 from jsae_assets.resources import POOL
 from jsae_assets.serving import URL, serve
 from jsae_assets.storage import clear_parts, is_local, storage
+from jsae_core.pace import duration
 from jsae_core.terms import THRESHOLDS
 
 PACKAGE = Path(__file__).parent

@@ -7,12 +7,16 @@ stream (`measures/`).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from jsae_core.tensor_files import content_digest
 
 if TYPE_CHECKING:
     from jsae_core.language_model import LanguageModel
@@ -57,6 +61,12 @@ class MLPInputs:
                 self._kept[number] = kept
             yield computed
 
+    def digest(self) -> str:
+        """Of all that the items depend on: documents, layer, how many tokens at once, the model's weights."""
+        documents = content_digest({str(number): document for number, document in enumerate(self.documents)})
+        parts = [documents, self.language_model.digest(), self.layer, self.batch_tokens]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
     def _computed(self, batch: Batch) -> Tensor:
         mlp_input, _ = self.language_model.mlp_activations(batch.tokens, self.layer)
         # as places, not as a mask: to see how many there are, the processor would wait for the device
@@ -95,12 +105,17 @@ class FirstDocuments:
         return self.stream.document_lengths[: self.n_documents]
 
 
-def with_documents(stream: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
+def with_documents(
+    stream: Iterable[Tensor], items: Iterable[Tensor] | None = None, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Each item of a stream [n_tokens, d_model] with the number of the document that each token is from, [n_tokens]
-    int64 on the CPU. A stream has them if it has `document_lengths`; of any other it is None."""
+    int64 on the CPU. A stream has them if it has `document_lengths`; of any other it is None.
+
+    Args:
+        items: of the stream, those from token number `start` on. None: all.
+    """
     documents = documents_of(stream)
-    start = 0
-    for item in stream:
+    for item in stream if items is None else items:
         yield item, None if documents is None else documents[start : start + len(item)]
         start += len(item)
 

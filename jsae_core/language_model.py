@@ -23,7 +23,7 @@ from jsae_core.decoder_blocks import BlockMLP, alone, decoder_blocks, find_mlps,
 from jsae_core.memory import fitting
 from jsae_core.mlp import MLP
 from jsae_core.model_files import find_model, read_model, read_tokenizer
-from jsae_core.tensor_files import read_tensors
+from jsae_core.tensor_files import content_digest, read_tensors
 from jsae_core.transformer_lens_weights import weights_from_transformer_lens
 
 if TYPE_CHECKING:
@@ -87,6 +87,10 @@ class LanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.hugging_face.parameters()).dtype
+
+    def digest(self) -> str:
+        """Of the weights."""
+        return content_digest(self.hugging_face.state_dict())
 
     @torch.no_grad()
     def mlp_activations(self, tokens: Tensor, layer: int) -> tuple[Tensor, Tensor]:

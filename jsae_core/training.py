@@ -21,6 +21,7 @@ from jsae_core.checkpoints import Checkpoint, State
 from jsae_core.losses import Losses, losses_of
 from jsae_core.mlp import MLP
 from jsae_core.objectives import OBJECTIVES
+from jsae_core.pace import SECONDS_BETWEEN_REPORTS
 from jsae_core.pair_format import PairConfig, tensor_name
 from jsae_core.recipe import TrainingConfig
 from jsae_core.sae import SAE_WEIGHTS
@@ -28,8 +29,7 @@ from jsae_core.sae_pair import SAEPair
 from jsae_core.shuffling import ShuffledBatches
 from jsae_core.tensor_files import content_digest
 
-STATE_VERSION = "train_pair 1"  # of what a checkpoint holds, and of what a step does: raise it with either
-SECONDS_BETWEEN_REPORTS = 5.0
+STATE_VERSION = "train_pair 2"  # of what a checkpoint holds, and of what a step does: raise it with either
 
 
 @dataclass(frozen=True)
@@ -194,13 +194,12 @@ def _state(
 ) -> State:
     """After so many steps: the parameters, what Adam remembers of each, how long latents were not active, and where the
     batches stand."""
-    order = batches.state()
-    tensors = {f"batches.{name}": tensor for name, tensor in order.tensors.items()}
-    tensors |= {f"unused.{side}": tokens for side, tokens in unused.items()}
+    order = State.joined({"batches": batches.state()})
+    tensors = {**order.tensors} | {f"unused.{side}": tokens for side, tokens in unused.items()}
     for number, parameter in enumerate(parameters):
         tensors[f"{number}.value"] = parameter
         tensors |= {f"{number}.adam.{name}": tensor for name, tensor in optimizer.state[parameter].items()}
-    return State(tensors, {"step": step, "batches": order.values})
+    return State(tensors, {"step": step, **order.values})
 
 
 def _resumed(
@@ -214,7 +213,7 @@ def _resumed(
     state = checkpoint.load()
     if state is None:
         return 0
-    if not batches.restore(State(_named(state, "batches."), state.values["batches"])):
+    if not batches.restore(state.part("batches")):
         checkpoint.refuse("the stream of MLP inputs is another")
         return 0
     with torch.no_grad():
@@ -223,7 +222,7 @@ def _resumed(
         for side, tokens in unused.items():
             tokens.copy_(state.tensors[f"unused.{side}"])
     adam = {
-        number: {name: _like(parameter, tensor) for name, tensor in _named(state, f"{number}.adam.").items()}
+        number: {name: _like(parameter, tensor) for name, tensor in state.part(f"{number}.adam").tensors.items()}
         for number, parameter in enumerate(parameters)
     }
     optimizer.load_state_dict(optimizer.state_dict() | {"state": adam})
@@ -233,11 +232,6 @@ def _resumed(
 def _like(parameter: Tensor, tensor: Tensor) -> Tensor:
     """A copy, in the parameter's memory order if it has its shape: Adam goes through both side by side."""
     return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor.clone()
-
-
-def _named(state: State, prefix: str) -> dict[str, Tensor]:
-    """The tensors of these names, by what follows the prefix."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.tensors.items() if name.startswith(prefix)}
 
 
 def _initial_weights(d_in: int, d_sae: int, generator: torch.Generator, like: Tensor) -> dict[str, Tensor]:

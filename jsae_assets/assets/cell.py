@@ -95,15 +95,6 @@ class Stopwatch:
         return round(time.monotonic() - self._started, 3)
 
 
-def duration(seconds: float) -> str:
-    """In words, with two digits that matter."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h" if seconds >= 36000 else f"{seconds / 3600:.1f} h"
-
-
 def cell_asset(
     catalog: Catalog,
     variants: Sequence[str],

@@ -22,6 +22,7 @@ from jsae_assets.assets.cell import (
 )
 from jsae_assets.catalog import Catalog
 from jsae_assets.estimates import estimate_columns, estimate_tensors
+from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.resources import Compute
 from jsae_assets.stored import StoredTensors
 from jsae_core.terms import DOSES, FUNCTION_SHAPES, NORMS, NOTEWORTHY, RELATIVE_SHAPES, is_above
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jsae_core import LanguageModel, MLPInputs, SAEPair
+    from jsae_core.checkpoints import Checkpoint
 
 SAME_FOR_ALL = {"count_jac", "n_tokens"}  # whatever the norm: stored once
 OF_JACOBIAN = ("above_", "norm_", "kurtosis", "l1_over_l2")  # how the names of what quality says of it begin
@@ -43,12 +45,15 @@ class Subject:
 
     Attributes:
         tokens: the stored tokens of the model; None for a measure that reads none.
+        checkpoint: what measuring goes on from; removed once the result is stored. None where nothing is measured for
+            long.
     """
 
     cell: Cell
     compute: Compute
     pair: "SAEPair"
     tokens: StoredTensors | None = None
+    checkpoint: "Checkpoint | None" = None
 
     @property
     def language_model(self) -> "LanguageModel":
@@ -142,12 +147,22 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
         priority=turn(catalog, variant),
     )
     def measured(
-        context: dg.AssetExecutionContext, compute: Compute, sae_pair: StoredTensors, **others: StoredTensors
+        context: dg.AssetExecutionContext,
+        compute: Compute,
+        tensors: dg.ResourceParam[StoringIOManager],
+        sae_pair: StoredTensors,
+        **others: StoredTensors,
     ) -> Iterator[dg.Output]:
+        from jsae_assets.checkpoints import checkpoint_of
+
         cell = find_cell(context, catalog, variant)
         watch = Stopwatch()
         context.log.info(f"{measure.name.replace('_', ' ')}, {variant}, {cell}")
-        subject = Subject(cell, compute, compute.pair(sae_pair), **others)
+        # all else that a result depends on, the core knows
+        checkpoint = checkpoint_of(
+            tensors, context.asset_key, context.partition_key, measure.code_version, compute, context.log.info
+        )
+        subject = Subject(cell, compute, compute.pair(sae_pair), checkpoint=checkpoint, **others)
         result = compute.fitting(lambda: measure.body(subject), context.log.warning)
         yield dg.Output(
             result.value,
@@ -159,6 +174,7 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
                 "seconds": watch.seconds,
             },
         )
+        checkpoint.remove()  # the result is stored
 
     return measured
 
@@ -167,9 +183,12 @@ def _jacobian_histogram(subject: Subject) -> Measured:
     from jsae_core.measures import jacobian_measures, jacobian_sizes
 
     stream = subject.mlp_inputs
-    sizes = jacobian_sizes(subject.pair, stream, memory_bytes=subject.compute.memory_bytes)
+    memory_bytes, checkpoint = subject.compute.memory_bytes, subject.checkpoint
+    sizes = jacobian_sizes(subject.pair, stream, memory_bytes=memory_bytes, checkpoint=checkpoint)
     # as the paper's training runs logged it: never the same quantity as the one at the true input
-    at_reconstruction = jacobian_measures(subject.pair, stream, at="reconstruction")
+    at_reconstruction = jacobian_measures(
+        subject.pair, stream, at="reconstruction", checkpoint=checkpoint.part("at_reconstruction")
+    )
     estimates = sizes.estimates | {f"{name}_at_reconstruction": of for name, of in at_reconstruction.items()}
     plain = sizes.histograms[None]
     normed = {
@@ -217,7 +236,13 @@ def _ablation_samples(subject: Subject) -> Measured:
 
     stream = subject.mlp_inputs
     with _explained(subject.cell, "ablation_samples"):
-        samples = ablation_samples(subject.pair, stream, subject.cell.model.ablation_samples, doses=tuple(DOSES))
+        samples = ablation_samples(
+            subject.pair,
+            stream,
+            subject.cell.model.ablation_samples,
+            doses=tuple(DOSES),
+            checkpoint=subject.checkpoint,
+        )
     return Measured(samples, stream.n_tokens, _without_errors(ablation_summary(samples)))
 
 
@@ -232,6 +257,7 @@ def _function_shapes(subject: Subject) -> Measured:
             subject.cell.model.function_shapes,
             n_curves=KEPT_CURVES,
             rules=("published", "relative"),
+            checkpoint=subject.checkpoint,
         )
     said = {
         **{f"share_{shape}": float((shapes["shape"] == shape).mean()) for shape in FUNCTION_SHAPES},
@@ -251,7 +277,8 @@ def _pair_quality(subject: Subject) -> Measured:
     from jsae_core.text import first_tokens
 
     documents = first_tokens(subject.documents, subject.cell.model.quality_tokens)
-    quality = measured_quality(subject.pair, subject.language_model, documents, subject.compute.tokens_at_once)
+    at_once, checkpoint = subject.compute.tokens_at_once, subject.checkpoint
+    quality = measured_quality(subject.pair, subject.language_model, documents, at_once, checkpoint)
     estimates = {name: of for name, of in quality.estimates.items() if not name.startswith(OF_JACOBIAN)}
     row = pd.DataFrame([subject.labels | estimate_columns(estimates) | quality.numbers])
     said = {name: estimate.value for name, estimate in estimates.items()} | quality.numbers
@@ -262,7 +289,7 @@ def _latent_accounting(subject: Subject) -> Measured:
     from jsae_core.measures import latent_accountings
 
     stream = subject.mlp_inputs
-    accounting = latent_accountings(subject.pair, stream)
+    accounting = latent_accountings(subject.pair, stream, checkpoint=subject.checkpoint)
     table = accounting.table()
     of_single_latents = [None] * (len(table) - 1)
     further = {name: [of_all, *of_single_latents] for name, of_all in estimate_columns(accounting.estimates).items()}
@@ -278,7 +305,7 @@ def _latent_activity(subject: Subject) -> Measured:
     from jsae_core.measures import latent_activity
 
     stream = subject.mlp_inputs
-    activity = latent_activity(subject.pair, stream)
+    activity = latent_activity(subject.pair, stream, subject.checkpoint)
     last = activity.groupby("side").last()
     said = {f"{name}_{side}": float(last.loc[side, name]) for name in ("dead", "unseen") for side in last.index}
     return Measured(activity, stream.n_tokens, said)
@@ -288,7 +315,7 @@ def _latent_contexts(subject: Subject) -> Measured:
     from jsae_core.measures import stream_contexts
 
     stream = subject.mlp_inputs
-    contexts = stream_contexts(subject.pair, stream)
+    contexts = stream_contexts(subject.pair, stream, checkpoint=subject.checkpoint)
     density = contexts[contexts["kind"] == "latent"].groupby("side")["density"]
     said = {
         **{f"dead_{side}": float((shares == 0).mean()) for side, shares in density},
@@ -301,8 +328,10 @@ def _latent_connections(subject: Subject) -> Measured:
     from jsae_core.measures import connection_curves, strongest_connections
 
     stream, least_active = subject.mlp_inputs, subject.cell.model.least_active
-    connections = strongest_connections(subject.pair, stream, least_active=least_active)
-    connections = connections.join(connection_curves(subject.pair, stream, connections, CURVES_OF_A_LATENT))
+    pair, checkpoint = subject.pair, subject.checkpoint
+    connections = strongest_connections(pair, stream, least_active=least_active, checkpoint=checkpoint)
+    curves = connection_curves(pair, stream, connections, CURVES_OF_A_LATENT, checkpoint.part("curves"))
+    connections = connections.join(curves)
     strongest = connections.drop_duplicates("output_latent")["share"]
     said = {
         "connections": len(connections),

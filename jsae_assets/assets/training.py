@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsae_assets.assets.cell import Stopwatch, context_size, duration
+from jsae_assets.assets.cell import context_size
 from jsae_assets.assets.text import documents
 from jsae_assets.catalog import Model, Recipe, Text
 from jsae_assets.resources import Compute
+from jsae_core.pace import Pace
 from jsae_core.text_files import matching_files
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from jsae_core.checkpoints import Checkpoint
     from jsae_core.recipe import TrainingConfig
     from jsae_core.training import TrainingProgress
-
-SECONDS_BETWEEN_REPORTS = 5.0
 
 
 def trained_pair(
@@ -129,27 +128,27 @@ def _version(text: Text) -> str:
 
 def _reporter(say: Callable[[str], None], config: TrainingConfig) -> Callable[[TrainingProgress], None]:
     """Says how far training is, how fast, what the losses are and how long it still takes."""
-    watch = Stopwatch()
-    first: tuple[float, int] | None = None  # until then, activations for the buffer were computed too
-    said = 0.0
+    pace, first = Pace(config.steps), True
 
     def report(progress: TrainingProgress) -> None:
-        nonlocal first, said
-        now = watch.seconds
-        since, step = first or (0.0, progress.spared)
-        first = first or (now, progress.step)
-        if now - said < SECONDS_BETWEEN_REPORTS and progress.step < progress.steps:
-            return
-        said = now
-        steps_a_second = (progress.step - step) / max(now - since, 1e-3)
-        left = (progress.steps - progress.step) / steps_a_second if steps_a_second else float("inf")
+        nonlocal first
+        if first:
+            pace.before = progress.spared
+        if pace.due() or progress.step == progress.steps:
+            say(said(progress))
+        if first:  # until then, activations for the buffer were computed too
+            pace.begin(progress.step)
+            first = False
+
+    def said(progress: TrainingProgress) -> str:
         losses = {"input": progress.input_loss, "output": progress.output_loss}
         if config.jacobian_coefficient:  # else the Jacobian is not computed
             losses["mean |J|" if config.objective == "l1" else config.objective] = progress.jacobian_loss
         said_of_losses = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
-        say(
+        return (
             f"step {progress.step:,}/{progress.steps:,}, {progress.step * config.batch_tokens:,} tokens, "
-            f"{steps_a_second * config.batch_tokens:,.0f} tokens/s: {said_of_losses}; about {duration(left)} left"
+            f"{pace.rate(progress.step) * config.batch_tokens:,.0f} tokens/s: {said_of_losses}; "
+            f"{pace.left(progress.step)}"
         )
 
     return report

@@ -15,9 +15,11 @@ import torch
 from pandas.api.types import is_numeric_dtype
 from torch import Tensor
 
+from jsae_core.checkpoints import Checkpoint
 from jsae_core.jacobian import check_input, run_sandwich
 from jsae_core.measures.moments import Estimate, flat
 from jsae_core.measures.nearby import Lines, activations
+from jsae_core.measures.resuming import Computation, Parts
 from jsae_core.measures.samples import (
     Ranks,
     Samples,
@@ -49,6 +51,7 @@ def ablation_samples(
     ranks: Ranks = "random",
     seed: int = 0,
     doses: Sequence[str] = ("unit",),
+    checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
     """Subtract a dose of an input latent's decoder row from the MLP's input, run the MLP and the output SAE with its
     TopK again, and take the change of an output latent. To first order the change is -J times the dose.
@@ -60,6 +63,7 @@ def ablation_samples(
             "diagonal": the i-th input with the i-th output latent, in token order (the original's); "all": every one.
         seed: of the drawing.
         doses: "unit" (1, always there), "whole" (the input latent's activation), "double" (twice that).
+        checkpoint: as for `jacobian_histogram`; it holds the stream, as far as it was read, and the rows.
 
     Returns:
         One row a sample, in token order: `token` (place in the stream), `output_rank`, `input_rank` (place in the
@@ -82,12 +86,15 @@ def ablation_samples(
     if unknown:
         raise ValueError(f"unknown dose {unknown[0]!r}; expected some of {', '.join(DOSES)}")
     further = [dose for dose in DOSES if dose in doses and dose != "unit"]
-    x = joined(stream)
+    settings = {"n_samples": n_samples, "ranks": ranks, "seed": seed, "doses": further}
+    work = Computation(checkpoint, "ablation_samples 1", pair, stream, settings)
+    x = joined(work, stream, pair.device)
     check_input(pair, x)
     samples = draw_samples(len(x), pair.config.k, n_samples, ranks, seed, x.device)
-    parts = [_ablate(pair, x, part, further) for part in _by_tokens(samples, inputs_at_once(pair.input_sae))]
-    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    columns = {name: _at_least_float32(values) for name, values in columns.items()}
+    parts, kept = _by_tokens(samples, inputs_at_once(pair.input_sae)), Parts(pair.device)
+    for part in work.steps(parts, {"rows": kept}, "samples", len(samples.token), lambda part: len(part.token)):
+        kept.append(_ablate(pair, x, part, further))
+    columns = {name: _at_least_float32(values) for name, values in kept.joined().items()}
     classes = {"agreement": _agreement(columns, "unit")}
     classes |= {f"agreement_{dose}": _agreement(columns, dose) for dose in further}
     published = {"published": _published(columns)}

@@ -24,9 +24,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from jsae_core.activations import with_documents
+from jsae_core.checkpoints import Checkpoint, State
 from jsae_core.jacobian import run_sandwich
 from jsae_core.measures.moments import Estimate, NamedMoments, flat
+from jsae_core.measures.resuming import Computation, RandomNumbers
 from jsae_core.memory import piece_factor
 from jsae_core.sae import decode, pre_activations
 from jsae_core.sae_pair import SAEPair
@@ -66,6 +67,7 @@ def latent_accounting(
     kept: Sequence[int] = KEPT,
     order: str = "attribution",
     seed: int = 0,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, float]:
     """How much of the output latents' pre-activations the input latents account for, and how many of them it takes.
 
@@ -76,6 +78,7 @@ def latent_accounting(
         order: of a token's input latents, for each of its output latents: "attribution" (|J_oi s_i|, descending),
             "ablation" (how much p_o changes if latent i alone is taken away, exactly, descending), "random".
         seed: of the random order, which depends on the token's place in the stream alone.
+        checkpoint: as for `jacobian_histogram`.
 
     Returns:
         Means over tokens and the k output latents that are in the TopK: `p` (pre-activation at x), `p_without_latents`
@@ -89,7 +92,7 @@ def latent_accounting(
     Raises:
         ValueError: the stream is empty or not finite, the order is unknown, or a number to keep is negative.
     """
-    overall = latent_accountings(pair, stream, kept, [order], seed).overall
+    overall = latent_accountings(pair, stream, kept, [order], seed, checkpoint).overall
     return {name.replace(f"_{order}_", "_", 1): value for name, value in overall.items()}
 
 
@@ -100,6 +103,7 @@ def latent_accountings(
     kept: Sequence[int] = KEPT,
     orders: Sequence[str] = ("attribution", "random"),
     seed: int = 0,
+    checkpoint: Checkpoint | None = None,
 ) -> Accounting:
     """`latent_accounting` for several orders at once, overall and for each output latent. R^2 is named
     `r2_{order}_{n}`; the table has `output_latent`, `n_tokens` (in which it was active) and no standard errors."""
@@ -114,7 +118,9 @@ def latent_accountings(
     at_once = max(1, piece_factor(pair.device) * HIDDEN_BYTES // (k * hidden.nbytes))
     generator = torch.Generator().manual_seed(seed)
     sums = _Sums(pair)
-    for x, documents in with_documents(stream):
+    settings = {"kept": list(kept), "orders": list(orders), "seed": seed}
+    work = Computation(checkpoint, "latent_accountings 1", pair, stream, settings)
+    for x, documents, _ in work.tokens(stream, {"sums": sums, "random_numbers": RandomNumbers(generator)}):
         sandwich = run_sandwich(pair, x)
         for start in range(0, len(x), at_once):
             part = slice(start, start + at_once)
@@ -252,6 +258,15 @@ class _Sums:
         if self._of_latents is None:
             self._of_latents = columns.new_zeros(self._d_sae, columns.shape[1])
         self._of_latents.index_add_(0, output_latents.reshape(-1), columns)
+
+    def state(self) -> State:
+        of_latents = {} if self._of_latents is None else {"of_latents": self._of_latents}
+        return State.joined({"moments": self._moments.state(), "sums": State(of_latents, {"names": self._names})})
+
+    def restore(self, state: State) -> None:
+        self._moments.restore(state.part("moments"))
+        sums = state.part("sums")
+        self._of_latents, self._names = sums.tensors.get("of_latents"), sums.values["names"]
 
     @property
     def n_tokens(self) -> int:

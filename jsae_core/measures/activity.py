@@ -17,8 +17,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from jsae_core.activations import with_documents
+from jsae_core.checkpoints import Checkpoint, State
 from jsae_core.jacobian import run_sandwich
+from jsae_core.measures.resuming import Computation
 from jsae_core.sae_pair import SAEPair
 
 NUMBERS = (1, 2, 5)  # times powers of ten: the numbers of tokens at which the curve has a point
@@ -26,11 +27,12 @@ FEWEST_TOKENS = 100
 
 
 @torch.no_grad()
-def latent_activity(pair: SAEPair, stream: Iterable[Tensor]) -> pd.DataFrame:
+def latent_activity(pair: SAEPair, stream: Iterable[Tensor], checkpoint: Checkpoint | None = None) -> pd.DataFrame:
     """The share of latents that were never above zero in the first tokens of a stream.
 
     Args:
         stream: MLP inputs, each [n_tokens, d_model]. Read once.
+        checkpoint: as for `jacobian_histogram`.
 
     Returns:
         For each `side` ("input", "output") a row a number of tokens, `n_tokens` (100, 200, 500, ... and all): `dead`,
@@ -42,19 +44,18 @@ def latent_activity(pair: SAEPair, stream: Iterable[Tensor]) -> pd.DataFrame:
         ValueError: the stream is empty.
     """
     sides = {side: _Side(pair.config.d_sae) for side in ("input", "output")}
-    n_tokens = 0
-    for x, documents in with_documents(stream):
+    work = Computation(checkpoint, "latent_activity 1", pair, stream)
+    for x, documents, start in work.tokens(stream, sides):
         if not len(x):
             continue
-        places = torch.arange(n_tokens, n_tokens + len(x))
-        n_tokens += len(x)
+        places = torch.arange(start, start + len(x))
         documents = places if documents is None else documents
         sandwich = run_sandwich(pair, x)
         sides["input"].add(sandwich.input_activations, sandwich.input_latents, places, documents)
         sides["output"].add(sandwich.output_activations, sandwich.output_latents, places, documents)
-    if not n_tokens:
+    if not sides["input"].n_tokens:
         raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
-    return pd.concat([side.table(name, n_tokens) for name, side in sides.items()], ignore_index=True)
+    return pd.concat([side.table(name) for name, side in sides.items()], ignore_index=True)
 
 
 class _Side:
@@ -65,11 +66,12 @@ class _Side:
         self._n_documents = torch.zeros(d_sae, dtype=torch.int64)
         self._last_document = torch.full((d_sae,), -1)
         self._documents = 0
+        self.n_tokens = 0
 
     def add(self, activations: Tensor, latents: Tensor, places: Tensor, documents: Tensor) -> None:
         """Activations and latents [n, k] of tokens with their places in the stream and their documents [n], which are
         in order."""
-        self._documents = int(documents[-1]) + 1
+        self._documents, self.n_tokens = int(documents[-1]) + 1, int(places[-1]) + 1
         token, rank = (activations > 0).cpu().nonzero(as_tuple=True)
         active = latents.cpu()[token, rank]
         self._first.scatter_reduce_(0, active, places[token], "amin")
@@ -80,7 +82,17 @@ class _Side:
         self._n_documents.index_add_(0, latent[is_new], torch.ones_like(latent[is_new]))
         self._last_document.scatter_reduce_(0, latent, document, "amax")
 
-    def table(self, side: str, n_tokens: int) -> pd.DataFrame:
+    def state(self) -> State:
+        tensors = {"first": self._first, "n_documents": self._n_documents, "last_document": self._last_document}
+        return State(tensors, {"documents": self._documents, "n_tokens": self.n_tokens})
+
+    def restore(self, state: State) -> None:
+        names = ("first", "n_documents", "last_document")
+        self._first, self._n_documents, self._last_document = (state.tensors[name].cpu() for name in names)
+        self._documents, self.n_tokens = state.values["documents"], state.values["n_tokens"]
+
+    def table(self, side: str) -> pd.DataFrame:
+        n_tokens = self.n_tokens
         numbers = [n for n in _round_numbers(n_tokens) if n < n_tokens] + [n_tokens]
         dead = [(self._first >= n).double().mean().item() for n in numbers]
         once, twice = (int((self._n_documents == n).sum()) for n in (1, 2))

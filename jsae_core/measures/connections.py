@@ -16,10 +16,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from jsae_core.checkpoints import Checkpoint
 from jsae_core.jacobian import run_sandwich
 from jsae_core.measures.latent_rows import LatentRows
 from jsae_core.measures.linearity import function_curves
+from jsae_core.measures.resuming import Computation, Frames
 from jsae_core.sae_pair import SAEPair
+from jsae_core.tensor_files import content_digest
 
 SUMS_AT_ONCE = 2**21  # (output, input) pairs of latents, each with the eight sums below: 128 MiB
 ROWS_AT_ONCE = 2**15  # of k elements
@@ -39,7 +42,11 @@ EXAMPLES = ["token", "jacobian", "input_activation", "output_activation"]
 
 
 def latent_connections(
-    pair: SAEPair, stream: Iterable[Tensor], n_strongest: int = 50, least_active: int = 20
+    pair: SAEPair,
+    stream: Iterable[Tensor],
+    n_strongest: int = 50,
+    least_active: int = 20,
+    checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
     """The strongest input latents of each output latent.
 
@@ -47,6 +54,7 @@ def latent_connections(
         stream: MLP inputs, each [n_tokens, d_model]. Read once.
         n_strongest: how many input latents of an output latent, by the sum of |J s| over tokens, descending.
         least_active: connections whose two latents were active together in fewer tokens are left out.
+        checkpoint: as for `jacobian_histogram`.
 
     Returns:
         A row a connection, those of an output latent together and from the strongest down: `output_latent`,
@@ -59,20 +67,29 @@ def latent_connections(
         ValueError: the stream is empty or J is not finite.
         OSError: the temporary file cannot be written: it takes about 4 k^2 + 20 k bytes a token in float32.
     """
-    return strongest_connections(pair, stream, n_strongest, least_active, n_examples=0)[COLUMNS]
+    return strongest_connections(pair, stream, n_strongest, least_active, 0, checkpoint)[COLUMNS]
 
 
 def strongest_connections(
-    pair: SAEPair, stream: Iterable[Tensor], n_strongest: int = 50, least_active: int = 20, n_examples: int = 5
+    pair: SAEPair,
+    stream: Iterable[Tensor],
+    n_strongest: int = 50,
+    least_active: int = 20,
+    n_examples: int = 5,
+    checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
     """`latent_connections`, with the tokens in which each connection contributes most, by |J s|: lists `token` (places
     in the stream), `jacobian`, `input_activation`, `output_activation`, as many as there are up to `n_examples`."""
     d_sae = pair.config.d_sae
+    settings = {"n_strongest": n_strongest, "least_active": least_active, "n_examples": n_examples}
+    work = Computation(checkpoint, "strongest_connections 1", pair, stream, settings)
     with LatentRows(d_sae) as rows:
-        if not _keep(rows, pair, stream):
+        _keep(work, rows, pair, stream)
+        if not rows.counts.any():
             raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
-        parts = []
-        for latents in rows.blocks(most_rows=2**62, most_latents=max(1, SUMS_AT_ONCE // d_sae)):
+        parts = Frames()
+        blocks = rows.blocks(most_rows=2**62, most_latents=max(1, SUMS_AT_ONCE // d_sae))
+        for latents in work.steps(blocks, {"parts": parts}, "output latents", d_sae, len):
             sums = _sums(_elements(rows, latents, d_sae), len(latents) * d_sae)
             connections = _strongest(sums, latents, rows.counts, d_sae, n_strongest, least_active)
             if n_examples:
@@ -82,7 +99,11 @@ def strongest_connections(
 
 
 def connection_curves(
-    pair: SAEPair, stream: Iterable[Tensor], connections: pd.DataFrame, n_strongest: int
+    pair: SAEPair,
+    stream: Iterable[Tensor],
+    connections: pd.DataFrame,
+    n_strongest: int,
+    checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
     """The output latent as a function of the input latent (`function_curves`) at the token in which the connection
     contributes most, for the first `n_strongest` connections of each output latent.
@@ -90,6 +111,7 @@ def connection_curves(
     Args:
         stream: the one that the connections were found in, read again.
         connections: with examples, as `strongest_connections` gives them.
+        checkpoint: as for `jacobian_histogram`.
 
     Returns:
         Two columns, in the order of the connections: `curve_end`, the largest activation of the input latent, and
@@ -98,10 +120,10 @@ def connection_curves(
     """
     wanted = connections[connections.groupby("output_latent").cumcount() < n_strongest]
     wanted = wanted.assign(token=wanted["token"].str[0]).sort_values("token", kind="stable")
-    ends = pd.Series(np.nan, connections.index)
-    curves = pd.Series(None, connections.index, dtype=object)
-    start = 0
-    for x in stream:
+    asked = {name: torch.tensor(wanted[name].to_numpy(np.int64)) for name in ("output_latent", "input_latent", "token")}
+    work = Computation(checkpoint, "connection_curves 1", pair, stream, {"connections": content_digest(asked)})
+    found = Frames()
+    for x, _, start in work.tokens(stream, {"found": found}):
         here = wanted[wanted["token"].searchsorted(start) : wanted["token"].searchsorted(start + len(x))]
         if len(here):
             token = torch.tensor((here["token"] - start).tolist(), device=x.device)
@@ -115,16 +137,22 @@ def connection_curves(
                 )
             ]
             input_values, output_values = function_curves(pair, x_there, *ranks)
-            ends[here.index] = input_values[:, -1].float().cpu().numpy()
-            curves[here.index] = list(output_values.float().cpu().numpy())
-        start += len(x)
+            values = {
+                "curve_end": input_values[:, -1].float().cpu().numpy(),
+                "curve": list(output_values.float().cpu().numpy()),
+            }
+            found.append(pd.DataFrame(values, here.index))
+    ends = pd.Series(np.nan, connections.index)
+    curves = pd.Series(None, connections.index, dtype=object)
+    for part in found:
+        ends[part.index] = part["curve_end"]
+        curves[part.index] = part["curve"].tolist()
     return pd.DataFrame({"curve_end": ends, "curve": curves})
 
 
-def _keep(rows: LatentRows, pair: SAEPair, stream: Iterable[Tensor]) -> int:
-    """The Jacobians of a stream, row by row; how many tokens there were."""
-    n_tokens = 0
-    for x in stream:
+def _keep(work: Computation, rows: LatentRows, pair: SAEPair, stream: Iterable[Tensor]) -> None:
+    """The Jacobians of a stream, row by row."""
+    for x, _, start in work.tokens(stream, {"rows": rows}):
         if not len(x):
             continue
         sandwich = run_sandwich(pair, x)
@@ -134,13 +162,11 @@ def _keep(rows: LatentRows, pair: SAEPair, stream: Iterable[Tensor]) -> int:
             sandwich.output_latents,
             {"jacobian": sandwich.jacobian, "output_activation": sandwich.output_activations},
             {
-                "token": torch.arange(n_tokens, n_tokens + len(x)),
+                "token": torch.arange(start, start + len(x)),
                 "input_latent": sandwich.input_latents.int(),
                 "input_activation": sandwich.input_activations,
             },
         )
-        n_tokens += len(x)
-    return n_tokens
 
 
 def _elements(rows: LatentRows, latents: range, d_sae: int) -> Iterator[dict[str, np.ndarray]]:

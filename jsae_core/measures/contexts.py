@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from jsae_core.activations import MLPInputs
+from jsae_core.checkpoints import Checkpoint
 from jsae_core.language_model import LanguageModel
 from jsae_core.measures.latent_rows import LatentRows
+from jsae_core.measures.resuming import Computation, Frames
 from jsae_core.sae import active_latents, inputs_at_once
 from jsae_core.sae_pair import SAEPair
 
@@ -51,13 +53,19 @@ COLUMNS = [
 
 
 def latent_contexts(
-    pair: SAEPair, lm: LanguageModel, documents: Sequence[Tensor], layer: int, n_top: int = 20
+    pair: SAEPair,
+    lm: LanguageModel,
+    documents: Sequence[Tensor],
+    layer: int,
+    n_top: int = 20,
+    checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
     """What every latent of both SAEs fires on.
 
     Args:
         documents: 1-d token tensors, BOS first. The model reads them once, nothing is measured at BOS.
         n_top: how many contexts of the largest activations, at most one a document.
+        checkpoint: as for `jacobian_histogram`.
 
     Returns:
         Rows of three kinds (`kind`), those of a latent (`side`, "input" or "output", and `latent`) together.
@@ -80,24 +88,32 @@ def latent_contexts(
         ValueError: there is no token to measure, or activations are not finite.
         OSError: a temporary file cannot be written: they take about 32 k bytes a token.
     """
-    return stream_contexts(pair, MLPInputs(lm, documents, layer), n_top)
+    return stream_contexts(pair, MLPInputs(lm, documents, layer), n_top, checkpoint)
 
 
 @torch.no_grad()
-def stream_contexts(pair: SAEPair, stream: MLPInputs, n_top: int = 20) -> pd.DataFrame:
+def stream_contexts(
+    pair: SAEPair, stream: MLPInputs, n_top: int = 20, checkpoint: Checkpoint | None = None
+) -> pd.DataFrame:
     """`latent_contexts` of MLP inputs, which others may share."""
     lm, d_sae = stream.language_model, pair.config.d_sae
     text = _Text(lm, list(stream.documents))
     if not stream.n_tokens:
         raise ValueError("the documents hold no token to measure: expected at least one after BOS")
+    work = Computation(checkpoint, "stream_contexts 1", pair, stream, {"n_top": n_top})
     frames = []
     with LatentRows(d_sae) as inputs, LatentRows(d_sae) as outputs:
-        _fill(pair, stream, inputs, outputs)
+        _fill(work, pair, stream, inputs, outputs)
         for side, rows in zip(SIDES, (inputs, outputs), strict=True):
-            logits = _logits(pair, lm, text) if side == "output" else pd.DataFrame(index=range(d_sae))
-            for block in rows.blocks(ROWS_AT_ONCE, d_sae):
-                latents, contexts = _of_block(_Firings.read(rows, block), block, text, n_top)
-                both = pd.concat([latents.join(logits, on="latent"), contexts], ignore_index=True)
+            logits = _logits(work, pair, lm, text) if side == "output" else pd.DataFrame(index=range(d_sae))
+            latents, contexts = Frames(), Frames()
+            blocks = rows.blocks(ROWS_AT_ONCE, d_sae)
+            for block in work.steps(blocks, {"latents": latents, "contexts": contexts}, f"{side} latents", d_sae, len):
+                of_block = _of_block(_Firings.read(rows, block), block, text, n_top)
+                latents.append(of_block[0])
+                contexts.append(of_block[1])
+            for of_latents, of_contexts in zip(latents, contexts, strict=True):
+                both = pd.concat([of_latents.join(logits, on="latent"), of_contexts], ignore_index=True)
                 frames.append(both.sort_values("latent", kind="stable").assign(side=side))
     whole = pd.concat(frames, ignore_index=True).reindex(columns=COLUMNS)
     return whole.astype(dict.fromkeys(["rank", "document", "position", "place"], "Int64"))
@@ -148,16 +164,16 @@ class _Firings(NamedTuple):
         return _Firings(self.latent[places], self.token[places], self.activation[places])
 
 
-def _fill(pair: SAEPair, stream: MLPInputs, inputs: LatentRows, outputs: LatentRows) -> None:
+def _fill(work: Computation, pair: SAEPair, stream: MLPInputs, inputs: LatentRows, outputs: LatentRows) -> None:
     """The active latents of both SAEs at each token."""
-    n_tokens, at_once = 0, inputs_at_once(pair.input_sae)
-    for batch in stream:
+    at_once = inputs_at_once(pair.input_sae)
+    for batch, _, start in work.tokens(stream, {"inputs": inputs, "outputs": outputs}):
         for x in batch.split(at_once):
-            tokens = {"token": torch.arange(n_tokens, n_tokens + len(x))}
+            tokens = {"token": torch.arange(start, start + len(x))}
             for rows, sae, given in ((inputs, pair.input_sae, x), (outputs, pair.output_sae, pair.mlp(x))):
                 activations, latents = active_latents(sae, given)
                 rows.add(latents, {"activation": activations}, tokens)
-            n_tokens += len(x)
+            start += len(x)
 
 
 def _of_block(firings: _Firings, block: range, text: _Text, n_top: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -239,15 +255,17 @@ def _top_tokens(firings: _Firings, text: _Text, block: range) -> pd.DataFrame:
     )
 
 
-def _logits(pair: SAEPair, lm: LanguageModel, text: _Text) -> pd.DataFrame:
+def _logits(work: Computation, pair: SAEPair, lm: LanguageModel, text: _Text) -> pd.DataFrame:
     """The tokens whose logits the decoder rows of output latents move most, a row a latent."""
-    columns: dict[str, list] = {name: [] for name in COLUMNS[-4:]}
-    directions = pair.output_sae.W_dec
-    for part in directions.split(max(1, LOGITS_AT_ONCE // (2 * lm.n_vocabulary))):
+    frames, directions = Frames(), pair.output_sae.W_dec
+    parts = directions.split(max(1, LOGITS_AT_ONCE // (2 * lm.n_vocabulary)))
+    for part in work.steps(parts, {"frames": frames}, "decoder rows", len(directions), len):
+        columns: dict[str, list] = {}
         part = part.to(lm.dtype)
         moved = ((lm.logits(part) - lm.logits(-part)) / 2).float()
         for name, values in (("raised", moved), ("lowered", -moved)):
             largest, token_ids = values.topk(min(N_TOKENS, values.shape[1]), dim=1)
-            columns[f"{name}_tokens"] += [text.texts(row) for row in token_ids.cpu().numpy()]
-            columns[f"{name}_logits"] += list((largest if name == "raised" else -largest).cpu().numpy())
-    return pd.DataFrame(columns)
+            columns[f"{name}_tokens"] = [text.texts(row) for row in token_ids.cpu().numpy()]
+            columns[f"{name}_logits"] = list((largest if name == "raised" else -largest).cpu().numpy())
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)

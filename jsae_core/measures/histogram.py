@@ -7,16 +7,17 @@ drawn of it (`figures/`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from jsae_core.activations import with_documents
+from jsae_core.checkpoints import Checkpoint, State
 from jsae_core.jacobian import run_sandwich
 from jsae_core.measures.kept_jacobians import KeptJacobians
 from jsae_core.measures.moments import Estimate, NamedMoments
+from jsae_core.measures.resuming import Computation, Resumable, Tensors
 from jsae_core.measures.token_jacobians import (
     LOGARITHMIC_BINS,
     logarithmic_counts,
@@ -56,6 +57,7 @@ def jacobian_histogram(
     norm: str | None = None,
     memory_bytes: int | None = None,
     at: str = "input",
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Tensor]:
     """Histogram of |J| over the k x k elements of every token, and of mean |J| over all pairs of latents.
 
@@ -68,6 +70,10 @@ def jacobian_histogram(
             of output latents. None: 512 MiB on a CPU, up to 8 GiB on a CUDA device that has the room.
         at: where J is evaluated: "input", at the MLP's true input, or "reconstruction", at what the input SAE makes of
             it, as what the paper's training runs logged.
+        checkpoint: where the state is kept on the way, that of going through what was kept included. If it holds one of
+            the same pair, stream and settings, measuring goes on from there, and the result is what it would have been
+            (on a CPU: bit for bit). Remove it once the result is stored. It takes as much disk as what is kept, beside
+            the temporary file.
 
     Returns:
         `hist` int64 [1100] over [0, 1.1], or [1500] over [0, 1.5] if normed; `overflow` int64: elements above that.
@@ -81,7 +87,7 @@ def jacobian_histogram(
         OSError: the temporary file cannot be written.
         OverflowError: on a CUDA device, of more than a thousand million tokens.
     """
-    return jacobian_histograms(pair, stream, [norm], memory_bytes, at)[norm]
+    return jacobian_histograms(pair, stream, [norm], memory_bytes, at, checkpoint)[norm]
 
 
 def jacobian_histograms(
@@ -90,9 +96,10 @@ def jacobian_histograms(
     norms: Sequence[str | None] = (None, *NORMS),
     memory_bytes: int | None = None,
     at: str = "input",
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str | None, dict[str, Tensor]]:
     """`jacobian_histogram` for several norms at once: they share the Jacobians and the sums of |J|."""
-    return jacobian_sizes(pair, stream, norms, memory_bytes, at).histograms
+    return jacobian_sizes(pair, stream, norms, memory_bytes, at, checkpoint).histograms
 
 
 def jacobian_sizes(
@@ -101,6 +108,7 @@ def jacobian_sizes(
     norms: Sequence[str | None] = (None, *NORMS),
     memory_bytes: int | None = None,
     at: str = "input",
+    checkpoint: Checkpoint | None = None,
 ) -> JacobianSizes:
     """`jacobian_histograms`, and everything else that the same pass over the same tokens says."""
     unknown = [norm for norm in norms if norm is not None and norm not in NORMS]
@@ -110,25 +118,38 @@ def jacobian_sizes(
     memory_bytes = piece_factor(device) * MEMORY_BYTES if memory_bytes is None else memory_bytes
     wanted = [norm for norm in norms if norm is not None]
 
+    work = Computation(checkpoint, "jacobian_sizes 1", pair, stream, {"norms": list(norms), "at": at})
     counts, moments = _Bins(PLAIN_BINS, device), NamedMoments()
-    log_counts, log_means = (torch.zeros(LOGARITHMIC_BINS, dtype=torch.int64, device=device) for _ in range(2))
-    largest = torch.zeros((), device=device)
+    log_counts, log_means = (
+        Tensors(bins=torch.zeros(LOGARITHMIC_BINS, dtype=torch.int64, device=device)) for _ in "12"
+    )
+    largest = Tensors(largest=torch.zeros((), device=device))
     with KeptJacobians(d_sae, memory_bytes, device, again=bool(wanted)) as kept:
-        for magnitude, inputs, outputs, documents in _sandwiches(pair, stream, at):
+        sums: dict[str, Resumable] = {
+            "counts": counts,
+            "moments": moments,
+            "log_counts": log_counts,
+            "largest": largest,
+            "kept": kept,
+        }
+        for x, documents, _ in work.tokens(stream, sums):
+            if not len(x):
+                continue
+            magnitude, inputs, outputs = _sandwich(pair, x, at)
             of_parts = []
             for part in _parts(magnitude):
                 of_parts.append(token_measures(part))
-                largest = torch.maximum(largest, of_parts[-1]["norm_linft"].amax())
+                largest["largest"] = torch.maximum(largest["largest"], of_parts[-1]["norm_linft"].amax())
                 if device.type == "cpu":  # elsewhere it would wait
-                    _check_finite(largest)
+                    _check_finite(largest["largest"])
                 counts.add(part)
-                log_counts += logarithmic_counts(part)
+                log_counts["bins"] += logarithmic_counts(part)
             moments.add(_joined(of_parts), documents)
             kept.append(magnitude, inputs, outputs)
         n_tokens = moments.n_tokens
         if not n_tokens:
             raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
-        _check_finite(largest)
+        _check_finite(largest["largest"])
 
         estimates = moments.estimates()
         scales: dict[str | None, float] = {
@@ -136,20 +157,25 @@ def jacobian_sizes(
         }
         if any(scale == 0 for scale in scales.values()):
             raise ValueError("every element of the Jacobian is zero, so it cannot be divided by its norm")
-        normed_counts = {norm: _Bins(NORMED_BINS, device) for norm in wanted}
-        for magnitude in kept.magnitudes() if wanted else ():
+        normed_counts = {str(norm): _Bins(NORMED_BINS, device) for norm in wanted}
+        batches = range(kept.n_batches if wanted else 0)
+        for number in work.steps(batches, normed_counts, "batches of Jacobians", len(batches)):
             for name, bins in normed_counts.items():
-                bins.add(magnitude / scales[name])
+                bins.add(kept.magnitude(number) / scales[name])
 
         mean_counts = {norm: _Bins(PLAIN_BINS if norm is None else NORMED_BINS, device) for norm in norms}
-        for means, occurrences in kept.pair_means(float(largest)):
-            for norm in norms:
-                mean_counts[norm].add(means / scales[norm])
-            log_means += logarithmic_counts(torch.where(occurrences >= OFTEN, means, 0))
+        sums = {"log_means": log_means, **{f"mean_{norm}": bins for norm, bins in mean_counts.items()}}
+        for block in work.steps(kept.blocks(), sums, "output latents", d_sae, len):
+            for means, occurrences in kept.pair_means(block, float(largest["largest"])):
+                for norm in norms:
+                    mean_counts[norm].add(means / scales[norm])
+                log_means["bins"] += logarithmic_counts(torch.where(occurrences >= OFTEN, means, 0))
     for bins in mean_counts.values():
         bins.add_zeros(d_sae**2)
     often = kept.counts >= OFTEN
-    log_means[0] += often.sum() * d_sae - log_means.sum()  # pairs that never occurred, less those that seldom did
+    log_means["bins"][0] += (
+        often.sum() * d_sae - log_means["bins"].sum()
+    )  # pairs that never occurred, less those that seldom did
 
     histograms: dict[str | None, dict[str, Tensor]] = {}
     for norm in norms:
@@ -169,8 +195,8 @@ def jacobian_sizes(
             histograms[norm]["mean_norm"] = torch.tensor(scales[norm], dtype=torch.float64)
     logarithmic = {
         "log_edges": logarithmic_edges(),
-        "log_hist": log_counts.cpu(),
-        "log_mean_hist": log_means.cpu(),
+        "log_hist": log_counts["bins"].cpu(),
+        "log_mean_hist": log_means["bins"].cpu(),
         "often": torch.tensor(OFTEN),
         "n_often": often.sum().cpu(),
         "share_often": (kept.counts[often].sum().double() / kept.counts.sum()).cpu(),
@@ -179,11 +205,15 @@ def jacobian_sizes(
 
 
 @torch.no_grad()
-def jacobian_measures(pair: SAEPair, stream: Iterable[Tensor], at: str = "input") -> dict[str, Estimate]:
+def jacobian_measures(
+    pair: SAEPair, stream: Iterable[Tensor], at: str = "input", checkpoint: Checkpoint | None = None
+) -> dict[str, Estimate]:
     """The `estimates` of `jacobian_sizes` alone. Raises ValueError as it does."""
-    moments = NamedMoments()
-    for magnitude, _, _, documents in _sandwiches(pair, stream, at):
-        moments.add(_joined([token_measures(part) for part in _parts(magnitude)]), documents)
+    work, moments = Computation(checkpoint, "jacobian_measures 1", pair, stream, {"at": at}), NamedMoments()
+    for x, documents, _ in work.tokens(stream, {"moments": moments}):
+        if len(x):
+            magnitude, _, _ = _sandwich(pair, x, at)
+            moments.add(_joined([token_measures(part) for part in _parts(magnitude)]), documents)
     if not moments.n_tokens:
         raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
     return moments.estimates()
@@ -202,18 +232,13 @@ def share_above(histogram: Mapping[str, Tensor], threshold: float) -> float:
     return (int(inside[edge:].sum()) + overflow) / (int(inside.sum()) + overflow)
 
 
-def _sandwiches(
-    pair: SAEPair, stream: Iterable[Tensor], at: str
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
-    """|J| [n, k, k], input latents [n, k], output latents [n, k] and documents [n] of each batch. |J| is at least
-    float32: bfloat16 has too few digits to number the bins."""
-    for mlp_input, documents in with_documents(stream):
-        if not len(mlp_input):
-            continue
-        sandwich = run_sandwich(pair, mlp_input, at)
-        magnitude = sandwich.jacobian.abs_()
-        magnitude = magnitude.to(torch.promote_types(magnitude.dtype, torch.float32))
-        yield magnitude, sandwich.input_latents, sandwich.output_latents, documents
+def _sandwich(pair: SAEPair, x: Tensor, at: str) -> tuple[Tensor, Tensor, Tensor]:
+    """|J| [n, k, k], input latents [n, k] and output latents [n, k] of a batch. |J| is at least float32: bfloat16 has
+    too few digits to number the bins."""
+    sandwich = run_sandwich(pair, x, at)
+    magnitude = sandwich.jacobian.abs_()
+    magnitude = magnitude.to(torch.promote_types(magnitude.dtype, torch.float32))
+    return magnitude, sandwich.input_latents, sandwich.output_latents
 
 
 def _parts(magnitude: Tensor) -> Sequence[Tensor]:
@@ -247,6 +272,12 @@ class _Bins:
         else:
             counts = torch.bincount(numbers.long(), minlength=self.n + 1)
         self._counts += counts
+
+    def state(self) -> State:
+        return State({"counts": self._counts})
+
+    def restore(self, state: State) -> None:
+        self._counts = state.tensors["counts"]
 
     def add_zeros(self, n: int) -> None:
         """As many zeros as make the counts add up to n."""

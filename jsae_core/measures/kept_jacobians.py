@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jsae_core.checkpoints import Made, State
 from jsae_core.measures.array_file import ArrayFile, InFile
 from jsae_core.measures.pair_sums import PairSums, sums_fit
 from jsae_core.memory import piece_factor
@@ -35,7 +36,7 @@ class KeptJacobians:
     Args:
         memory_bytes: budget for what is kept in memory and for what `pair_means` takes together; a single output
             latent's rows may exceed it.
-        again: whether `magnitudes` will be asked for.
+        again: whether each `magnitude` will be asked for.
 
     Attributes:
         counts: int64 [d_sae], the tokens in which each output latent was active.
@@ -72,30 +73,61 @@ class KeptJacobians:
         if self._sums is not None:
             self._sums.add(magnitude, inputs, outputs)
             if self._again:
-                self._rows_kept += self._kept(rows)
+                self._keep(rows)
             return
         latents, order = outputs.int().view(-1).sort(stable=True)
-        places = (latents, (order // outputs.shape[1]).int(), inputs.int())
-        kept_rows, *kept = self._kept(rows.index_select(0, order), *places)
-        self._rows_kept.append(kept_rows)
-        self._places.append(_Places(*kept))
+        self._keep(rows.index_select(0, order), latents, (order // outputs.shape[1]).int(), inputs.int())
 
-    def magnitudes(self) -> Iterator[Tensor]:
-        """Every |J|, [n, k_in] at a time."""
-        for rows in self._rows_kept:
-            yield self._read(rows)
+    @property
+    def n_batches(self) -> int:
+        """How many batches `magnitude` gives."""
+        return len(self._rows_kept)
 
-    def pair_means(self, largest: float) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each pair of latents the sum of |J| over tokens, divided by how often the output latent was active, and
-        how often it was, of a shape that goes with it. One number for each pair that occurred, in no particular order,
-        some at a time; pairs that did not may be among them as zeros. `largest` is the largest |J| there was.
+    def magnitude(self, number: int) -> Tensor:
+        """|J| of the batch of a number, [n, k_in]."""
+        return self._read(self._rows_kept[number])
+
+    def state(self) -> State:
+        lists: dict[str, Sequence[Tensor | InFile]] = {"rows": self._rows_kept}
+        lists |= {name: [getattr(places, name) for places in self._places] for name in _Places._fields}
+        sums = {} if self._sums is None else {"sums": self._sums.state()}
+        return State.joined(
+            {"kept": State({"counts": self.counts}, {}, {name: Made(of, self._read) for name, of in lists.items()})}
+            | sums
+        )
+
+    def restore(self, state: State) -> None:
+        kept, sums = state.part("kept"), state.part("sums")
+        self.counts = kept.tensors["counts"]
+        # whether there is room for sums may have changed: what was begun is gone on with
+        self._sums = None
+        if sums.tensors:
+            self._sums = PairSums(len(self.counts), self._device)
+            self._sums.restore(sums)
+        columns = [kept.lists.get(name, []) for name in ("rows", *_Places._fields)]
+        for tensors in zip(*columns, strict=True) if self._sums is None else zip(columns[0], strict=True):
+            self._keep(*(tensor.to(self._device) for tensor in tensors))
+
+    def blocks(self) -> Sequence[range]:
+        """Ranges of output latents whose means are taken together."""
+        d_sae = len(self.counts)
+        if self._sums is not None:
+            return [range(d_sae)]
+        most = max(piece_factor(self._device) * ROWS_AT_ONCE, self._block_bytes // self._row_bytes())
+        return list(_ranges(self.counts.tolist(), most, d_sae))
+
+    def pair_means(self, block: range, largest: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each pair of latents whose output latent is in a block, the sum of |J| over tokens, divided by how often
+        the output latent was active, and how often it was, of a shape that goes with it. One number for each pair that
+        occurred, in no particular order, some at a time; pairs that did not may be among them as zeros. `largest` is
+        the largest |J| there was.
 
         Raises:
             OverflowError: as `PairSums.means` does.
         """
-        yield from self._means_of_rows() if self._sums is None else self._sums.means(self.counts, largest)
+        yield from self._means_of_rows(block) if self._sums is None else self._sums.means(self.counts, largest)
 
-    def _means_of_rows(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _means_of_rows(self, block: range) -> Iterator[tuple[Tensor, Tensor]]:
         """`pair_means` without sums of all pairs.
 
         The rows of all Jacobians are grouped by output latent. So a few output latents are summed at a time, in memory
@@ -108,22 +140,21 @@ class KeptJacobians:
         dtype = torch.float32 if self._device.type == "mps" else torch.float64  # MPS has no float64
         sums = torch.zeros(latents_at_once * d_sae, dtype=dtype, device=self._device)
         last = torch.empty(len(sums), dtype=torch.int32, device=self._device)
-        for block in _ranges(self.counts.tolist(), max(rows_at_once, self._block_bytes // self._row_bytes()), d_sae):
-            magnitude, inputs, outputs = self._rows(block.start, block.stop)
-            counts = self.counts[block.start : block.stop].tolist()
-            n_done = 0
-            for latents in _ranges(counts, rows_at_once, latents_at_once):
-                rows = slice(n_done, n_done := n_done + sum(counts[latents.start : latents.stop]))
-                terms = magnitude[rows].to(dtype).div_(self.counts[outputs[rows], None])
-                places = ((outputs[rows, None] - (block.start + latents.start)) * d_sae + inputs[rows]).view(-1)
-                sums.scatter_add_(0, places, terms.view(-1))
-                # a pair that occurs several times is taken once: where its place was written last
-                number = torch.arange(len(places), dtype=last.dtype, device=self._device)
-                is_last = last.scatter_(0, places, number).index_select(0, places) == number
-                taken = places[is_last]
-                outputs_taken = taken.div(d_sae, rounding_mode="floor").add_(block.start + latents.start)
-                yield sums.index_select(0, taken), self.counts.index_select(0, outputs_taken)
-                sums.index_fill_(0, places, 0)
+        magnitude, inputs, outputs = self._rows(block.start, block.stop)
+        counts = self.counts[block.start : block.stop].tolist()
+        n_done = 0
+        for latents in _ranges(counts, rows_at_once, latents_at_once):
+            rows = slice(n_done, n_done := n_done + sum(counts[latents.start : latents.stop]))
+            terms = magnitude[rows].to(dtype).div_(self.counts[outputs[rows], None])
+            places = ((outputs[rows, None] - (block.start + latents.start)) * d_sae + inputs[rows]).view(-1)
+            sums.scatter_add_(0, places, terms.view(-1))
+            # a pair that occurs several times is taken once: where its place was written last
+            number = torch.arange(len(places), dtype=last.dtype, device=self._device)
+            is_last = last.scatter_(0, places, number).index_select(0, places) == number
+            taken = places[is_last]
+            outputs_taken = taken.div(d_sae, rounding_mode="floor").add_(block.start + latents.start)
+            yield sums.index_select(0, taken), self.counts.index_select(0, outputs_taken)
+            sums.index_fill_(0, places, 0)
 
     def _row_bytes(self) -> int:
         rows, inputs = self._rows_kept[0], self._places[0].inputs
@@ -142,10 +173,14 @@ class KeptJacobians:
         outputs, order = outputs.sort(stable=True)
         return magnitude.index_select(0, order), inputs.index_select(0, order), outputs
 
-    def _kept(self, *tensors: Tensor) -> list[Tensor | InFile]:
-        """In memory while there is room, then in the file."""
-        self._room -= sum(tensor.nbytes for tensor in tensors)
-        return list(tensors) if self._room >= 0 else [self._file.write(tensor) for tensor in tensors]
+    def _keep(self, rows: Tensor, *places: Tensor) -> None:
+        """In memory while there is room, then in the file: the rows of a batch, and where they belong if that is
+        known."""
+        self._room -= rows.nbytes + sum(tensor.nbytes for tensor in places)
+        kept_rows, *kept = (tensor if self._room >= 0 else self._file.write(tensor) for tensor in (rows, *places))
+        self._rows_kept.append(kept_rows)
+        if places:
+            self._places.append(_Places(*kept))
 
     def _read(self, kept: Tensor | InFile, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows [start, stop) of what was kept."""

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from jsae_core.checkpoints import Made, State
 from jsae_core.measures.array_file import ArrayFile, InFile
 
 
@@ -65,6 +67,32 @@ class LatentRows:
             )
         )
 
+    def state(self) -> State:
+        latents, tokens = ([getattr(batch, name) for batch in self._batches] for name in ("latents", "tokens"))
+        lists: dict[str, list[InFile]] = {"latents": latents, "tokens": tokens}
+        for batch in self._batches:
+            for name, column in batch.of_rows.items():
+                lists.setdefault(f"of_rows.{name}", []).append(column)
+            for name, column in batch.of_tokens.items():
+                lists.setdefault(f"of_tokens.{name}", []).append(column)
+        return State(lists={name: Made(columns, self._tensor) for name, columns in lists.items()})
+
+    def restore(self, state: State) -> None:
+        lists = state.lists
+        names = list(lists)
+        for columns in zip(*lists.values(), strict=True):
+            column = dict(zip(names, columns, strict=True))
+            self.counts += np.bincount(column["latents"].numpy(), minlength=len(self.counts))
+            written = {name: self._file.write(tensor) for name, tensor in column.items()}
+            self._batches.append(
+                _Batch(
+                    written["latents"], written["tokens"], _below(written, "of_rows."), _below(written, "of_tokens.")
+                )
+            )
+
+    def _tensor(self, kept: InFile) -> Tensor:
+        return torch.from_numpy(self._file.read(kept))
+
     def blocks(self, most_rows: int, most_latents: int) -> Iterator[range]:
         """Successive ranges of latents, at most `most_latents` long, which have at most `most_rows` rows or are one
         latent."""
@@ -91,3 +119,7 @@ class LatentRows:
                 **{name: self._file.read(column, rows.start, rows.stop) for name, column in batch.of_rows.items()},
                 **{name: self._file.read(column)[tokens] for name, column in batch.of_tokens.items()},
             }
+
+
+def _below(named: Mapping[str, InFile], prefix: str) -> dict[str, InFile]:
+    return {name.removeprefix(prefix): kept for name, kept in named.items() if name.startswith(prefix)}

@@ -14,8 +14,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from jsae_core.checkpoints import Checkpoint
 from jsae_core.jacobian import Sandwich, run_sandwich
 from jsae_core.measures.nearby import Lines, activations, own_pre_activations
+from jsae_core.measures.resuming import Computation, Parts
 from jsae_core.measures.samples import Samples, draw_samples, joined, named, table, with_document
 from jsae_core.sae import active_latents, inputs_at_once
 from jsae_core.sae_pair import SAEPair
@@ -133,6 +135,7 @@ def function_shapes(
     seed: int = 0,
     n_curves: int = 0,
     rules: Sequence[str] = ("published",),
+    checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
     """Classes of the curves of randomly drawn tokens, output and input latents: the first `n_samples` elements that
     `ablation_samples` draws from the same stream with the same seed.
@@ -140,6 +143,7 @@ def function_shapes(
     Args:
         n_curves: how many curves to keep, beside 30 of each shape that are kept if any are.
         rules: "published" (always there), and "relative", which asks for sweeps of its own.
+        checkpoint: as for `ablation_samples`.
 
     Returns:
         One row a sample: `token`, `output_rank`, `input_rank`, `drawn` (place in the order of drawing),
@@ -157,23 +161,30 @@ def function_shapes(
     unknown = [rule for rule in rules if rule not in RULES]
     if unknown:
         raise ValueError(f"unknown rule {unknown[0]!r}; expected some of {', '.join(RULES)}")
-    x = joined(stream)
+    settings = {"n_samples": n_samples, "seed": seed, "n_curves": n_curves, "rules": sorted(rules)}
+    work = Computation(checkpoint, "function_shapes 1", pair, stream, settings)
+    x = joined(work, stream, pair.device)
     samples = draw_samples(len(x), pair.config.k, n_samples, "random", seed, x.device)
-    usual = _usual_activations(pair, x) if "relative" in rules else None
-    parts = [_shapes(pair, x, part, usual, n_curves) for part in samples.split(inputs_at_once(pair.input_sae))]
-    columns = {name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns}
-    curves = _kept_curves(columns, parts, n_curves) if n_curves else {}
-    frame = table(columns)
+    usual = _usual_activations(work, pair, x) if "relative" in rules else None
+    parts, kept = samples.split(inputs_at_once(pair.input_sae)), Parts(pair.device)
+    for part in work.steps(parts, {"rows": kept}, "samples", n_samples, lambda part: len(part.token)):
+        kept.append(_shapes(pair, x, part, usual, n_curves))
+    columns = kept.joined()
+    curves = _kept_curves(columns, n_curves) if n_curves else {}
+    frame = table({name: column for name, column in columns.items() if name not in ("has_curve", *CURVES)})
     for name in {"shape", "relative_shape"} & columns.keys():
         frame[name] = named(frame[name], RELATIVE_SHAPES)
     return with_document(frame, stream).assign(**curves)
 
 
 @torch.no_grad()
-def _usual_activations(pair: SAEPair, x: Tensor) -> Tensor:
+def _usual_activations(work: Computation, pair: SAEPair, x: Tensor) -> Tensor:
     """The 99th percentile of each input latent's activations above zero, [d_sae]; 0 where there is none."""
-    parts = [active_latents(pair.input_sae, part) for part in x.split(inputs_at_once(pair.input_sae))]
-    activations_, latents = (torch.cat(tensors).flatten().cpu() for tensors in zip(*parts, strict=True))
+    parts, kept = x.split(inputs_at_once(pair.input_sae)), Parts(x.device)
+    for part in work.steps(parts, {"active": kept}, "tokens", len(x), len):
+        activations_, latents = active_latents(pair.input_sae, part)
+        kept.append({"activations": activations_, "latents": latents})
+    activations_, latents = (tensor.flatten().cpu() for tensor in kept.joined().values())
     above = activations_ > 0
     percentiles = pd.Series(activations_[above].double().numpy()).groupby(latents[above].numpy()).quantile(USUAL)
     usual = torch.zeros(pair.config.d_sae, dtype=x.dtype)
@@ -181,14 +192,6 @@ def _usual_activations(pair: SAEPair, x: Tensor) -> Tensor:
         percentiles.to_numpy(copy=True), dtype=x.dtype
     )
     return usual.to(x.device)
-
-
-class _Shapes(NamedTuple):
-    """Of some samples: the columns of the table, classes by their places, and the curves that may be kept."""
-
-    columns: dict[str, Tensor]  # [n_samples] each
-    has_curve: Tensor  # [n_samples], bool
-    curves: dict[str, Tensor]  # [n_curves, POINTS] each
 
 
 def _drawn_first(drawn: Tensor, shape: Tensor, n_curves: int) -> Tensor:
@@ -201,21 +204,23 @@ def _drawn_first(drawn: Tensor, shape: Tensor, n_curves: int) -> Tensor:
     return (drawn < n_curves) | (before < KEPT_OF_EACH_SHAPE)
 
 
-def _kept_curves(columns: Mapping[str, Tensor], parts: Sequence[_Shapes], n_curves: int) -> dict[str, np.ndarray]:
+def _kept_curves(columns: Mapping[str, Tensor], n_curves: int) -> dict[str, np.ndarray]:
     """Columns of curves [POINTS] each, and None where none is kept. What a part need not keep, all of them together
     need not either."""
     kept = _drawn_first(columns["drawn"], columns["shape"], n_curves)
-    among_those_there = kept[torch.cat([part.has_curve for part in parts])]
+    among_those_there = kept[columns["has_curve"]]
     curves = {}
     for name in CURVES:
-        rows = torch.cat([part.curves[name] for part in parts])[among_those_there]
+        rows = columns[name][among_those_there]
         curves[name] = np.full(len(kept), None, dtype=object)
         for place, row in zip(kept.nonzero()[:, 0].tolist(), rows.float().cpu().numpy(), strict=True):
             curves[name][place] = row
     return curves
 
 
-def _shapes(pair: SAEPair, x: Tensor, samples: Samples, usual: Tensor | None, n_curves: int) -> _Shapes:
+def _shapes(pair: SAEPair, x: Tensor, samples: Samples, usual: Tensor | None, n_curves: int) -> dict[str, Tensor]:
+    """Of some samples the columns of the table, [n_samples] each, classes by their places; `has_curve` [n_samples], and
+    the curves that may be kept, [n_curves, POINTS] each."""
     token, output_rank, input_rank, drawn = samples
     tokens, row = token.unique(return_inverse=True)
     sandwich = run_sandwich(pair, x[tokens])
@@ -236,7 +241,11 @@ def _shapes(pair: SAEPair, x: Tensor, samples: Samples, usual: Tensor | None, n_
         "output_activation": sandwich.output_activations[row, output_rank],
     }
     has_curve = _drawn_first(drawn, columns["shape"], n_curves) if n_curves else torch.zeros_like(columns["flat"])
-    curves = {"input_values": input_values[has_curve], "output_values": output_values[has_curve]}
+    columns |= {
+        "has_curve": has_curve,
+        "input_values": input_values[has_curve],
+        "output_values": output_values[has_curve],
+    }
     if usual is not None:
         sweeps = _sweeps(pair, x[tokens], sandwich, row, input_rank, usual)
         input_values = sweeps.input_values[sweeps.of_sample]
@@ -244,7 +253,7 @@ def _shapes(pair: SAEPair, x: Tensor, samples: Samples, usual: Tensor | None, n_
         unclipped = own_pre_activations(sweeps.lines, sweeps.of_sample, output_latent)
         columns["relative_shape"] = _classes(input_values, output_values, "relative")
         columns["curvature"] = _curvature(input_values.double(), unclipped.double())
-    return _Shapes(columns, has_curve, curves)
+    return columns
 
 
 def _curvature(x: Tensor, y: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from jsae_core.checkpoints import State
+
 
 class Estimate(NamedTuple):
     """A number that was measured on documents.
@@ -128,6 +130,25 @@ class Moments:
         self._finish_named(numbers[:-1], sums[:-1])
         self._unfinished = (int(numbers[-1]), sums[-1])
 
+    def state(self) -> State:
+        if not self.n_tokens:
+            return State()
+        tensors = {"origin": self._origin, "sum": self._sum, "products": self._products}
+        values: dict[str, Any] = {"n_tokens": self.n_tokens, "n_documents": self._n_documents}
+        if self._unfinished is not None:
+            values["unfinished"], tensors["unfinished"] = self._unfinished
+        return State(tensors, values, {"numbers": self._numbers, "named": self._named})
+
+    def restore(self, state: State) -> None:
+        if not state.values:
+            return
+        self.n_tokens, self._n_documents = state.values["n_tokens"], state.values["n_documents"]
+        self._origin, self._sum, self._products = (state.tensors[name] for name in ("origin", "sum", "products"))
+        if "unfinished" in state.values:
+            self._unfinished = state.values["unfinished"], state.tensors["unfinished"]
+            self._numbers = list(state.lists["numbers"])
+            self._named = [sums.to(self._sum.device) for sums in state.lists["named"]]
+
     def _finish_named(self, numbers: Tensor, rows: Tensor) -> None:
         self._numbers.append(numbers)
         self._named.append(rows)
@@ -198,6 +219,15 @@ class NamedMoments:
     @property
     def n_tokens(self) -> int:
         return self._moments.n_tokens
+
+    def state(self) -> State:
+        moments = self._moments.state()
+        return State(moments.tensors, {**moments.values, "names": self._names}, moments.lists)
+
+    def restore(self, state: State) -> None:
+        values = dict(state.values)
+        self._names = values.pop("names")
+        self._moments.restore(State(state.tensors, values, state.lists))
 
     def add(self, values: Mapping[str, Tensor], documents: Tensor | None = None) -> None:
         """A quantity a name, each [n_tokens]; the same names each time. `documents` as for `Moments.add`."""

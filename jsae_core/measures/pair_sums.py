@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from jsae_core.checkpoints import State
 from jsae_core.memory import available_bytes, piece_factor
 
 DIGITS = 32  # binary, of the largest |J| of the first batch
@@ -50,6 +51,12 @@ class PairSums:
         places = (outputs[:, :, None] * self._d_sae + inputs[:, None]).view(-1)
         terms = magnitude.mul(1 / self._unit).round_().long().view(-1)
         self._sums.scatter_add_(0, places, terms)
+
+    def state(self) -> State:
+        return State({"sums": self._sums}, {"unit": self._unit})
+
+    def restore(self, state: State) -> None:
+        self._sums, self._unit = state.tensors["sums"], state.values["unit"]
 
     def means(self, counts: Tensor, largest: float) -> Iterator[tuple[Tensor, Tensor]]:
         """Each sum over how often its output latent was active (`counts` [d_sae]), 0 where it never was, [n, d_sae] for

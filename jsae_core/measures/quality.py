@@ -7,17 +7,19 @@ here: histograms (`histogram.py`), how well each SAE reconstructs (`reconstructi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from jsae_core.activations import Batch, packed
+from jsae_core.activations import Batch, MLPInputs, packed
+from jsae_core.checkpoints import Checkpoint, State
 from jsae_core.jacobian import run_sandwich
 from jsae_core.language_model import CleanPass, LanguageModel
 from jsae_core.measures.moments import Estimate, NamedMoments, flat
 from jsae_core.measures.reconstruction import ReconstructionSums, reconstruct
+from jsae_core.measures.resuming import Computation, Resumable
 from jsae_core.measures.token_jacobians import token_measures
 from jsae_core.memory import piece_factor
 from jsae_core.sae import decode
@@ -39,7 +41,11 @@ class Quality(NamedTuple):
 
 
 def pair_quality(
-    pair: SAEPair, language_model: LanguageModel, documents: Sequence[Tensor], batch_tokens: int | None = None
+    pair: SAEPair,
+    language_model: LanguageModel,
+    documents: Sequence[Tensor],
+    batch_tokens: int | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, float]:
     """Everything about a pair in one row. Logarithms are natural; BOS positions enter no mean.
 
@@ -47,6 +53,7 @@ def pair_quality(
         documents: 1-d token tensors, BOS first, of at least two tokens; some of at least three.
         batch_tokens: the most tokens, padding counted, that the model is given at once. None: 4096 on a CPU, on a CUDA
             device up to four times as many, by its memory.
+        checkpoint: as for `jacobian_histogram`.
 
     Returns:
         For side in (input, output, pair) - the input SAE's reconstruction in the place of the MLP's input, the output
@@ -65,12 +72,16 @@ def pair_quality(
     Raises:
         ValueError: there is nothing to predict, or pair and model do not belong together, or a result is not finite.
     """
-    return measured_quality(pair, language_model, documents, batch_tokens).flat()
+    return measured_quality(pair, language_model, documents, batch_tokens, checkpoint).flat()
 
 
 @torch.no_grad()
 def measured_quality(
-    pair: SAEPair, language_model: LanguageModel, documents: Sequence[Tensor], batch_tokens: int | None = None
+    pair: SAEPair,
+    language_model: LanguageModel,
+    documents: Sequence[Tensor],
+    batch_tokens: int | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Quality:
     """`pair_quality`, with what each document adds to each number. Raises as it does."""
     if pair.config.d_in != language_model.d_model:
@@ -87,12 +98,19 @@ def measured_quality(
     cross_entropy, divergence, jacobian = NamedMoments(), NamedMoments(), NamedMoments()
     reconstruction = ReconstructionSums(pair)
     check = _SameMLP(language_model.name, layer)
-    n_documents = 0
-    for batch in packed(documents, batch_tokens):
+    work = Computation(checkpoint, "pair_quality 1", pair, MLPInputs(language_model, documents, layer, batch_tokens))
+    sums: dict[str, Resumable] = {
+        "cross_entropy": cross_entropy,
+        "divergence": divergence,
+        "jacobian": jacobian,
+        "reconstruction": reconstruction,
+        "check": check,
+    }
+    batches, n_tokens = _numbered(packed(documents, batch_tokens)), sum(len(document) - 1 for document in documents)
+    for batch, n_documents in work.steps(batches, sums, "tokens", n_tokens, lambda item: int(item[0].measured.sum())):
         there = _Places(batch, language_model.device, pair.config.trained_on_bos)
         # of tokens, and of those whose successor is known
         document, document_of_prediction = n_documents + there.document, n_documents + there.document_of_prediction
-        n_documents += len(batch.tokens)
         clean = language_model.clean_pass(batch.tokens, layer)
         x, kept = _at(clean.mlp_input, there.spliced), there.measured_among_spliced
         sandwich = run_sandwich(pair, x)
@@ -133,6 +151,14 @@ def measured_quality(
     if broken:
         raise ValueError(f"NaN or infinite: {', '.join(broken)}; does {language_model.name} give finite logits?")
     return quality
+
+
+def _numbered(batches: Iterable[Batch]) -> Iterator[tuple[Batch, int]]:
+    """With the number of documents before each."""
+    n_documents = 0
+    for batch in batches:
+        yield batch, n_documents
+        n_documents += len(batch.tokens)
 
 
 class _Places:
@@ -188,6 +214,13 @@ class _SameMLP:
         self._apart = apart if is_first else self._apart | apart
         if is_first or apart.device.type == "cpu":
             self.finish()
+
+    def state(self) -> State:
+        self.finish()
+        return State()
+
+    def restore(self, state: State) -> None:
+        """Whatever came before did agree."""
 
     def finish(self) -> None:
         if self._apart:

@@ -10,6 +10,7 @@ from sae_lens import TopKSAE
 from torch import Tensor
 
 from jsae_core.activations import with_documents
+from jsae_core.checkpoints import State
 from jsae_core.measures.moments import Estimate, Moments, NamedMoments, flat
 from jsae_core.sae import active_latents, decode
 from jsae_core.sae_pair import SAEPair
@@ -55,6 +56,13 @@ class ReconstructionSums:
         """x and its reconstruction [n, d_in]; activations and latents [n, k]; the document of each token [n]."""
         self._sides[side].add(x, activations, latents, x_hat, documents)
 
+    def state(self) -> State:
+        return State.joined({name: side.state() for name, side in self._sides.items()})
+
+    def restore(self, state: State) -> None:
+        for name, side in self._sides.items():
+            side.restore(state.part(name))
+
     def estimates(self) -> dict[str, Estimate]:
         """What `reconstruction_quality` gives with an error. Raises ValueError if there was no token."""
         if not self._sides["input"].n_tokens:
@@ -90,6 +98,16 @@ class _Side:
         squares = wide.square().sum(dim=1)
         self.errors_and_inputs.add(torch.cat([error[:, None], squares[:, None], wide], dim=1), documents)
         self.times_active.scatter_add_(0, latents.reshape(-1), (activations > 0).reshape(-1).long())
+
+    def state(self) -> State:
+        of_moments = {"means": self.means.state(), "errors_and_inputs": self.errors_and_inputs.state()}
+        return State.joined({**of_moments, "side": State({"active": self.times_active}, {"n_tokens": self.n_tokens})})
+
+    def restore(self, state: State) -> None:
+        self.means.restore(state.part("means"))
+        self.errors_and_inputs.restore(state.part("errors_and_inputs"))
+        own = state.part("side")
+        self.times_active, self.n_tokens = own.tensors["active"], own.values["n_tokens"]
 
     @property
     def dead(self) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from jsae_core.activations import documents_of
 from jsae_core.measures.moments import Estimate, NamedMoments
+from jsae_core.measures.resuming import Computation, Parts
 
 Ranks = Literal["random", "diagonal", "all"]
 PERMUTED = 2**22  # elements up to which all are permuted; of more, half can be drawn with repeated ones passed over
@@ -139,12 +140,16 @@ def shares(samples: pd.DataFrame, column: str, classes: Sequence[str]) -> dict[s
     return moments_of(samples, {name: samples[column] == name for name in classes}).estimates()
 
 
-def joined(stream: Iterable[Tensor]) -> Tensor:
-    """The whole stream [n_tokens, d_model]. Raises ValueError if it holds no token, or NaN or infinite values."""
-    chunks = [chunk for chunk in stream if len(chunk)]
+def joined(work: Computation, stream: Iterable[Tensor], device: torch.device) -> Tensor:
+    """The whole stream [n_tokens, d_model], as the first loop of a computation on a device. Raises ValueError if it
+    holds no token, or NaN or infinite values."""
+    chunks = Parts(device)
+    for x, _, _ in work.tokens(stream, {"chunks": chunks}):
+        if len(x):
+            chunks.append({"x": x})
     if not chunks:
         raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
-    x = torch.cat(chunks)
+    x = chunks.joined()["x"]
     if not torch.isfinite(x).all():
         raise ValueError("the MLP inputs hold NaN or infinite values")
     return x

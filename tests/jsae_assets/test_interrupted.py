@@ -1,25 +1,31 @@
-"""Training through Dagster that is killed or stopped: it ends at once, and goes on from its checkpoint."""
+"""Training and measures through Dagster that are killed or stopped: they end at once, and go on from their
+checkpoint."""
 
 import signal
 from pathlib import Path
 
 import dagster as dg
+import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
 from upath import UPath
 
+from jsae_assets import resources
 from jsae_assets.catalog import load_catalog
 from jsae_assets.io_managers import FigureStore, ParquetStore, SafetensorsStore
 from jsae_assets.plan import SWEEP_JOB
 from jsae_assets.resources import Compute
 from jsae_core.checkpoints import Checkpoint
 from jsae_core.tensor_files import content_digest
-from tests.jsae_assets.conftest import Graph, failures, metadata, write_catalog
+from tests.jsae_assets.conftest import TABLES, Graph, failures, materialised, metadata, write_catalog
 from tests.killing import killed_once
 
 STEPS = 500
 PAIR = "jsae/sae_pair"
 SWEPT = [0.0, 1.0]
+HISTOGRAM = "jsae/jacobian_histogram"
+MEASURES = [HISTOGRAM, *(f"jsae/{name}" for name in TABLES)]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,17 @@ def train_pair_at(home: Path, catalog: Path) -> None:
 
 def train_sweep_at(home: Path, catalog: Path) -> None:
     sweep(graph_of(home, catalog))
+
+
+def measuring(home: Path, catalog: Path, instance: dg.DagsterInstance | None = None) -> Graph:
+    """A graph whose measures take many batches and save each."""
+    instance = instance or dg.DagsterInstance.from_config(str(home))
+    compute = Compute(device="cpu", checkpoint_seconds=0, batch_tokens=64)
+    return Graph(load_catalog(catalog), instance, {"compute": compute})
+
+
+def measure_at(home: Path, catalog: Path) -> None:
+    measuring(home, catalog).measure(1, HISTOGRAM)
 
 
 def sweep(graph: Graph) -> dg.ExecuteInProcessResult:
@@ -85,6 +102,78 @@ def interrupted(instance, long_entries, tmp_path):
 
 def digest(path: Path) -> str:
     return content_digest(load_file(path))
+
+
+@pytest.fixture
+def to_measure(instance, entries, tmp_path):
+    """The graph of the tiny catalog with a pair to measure."""
+    graph = measuring(Path(instance.root_directory), write_catalog(tmp_path, entries()), instance)
+    assert graph.measure(1, PAIR).success
+    return graph
+
+
+def test_a_measure_that_was_killed_goes_on_and_stores_what_it_would_have_stored(to_measure, instance, tmp_path):
+    graph = to_measure
+    work = (measure_at, Path(instance.root_directory), tmp_path / "catalog.yaml")
+    checkpoint = graph.storage / "checkpoints" / HISTOGRAM / "1" / "tiny.safetensors"
+    killed_once(checkpoint.exists, signal.SIGKILL, *work)
+    free_slots(instance)
+    assert not graph.file(HISTOGRAM).exists()
+    result = graph.measure(1, HISTOGRAM)
+    assert result.success and "going on from the checkpoint" in graph.messages(result)
+    assert checkpoints(graph) == []
+    resumed = digest(graph.file(HISTOGRAM))
+    again = graph.measure(1, HISTOGRAM)
+    assert "checkpoint" not in graph.messages(again) and digest(graph.file(HISTOGRAM)) == resumed
+
+
+def test_every_measure_that_fails_goes_on_in_the_next_run_from_where_it_was(to_measure, monkeypatch):
+    graph, saved = to_measure, Checkpoint.save
+
+    def results() -> dict[str, pd.DataFrame | str]:
+        tables = {name: pd.read_parquet(graph.file(name, extension="parquet")) for name in MEASURES[1:]}
+        return {HISTOGRAM: digest(graph.file(HISTOGRAM))} | tables
+
+    def save(self, *state):
+        saved(self, *state)
+        if len(state[1]["loops"]) > 1 or state[1]["loops"][0][0] == 3:
+            raise KeyError("as if it had been killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save)
+        assert set(failures(graph.measure(1, *MEASURES).runs[0])) == set(MEASURES)
+    assert len(checkpoints(graph)) >= len(MEASURES)
+    result = graph.measure(1, *MEASURES)
+    assert materialised(result) == set(MEASURES)
+    assert graph.messages(result).count("going on from the checkpoint") == len(MEASURES)
+    assert checkpoints(graph) == []
+    resumed = results()
+    again = graph.measure(1, *MEASURES)
+    assert again.success and "checkpoint" not in graph.messages(again)
+    for name, one in results().items():
+        assert one == resumed[name] if name == HISTOGRAM else one.equals(resumed[name]), name
+
+
+def test_a_measure_begins_anew_with_fewer_tokens_at_once_where_memory_ran_out(to_measure, monkeypatch):
+    graph, saved, n_saved = to_measure, Checkpoint.save, 0
+
+    def save(self, *state):
+        nonlocal n_saved
+        saved(self, *state)
+        n_saved += 1
+        if n_saved == 3:
+            raise torch.OutOfMemoryError("as if it had")
+
+    monkeypatch.setattr(resources, "LEAST_TOKENS", 32)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save)
+        result = graph.measure(1, HISTOGRAM)
+    said = graph.messages(result)
+    assert result.success and "beginning again with 32" in said and "Beginning anew" in said
+    halved = digest(graph.file(HISTOGRAM))
+    smaller = Compute(device="cpu", checkpoint_seconds=60, batch_tokens=32)
+    other = Graph(graph.catalog, graph.instance, {"compute": smaller})
+    assert other.measure(1, HISTOGRAM).success and digest(graph.file(HISTOGRAM)) == halved
 
 
 def test_a_pair_whose_training_was_killed_is_trained_on_to_the_pair_it_would_have_been(interrupted):
@@ -137,24 +226,25 @@ def test_a_worker_that_trains_ends_within_ten_seconds_of_being_told_to_and_goes_
     assert result.success and "going on from the checkpoint" in graph.messages(result)
 
 
-def test_a_checkpoint_in_a_storage_elsewhere_is_gone_on_from(long_entries, graph, monkeypatch, tmp_path):
+def test_checkpoints_in_a_storage_elsewhere_are_gone_on_from(long_entries, graph, monkeypatch, tmp_path):
     base = f"memory://{tmp_path.name}"
     stores = {"tensors": SafetensorsStore, "tables": ParquetStore, "figures": FigureStore}
     tiny = graph(
         long_entries(),
-        compute=Compute(device="cpu", checkpoint_seconds=0),
+        compute=Compute(device="cpu", checkpoint_seconds=0, batch_tokens=64),
         **{name: store(base_path=base) for name, store in stores.items()},
     )
     saved = Checkpoint.save
 
-    def save(self, tensors, values):
-        saved(self, tensors, values)
-        if values["step"] == 5:
+    def save(self, tensors, values, *lists):
+        saved(self, tensors, values, *lists)
+        if values.get("step") == 5 or values.get("loops", [[0]])[0][0] == 5:
             raise KeyError("as if it had been killed")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save)
-        assert not tiny.measure(1, PAIR).success
-    result = tiny.measure(1, PAIR)
-    assert result.success and "going on from the checkpoint" in tiny.messages(result)
+    for asset in (PAIR, HISTOGRAM):
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoint, "save", save)
+            assert not tiny.measure(1, asset).success
+        result = tiny.measure(1, asset)
+        assert result.success and "going on from the checkpoint" in tiny.messages(result)
     assert not [path for path in UPath(base).rglob("*") if "checkpoints" in path.parts and path.is_file()]

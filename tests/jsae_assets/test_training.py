@@ -7,9 +7,9 @@ import pytest
 
 import jsae_core
 from jsae_assets.assets import training
-from jsae_assets.assets.training import duration
 from jsae_assets.catalog import CatalogError, load_catalog
 from jsae_assets.resources import Compute
+from jsae_core.pace import duration
 from tests.jsae_assets.conftest import RECIPE, failures, write_catalog
 from tests.jsae_core.test_artifacts import records
 

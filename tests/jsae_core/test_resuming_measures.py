@@ -1,0 +1,373 @@
+"""Measures that are interrupted go on from their checkpoint and end as if nothing had happened."""
+
+import copy
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from jsae_core import MLPInputs, PairConfig, SAEPair, load_language_model
+from jsae_core.checkpoints import Checkpoint
+from jsae_core.measures import (
+    ablation,
+    ablation_samples,
+    connection_curves,
+    connections,
+    contexts,
+    function_shapes,
+    jacobian_histogram,
+    jacobian_measures,
+    jacobian_sizes,
+    kept_jacobians,
+    latent_accountings,
+    latent_activity,
+    measured_quality,
+    stream_contexts,
+    strongest_connections,
+)
+from tests.jsae_core.builders import D_SAE, K, random_inputs, random_pair, random_sae_tensors, save_language_model
+from tests.killing import ended_before, times_killed
+
+BATCH_TOKENS = 24
+KEPT_BYTES = 6000  # of Jacobians; the rest goes to a temporary file
+
+
+def curves(pair, stream, checkpoint=None):
+    found = strongest_connections(pair, stream, least_active=2)
+    return connection_curves(pair, stream, found, 3, checkpoint=checkpoint)
+
+
+MEASURES = {
+    "jacobian_sizes": lambda pair, stream, **kept: jacobian_sizes(pair, stream, memory_bytes=KEPT_BYTES, **kept),
+    "jacobian_measures": lambda pair, stream, **kept: jacobian_measures(pair, stream, at="reconstruction", **kept),
+    "ablation_samples": lambda pair, stream, **kept: ablation_samples(
+        pair, stream, 900, doses=["unit", "whole"], **kept
+    ),
+    "function_shapes": lambda pair, stream, **kept: function_shapes(
+        pair, stream, 300, n_curves=20, rules=["published", "relative"], **kept
+    ),
+    "latent_accountings": lambda pair, stream, **kept: latent_accountings(
+        pair, stream, orders=["attribution", "random", "ablation"], **kept
+    ),
+    "latent_activity": latent_activity,
+    "strongest_connections": lambda pair, stream, **kept: strongest_connections(pair, stream, 7, 2, 3, **kept),
+    "connection_curves": curves,
+    "stream_contexts": lambda pair, stream, **kept: stream_contexts(pair, stream, 5, **kept),
+    "measured_quality": lambda pair, stream, **kept: measured_quality(
+        pair, stream.language_model, stream.documents, stream.batch_tokens, **kept
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory):
+    return load_language_model(save_language_model(tmp_path_factory.mktemp("lm")))
+
+
+@pytest.fixture(scope="module")
+def pair(lm):
+    tensors = random_sae_tensors(lm.d_model, dtype=torch.float32)
+    return SAEPair.from_tensors(tensors, PairConfig("tiny", 1, lm.d_model, D_SAE, K, dtype="float32"), lm)
+
+
+def random_documents(n_vocabulary: int, n: int = 60, seed: int = 3) -> list[Tensor]:
+    """Of 1 to 20 tokens besides BOS."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 21, (n,), generator=generator).tolist()
+    return [
+        torch.cat([torch.tensor([0]), torch.randint(1, n_vocabulary, (length,), generator=generator)])
+        for length in lengths
+    ]
+
+
+@pytest.fixture(scope="module")
+def stream(lm):
+    return MLPInputs(lm, random_documents(lm.n_vocabulary), 1, BATCH_TOKENS)
+
+
+@pytest.fixture(autouse=True)
+def in_many_steps(monkeypatch):
+    """What small inputs would be done with at once, is done in several steps."""
+    monkeypatch.setattr(ablation, "SAMPLES_AT_ONCE", 60)
+    monkeypatch.setattr("jsae_core.measures.linearity.inputs_at_once", lambda sae: 50)
+    monkeypatch.setattr(connections, "SUMS_AT_ONCE", 6 * D_SAE)
+    monkeypatch.setattr(contexts, "ROWS_AT_ONCE", 300)
+    monkeypatch.setattr(contexts, "LOGITS_AT_ONCE", 2000)
+    monkeypatch.setattr(kept_jacobians, "ROWS_AT_ONCE", 300)
+
+
+@pytest.fixture(params=["sums of pairs", "rows"])
+def sums_of_pairs(request, monkeypatch):
+    """Both ways in which the histogram takes means of pairs of latents."""
+    monkeypatch.setattr(kept_jacobians, "sums_fit", lambda *sizes: request.param == "sums of pairs")
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Ends(Checkpoint):
+    """Saved after every `every` items; ends the computation after so many more saves."""
+
+    def __init__(self, path: Path, saves: int, every: int = 1, **kwargs):
+        super().__init__(path, **kwargs)
+        self.left, self.every, self.asked = [saves], every, [0]
+
+    def due(self) -> bool:
+        self.asked[0] += 1
+        return self.asked[0] % self.every == 0
+
+    def save(self, *state):
+        super().save(*state)
+        self.left[0] -= 1
+        if not self.left[0]:
+            raise Interrupted
+
+
+def assert_same(one, other) -> None:
+    """To the last bit."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert list(one) == list(other)
+        for name, value in one.items():
+            assert_same(value, other[name])
+    elif isinstance(one, (tuple, list)):
+        assert len(one) == len(other)
+        for value, of_other in zip(one, other, strict=True):
+            assert_same(value, of_other)
+    elif isinstance(one, Tensor):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        assert one.numpy().tobytes() == other.numpy().tobytes()
+    elif isinstance(one, np.ndarray):
+        assert one.dtype == other.dtype and one.tobytes() == other.tobytes()
+    elif isinstance(one, pd.DataFrame):
+        assert list(one) == list(other) and one.dtypes.equals(other.dtypes)
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+        for name in [name for name, kind in one.dtypes.items() if kind == "object"]:
+            assert_same(one[name].tolist(), other[name].tolist())
+    elif isinstance(one, float):
+        assert one == other or (one != one and other != other)
+    else:
+        assert one == other
+
+
+def interrupted(measure, pair, stream, path: Path, seed: int, every: int) -> tuple[object, int]:
+    """What a measure gives that ends with an error after one to eight saves, again and again; and how often it did."""
+    saves, times = random.Random(seed), 0
+    while True:
+        checkpoint = Ends(path, saves.randint(1, 8), every)
+        try:
+            result = measure(pair, stream, checkpoint=checkpoint)
+        except Interrupted:
+            times += 1
+            continue
+        checkpoint.remove()
+        assert not list(path.parent.iterdir())
+        return result, times
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_measure_that_is_interrupted_again_and_again_gives_what_one_that_was_not_gives(
+    tmp_path, pair, stream, name, every
+):
+    whole = MEASURES[name](pair, stream)
+    result, times = interrupted(MEASURES[name], pair, stream, tmp_path / "it.safetensors", every, every)
+    assert times > 1
+    assert_same(result, whole)
+
+
+@pytest.mark.usefixtures("sums_of_pairs")
+def test_a_histogram_goes_on_however_it_takes_the_means_of_pairs(tmp_path, pair, stream):
+    whole = MEASURES["jacobian_sizes"](pair, stream)
+    result, times = interrupted(MEASURES["jacobian_sizes"], pair, stream, tmp_path / "it.safetensors", 5, 2)
+    assert times > 1
+    assert_same(result, whole)
+
+
+def test_a_histogram_goes_on_with_another_budget_of_memory(tmp_path, pair, stream, monkeypatch):
+    monkeypatch.setattr(kept_jacobians, "sums_fit", lambda *sizes: False)
+    whole = jacobian_sizes(pair, stream)
+    with pytest.raises(Interrupted):
+        jacobian_sizes(pair, stream, memory_bytes=KEPT_BYTES, checkpoint=Ends(tmp_path / "it", 15))
+    said = []
+    result = jacobian_sizes(pair, stream, checkpoint=Checkpoint(tmp_path / "it", say=said.append))
+    assert said == ["going on from the checkpoint"]
+    assert_same(result, whole)
+
+
+@dataclass
+class Fails:
+    """A stream that fails when its item of a number is asked for."""
+
+    stream: MLPInputs
+    at: int | None
+    given: list[int] = field(default_factory=list)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.starting_at(0)
+
+    def starting_at(self, first: int) -> Iterator[Tensor]:
+        for number, item in enumerate(self.stream.starting_at(first), start=first):
+            if number == self.at:
+                raise Interrupted
+            self.given.append(number)
+            yield item
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURES if name not in ("measured_quality", "connection_curves")])
+def test_what_was_done_before_a_stream_failed_is_not_computed_again(tmp_path, pair, stream, name):
+    n_items = len(list(stream))
+    whole = MEASURES[name](pair, stream)
+    for at in random.Random(name).sample(range(1, n_items), 3):
+        with pytest.raises(Interrupted):
+            MEASURES[name](pair, Fails(stream, at), checkpoint=Checkpoint(tmp_path / "it", seconds=0))
+        rest = Fails(stream, None)
+        checkpoint = Checkpoint(tmp_path / "it", seconds=0)
+        assert_same(MEASURES[name](pair, rest, checkpoint=checkpoint), whole)
+        assert rest.given == list(range(at, n_items))
+        checkpoint.remove()
+
+
+@pytest.mark.parametrize("given", ["a list", "a generator"])
+def test_a_stream_that_cannot_begin_later_is_skipped_through(tmp_path, given):
+    pair, items = random_pair(), [random_inputs(n * 7 % 10, seed=n) for n in range(20)]
+
+    def measure(pair, stream, checkpoint=None):
+        stream = stream if given == "a list" else (item for item in stream)
+        return jacobian_histogram(pair, stream, "l2t", checkpoint=checkpoint)
+
+    result, times = interrupted(measure, pair, items, tmp_path / "it.safetensors", 1, 1)
+    assert times > 1
+    assert_same(result, measure(pair, items))
+
+
+OTHERS = {
+    "another pair": lambda pair, stream: {"pair": random_pair_like(pair)},
+    "another document": lambda pair, stream: {"stream": with_documents(stream, stream.documents[:-1])},
+    "other batches": lambda pair, stream: {"stream": MLPInputs(stream.language_model, stream.documents, 1, 30)},
+    "another language model": lambda pair, stream: {"stream": of_other_weights(stream)},
+    "another layer": lambda pair, stream: {
+        "stream": MLPInputs(stream.language_model, stream.documents, 2, BATCH_TOKENS)
+    },
+    "another seed": lambda pair, stream: {"seed": 1},
+    "another order": lambda pair, stream: {"orders": ["random"]},
+    "another version": lambda pair, stream: {"digest": "2"},
+}
+
+
+def random_pair_like(pair: SAEPair) -> SAEPair:
+    tensors = pair.tensors()
+    return SAEPair.from_tensors(tensors | {"_b_enc": tensors["_b_enc"] + 1e-3}, pair.config)
+
+
+def with_documents(stream: MLPInputs, documents: list[Tensor]) -> MLPInputs:
+    return MLPInputs(stream.language_model, documents, stream.layer, stream.batch_tokens)
+
+
+def of_other_weights(stream: MLPInputs) -> MLPInputs:
+    other = copy.copy(stream.language_model)
+    other.hugging_face = copy.deepcopy(other.hugging_face)
+    next(other.hugging_face.parameters()).data[0, 0] += 1e-3
+    other.mlp_activations = stream.language_model.mlp_activations  # what matters here is that it is told apart
+    return MLPInputs(other, stream.documents, 1, BATCH_TOKENS)
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_measure_of_something_else_begins_anew_with_a_word(tmp_path, pair, stream, what):
+    with pytest.raises(Interrupted):
+        latent_accountings(pair, stream, checkpoint=Ends(tmp_path / "it", 4, digest="1"))
+    changed, said = OTHERS[what](pair, stream), []
+    checkpoint = Checkpoint(tmp_path / "it", changed.pop("digest", "1"), say=said.append)
+    of_other = (changed.pop("pair", pair), changed.pop("stream", stream))
+    result = latent_accountings(*of_other, **changed, checkpoint=checkpoint)
+    assert len(said) == 1 and "Beginning anew" in said[0]
+    assert_same(result, latent_accountings(*of_other, **changed))
+
+
+def test_an_item_of_a_list_that_changed_is_noticed_and_of_a_generator_refused(tmp_path):
+    pair, items = random_pair(), list(random_inputs(60).split(6))
+    with pytest.raises(Interrupted):
+        latent_activity(pair, items, Ends(tmp_path / "it", 5))
+    said = []
+    items[3] = items[3] + 1e-9
+    with pytest.raises(ValueError, match="can be read only once; delete the checkpoint"):
+        latent_activity(pair, iter(items), Checkpoint(tmp_path / "it"))
+    result = latent_activity(pair, items, Checkpoint(tmp_path / "it", say=said.append))
+    assert "the stream of MLP inputs is another" in said[-1]
+    assert_same(result, latent_activity(pair, items))
+
+
+def test_what_was_kept_of_all_tokens_is_written_once_and_not_with_each_checkpoint(tmp_path, pair, stream, monkeypatch):
+    monkeypatch.setattr(kept_jacobians, "sums_fit", lambda *sizes: False)
+    with pytest.raises(Interrupted):
+        jacobian_sizes(pair, stream, checkpoint=Ends(tmp_path / "it", 20))
+    kept = sum(path.stat().st_size for path in (tmp_path / "it.parts").iterdir())
+    rows = sum(len(item) for item, _ in zip(stream, range(20), strict=False)) * K
+    assert rows * (4 * K + 4 + 4 + 4) < kept < 1.5 * rows * (4 * K + 4 + 4 + 4) + 20 * 4000
+    assert (tmp_path / "it").stat().st_size < 40_000
+
+
+def test_a_short_measure_writes_no_checkpoint_and_asks_for_no_digest(tmp_path, pair, stream, monkeypatch):
+    monkeypatch.setattr(SAEPair, "tensors", lambda self: pytest.fail("all weights were read"))
+    for name, measure in MEASURES.items():
+        measure(pair, stream, checkpoint=Checkpoint(tmp_path / name, say=pytest.fail))
+    assert not list(tmp_path.iterdir())
+
+
+def test_how_far_a_measure_is_and_how_long_it_still_takes_is_said_every_few_seconds(
+    tmp_path, pair, stream, monkeypatch
+):
+    now = [0.0]
+    monkeypatch.setattr("jsae_core.pace.time.monotonic", lambda: now[0])
+
+    class Slow(Fails):
+        def starting_at(self, first):
+            for item in super().starting_at(first):
+                now[0] += 2.0
+                yield item
+
+    said = []
+    latent_activity(pair, Slow(stream, None), Checkpoint(tmp_path / "it", say=said.append))
+    lengths = [len(item) for item in stream]
+    assert len(said) == len(lengths) // 3
+    done = sum(lengths[:3])
+    left = (stream.n_tokens - done) / (done / 6)
+    assert said[0].startswith(f"{done:,} of {stream.n_tokens:,} tokens, {done / 6:.0f} tokens/s; about ")
+    assert int(said[0].split()[-3]) == pytest.approx(left, abs=1) or left > 99
+
+
+def measure_and_save(name: str, folder: Path) -> None:
+    """In a process of its own, that may be killed."""
+    ablation.SAMPLES_AT_ONCE = 1000
+    pair, items = random_pair(), list(random_inputs(6000).split(50))
+    checkpoint = Checkpoint(folder / "it.safetensors", seconds=0)
+    if name == "histogram":
+        histogram = jacobian_histogram(pair, items, "l4t", memory_bytes=100_000, checkpoint=checkpoint)
+        torch.save(histogram, folder / "result")
+    else:
+        ablation_samples(pair, items, 40_000, checkpoint=checkpoint).to_parquet(folder / "result")
+    checkpoint.remove()
+
+
+@pytest.mark.parametrize("name", ["histogram", "ablation"])
+def test_a_measure_whose_process_is_killed_again_and_again_ends_bit_for_bit_as_one_that_was_not(tmp_path, name):
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    ended_before(60, time.sleep, 0)  # the server of processes has started
+    began = time.monotonic()
+    assert ended_before(60, measure_and_save, name, tmp_path / "whole")
+    kills = times_killed((time.monotonic() - began) / 2, 0, measure_and_save, name, tmp_path / "killed")
+    assert kills > 1
+    assert (tmp_path / "killed" / "result").read_bytes() == (tmp_path / "whole" / "result").read_bytes()
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["result"]

@@ -195,7 +195,9 @@ def speed_figure(every: Sequence[Results]) -> go.Figure:
         f"{'; '.join(results.device for results in every)}. Whiskers: slowest and fastest round. What was aimed at is "
         "for pythia-70m. Of ablation and function shapes the limit is that of intervening directly."
     )
-    return apply_style(figure, "Speed against the original's procedure and the limit", subtitle, 90 + 75 * len(parts))
+    return apply_style(
+        figure, "Speed against the original's procedure and the limit", "", subtitle, 90 + 75 * len(parts)
+    )
 
 
 def _tick(part: str) -> str:
@@ -270,7 +272,7 @@ def growth_figure(every: Sequence[Results]) -> go.Figure:
     figure.update_yaxes(title_text="µs a token", row=1, col=1)
     figure.update_yaxes(title_text="peak memory (MiB)", row=2, col=1)
     subtitle = "Histogram with mean |J|; memory with the tables. Where time a token is flat, time is linear in tokens."
-    return apply_style(figure, "How cost grows", subtitle, 620)
+    return apply_style(figure, "How cost grows", "", subtitle, 620)
 
 
 def _short(value: int) -> str:

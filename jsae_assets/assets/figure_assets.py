@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from jsae_assets import groups
 from jsae_assets.assets.cell import OWNERS, Cell, cell_asset, find_cell
 from jsae_assets.assets.figures import CELL_FIGURES, CONTROL_FIGURES, LAYER_FIGURES, SWEEP_FIGURES, Figure, Results
 from jsae_assets.assets.sweeps import ASSET as SWEEP_RUNS
@@ -19,12 +20,12 @@ from jsae_assets.partitions import cells, models, of_all_layers, sweeps
 from jsae_assets.stored import StoredTable
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
     from pandas import DataFrame
 
     from jsae_core.figures import Variant
     from jsae_core.reported import ReportedResult
 
-GROUP = "figures"
 SETTINGS = {"d_sae": "d_sae", "k": "k", "jacobian_coefficient": "λ"}  # of a pair, and what a subtitle calls them
 
 
@@ -70,19 +71,21 @@ def _cell_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequenc
             f"{variant}__{measure}": dg.AssetIn([variant, measure]) for variant in variants for measure in figure.reads
         },
         io_manager_key="figures",
-        group=GROUP,
+        group=groups.FIGURES,
         pool=None,
     )
     def drawn(context: dg.AssetExecutionContext, **inputs) -> Iterator[dg.Output]:
         cell = find_cell(context, catalog, variants[0])
-        results, settings = {}, []
+        results, settings = {}, {}
         for variant in variants:
             stored = {measure: inputs[f"{variant}__{measure}"] for measure in figure.reads}
-            settings.append(stored[figure.reads[0]].settings)
-            results[_style(catalog, variant)] = Results(stored, _reported(cell, variant, settings[-1]))
+            settings[variant] = [stored[figure.reads[0]].settings]
+            results[_style(catalog, variant)] = Results(stored, _reported(cell, variant, *settings[variant]))
+        picture = figure.draw(results, _subtitle(catalog, str(cell), figure.tokens, settings))
         yield dg.Output(
-            figure.draw(results, _subtitle(str(cell), [[setting] for setting in settings])),
+            picture,
             metadata={
+                **_answer(picture),
                 "source": f"{' and '.join(figure.reads)} of {labels}",
             },
         )
@@ -99,7 +102,7 @@ def _layer_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequen
         key=["figures", owner, figure.name],
         partitions_def=partitions,
         description=f"{figure.description}: {labels}.",
-        group_name=GROUP,
+        group_name=groups.FIGURES,
         kinds={"plotly"},
         owners=OWNERS,
         code_version=figure.code_version,
@@ -135,11 +138,13 @@ def _layer_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequen
             if not rows:
                 raise FileNotFoundError(f"no layer of {model} has {key}/{measure} yet; materialise it first")
             frames[_style(catalog, key)] = pd.concat(rows).sort_values("layer")
-        settings = [frame.to_dict("records") for frame in frames.values()]
-        layers = sorted({row["layer"] for rows in settings for row in rows})
+        settings = {key: frame.to_dict("records") for key, frame in zip(variants, frames.values(), strict=True)}
+        layers = sorted({row["layer"] for rows in settings.values() for row in rows})
+        picture = figure.draw(frames, _subtitle(catalog, model, figure.tokens, settings))
         yield dg.Output(
-            figure.draw(frames, _subtitle(model, settings)),
+            picture,
             metadata={
+                **_answer(picture),
                 "source": f"{measure} of {labels}",
                 "layers": ", ".join(map(str, layers)),
             },
@@ -154,7 +159,7 @@ def _sweep_figure(catalog: Catalog, figure: Figure) -> dg.AssetsDefinition:
         partitions_def=sweeps(catalog),
         deps=[sweep_entries(catalog)],
         description=f"{figure.description}: a dot a finished run.",
-        group_name=GROUP,
+        group_name=groups.FIGURES,
         kinds={"plotly"},
         owners=OWNERS,
         code_version=figure.code_version,
@@ -164,15 +169,24 @@ def _sweep_figure(catalog: Catalog, figure: Figure) -> dg.AssetsDefinition:
     def drawn(context: dg.AssetExecutionContext, runs: StoredTable) -> Iterator[dg.Output]:
         key = context.partition_key
         confirm(context, catalog)
+        picture = figure.draw(runs.frame, _sweep_subtitle(key, runs.frame))
         yield dg.Output(
-            figure.draw(runs.frame, _sweep_subtitle(key, runs.frame)),
+            picture,
             metadata={
+                **_answer(picture),
                 "source": f"{SWEEP_RUNS} of {key}",
                 "odd_runs_left_out": odd(runs.frame),
             },
         )
 
     return drawn
+
+
+def _answer(picture: "go.Figure") -> dict[str, str]:
+    """What a figure says in a sentence."""
+    from jsae_core.figures.style import ANSWER
+
+    return {ANSWER: picture.layout.meta[ANSWER]}
 
 
 def _labels(catalog: Catalog, variants: Sequence[str]) -> str:
@@ -193,17 +207,24 @@ def _reported(cell: Cell, variant: str, setting: Mapping[str, float]) -> "dict[s
     return reported_results(model, cell.layer, variant, setting["jacobian_coefficient"])
 
 
-def _subtitle(where: str, settings: Sequence[Sequence[Mapping[str, float]]]) -> str:
-    """Model, layer, tokens and settings, of every partition of every variant; where the variants differ, theirs in the
-    order they are drawn in."""
+def _subtitle(catalog: Catalog, where: str, tokens: str, settings: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Model, layer, tokens and settings, of every partition of every variant; where the variants differ, whose is
+    which. A control that is as the variant it is of is not named."""
+    controls = {key: entry.control_of for key, entry in catalog.variants.items()}
 
     def setting(name: str) -> str:
-        ends = [(min(s[name] for s in partitions), max(s[name] for s in partitions)) for partitions in settings]
-        values = [f"{low:,g}" if low == high else f"{low:,g} to {high:,g}" for low, high in ends]
-        return values[0] if len(set(values)) == 1 else " / ".join(values)
+        values: dict[str, str] = {}
+        for variant, partitions in settings.items():
+            low, high = min(s[name] for s in partitions), max(s[name] for s in partitions)
+            values[variant] = f"{low:,g}" if low == high else f"{low:,g} to {high:,g}"
+        if len(set(values.values())) == 1:
+            return next(iter(values.values()))
+        told = {key: value for key, value in values.items() if value != values.get(controls[key] or "")}
+        return ", ".join(f"{value} ({catalog.variants[key].label})" for key, value in told.items())
 
     named = ", ".join(f"{label} {setting(name)}" for name, label in SETTINGS.items())
-    return f"{where}, {int(settings[0][0]['n_tokens']):,} tokens, {named}"
+    n_tokens = int(next(iter(settings.values()))[0]["n_tokens"])
+    return f"{where}, {tokens.format(n_tokens)}, {named}"
 
 
 def _sweep_subtitle(key: str, runs: "DataFrame") -> str:

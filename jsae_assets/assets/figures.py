@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsae_assets.estimates import stored_estimates
 from jsae_assets.stored import StoredTable, StoredTensors
-from jsae_core.terms import FUNCTION_SHAPES, RELATIVE_SHAPES, THRESHOLDS
+from jsae_core.terms import FUNCTION_SHAPES, NOTEWORTHY, RELATIVE_SHAPES, THRESHOLDS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -78,6 +78,7 @@ class Figure:
         draw: from what figures of its kind are given, and the subtitle.
         code_version: another one draws this figure again, and no other.
         reads: the measures that it shows.
+        tokens: how its subtitle says on how many tokens they were measured.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Figure:
     draw: Callable[[Any, str], go.Figure]
     code_version: str = "1"
     reads: Sequence[str] = ()
+    tokens: str = "{:,} tokens"
 
 
 def _draw_histogram(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
@@ -93,7 +95,7 @@ def _draw_histogram(results: Mapping[Variant, Results], subtitle: str) -> go.Fig
     return jacobian_histogram_figure(_of_each(results, "jacobian_histogram"), subtitle)
 
 
-def _draw_thresholds(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
+def _draw_thresholds(results: Mapping[Variant, Results], subtitle: str, **words: str) -> go.Figure:
     from jsae_core.figures import jacobian_thresholds_figure
 
     estimates = {
@@ -108,19 +110,26 @@ def _draw_thresholds(results: Mapping[Variant, Results], subtitle: str) -> go.Fi
     )
     names = {threshold: f"share_above_{threshold}" for threshold in THRESHOLDS}
     reported, how = _reported(results, names)
-    return jacobian_thresholds_figure(shares, subtitle + how, reported, errors)
+    return jacobian_thresholds_figure(shares, subtitle + how, reported, errors, **words)
 
 
 def _draw_control(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
     """With what the shares above thresholds do not say: whether the pairs are equally good, and whether they bypass
     their latents."""
-    said = []
+    large, said = [], []
     for variant, result in results.items():
         accounted = stored_estimates(result.stored["latent_accounting"])["accounted_share"].value
         explained = stored_estimates(result.stored["pair_quality"])["explained_variance_output"].value
-        said.append(f"{100 * accounted:.0f} / {100 * explained:.0f} % ({variant.label})")
-    how = " · accounted share / variance that the output SAE explains: " + ", ".join(said)
-    return _draw_thresholds(results, subtitle + how)
+        large.append(stored_estimates(result.stored["jacobian_histogram"])[f"above_{NOTEWORTHY:g}"].value)
+        said.append(f"{100 * accounted:.0f} / {100 * explained:.0f}% ({variant.label})")
+    (other, one), kept = list(results)[:2], [sparse / dense if dense else 1 for dense, sparse in (large[:2], large[2:])]
+    return _draw_thresholds(
+        results,
+        subtitle + " · accounted share / variance that the output SAE explains: " + ", ".join(said),
+        question="Does sparsity need a trained language model?",
+        answer=f"{one.label} has {kept[0]:.0%} as many elements with |J| ≥ {NOTEWORTHY:g} as {other.label} on the "
+        f"trained model, {kept[1]:.0%} on the randomised one.",
+    )
 
 
 def _draw_sparsity(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
@@ -221,7 +230,10 @@ def _draw_examples(results: Mapping[Variant, Results], subtitle: str, normalise:
     tokens = tensor_text(next(iter(examples.values()))["token_text"])
     chosen = [round(i * (len(tokens) - 1) / EXAMPLE_TOKENS) for i in range(1, EXAMPLE_TOKENS + 1)]
     return jacobian_examples_figure(
-        {variant: example["jacobian"][chosen] for variant, example in examples.items()},
+        {
+            variant: {name: example[name][chosen] for name in ("jacobian", "output_latents", "input_latents")}
+            for variant, example in examples.items()
+        },
         [tokens[place] for place in chosen],
         subtitle,
         normalise,
@@ -275,57 +287,61 @@ def _reported(results: Mapping[Variant, Results], names: Mapping) -> tuple[dict[
 
 # Of one (model, layer): a variant beside the one that it is compared with. Drawn from Results by variant.
 CELL_FIGURES = (
-    Figure("jacobian_histogram", "Histogram and CDF of |J|", _draw_histogram, "2", ["jacobian_histogram"]),
+    Figure("jacobian_histogram", "Histogram and CDF of |J|", _draw_histogram, "3", ["jacobian_histogram"]),
     Figure(
         "jacobian_thresholds",
         "Share of Jacobian elements above thresholds",
         _draw_thresholds,
-        code_version="3",
+        code_version="4",
         reads=["jacobian_histogram"],
     ),
     Figure(
         "jacobian_sparsity",
         "Sparsity of the Jacobian by many measures at once: sparse, or merely small?",
         _draw_sparsity,
-        code_version="2",
+        code_version="3",
         reads=["jacobian_histogram", "latent_accounting"],
     ),
     Figure(
         "ablation",
         "What taking one unit of an input latent away does, against what the Jacobian predicts",
         _draw_ablation,
-        code_version="2",
+        code_version="3",
         reads=["ablation_samples"],
     ),
     Figure(
         "function_curves",
         "Output latents as functions of single input latents, for a sample of the points of the ablation figure",
         _draw_curves,
+        code_version="2",
         reads=["function_shapes"],
     ),
     Figure(
         "function_shapes",
         "Linear, jumprelu and other functions, and their shares",
         _draw_shapes,
-        code_version="3",
+        code_version="4",
         reads=["function_shapes"],
     ),
     Figure(
         "edge_curve",
         "How many input latents an output latent needs, and how much comes from them at all",
         _draw_edge_curve,
+        code_version="2",
         reads=["latent_accounting"],
     ),
     Figure(
         "differences",
         "What the variant has more and less of, in paired differences over documents",
         _draw_differences,
+        code_version="2",
         reads=["jacobian_histogram", "latent_accounting", "ablation_samples", "function_shapes", "pair_quality"],
     ),
     Figure(
         "dead_latents",
         "How many latents are dead, against the number of tokens",
         _draw_dead_latents,
+        code_version="2",
         reads=["latent_activity"],
     ),
     *(
@@ -333,7 +349,9 @@ CELL_FIGURES = (
             "jacobian_examples" + (f"_{normalise}" if normalise else ""),
             f"Example Jacobians of {EXAMPLE_TOKENS} tokens, {in_words}",
             functools.partial(_draw_examples, normalise=normalise),
+            code_version="2",
             reads=["jacobian_examples"],
+            tokens=f"{EXAMPLE_TOKENS} of the {{:,}} tokens of the prompt",
         )
         for normalise, in_words in NORMALISATIONS.items()
     ),
@@ -345,7 +363,7 @@ CONTROL_FIGURES = (
         "randomised_control",
         "Share of Jacobian elements above thresholds, pretrained against randomised language model",
         _draw_control,
-        code_version="3",
+        code_version="4",
         reads=["jacobian_histogram", "latent_accounting", "pair_quality"],
     ),
 )
@@ -356,6 +374,7 @@ LAYER_FIGURES = (
         "quality_by_layer",
         "Reconstruction and model quality at all layers that are measured, with error bars",
         _draw_quality_by_layer,
+        code_version="2",
         reads=["pair_quality"],
     ),
 )
@@ -366,7 +385,7 @@ SWEEP_FIGURES = (
         "tradeoff",
         "Cross-entropy score and accounted share against the share of Jacobian elements above 0.01",
         _draw_tradeoff,
-        code_version="3",
+        code_version="4",
     ),
-    Figure("grid", "Many measures of sparsity against many of quality", _draw_grid, code_version="3"),
+    Figure("grid", "Many measures of quality against many of sparsity", _draw_grid, code_version="4"),
 )

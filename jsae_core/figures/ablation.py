@@ -14,7 +14,21 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from jsae_core.figures.style import FONT_SIZE, INK, MAGNITUDE, WIDTH, Variant, apply_style, plain, require_variants
+from jsae_core.figures.style import (
+    FONT_SIZE,
+    INK,
+    MAGNITUDE,
+    WIDTH,
+    Look,
+    Variant,
+    apply_style,
+    bar_marker,
+    looks,
+    of_each,
+    percent,
+    plain,
+    require_variants,
+)
 from jsae_core.terms import AGREEMENTS, DOSES, NOTEWORTHY, PUBLISHED_AGREEMENTS
 
 POINTS = 2000  # of each variant; more would hide each other
@@ -24,14 +38,15 @@ EDGE = 0.08  # decades that the axes go on below their lower edges, so that poin
 BINS_PER_DECADE = 8  # of the marginals
 # of each of AGREEMENTS: its name in the figure, and when it is said
 NAMES = {
-    "line": ("on the line", "change = −J ± 10 %"),
+    "line": ("on the line", "change = −J ± 10%"),
     "off": ("off the line", "still active, but elsewhere"),
     "dropped": ("dropped", "the output latent left the TopK"),
     "negligible": ("negligible", f"|J| and |change| below {NOTEWORTHY:g}"),
 }
 _NUMBERS = ["jacobian", "change", "drawn", "input_latent", "output_latent"]
-LEFT, RIGHT, ABOVE, BELOW = 100, 20, 8, 124  # px around all panels
-SIDE, MARGINAL, GAP, BETWEEN = 320, 56, 20, 32  # px: a scatter, a marginal, around both, before the bars
+LEFT, RIGHT, ABOVE, BELOW = 100, 20, 8, 106  # px around all panels
+SIDE, MARGINAL, GAP, BETWEEN = 320, 56, 20, 32  # px: a scatter, a marginal, beside both, before the bars
+LABEL = 62  # px above a scatter, for the variant's name and its numbers
 
 
 class _Bar(NamedTuple):
@@ -75,21 +90,23 @@ def ablation_figure(
     bars = _kinds_of_bars(variants)
 
     figure, height = _panels(len(variants))
+    look = looks(variants)
     for row, (variant, samples) in enumerate(variants.items(), start=2):
-        figure.add_trace(_marginal(variant, samples["jacobian"], bins), row=1, col=1)
-        figure.add_trace(_marginal(variant, samples["change"], bins, sideways=True), row=row, col=2)
+        figure.add_trace(_marginal(variant, samples["jacobian"], bins, look[variant]), row=1, col=1)
+        figure.add_trace(_marginal(variant, samples["change"], bins, look[variant], sideways=True), row=row, col=2)
         for trace in [*_points(variant, samples, bins[0]), *_guides(bins, named=row == 2)]:
             figure.add_trace(trace, row=row, col=1)
         figure.add_annotation(_label(variant, samples, (summaries or {}).get(variant)), row=row, col=1)
     for place, (variant, samples) in enumerate(variants.items()):
         summary = (summaries or {}).get(variant, {})
-        figure.add_trace(_bars(variant, samples, bars, summary, place, len(variants)), row=1, col=3)
+        figure.add_trace(_bars(variant, look[variant], samples, bars, summary, place, len(variants)), row=1, col=3)
     for place, bar in enumerate(bars):
         figure.add_annotation(_heading(place, bar.title, bar.meaning), row=1, col=3)
 
     apply_style(
         figure,
-        "Taking one unit of an input latent away",
+        "Does the Jacobian predict an intervention?",
+        _answer(variants),
         subtitle + _remarks(variants, summaries),
         height=round(height),
     )
@@ -97,6 +114,15 @@ def ablation_figure(
     margin = figure.layout.margin
     return figure.update_layout(
         margin={"l": LEFT, "r": RIGHT, "t": margin.t + ABOVE, "b": BELOW, "autoexpand": False},
+    )
+
+
+def _answer(variants: Mapping[Variant, pd.DataFrame]) -> str:
+    line = _kinds_of_bars(variants)[0]
+    agreeing = of_each({variant: percent(_percent(samples, line) / 100) for variant, samples in variants.items()})
+    return (
+        f"One unit of an input latent taken away: of the samples that are not negligible, {agreeing} change as the "
+        "Jacobian says, within a tenth."
     )
 
 
@@ -154,7 +180,7 @@ def _range(bins: np.ndarray) -> np.ndarray:
 def _panels(n_variants: int) -> tuple[go.Figure, float]:
     """Empty panels, and the height in px of all of them with what is around: the marginal of |J| and the scatters in
     the first column, the marginals of |change| in the second, the bars in the third."""
-    width, height = WIDTH - LEFT - RIGHT, MARGINAL + n_variants * (SIDE + GAP)
+    width, height = WIDTH - LEFT - RIGHT, MARGINAL + n_variants * (SIDE + LABEL)
     bars = width - SIDE - GAP - MARGINAL - BETWEEN
     figure = make_subplots(
         1 + n_variants,
@@ -163,29 +189,29 @@ def _panels(n_variants: int) -> tuple[go.Figure, float]:
         column_widths=[SIDE, MARGINAL, BETWEEN - GAP + bars],
         row_heights=[MARGINAL, *[SIDE] * n_variants],
         horizontal_spacing=GAP / width,
-        vertical_spacing=GAP / height,
+        vertical_spacing=LABEL / height,
         shared_xaxes=True,
     )
     figure.update_xaxes(domain=[1 - bars / width, 1], col=3)
     return figure, ABOVE + height + BELOW
 
 
-def _marginal(variant: Variant, values: pd.Series, bins: np.ndarray, sideways: bool = False) -> go.Scatter:
+def _marginal(variant: Variant, values: pd.Series, bins: np.ndarray, look: Look, sideways: bool = False) -> go.Scatter:
     """Per cent of all samples in each bin; in the first also those that the scatter has on its lower edge."""
     counts, _ = np.histogram(_on_axis(values, bins[0]), bins)
     percent = 100 * np.append(counts, counts[-1]) / len(values)
     if sideways:
         direction = {"x": percent, "y": bins, "line_shape": "vh", "fill": "tozerox"}
-        hover = "|change| from %{y:.2~g}: %{x:.3~g} %"
+        hover = "|change| from %{y:.2~g}: %{x:.3~g}%"
     else:
         direction = {"x": bins, "y": percent, "line_shape": "hv", "fill": "tozeroy"}
-        hover = "|J| from %{x:.2~g}: %{y:.3~g} %"
+        hover = "|J| from %{x:.2~g}: %{y:.3~g}%"
     return go.Scatter(
         **direction,
         name=plain(variant.label),
         showlegend=False,
         mode="lines",
-        line_color=variant.colour,
+        line={"color": variant.colour, "dash": look.dash},
         hovertemplate=hover,
     )
 
@@ -244,21 +270,20 @@ def _guides(bins: np.ndarray, named: bool) -> list[go.Scatter]:
 
 
 def _label(variant: Variant, samples: pd.DataFrame, summary: Mapping[str, float] | None) -> dict:
-    """In the corner of the scatter where the fewest points are: a large |J| without a change."""
-    line = f"<br>slope {summary['slope']:.2f}, r {summary['correlation']:.2f}" if summary else ""
+    """Above the scatter, where it covers no point."""
+    line = f", slope {summary['slope']:.2f}, r {summary['correlation']:.2f}" if summary else ""
     name = f'<b style="color:{variant.colour}">{plain(variant.label)}</b>'
     return {
-        "text": f"{name}<br>{100 * float((samples['agreement'] == 'negligible').mean()):.1f} % negligible{line}",
+        "text": f"{name}<br>{100 * float((samples['agreement'] == 'negligible').mean()):.1f}% negligible{line}",
         "xref": "x domain",
         "yref": "y domain",
-        "x": 0.98,
-        "y": 0.04,
-        "xanchor": "right",
+        "x": 0,
+        "y": 1,
+        "xanchor": "left",
         "yanchor": "bottom",
-        "align": "right",
+        "align": "left",
         "showarrow": False,
         "font": {"size": FONT_SIZE - 2},
-        "bgcolor": "rgba(255, 255, 255, 0.8)",
     }
 
 
@@ -269,6 +294,7 @@ def _percent(samples: pd.DataFrame, bar: _Bar) -> float:
 
 def _bars(
     variant: Variant,
+    look: Look,
     samples: pd.DataFrame,
     bars: Sequence[_Bar],
     summary: Mapping[str, float],
@@ -286,7 +312,7 @@ def _bars(
         width=0.94 * thickness,
         name=plain(variant.label),
         showlegend=False,
-        marker={"color": variant.colour},
+        marker=bar_marker(variant, look),
         # a number stands beyond its error bar
         text=[f"{'&nbsp;' * (3 if any(errors) else 0)}{percent:.1f}" for percent in percents],
         textposition="outside",
@@ -294,7 +320,7 @@ def _bars(
         error_x={"array": errors, "visible": any(errors), "width": 3, "thickness": 1.5, "color": INK},
         cliponaxis=False,
         customdata=[f"{bar.title}, {bar.meaning}" for bar in bars],
-        hovertemplate="%{customdata}: %{x:.3~g} %",
+        hovertemplate="%{customdata}: %{x:.3~g}%",
     )
 
 

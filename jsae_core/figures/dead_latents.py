@@ -12,7 +12,17 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from jsae_core.figures.style import FONT_SIZE, Variant, apply_style, plain, require_variants
+from jsae_core.figures.style import (
+    FONT_SIZE,
+    Look,
+    Variant,
+    apply_style,
+    looks,
+    of_each,
+    percent,
+    plain,
+    require_variants,
+)
 
 SIDES = {"input": "input SAE", "output": "output SAE"}
 READING = " · dashed: what would stay dead of all text, at most (Chao's estimate from the rarest latents seen)"
@@ -32,19 +42,31 @@ def dead_latents_figure(activities: Mapping[Variant, pd.DataFrame], subtitle: st
     require_variants(activities)
     for variant, table in activities.items():
         _check(variant, table)
+    look = looks(activities)
     figure = make_subplots(cols=2, horizontal_spacing=0.04, shared_yaxes=True, subplot_titles=list(SIDES.values()))
     for column, side in enumerate(SIDES, start=1):
         for variant, table in activities.items():
             rows = table[table["side"] == side].sort_values("n_tokens")
-            figure.add_traces([_curve(variant, rows, column == 1), _left(variant, rows)], rows=1, cols=column)
+            figure.add_traces(
+                [_curve(variant, rows, look[variant], column == 1), _left(variant, rows)], rows=1, cols=column
+            )
     most = max(max(trace.y) for trace in figure.data)
-    figure.update_xaxes(title_text="tokens", type="log", dtick=1, exponentformat="none")
+    figure.update_xaxes(title_text="tokens", type="log", dtick=1, tickformat=",")
     figure.update_yaxes(range=[0, 1.08 * most or 1])
     figure.update_yaxes(title_text="latents not active yet (%)", col=1)
     figure.update_annotations(font_size=FONT_SIZE)
-    apply_style(figure, "Dead latents, and how far that is known", subtitle + READING, height=420)
+    apply_style(figure, "How many latents are dead?", _answer(activities), subtitle + READING, height=420)
     figure.layout.margin.t += 30  # for the names of the panels
     return figure
+
+
+def _answer(activities: Mapping[Variant, pd.DataFrame]) -> str:
+    n_tokens = max(int(table["n_tokens"].max()) for table in activities.values())
+    last = {
+        variant: table.sort_values("n_tokens").groupby("side")["dead"].last() for variant, table in activities.items()
+    }
+    dead = {variant: f"{percent(of['input'])} / {percent(of['output'])}" for variant, of in last.items()}
+    return f"In {n_tokens:,} tokens {of_each(dead)} of the input / output SAE's latents were never active."
 
 
 def _check(variant: Variant, table: pd.DataFrame) -> None:
@@ -59,7 +81,7 @@ def _check(variant: Variant, table: pd.DataFrame) -> None:
         raise ValueError(f"{where} holds NaN or infinite values")
 
 
-def _curve(variant: Variant, rows: pd.DataFrame, in_legend: bool) -> go.Scatter:
+def _curve(variant: Variant, rows: pd.DataFrame, look: Look, in_legend: bool) -> go.Scatter:
     return go.Scatter(
         x=rows["n_tokens"],
         y=100 * rows["dead"],
@@ -68,8 +90,8 @@ def _curve(variant: Variant, rows: pd.DataFrame, in_legend: bool) -> go.Scatter:
         showlegend=in_legend,
         mode="lines+markers",
         line={"color": variant.colour, "width": 2.5},
-        marker={"size": 8},
-        hovertemplate="%{x:,} tokens: %{y:.3~g} % not active yet",
+        marker={"size": 9, "symbol": look.symbol},
+        hovertemplate="%{x:,} tokens: %{y:.3~g}% not active yet",
     )
 
 
@@ -83,5 +105,5 @@ def _left(variant: Variant, rows: pd.DataFrame) -> go.Scatter:
         showlegend=False,
         mode="lines",
         line={"color": variant.colour, "width": 2, "dash": "dash"},
-        hovertemplate="at most %{y:.3~g} % stay dead",
+        hovertemplate="at most %{y:.3~g}% stay dead",
     )

@@ -74,7 +74,7 @@ def differences_figure(
             customdata=[[row.definition, 100 * row.one, 100 * row.other] for row in rows],
             text=names,
             hovertemplate=(
-                f"%{{text}} (%{{customdata[0]}})<br>{plain(one.label)} %{{customdata[1]:.3~f}} %, "
+                f"%{{text}} (%{{customdata[0]}})<br>{plain(one.label)} %{{customdata[1]:.3~f}}%, "
                 f"{plain(other.label)} %{{customdata[2]:.3~f}} %: %{{x:+.3~f}} ± %{{error_x.array:.2~g}}<extra></extra>"
             ),
         )
@@ -87,10 +87,20 @@ def differences_figure(
         domain=[0, 0.78],
     )
     figure.update_yaxes(range=[y, 0], tickvals=ticks, ticktext=names, ticks="", showgrid=False, showline=False)
-    reading = f" · bars: 95 %, documents paired; right: {one.label} / {other.label} (%)"
-    apply_style(figure, f"What {one.label} has more and less of", subtitle + reading, round(y) + BELOW)
+    reading = f" · bars: 95%, documents paired; right: {one.label} / {other.label} (%)"
+    title = f"What has {plain(one.label)} more and less of?"
+    apply_style(figure, title, _answer(rows), subtitle + reading, round(y) + BELOW)
     figure.layout.margin.l = LEFT
     return figure.update_yaxes(automargin=False)
+
+
+def _answer(rows: Sequence[Difference]) -> str:
+    sure = [row for row in rows if abs(row.one - row.other) > Z95 * row.standard_error]
+    most = max(rows, key=lambda row: abs(row.one - row.other))
+    points = f"{100 * (most.one - most.other):+.1f}".replace("-", "\N{MINUS SIGN}")
+    return (
+        f"{len(sure)} of {len(rows)} numbers differ by more than chance; most of all {most.name}, by {points} points."
+    )
 
 
 def _left(text: str, y: float) -> dict:

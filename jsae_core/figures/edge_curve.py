@@ -12,7 +12,18 @@ from collections.abc import Mapping
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from jsae_core.figures.style import FONT_SIZE, INK, Variant, apply_style, plain, require_variants
+from jsae_core.figures.style import (
+    FONT_SIZE,
+    INK,
+    Look,
+    Variant,
+    apply_style,
+    bar_marker,
+    looks,
+    of_each,
+    plain,
+    require_variants,
+)
 
 Z95 = 1.96  # standard errors on either side of a 95% interval
 TITLES = ("Explained by the input latents kept", "From input latents at all")
@@ -43,17 +54,20 @@ def edge_curve_figure(accountings: Mapping[Variant, Mapping[str, float]], subtit
     figure = make_subplots(
         cols=2, column_widths=[0.68, 0.32], horizontal_spacing=0.13, subplot_titles=[plain(title) for title in TITLES]
     )
+    look = looks(accountings)
     for place, (variant, accounting) in enumerate(accountings.items()):
-        figure.add_trace(_curve(variant, accounting, kept, "attribution"), row=1, col=1)
-        figure.add_trace(_curve(variant, accounting, kept, "random"), row=1, col=1)
-        figure.add_trace(_share(variant, accounting, place), row=1, col=2)
-    lowest = min(0.0, *(trace.y[0] - trace.error_y.array[0] for trace in figure.data if trace.type == "bar"))
+        figure.add_trace(_curve(variant, accounting, kept, "attribution", look[variant]), row=1, col=1)
+        figure.add_trace(_curve(variant, accounting, kept, "random", look[variant]), row=1, col=1)
+        figure.add_trace(_share(variant, accounting, place, look[variant]), row=1, col=2)
+    bars = [trace for trace in figure.data if trace.type == "bar"]
+    lowest = min(0.0, *(bar.y[0] - bar.error_y.array[0] for bar in bars))
+    highest = max(1.0, *(bar.y[0] + bar.error_y.array[0] for bar in bars))
     figure.update_xaxes(title_text="input latents kept for each output latent", type="category", col=1)
     figure.update_yaxes(title_text="R²", range=[-0.04, 1.04], col=1)
     figure.update_xaxes(ticks="", side="bottom", col=2)
     figure.update_yaxes(
         title_text="accounted share",
-        range=[1.15 * lowest, 1.12],
+        range=[1.15 * lowest, 1.12 * highest],
         zeroline=True,
         zerolinecolor=INK,
         zerolinewidth=1.5,
@@ -61,16 +75,19 @@ def edge_curve_figure(accountings: Mapping[Variant, Mapping[str, float]], subtit
     )
     figure.update_annotations(font_size=FONT_SIZE)
     figure.update_layout(bargap=0.3)
-    return apply_style(
-        figure, "How many input latents does an output latent need?", f"{_answer(accountings, kept)} {subtitle}", 430
-    )
+    question = "How many input latents does an output latent need?"
+    apply_style(figure, question, _answer(accountings, kept), subtitle, 460)
+    figure.layout.margin.t += 30  # for the names of the panels
+    return figure
 
 
 def _answer(accountings: Mapping[Variant, Mapping[str, float]], kept: list[int]) -> str:
     """What the figure says, in a sentence: of few latents, and of all."""
     few = min(kept, key=lambda n: abs(n - 4))
-    explained = ", ".join(f"{_percent(a[f'r2_attribution_{few}'])} ({v.label})" for v, a in accountings.items())
-    accounted = ", ".join(f"{_percent(a['accounted_share'])} ({v.label})" for v, a in accountings.items())
+    explained, accounted = (
+        of_each({variant: _percent(of[name]) for variant, of in accountings.items()})
+        for name in (f"r2_attribution_{few}", "accounted_share")
+    )
     return f"{few} input latents explain {explained}; all of them account for {accounted}."
 
 
@@ -79,7 +96,7 @@ def _kept(accounting: Mapping[str, float], order: str) -> list[int]:
     return sorted(int(number[1]) for number in numbers if number)
 
 
-def _curve(variant: Variant, accounting: Mapping[str, float], kept: list[int], order: str) -> go.Scatter:
+def _curve(variant: Variant, accounting: Mapping[str, float], kept: list[int], order: str, look: Look) -> go.Scatter:
     names = [f"r2_{order}_{n}" for n in kept]
     by_attribution = order == "attribution"
     label = plain(variant.label) + ("" if by_attribution else ", random latents")
@@ -94,18 +111,18 @@ def _curve(variant: Variant, accounting: Mapping[str, float], kept: list[int], o
             "width": 3 if by_attribution else 2,
             "dash": "solid" if by_attribution else "dot",
         },
-        marker={"size": 9 if by_attribution else 7, "symbol": "circle" if by_attribution else "circle-open"},
+        marker={"size": 9 if by_attribution else 7, "symbol": look.symbol if by_attribution else f"{look.symbol}-open"},
         hovertemplate="%{x} kept: R² = %{y:.3f} ± %{error_y.array:.3f}<extra>" + label + "</extra>",
     )
 
 
-def _share(variant: Variant, accounting: Mapping[str, float], place: int) -> go.Bar:
+def _share(variant: Variant, accounting: Mapping[str, float], place: int, look: Look) -> go.Bar:
     share, error = accounting["accounted_share"], Z95 * accounting["accounted_share_se"]
     return go.Bar(
         x=[f"<b>{_percent(share)}</b>" + "\u200b" * place],  # zero-width: equal numbers are two bars
         y=[share],
         error_y={"array": [error], "thickness": 1.5, "width": 4},
-        marker={"color": variant.colour},
+        marker=bar_marker(variant, look),
         showlegend=False,
         hovertemplate=(
             f"p = {accounting['p']:.3g} at x, {accounting['p_without_latents']:.3g} without input latents, "

@@ -15,7 +15,18 @@ from numpy.typing import ArrayLike
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from jsae_core.figures.style import FONT_SIZE, MAGNITUDE, WIDTH, Variant, apply_style, plain, require_variants
+from jsae_core.figures.style import (
+    FONT_SIZE,
+    MAGNITUDE,
+    WIDTH,
+    Variant,
+    apply_style,
+    of_each,
+    percent,
+    plain,
+    require_variants,
+)
+from jsae_core.terms import NOTEWORTHY
 
 # A few strong elements would leave all others pale: the colours end at this quantile of all that is drawn.
 COLOUR_QUANTILE = 0.99
@@ -37,7 +48,7 @@ _UNITS = {None: MAGNITUDE, "l1": "|J| / L1 norm of J", "l2": "|J| / L2 norm of J
 
 
 def jacobian_examples_figure(
-    variants: Mapping[Variant, ArrayLike],
+    variants: Mapping[Variant, Mapping[str, ArrayLike]],
     tokens: Sequence[str],
     subtitle: str,
     normalise: Normalisation,
@@ -49,24 +60,25 @@ def jacobian_examples_figure(
     suggests a structure that the Jacobian does not have. A seed shuffles alike whatever the normalisation.
 
     Args:
-        variants: Jacobians [n_tokens, k_out, k_in] of each variant, at the same tokens.
+        variants: for each variant, at the same tokens, `jacobian` [n_tokens, k_out, k_in], `output_latents`
+            [n_tokens, k_out] and `input_latents` [n_tokens, k_in], as `run_sandwich` gives them.
         tokens: the text of each token, [n_tokens]; about four are readable.
         subtitle: model, layer, tokens and settings. It is added that rows and columns are shuffled.
         normalise: divide each Jacobian by its sum of |J| ("l1") or its root of the sum of J^2 ("l2"), or not (None).
         seed: of the shuffling.
 
     Raises:
-        ValueError: no variant or token, Jacobians that are not one finite matrix a token, an unknown normalisation.
+        ValueError: no variant or token, Jacobians that are not one finite matrix a token, latents that are not those
+            of its rows and columns, an unknown normalisation.
     """
     require_variants(variants)
     if not tokens:
         raise ValueError("there is no token to draw; expected at least one")
     if normalise not in _TITLES:
         raise ValueError(f"unknown normalisation {normalise!r}; expected None, 'l1' or 'l2'")
-    magnitudes = {
-        variant: _normalised(_magnitudes(variant, jacobians, len(tokens)), normalise)
-        for variant, jacobians in variants.items()
-    }
+    measured = {variant: _magnitudes(variant, of["jacobian"], len(tokens)) for variant, of in variants.items()}
+    latents = {variant: _latents(variant, of, measured[variant].shape) for variant, of in variants.items()}
+    magnitudes = {variant: _normalised(of, normalise) for variant, of in measured.items()}
     columns = max(COLUMNS, len(tokens))
     side = (WIDTH - LEFT - RIGHT - GAP * (columns - 1)) / columns
     width, height = (side * n + GAP * (n - 1) for n in (len(tokens), len(variants)))
@@ -79,17 +91,20 @@ def jacobian_examples_figure(
     )
     generator = np.random.default_rng(seed)
     for row, (variant, matrices) in enumerate(magnitudes.items(), start=1):
-        for column, matrix in enumerate(matrices, start=1):
-            figure.add_trace(_heat_map(permute_rows_and_columns(matrix, generator)), row=row, col=column)
+        for column, (token, matrix, *of_token) in enumerate(
+            zip(tokens, matrices, *latents[variant], strict=True), start=1
+        ):
+            where = f"{plain(variant.label)}, token {plain(_visible(token))}"
+            figure.add_trace(_heat_map(matrix, of_token, where, generator), row=row, col=column)
         figure.update_yaxes(title_text=_row_title(variant), row=row, col=1)
     figure.update_annotations(font_size=FONT_SIZE, yshift=4)
     figure.update_xaxes(title_text="input latents", row=len(variants))
     shuffled = f"{subtitle} · rows and columns shuffled"
-    apply_style(figure, _TITLES[normalise], shuffled, height=round(ABOVE + height + BELOW))
-    figure.update_xaxes(showticklabels=False, ticks="", showgrid=False, mirror=True, title_standoff=6)
-    figure.update_yaxes(
-        showticklabels=False, ticks="", showgrid=False, mirror=True, title_standoff=6, autorange="reversed"
-    )
+    answer = _large(measured) if normalise is None else _concentrated(measured)
+    apply_style(figure, _TITLES[normalise], answer, shuffled, height=round(ABOVE + height + BELOW))
+    axis = {"type": "category", "showticklabels": False, "ticks": "", "showgrid": False, "mirror": True}
+    figure.update_xaxes(axis, title_standoff=6)
+    figure.update_yaxes(axis, title_standoff=6, autorange="reversed")
     margin = figure.layout.margin
     return figure.update_layout(
         margin={"l": LEFT, "r": WIDTH - LEFT - width, "t": margin.t + ABOVE, "b": BELOW, "autoexpand": False},
@@ -100,9 +115,13 @@ def jacobian_examples_figure(
 def permute_rows_and_columns(matrix: ArrayLike, seed: int | np.random.Generator) -> np.ndarray:
     """The matrix with its rows and its columns shuffled, each as a whole: elements of a row stay together."""
     matrix = np.asarray(matrix)
-    generator = np.random.default_rng(seed)
-    rows, columns = (generator.permutation(size) for size in matrix.shape)
-    return matrix[np.ix_(rows, columns)]
+    return matrix[np.ix_(*_orders(matrix, np.random.default_rng(seed)))]
+
+
+def _orders(matrix: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Of the rows and of the columns of a shuffled matrix."""
+    rows, columns = matrix.shape
+    return generator.permutation(rows), generator.permutation(columns)
 
 
 def _magnitudes(variant: Variant, jacobians: ArrayLike, n_tokens: int) -> np.ndarray:
@@ -116,6 +135,32 @@ def _magnitudes(variant: Variant, jacobians: ArrayLike, n_tokens: int) -> np.nda
     return magnitudes
 
 
+def _latents(variant: Variant, given: Mapping[str, ArrayLike], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Of the rows and of the columns of each matrix."""
+    latents = np.asarray(given["output_latents"]), np.asarray(given["input_latents"])
+    expected = shape[:2], (shape[0], shape[2])
+    for name, of, wanted in zip(("output_latents", "input_latents"), latents, expected, strict=True):
+        if of.shape != wanted:
+            raise ValueError(f"the {name} of {variant.label!r} are {list(of.shape)}; expected {list(wanted)}")
+    return latents
+
+
+def _large(measured: Mapping[Variant, np.ndarray]) -> str:
+    shares = of_each({variant: percent(float((of >= NOTEWORTHY).mean())) for variant, of in measured.items()})
+    return f"|J| is {NOTEWORTHY:g} or more for {shares} of the elements shown."
+
+
+def _concentrated(measured: Mapping[Variant, np.ndarray]) -> str:
+    """Of each matrix as much, however large it is."""
+    shares = {}
+    for variant, of in measured.items():
+        falling = np.sort(of.reshape(len(of), -1), axis=1)[:, ::-1]
+        sums = falling.sum(axis=1)
+        strongest = falling[:, : max(1, falling.shape[1] // 10)].sum(axis=1)
+        shares[variant] = percent(float((strongest / np.where(sums == 0, 1, sums)).mean()))
+    return f"The strongest tenth of the elements has {of_each(shares)} of the sum of |J|."
+
+
 def _normalised(magnitudes: np.ndarray, normalise: Normalisation) -> np.ndarray:
     """Each matrix over its norm; a matrix of zeros stays one."""
     if normalise is None:
@@ -125,8 +170,20 @@ def _normalised(magnitudes: np.ndarray, normalise: Normalisation) -> np.ndarray:
     return magnitudes / np.where(norms == 0, 1, norms)[:, None, None]
 
 
-def _heat_map(matrix: np.ndarray) -> go.Heatmap:
-    return go.Heatmap(z=matrix, coloraxis="coloraxis", hovertemplate="%{z:.3~g}<extra></extra>")
+def _heat_map(
+    matrix: np.ndarray, latents: Sequence[np.ndarray], where: str, generator: np.random.Generator
+) -> go.Heatmap:
+    """Shuffled, as `permute_rows_and_columns` does; pointed at, an element says between which latents it is."""
+    orders = _orders(matrix, generator)
+    outputs, inputs = (of[order].tolist() for of, order in zip(latents, orders, strict=True))
+    return go.Heatmap(
+        z=matrix[np.ix_(*orders)],
+        x=inputs,
+        y=outputs,
+        name=where,
+        coloraxis="coloraxis",
+        hovertemplate=f"{where}<br>input latent %{{x}} → output latent %{{y}}: %{{z:.3~g}}<extra></extra>",
+    )
 
 
 def _colour_axis(values: np.ndarray, unit: str) -> dict:

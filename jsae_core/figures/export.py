@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import html
 import io
 import json
 import threading
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import plotly.graph_objects as go
 import psutil
+
+from jsae_core.figures.style import WIDTH
 
 if TYPE_CHECKING:
     from kaleido import Kaleido
@@ -26,22 +29,35 @@ HOW_TO_GET_PICTURES = (
 )
 
 
+NARROWEST = 720  # px: a figure does not shrink further with its page, which then scrolls
+
+
 def page(figure: go.Figure, plotly_js: str, provenance: Mapping[str, str]) -> str:
-    """An HTML page that opens offline, and sends nothing anywhere.
+    """An HTML page that opens offline, sends nothing anywhere, and draws the figure as wide as its window.
 
     Args:
         plotly_js: where the page finds plotly.js, relative to itself.
         provenance: kept in the page as a <meta> element.
     """
-    # else the toolbar has a button that sends the figure to a server
-    html = figure.to_html(include_plotlyjs=plotly_js, full_html=True, config={"showSendToCloud": False})
-    content = json.dumps(dict(provenance)).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return html.replace("<head>", f'<head><meta name="provenance" content="{content}" />', 1)
+    drawn = figure.to_html(
+        include_plotlyjs=plotly_js,
+        full_html=True,
+        default_width="100%",
+        # else the toolbar has a button that sends the figure to a server
+        config={"showSendToCloud": False, "displaylogo": False, "responsive": True},
+    )
+    content = html.escape(json.dumps(dict(provenance)))
+    head = (
+        f'<head><meta name="provenance" content="{content}" /><title>{figure.layout.title.text or ""}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1" />'
+        f"<style>body {{ margin: 0 }} .plotly-graph-div {{ min-width: {NARROWEST}px }}</style>"
+    )
+    return drawn.replace("<html>", '<html lang="en">', 1).replace("<head>", head, 1)
 
 
 def png(figure: go.Figure) -> tuple[bytes | None, str]:
-    """The figure as PNG at its own size, or None and how to get pictures where no Chrome or Chromium works. A browser
-    that does not answer is given up after a minute, and not asked again by this process.
+    """The figure as PNG, 900 px wide and as high as it is, or None and how to get pictures where no Chrome or Chromium
+    works. A browser that does not answer is given up after a minute, and not asked again by this process.
 
     To be small, it has at most 256 colours: where there are more, which are shades on the edges of letters and lines,
     similar ones become one.
@@ -51,6 +67,14 @@ def png(figure: go.Figure) -> tuple[bytes | None, str]:
     except BrowserError as error:
         return None, f"{HOW_TO_GET_PICTURES} ({error})"
     return _with_palette(picture), ""
+
+
+def pdf(figure: go.Figure) -> bytes | None:
+    """The same as PDF, or None where there is no picture either."""
+    try:
+        return browser.picture(figure, "pdf")
+    except BrowserError:
+        return None
 
 
 class BrowserError(Exception):
@@ -67,8 +91,8 @@ class Browser:
         self._silent = False
         self._one_at_a_time = threading.Lock()
 
-    def picture(self, figure: go.Figure) -> bytes:
-        """The figure as PNG. Raises BrowserError."""
+    def picture(self, figure: go.Figure, kind: str = "png") -> bytes:
+        """The figure as a file of this kind. Raises BrowserError."""
         from kaleido import Kaleido
         from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
 
@@ -79,7 +103,7 @@ class Browser:
                 if self._kaleido is None:
                     self._kaleido = Kaleido(timeout=PATIENCE)
                     self._wait_for(self._kaleido.open())
-                return self._wait_for(self._kaleido.calc_fig(figure, opts={"format": "png"}))
+                return self._wait_for(self._kaleido.calc_fig(figure, opts={"format": kind, "width": WIDTH}))
             except TimeoutError as error:
                 self._silent = True
                 self._kill()

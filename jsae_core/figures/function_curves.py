@@ -14,14 +14,26 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from jsae_core.figures.style import FONT_SIZE, INK, WIDTH, Variant, apply_style, plain, require_variants
+from jsae_core.figures.style import (
+    FONT_SIZE,
+    INK,
+    WIDTH,
+    Look,
+    Variant,
+    apply_style,
+    bar_marker,
+    looks,
+    of_each,
+    percent,
+    plain,
+    require_variants,
+)
 from jsae_core.figures.thresholds import REPORTED
 from jsae_core.terms import FUNCTION_SHAPES as SHAPES
 from jsae_core.terms import RELATIVE_SHAPES, STRAIGHT_WITHIN, STRAIGHT_WITHIN_SHARE
 
 LEAST_HEIGHT = 0.1  # activation; magnified further, a curve that passes for linear (within 0.01) would look bent
 STRAIGHT = 0.3  # px; a curve's point is left out if it is nearer than this to the line between others
-HATCHING = {"shape": "/", "fillmode": "replace", "size": 7, "solidity": 0.35}  # of bars of flat functions
 
 COLUMNS, ROWS = 5, 2  # charts of each variant on a page
 EXAMPLE_COLUMNS, EXAMPLE_ROWS = 2, 2  # charts of each shape and variant
@@ -115,7 +127,8 @@ def function_curves_figure(variants: Mapping[Variant, pd.DataFrame], subtitle: s
         figure.add_annotation(_heading(variant, row * block))
 
     height, below = len(curves) * block, AXIS_TITLE + (SLIDER if len(starts) > 1 else 0)
-    apply_style(figure, "Output latents as functions of input latents", subtitle + READING, height=height + below)
+    title = "What are output latents as functions of input latents?"
+    apply_style(figure, title, _answer(variants), subtitle + READING, height=height + below)
     _use_pixels(figure, COLUMNS * width, height)
     if len(starts) > 1:
         figure.update_layout(sliders=[_slider(figure, {start: min(start + on_page, most) for start in starts})])
@@ -130,7 +143,7 @@ def function_shapes_figure(
 ) -> go.Figure:
     """Examples of linear, jumprelu and other functions for each variant (above), in charts like those of
     `function_curves_figure`, and bars of the share of each shape in per cent (below), the flat functions, whose range
-    is below 0.01, hatched; beside them, if the samples have it, the same by the relative rule.
+    is below 0.01, hollow; beside them, if the samples have it, the same by the relative rule.
 
     Examples are the curves drawn first, flat ones only where there are no others. The bars count all samples.
 
@@ -169,8 +182,8 @@ def function_shapes_figure(
     whole = height + AXIS_TITLE + HEADING + BARS
     below = BARS_BELOW + LEGEND_ROW * (_legend_rows(figure) - 1)
     remark = READING + RULE + (MEASURED if any(expected.values()) else "")
-    title = "Shapes of output latents as functions of input latents"
-    apply_style(figure, title, subtitle + remark, height=whole + below)
+    title = "How many of these functions are linear?"
+    apply_style(figure, title, _answer_on_shapes(variants), subtitle + remark, height=whole + below)
     _use_pixels(figure, len(SHAPES) * group, height)
     return figure.update_layout(
         yaxis={"domain": [1 - height / whole, 1], "title": {"standoff": 42}},
@@ -178,6 +191,24 @@ def function_shapes_figure(
         margin={"l": BARS_LEFT, "r": RIGHT, "b": below, "autoexpand": False},
         legend={"traceorder": "normal"},
     )
+
+
+def _answer(variants: Mapping[Variant, pd.DataFrame]) -> str:
+    simple = {
+        variant: percent(float(samples["shape"].isin(SHAPES[:2]).mean())) for variant, samples in variants.items()
+    }
+    return f"{of_each(simple)} of all that were sampled are {SHAPES[0]} or {SHAPES[1]} by the paper's rule."
+
+
+def _answer_on_shapes(variants: Mapping[Variant, pd.DataFrame]) -> str:
+    by_rule = [
+        of_each(
+            {variant: percent(float((samples[column] == "linear").mean())) for variant, samples in variants.items()}
+        )
+        for column in ("shape", RELATIVE)
+        if all(column in samples for samples in variants.values())
+    ]
+    return f"By the paper's rule {by_rule[0]}" + "".join(f"; by the relative rule {of}" for of in by_rule[1:]) + "."
 
 
 def _all_curves(variants: Mapping[Variant, pd.DataFrame]) -> dict[Variant, pd.DataFrame]:
@@ -269,6 +300,8 @@ def _dots(variant: Variant, charts: Sequence[_Chart]) -> go.Scatter:
         name=plain(variant.label),
         marker={"color": INK, "size": 9, "line": {"color": "white", "width": 1.5}},
         cliponaxis=False,
+        # on a canvas x and y are px: these are the numbers that they stand for
+        customdata=[[float(c.sample["input_activation"]), float(c.sample["output_activation"])] for c in charts],
         text=[_hover(c.sample) for c in charts],
         hovertemplate="%{text}",
     )
@@ -333,7 +366,8 @@ def _without_straight(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _use_pixels(figure: go.Figure, width: float, height: float) -> None:
-    """Make the first axes a canvas measured in px from its upper left corner."""
+    """Make the first axes a canvas measured in px from its upper left corner, and say so in the figure's `meta`."""
+    figure.layout.meta = {**figure.layout.meta, "canvas": True}
     canvas = {"showline": False, "showticklabels": False, "ticks": "", "showgrid": False, "automargin": False}
     figure.update_layout(
         xaxis={**canvas, "range": [0, width], "title": {"text": "input latent (activation)", "standoff": 12}},
@@ -397,12 +431,12 @@ def _add_bars(
 ) -> None:
     """On the second axes: of each shape a bar for each variant, by the paper's rule and beside it by the relative one,
     if the samples have it, and its reported share where there is one."""
-    width, kinds = 0.8 / len(variants), _kinds(variants)
+    width, kinds, look = 0.8 / len(variants), _kinds(variants), looks(variants)
     highest, numbers, diamonds = 0.0, [], []
     for place, (variant, samples) in enumerate(variants.items()):
         centres = [kind.centre - 0.4 + width * (place + 0.5) for kind in kinds]
         percents = [100 * float((samples[kind.column] == kind.shape).mean()) for kind in kinds]
-        figure.add_traces(_bars(variant, samples, kinds, centres, percents, 0.94 * width))
+        figure.add_traces(_bars(variant, look[variant], samples, kinds, centres, percents, 0.94 * width))
         given = reported.get(variant, {})
         numbers += [
             (x, percent, given.get(kind.shape) if kind.column == "shape" else None)
@@ -437,13 +471,14 @@ def _add_bars(
 
 def _bars(
     variant: Variant,
+    look: Look,
     samples: pd.DataFrame,
     kinds: Sequence[_Kind],
     centres: list[float],
     percents: list[float],
     width: float,
 ) -> list[go.Bar]:
-    """Hatched ones for all functions, and before them those of the functions that are not flat by the kind's rule; by
+    """Hollow ones for all functions, and before them those of the functions that are not flat by the kind's rule; by
     the relative one, flat is a shape of its own."""
     flat = samples["flat"].astype(bool)
     steep = [
@@ -451,8 +486,8 @@ def _bars(
         for kind in kinds
     ]
     drawn = {
-        "flat ones included": (percents, {"pattern": HATCHING, "line": {"color": variant.colour, "width": 1}}),
-        "not flat": (steep, {}),
+        "flat ones included": (percents, {"color": "white", "line": {"color": variant.colour, "width": 2}}),
+        "not flat": (steep, bar_marker(variant, look)),
     }
     return [
         go.Bar(
@@ -462,13 +497,13 @@ def _bars(
             name=plain(variant.label),
             legendgroup=variant.label,
             showlegend=which == "not flat",
-            marker={"color": variant.colour, **look},
+            marker=drawn_as,
             customdata=[f"{kind.shape}, {which if kind.column == 'shape' else RELATIVE_RULE}" for kind in kinds],
-            hovertemplate="%{customdata}: %{y:.3~g} %",
+            hovertemplate="%{customdata}: %{y:.3~g}%",
             xaxis="x2",
             yaxis="y2",
         )
-        for which, (heights, look) in drawn.items()
+        for which, (heights, drawn_as) in drawn.items()
     ]
 
 
@@ -499,7 +534,7 @@ def _flat_in_legend() -> go.Bar:
         x=[None],
         y=[None],
         name=f"flat: range below {STRAIGHT_WITHIN:g}",
-        marker={"color": INK, "pattern": HATCHING},
+        marker={"color": "white", "line": {"color": INK, "width": 2}},
         xaxis="x2",
         yaxis="y2",
     )
@@ -522,7 +557,7 @@ def _diamonds(shares: Sequence[tuple[float, float, Variant]]) -> go.Scatter:
         marker={"symbol": "diamond", "size": 14, "color": "white", "line": {"color": INK, "width": 2.5}},
         cliponaxis=False,
         customdata=[plain(variant.label) for _, _, variant in shares],
-        hovertemplate="%{customdata}: %{y:.3~g} %",
+        hovertemplate="%{customdata}: %{y:.3~g}%",
         xaxis="x2",
         yaxis="y2",
     )

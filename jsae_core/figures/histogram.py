@@ -15,7 +15,17 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
-from jsae_core.figures.style import MAGNITUDE, Variant, apply_style, plain, require_variants
+from jsae_core.figures.style import (
+    MAGNITUDE,
+    Look,
+    Variant,
+    apply_style,
+    decade_numbers,
+    looks,
+    of_each,
+    plain,
+    require_variants,
+)
 
 VISIBLE = 95  # per cent of every variant's elements that the axes show at first; the rest is reached by zooming out
 FEWEST_BINS = 10  # that must show them, or the bins are too wide for what was measured
@@ -43,6 +53,11 @@ class Distribution:
     def below(self) -> np.ndarray:
         """Per cent of elements below each edge."""
         return np.append(0.0, np.cumsum(self.percent))
+
+    @property
+    def median(self) -> float:
+        """The |J| that half of the elements are below; infinite where that is above the last edge."""
+        return float(np.interp(50, self.below, self.edges, right=np.inf))
 
     @property
     def above(self) -> np.ndarray:
@@ -75,7 +90,9 @@ def jacobian_histogram_figure(variants: Mapping[Variant, Mapping[str, ArrayLike]
         figure.update_xaxes(panel.x, col=column)
         figure.update_yaxes(panel.y, col=column)
     figure.update_xaxes(matches="x", col=2)
-    return apply_style(figure, "Size of the elements of the Jacobian", subtitle + panels.remark, height=440)
+    return apply_style(
+        figure, "How large are the elements of the Jacobian?", panels.answer, subtitle + panels.remark, height=440
+    )
 
 
 class Panel(NamedTuple):
@@ -87,31 +104,39 @@ class Panel(NamedTuple):
 
 
 class SizePanels(NamedTuple):
-    """Histogram and cumulative distribution of |J|, and what a subtitle says of the bins."""
+    """Histogram and cumulative distribution of |J|, what they say in a sentence, and what a subtitle says of the
+    bins."""
 
     density: Panel
     cumulative: Panel
+    answer: str
     remark: str
 
 
 def size_panels(variants: Mapping[Variant, Mapping[str, ArrayLike]]) -> SizePanels:
     """As in `jacobian_histogram_figure`. Raises as it does."""
-    drawn = distributions(variants)
+    drawn, look = distributions(variants), looks(variants)
     if paper_bins_fit(variants, drawn):
         x = {"title_text": MAGNITUDE, "range": visible_range(drawn), "nticks": 6}
         return SizePanels(
-            Panel([histogram_line(*item) for item in drawn.items()], x, density_axis([drawn])),
-            Panel([cumulative_line(*item) for item in drawn.items()], x, SHARE_AXIS),
+            Panel([histogram_line(*item, look[item[0]]) for item in drawn.items()], x, density_axis([drawn])),
+            Panel([cumulative_line(*item, look[item[0]]) for item in drawn.items()], x, SHARE_AXIS),
+            _median(drawn),
             _beyond(drawn),
         )
     scaled = {variant: _logarithmic(histogram) for variant, histogram in variants.items()}
     x = logarithmic_axis(scaled)
     y = {"title_text": "elements per doubling (%)", "rangemode": "tozero"}
     return SizePanels(
-        Panel([_doublings_line(*item) for item in scaled.items()], x, y),
-        Panel([cumulative_line(*item) for item in scaled.items()], x, SHARE_AXIS),
+        Panel([_doublings_line(*item, look[item[0]]) for item in scaled.items()], x, y),
+        Panel([cumulative_line(*item, look[item[0]]) for item in scaled.items()], x, SHARE_AXIS),
+        _median(scaled),
         " · the paper's bins do not fit this scale: doublings of |J|",
     )
+
+
+def _median(drawn: Mapping[Variant, Distribution]) -> str:
+    return f"Half of the elements are below {of_each({v: f'{d.median:.2g}' for v, d in drawn.items()})}."
 
 
 def paper_bins_fit(variants: Mapping[Variant, Mapping[str, ArrayLike]], drawn: Mapping[Variant, Distribution]) -> bool:
@@ -142,11 +167,11 @@ def logarithmic_axis(distributions: Mapping[Variant, Distribution], title: str =
         "type": "log",
         "range": [low, max(high, low + 1)],
         "dtick": int(np.ceil(max(high - low, 1) / 4)),
-        "exponentformat": "e",
+        **decade_numbers(low, high),
     }
 
 
-def _doublings_line(variant: Variant, distribution: Distribution) -> go.Scatter:
+def _doublings_line(variant: Variant, distribution: Distribution, look: Look) -> go.Scatter:
     edges, percent = (
         distribution.edges[::DOUBLING],
         np.add.reduceat(distribution.percent, range(0, distribution.percent.size, DOUBLING)),
@@ -159,8 +184,8 @@ def _doublings_line(variant: Variant, distribution: Distribution) -> go.Scatter:
         y=percent[shown],
         name=plain(variant.label),
         legendgroup=variant.label,
-        line={"color": variant.colour, "width": 2.5, "shape": "hv"},
-        hovertemplate="|J| from %{x:.3~g} to twice that: %{y:.3~g} %",
+        line={"color": variant.colour, "width": 2.5, "shape": "hv", "dash": look.dash},
+        hovertemplate="|J| from %{x:.3~g} to twice that: %{y:.3~g}%",
     )
 
 
@@ -244,7 +269,7 @@ def density_axis(groups: Sequence[Mapping[Variant, Distribution]]) -> dict:
         "title_text": f"elements per {second - first:.3g} (%)",
         "type": "log",
         "dtick": 1,
-        "exponentformat": "e",
+        **decade_numbers(bottom, top),
         "range": [bottom - 0.1, top + 0.1],
     }
 
@@ -253,19 +278,19 @@ def _visible_bins(distributions: Mapping[Variant, Distribution]) -> int:
     return max(min(int(np.searchsorted(d.below, VISIBLE)), d.percent.size) for d in distributions.values())
 
 
-def histogram_line(variant: Variant, distribution: Distribution) -> go.Scatter:
+def histogram_line(variant: Variant, distribution: Distribution, look: Look) -> go.Scatter:
     density = distribution.density
     return go.Scatter(
         x=distribution.edges,
         y=np.append(density, density[-1]),  # from edge to edge: the last bin, too, ends at an edge
         name=plain(variant.label),
         legendgroup=variant.label,
-        line={"color": variant.colour, "width": 2.5, "shape": "hv"},
-        hovertemplate="|J| from %{x:.3~f}: %{y:.3~g} %",
+        line={"color": variant.colour, "width": 2.5, "shape": "hv", "dash": look.dash},
+        hovertemplate="|J| from %{x:.3~g}: %{y:.3~g}%",
     )
 
 
-def cumulative_line(variant: Variant, distribution: Distribution) -> go.Scatter:
+def cumulative_line(variant: Variant, distribution: Distribution, look: Look) -> go.Scatter:
     # of many bins most are empty, and infinity is on no axis
     below = distribution.below
     drawn = np.isfinite(distribution.edges) & (np.diff(below, prepend=-1) + np.diff(below, append=101) > 0)
@@ -275,11 +300,8 @@ def cumulative_line(variant: Variant, distribution: Distribution) -> go.Scatter:
         name=plain(variant.label),
         legendgroup=variant.label,
         showlegend=False,
-        line={"color": variant.colour, "width": 2.5, "simplify": False},
-        hovertemplate=(
-            "|J| below %{x:.3~f}: %{y:.4~g} %<br>"
-            f"above {distribution.edges[-1]:.4g}: {distribution.overflow:.2g} %<extra>{plain(variant.label)}</extra>"
-        ),
+        line={"color": variant.colour, "width": 2.5, "simplify": False, "dash": look.dash},
+        hovertemplate="|J| below %{x:.3~g}: %{y:.4~g}%",
     )
 
 
@@ -288,4 +310,4 @@ def _beyond(distributions: Mapping[Variant, Distribution]) -> str:
     largest = max(distributions.values(), key=lambda distribution: distribution.overflow)
     if not largest.overflow:
         return ""
-    return f" · at most {largest.overflow:.2g} % above {largest.edges[-1]:.4g}"
+    return f" · at most {largest.overflow:.2g}% above {largest.edges[-1]:.4g}"

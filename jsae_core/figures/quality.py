@@ -14,10 +14,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from jsae_core.figures.style import FONT_SIZE, Variant, apply_style, plain, require_variants
+from jsae_core.figures.style import FONT_SIZE, Look, Variant, apply_style, looks, of_each, plain, require_variants
 
 SIDES = {"input": "input SAE", "output": "output SAE", "pair": "both SAEs"}  # in columns
 NOTE = ["Scores (reconstructions", "spliced in): 1 is no loss,", "0 as bad as zeros.", "Error bars: ± 2 SE."]
+BEYOND = ("triangle-up", "triangle-down")
 OFF_AXIS = "▲ ▼: beyond the axis."
 ROOM = 0.1  # of what an axis shows, left at both of its ends
 NARROWEST = 0.02  # of the way from the best to the worst: an axis shows no less
@@ -77,13 +78,15 @@ def quality_by_layer_figure(variants: Mapping[Variant, pd.DataFrame], subtitle: 
     )
     figure.update_annotations(font_size=FONT_SIZE)
     ends, shifts = _arrangement(layers, len(frames))
+    look = looks(frames)
+    figure.add_traces([_in_legend(variant, look[variant], layers.size) for variant in frames])
     for row, (name, measure) in enumerate(_MEASURES.items(), start=1):
         low, high = _axis(frames, name, measure)
         for column, side in enumerate(measure.sides, start=1):
             for (variant, frame), shift in zip(frames.items(), shifts, strict=True):
-                trace = _points(variant, frame.reindex(layers), f"{name}_{side}", measure, (low, high))
-                trace.update(x=layers + shift, showlegend=row == column == 1)
-                figure.add_trace(trace, row=row, col=column)
+                of_side = frame.reindex(layers)
+                trace = _points(variant, look[variant], of_side, f"{name}_{side}", measure, (low, high))
+                figure.add_trace(trace.update(x=layers + shift), row=row, col=column)
         figure.update_yaxes(range=[low, high], nticks=5, row=row)
         figure.update_yaxes(title_text=measure.title, row=row, col=1)
     few = {"tickvals": layers} if layers.size <= FEW_LAYERS else {"nticks": 7}
@@ -92,9 +95,17 @@ def quality_by_layer_figure(variants: Mapping[Variant, pd.DataFrame], subtitle: 
         last = sum(side in measure.sides for measure in _MEASURES.values())
         figure.update_xaxes(title_text="layer", showticklabels=True, row=last, col=column)
     figure.add_annotation(_note(figure))
-    apply_style(figure, "Reconstruction and model quality by layer", subtitle, height=ABOVE + height + BELOW)
+    apply_style(figure, "What did sparsity cost, layer by layer?", _answer(frames), subtitle, ABOVE + height + BELOW)
     figure.layout.margin.t += ABOVE
     return figure
+
+
+def _answer(frames: Mapping[Variant, pd.DataFrame]) -> str:
+    scores = {}
+    for variant, frame in frames.items():
+        low, high = (f"{score:.2f}" for score in (frame["kl_score_pair"].min(), frame["kl_score_pair"].max()))
+        scores[variant] = (low if low == high else f"{low} to {high}").replace("-", "\N{MINUS SIGN}")
+    return f"The KL score with both reconstructions spliced in is {of_each(scores)}."
 
 
 def _checked(variant: Variant, frame: pd.DataFrame) -> pd.DataFrame:
@@ -129,9 +140,14 @@ def _arrangement(layers: np.ndarray, n_variants: int) -> tuple[list[float], np.n
 
 
 def _axis(frames: Mapping[Variant, pd.DataFrame], name: str, measure: _Measure) -> tuple[float, float]:
-    """The ends of a measure's axis."""
+    """The ends of a measure's axis: with the error bars of what is on it."""
     columns = [f"{name}_{side}" for side in measure.sides]
     values = measure.unit * np.concatenate([frame[columns].to_numpy().ravel() for frame in frames.values()])
+    if measure.has_error:
+        bars = [2 * frame[[f"{column}_se" for column in columns]].to_numpy().ravel() for frame in frames.values()]
+        bars = measure.unit * np.concatenate(bars)
+        on_axis = (values - measure.best) * (values - measure.worst) <= 0
+        values = np.concatenate([values, (values - bars)[on_axis], (values + bars)[on_axis]])
     shown = values.clip(min(measure.best, measure.worst), max(measure.best, measure.worst))
     possible = abs(measure.worst - measure.best)
     reach = max(np.abs(shown - measure.best).max(), NARROWEST * possible)
@@ -140,27 +156,41 @@ def _axis(frames: Mapping[Variant, pd.DataFrame], name: str, measure: _Measure) 
     return low - ROOM * reach, high + ROOM * reach
 
 
+def _line(variant: Variant, look: Look, few: bool) -> dict:
+    return {
+        "name": plain(variant.label),
+        "legendgroup": variant.label,
+        "mode": "lines+markers",
+        "line": {"color": variant.colour, "width": 2, "dash": look.dash},
+        "marker": {"symbol": look.symbol, "size": 12 if few else 7},
+    }
+
+
+def _in_legend(variant: Variant, look: Look, n_layers: int) -> go.Scatter:
+    """With the variant's own symbol, whatever its first point has."""
+    return go.Scatter(x=[None], y=[None], showlegend=True, **_line(variant, look, n_layers <= FEW_LAYERS))
+
+
 def _points(
-    variant: Variant, frame: pd.DataFrame, name: str, measure: _Measure, ends: tuple[float, float]
+    variant: Variant, look: Look, frame: pd.DataFrame, name: str, measure: _Measure, ends: tuple[float, float]
 ) -> go.Scatter:
     values = measure.unit * frame[name].to_numpy()
     errors = 2 * measure.unit * frame[f"{name}_se"].to_numpy() if measure.has_error else np.zeros(values.size)
     low, high = ends
     inset = (high - low) / 16  # what half a triangle takes
     few = values.size <= FEW_LAYERS
-    symbols = np.select([values > high, values < low], ["triangle-up", "triangle-down"], "circle")
+    inside = ~((values > high) | (values < low))  # a layer that is missing is not beyond
+    symbols = np.select([values > high, values < low], BEYOND, look.symbol)
+    line = _line(variant, look, few)
     return go.Scatter(
-        y=np.where(symbols == "circle", values, values.clip(low + inset, high - inset)),
+        y=np.where(inside, values, values.clip(low + inset, high - inset)),
         error_y={
-            "array": np.where(symbols == "circle", errors, 0),
+            "array": np.where(inside, errors, 0),
             "visible": measure.has_error,
             "width": 4 if few else 0,
         },
-        name=plain(variant.label),
-        legendgroup=variant.label,
-        mode="lines+markers",
-        line={"color": variant.colour, "width": 2},
-        marker={"symbol": symbols.tolist(), "size": 12 if few else 7},
+        **line | {"marker": {**line["marker"], "symbol": symbols.tolist()}},
+        showlegend=False,
         customdata=np.stack([frame.index, values, errors], axis=1),
         hovertemplate="layer %{customdata[0]}: %{customdata[1]:.4~g} ± %{customdata[2]:.2~g}",
     )
@@ -168,7 +198,7 @@ def _points(
 
 def _note(figure: go.Figure) -> dict:
     """What the marks mean, in the corner where there is no panel."""
-    triangles = any(symbol != "circle" for trace in figure.data for symbol in trace.marker.symbol)
+    triangles = any(symbol in BEYOND for trace in figure.data for symbol in np.atleast_1d(trace.marker.symbol))
     return {
         "text": "<br>".join([*NOTE, OFF_AXIS] if triangles else NOTE),
         "align": "left",

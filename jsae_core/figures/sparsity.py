@@ -23,7 +23,19 @@ from jsae_core.figures.histogram import (
     size_panels,
     visible_range,
 )
-from jsae_core.figures.style import FONT_SIZE, MAGNITUDE, Variant, apply_style, plain, require_variants
+from jsae_core.figures.style import (
+    FONT_SIZE,
+    MAGNITUDE,
+    Look,
+    Variant,
+    apply_style,
+    bar_marker,
+    decade_numbers,
+    looks,
+    of_each,
+    plain,
+    require_variants,
+)
 from jsae_core.figures.thresholds import threshold_bars
 from jsae_core.terms import NORMS, THRESHOLDS
 
@@ -71,13 +83,14 @@ def jacobian_sparsity_figure(
         given = [", ".join(variant.label for variant in variants) for variants in (histograms, numbers)]
         raise ValueError(f"the histograms are of {given[0]}, but the numbers of {given[1]}; expected the same")
     numbers = {variant: _checked(variant, numbers[variant]) for variant in histograms}
+    look = looks(numbers)
     elements, panels = distributions(histograms), size_panels(histograms)
     means, remark = _means(histograms)
     normed = {name: distributions(histograms, _keys(norm)) for norm, name in NORMS.items()}
     rows = [
         _Row([_narrow(panels.density), _narrow(panels.cumulative, matches="x")], 250, SCALED),
-        _Row([_thresholds(elements), _mean_matrix(means)], 250),
-        _Row(_normed(normed), 220, SCALE_FREE),
+        _Row([_thresholds(elements, look), _mean_matrix(means, look)], 250),
+        _Row(_normed(normed, look), 220, SCALE_FREE),
         _Row(
             [
                 _bars(numbers, "kurtosis", "kurtosis E[J⁴] / E[J²]²<br>(higher: sparser)"),
@@ -99,10 +112,18 @@ def jacobian_sparsity_figure(
         top += row.height + BELOW
     figure.update_layout(barmode="group", bargap=0.2, bargroupgap=0.04)
     remarks = panels.remark + remark + REMARK
-    title = "Sparsity of the Jacobian, with its scale and without"
-    apply_style(figure, title, subtitle + remarks, height + BELOW + 40)
+    title = "Are the Jacobians sparse, or merely small?"
+    apply_style(figure, title, _answer(elements, numbers), subtitle + remarks, height + BELOW + 40)
     figure.layout.margin.l = LEFT  # the headings begin there, however narrow the numbers of the axes are
     return figure
+
+
+def _answer(elements: Mapping[Variant, Distribution], numbers: Mapping[Variant, Mapping[str, float]]) -> str:
+    sizes = of_each({variant: f"{distribution.median:.2g}" for variant, distribution in elements.items()})
+    kurtosis, ratio = (
+        of_each({variant: f"{of[name]:.2f}" for variant, of in numbers.items()}) for name in ("kurtosis", "l1_over_l2")
+    )
+    return f"Median |J|: {sizes}. Whatever the scale: kurtosis {kurtosis}; L1/L2 {ratio}."
 
 
 def _keys(norm: str) -> tuple[str, str, str]:
@@ -138,21 +159,22 @@ def _means(histograms: Mapping[Variant, Mapping[str, ArrayLike]]) -> tuple[dict[
             f"{100 * np.asarray(histogram['n_often']).item() / len(np.asarray(histogram['count_jac'])):.1f}"
         )
     often = np.asarray(next(iter(histograms.values()))["often"]).item()
-    return means, f" · mean |J|: of output latents active in {often} tokens or more, {' / '.join(coverage)} % of them"
+    return means, f" · mean |J|: of output latents active in {often} tokens or more, {' / '.join(coverage)}% of them"
 
 
-def _thresholds(elements: Mapping[Variant, Distribution]) -> Panel:
+def _thresholds(elements: Mapping[Variant, Distribution], look: Mapping[Variant, Look]) -> Panel:
     bars = []
     for variant, distribution in elements.items():
         percents = np.interp(THRESHOLDS, distribution.edges, distribution.above)
         shares = dict(zip(THRESHOLDS, (percents / 100).clip(0, 1), strict=True))
         # there is no room for numbers
-        bars.append(threshold_bars(variant, shares, list(THRESHOLDS)).update(showlegend=False, textposition="none"))
+        bar = threshold_bars(variant, shares, list(THRESHOLDS), look[variant])
+        bars.append(bar.update(showlegend=False, textposition="none"))
     x = {"title_text": f"threshold on {MAGNITUDE}", "type": "category"}
     return Panel(bars, x, {"title_text": "elements above (%)", "rangemode": "tozero"})
 
 
-def _mean_matrix(means: Mapping[Variant, Distribution]) -> Panel:
+def _mean_matrix(means: Mapping[Variant, Distribution], look: Mapping[Variant, Look]) -> Panel:
     lines, starts, ends = [], [], []
     for variant, distribution in means.items():
         above = distribution.above
@@ -171,8 +193,8 @@ def _mean_matrix(means: Mapping[Variant, Distribution]) -> Panel:
                 name=plain(variant.label),
                 legendgroup=variant.label,
                 showlegend=False,
-                line={"color": variant.colour, "width": 2.5},
-                hovertemplate="mean |J| above %{x:.3~g}: %{y:.3~g} % of the pairs",
+                line={"color": variant.colour, "width": 2.5, "dash": look[variant].dash},
+                hovertemplate="mean |J| above %{x:.3~g}: %{y:.3~g}% of the pairs",
             )
         )
     fallback = next(iter(means.values())).edges[1]
@@ -187,14 +209,14 @@ def _mean_matrix(means: Mapping[Variant, Distribution]) -> Panel:
         "dtick": 2,
         "tickformat": "~f",
     }
-    return Panel(lines, x | {"exponentformat": "e"}, y)
+    return Panel(lines, x | decade_numbers(low, high), y)
 
 
-def _normed(normed: Mapping[str, Mapping[Variant, Distribution]]) -> list[Panel]:
+def _normed(normed: Mapping[str, Mapping[Variant, Distribution]], look: Mapping[Variant, Look]) -> list[Panel]:
     """One for each norm, with one axis for the densities of all."""
     panels: list[Panel] = []
     for name, part in normed.items():
-        lines = [histogram_line(*item).update(showlegend=False) for item in part.items()]
+        lines = [histogram_line(*item, look[item[0]]).update(showlegend=False) for item in part.items()]
         x = {"title_text": f"|J| / {name}", "range": visible_range(part), "nticks": 4}
         y = density_axis(list(normed.values()))
         panels.append(Panel(lines, x, y | {"title_text": "", "showticklabels": False} if panels else y))
@@ -209,7 +231,7 @@ def _bars(numbers: Mapping[Variant, Mapping[str, float]], name: str, title: str,
         x=values,
         y=list(range(len(values))),
         orientation="h",
-        marker={"color": [variant.colour for variant in numbers]},
+        marker=_markers(looks(numbers)),
         text=[_with_error(value, error) for value, error in zip(values, errors, strict=True)],
         textposition="outside",
         textfont={"size": FONT_SIZE - 2},
@@ -226,6 +248,15 @@ def _bars(numbers: Mapping[Variant, Mapping[str, float]], name: str, title: str,
     x = {"title_text": title, "range": ends, "nticks": 4}
     y = {"range": [len(values) - 0.5, -0.5], "showticklabels": False, "ticks": "", "showgrid": False}
     return Panel([bars], x, y)
+
+
+def _markers(look: Mapping[Variant, Look]) -> dict:
+    """Of a bar for each variant."""
+    pattern = bar_marker(*list(look.items())[-1]).get("pattern", {})
+    return {
+        "color": [variant.colour for variant in look],
+        "pattern": {**pattern, "shape": [of.pattern for of in look.values()]},
+    }
 
 
 def _with_error(value: float, error: float) -> str:

@@ -16,7 +16,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from jsae_core.figures.labels import SMALL, Room, along, around, beside, boxes
-from jsae_core.figures.style import INK, WIDTH, apply_style, plain
+from jsae_core.figures.style import INK, WIDTH, apply_style, percent, plain
 from jsae_core.figures.thresholds import REPORTED
 
 SPARSITY = ("l1_over_l2", "kurtosis", "above_0.005", "above_0.01", "above_0.02")
@@ -42,7 +42,8 @@ MANY = 60  # runs: more get smaller dots
 BEYOND = " · triangles: beyond the axis"
 
 DOT, SMALL_DOT, GRID_DOT, SMALL_GRID_DOT, DIAMOND, RING = 14, 8, 10, 6, 14, 28  # px across
-LEFT, RIGHT, BELOW = 108, 124, 84  # px beside the panels, colour bar included, and below them, without the legend
+LEFT, RIGHT, BELOW = 108, 96, 84  # px beside the panels, colour bar included, and below them, without the legend
+GRID_LEFT = 128  # px, for two lines of titles and numbers of three decimals
 LEGEND_ROW, LEGEND_SYMBOL, LEGEND_CHARACTER = 30, 46, 10  # px
 PANEL_WIDTH = WIDTH - LEFT - RIGHT  # px
 HEIGHT, BETWEEN = 470, 40  # px of a panel of the trade-off, and between two
@@ -155,8 +156,9 @@ def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, reported: pd.DataFr
         height += BETWEEN + HEIGHT
         _add_accounted(figure, drawn, groups, x, height)
     remark += _remark_on_marks(figure, groups) + (KNEE if knees else "")
-    apply_style(figure, "Model quality against sparsity of the Jacobian", subtitle + remark, height)
-    return _surround(figure, _colour_axis(drawn[LAMBDA]), BELOW)
+    title = "What does a sparse Jacobian cost?"
+    apply_style(figure, title, _answer(drawn, groups, SHARE, SCORE) + _at_knees(knees), subtitle + remark, height)
+    return _surround(figure, _colour_axis(drawn[LAMBDA]), LEFT, BELOW)
 
 
 def _add_accounted(figure: go.Figure, drawn: pd.DataFrame, groups: pd.Series, x: _Axis, height: int) -> None:
@@ -176,7 +178,8 @@ def _add_accounted(figure: go.Figure, drawn: pd.DataFrame, groups: pd.Series, x:
 def sweep_grid_figure(
     runs: pd.DataFrame, subtitle: str, sparsity: Sequence[str] = SPARSITY, quality: Sequence[str] = QUALITY
 ) -> go.Figure:
-    """A chart for each measure of sparsity (rows) and of quality (columns), a dot a run, coloured by its λ.
+    """A chart for each measure of quality (rows) and of sparsity (columns), a dot a run, coloured by its λ: axes run as
+    in `sweep_tradeoff_figure`.
 
     Charts in a row share their y axis, charts in a column their x axis. Groups have symbols and lines as in
     `sweep_tradeoff_figure`. A run is missing from the charts of numbers that it lacks, `odd_runs` from all. Axes go no
@@ -199,8 +202,8 @@ def sweep_grid_figure(
     measures = dict.fromkeys([*sparsity, *quality])
     drawn, remark = _drawn(runs, [LAMBDA], [name for name in measures if name in runs])
     known = [name for name in measures if name in drawn and drawn[name].notna().any()]
-    rows, columns = ([name for name in names if name in known] for names in (sparsity, quality))
-    for kind, names, left in (("sparsity", sparsity, rows), ("quality", quality, columns)):
+    rows, columns = ([name for name in names if name in known] for names in (quality, sparsity))
+    for kind, names, left in (("sparsity", sparsity, columns), ("quality", quality, rows)):
         if not left:
             raise ValueError(f"no finished run has a number of {kind}; expected one of {', '.join(names)}")
     axes = {name: _axis(_measure(name), drawn[name]) for name in known}
@@ -212,7 +215,7 @@ def sweep_grid_figure(
         len(columns),
         shared_xaxes=True,
         shared_yaxes=True,
-        horizontal_spacing=GAP / PANEL_WIDTH,
+        horizontal_spacing=GAP / (WIDTH - GRID_LEFT - RIGHT),
         vertical_spacing=GAP / height,
     )
     for row, down in enumerate(rows, start=1):
@@ -221,18 +224,43 @@ def sweep_grid_figure(
             circles = _circles(dots, (axes[across], axes[down]), GRID_DOT if len(drawn) <= MANY else SMALL_GRID_DOT)
             figure.add_trace(_lines(_curves(dots)), row=row, col=column)
             figure.add_trace(circles, row=row, col=column)
-        # with more ticks, those of a narrow axis would have three decimals, and reach into its title
         figure.update_yaxes(row=row, **axes[down].layout(nticks=4))
         figure.update_yaxes(title_text=_title(down), row=row, col=1)
     for column, across in enumerate(columns, start=1):
-        figure.update_xaxes(col=column, **axes[across].layout(nticks=4))
+        # more numbers, or larger ones, would touch
+        layout = axes[across].layout(nticks=5 if axes[across].measure.unit == 100 else 3)
+        figure.update_xaxes(col=column, tickangle=0, tickfont={"size": SMALL - 2}, **layout)
         figure.update_xaxes(title_text=_title(across), row=len(rows), col=column)
     figure.add_traces(_symbols(groups, {}))
     unknown = [plain(_measure(name).name) for name in measures if name not in known]
     remark += f" · no run has {', '.join(unknown)}" if unknown else ""
     remark += _remark_on_marks(figure, groups)
-    apply_style(figure, "Measures of quality against measures of sparsity", subtitle + remark, height)
-    return _surround(figure, _colour_axis(drawn[LAMBDA]), BELOW + SECOND_LINE)
+    title = "Sparser, or merely smaller, and at what cost?"
+    told = [name for name in (SHARE, "kurtosis", "l1_over_l2", SCORE) if name in known] or known
+    apply_style(figure, title, _answer(drawn, groups, *told), subtitle + remark, height)
+    return _surround(figure, _colour_axis(drawn[LAMBDA]), GRID_LEFT, BELOW + SECOND_LINE)
+
+
+def _answer(drawn: pd.DataFrame, groups: pd.Series, *names: str) -> str:
+    """How far numbers go over a sweep: of one group from the smallest λ to the largest, of several all together."""
+    if len(groups.cat.categories) > 1 or drawn[LAMBDA].nunique() == 1:
+        said = [_said(name, drawn[name].min(), drawn[name].max()) for name in names]
+        return f"Over all runs, {', '.join(said)}."
+    means = drawn.groupby(LAMBDA)[[*names]].mean()
+    said = [_said(name, *means[name].dropna().iloc[[0, -1]]) for name in names]
+    return f"From λ = {means.index[0]:g} to {means.index[-1]:g}, {', '.join(said)}."
+
+
+def _said(name: str, first: float, last: float) -> str:
+    measure = _measure(name)
+    ends = [percent(end) if measure.unit == 100 else f"{end:#.3g}" for end in (first, last)]
+    moved = ends[0] if ends[0] == ends[1] else " → ".join(ends)
+    return f"{measure.name} {moved}".replace("-", "\N{MINUS SIGN}")
+
+
+def _at_knees(knees: Mapping[str, _Knee]) -> str:
+    """Where the curve of the only group bends; the legend says it of several."""
+    return "".join(f" The curve bends at λ = {knee.coefficient:.3g}." for knee in knees.values() if len(knees) == 1)
 
 
 def _drawn(runs: pd.DataFrame, required: Sequence[str], numbers: Sequence[str]) -> tuple[pd.DataFrame, str]:
@@ -327,7 +355,8 @@ def _measure(name: str) -> _Measure:
 
 def _title(name: str) -> str:
     measure = _measure(name)
-    return "<br>".join(plain(text) for text in (measure.name, measure.hint) if text)
+    small = f'<span style="font-size:{SMALL - 2}px">{plain(measure.hint)}</span>'
+    return plain(measure.name) + (f"<br>{small}" if measure.hint else "")
 
 
 def _axis(measure: _Measure, values: pd.Series) -> _Axis:
@@ -450,7 +479,7 @@ def _lines(curves: Mapping[str, pd.DataFrame]) -> go.Scatter:
 
 def _circles(dots: pd.DataFrame, axes: tuple[_Axis, _Axis], size: int) -> go.Scatter:
     names = [plain(axis.measure.name) for axis in axes]
-    units = [" %" if axis.measure.unit == 100 else "" for axis in axes]
+    units = ["%" if axis.measure.unit == 100 else "" for axis in axes]
     return go.Scatter(
         x=dots["x"],
         y=dots["y"],
@@ -485,7 +514,7 @@ def _diamonds(reported: pd.DataFrame, x: _Axis, y: _Axis) -> go.Scatter:
         marker={"symbol": "diamond", "size": DIAMOND, "color": "white", "line": {"color": INK, "width": 2}},
         textfont={"size": SMALL},
         customdata=reported[[LAMBDA, SHARE, SCORE]] * [1, 100, 1],
-        hovertemplate=f"{REPORTED}<br>λ = %{{customdata[0]:~g}}<br>|J| ≥ 0.01: %{{customdata[1]:.4~g}} %<br>"
+        hovertemplate=f"{REPORTED}<br>λ = %{{customdata[0]:~g}}<br>|J| ≥ 0.01: %{{customdata[1]:.4~g}}%<br>"
         "CE score: %{customdata[2]:.4~g}<extra></extra>",
         showlegend=not reported.empty,
     )
@@ -608,7 +637,7 @@ def _colour_axis(coefficients: pd.Series) -> dict:
         "cmax": high,
         "showscale": coefficients.nunique() > 1,
         "colorbar": {
-            "title": {"text": "Jacobian coefficient λ", "side": "right"},
+            "title": {"text": "λ", "side": "top"},
             "tickvals": values,
             "ticktext": texts,
             "tickfont": {"size": SMALL},
@@ -622,7 +651,7 @@ def _colour_axis(coefficients: pd.Series) -> dict:
     }
 
 
-def _surround(figure: go.Figure, coloraxis: dict, below: int) -> go.Figure:
+def _surround(figure: go.Figure, coloraxis: dict, left: int, below: int) -> go.Figure:
     """Add what is beside and below the panels, in place, and keep Plotly from changing their size for it."""
     names = [trace.name for trace in figure.data if trace.showlegend is not False]
     width = LEGEND_SYMBOL + LEGEND_CHARACTER * max(map(len, names), default=0)
@@ -631,6 +660,6 @@ def _surround(figure: go.Figure, coloraxis: dict, below: int) -> go.Figure:
     return figure.update_layout(
         coloraxis=coloraxis,
         height=figure.layout.height + below,
-        margin={"l": LEFT, "r": RIGHT, "b": below, "autoexpand": False},
+        margin={"l": left, "r": RIGHT, "b": below, "autoexpand": False},
         legend={"entrywidth": width - LEGEND_SYMBOL, "itemclick": False, "itemdoubleclick": False},
     )

@@ -10,11 +10,25 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from jsae_core.figures.style import FONT_SIZE, INK, MAGNITUDE, Variant, apply_style, plain, require_variants
+from jsae_core.figures.style import (
+    FONT_SIZE,
+    INK,
+    MAGNITUDE,
+    Look,
+    Variant,
+    apply_style,
+    bar_marker,
+    looks,
+    of_each,
+    percent,
+    plain,
+    require_variants,
+)
+from jsae_core.terms import NOTEWORTHY
 
 REPORTED = "reported (Farnik et al., 2025)"
 DIAMOND, NUMBER = 0.03, 0.08  # how much of the axis half a diamond and a number on a bar take
-ROOM = 0.1  # of the axis, left above the highest bar or diamond
+ROOM = 0.14  # of the axis, left above the highest bar or diamond
 
 
 def jacobian_thresholds_figure(
@@ -22,6 +36,8 @@ def jacobian_thresholds_figure(
     subtitle: str,
     reported: Mapping[Variant, Mapping[float, float]] | None = None,
     errors: Mapping[Variant, Mapping[float, float]] | None = None,
+    question: str = "How many elements of the Jacobian are large?",
+    answer: str | None = None,
 ) -> go.Figure:
     """Bars of the share of elements with |J| above each threshold, in per cent, the number written on each bar, error
     bars of two standard errors, and reported shares as diamonds over the bars of their variant.
@@ -32,6 +48,8 @@ def jacobian_thresholds_figure(
             not theirs.
         reported: of some of the variants, shares in [0, 1] above some thresholds; thresholds not drawn are ignored.
         errors: for each variant the standard error of each share. None: no error bars.
+        question, answer: the title, and the sentence below it. None: the share of elements that are 0.01 or more, or
+            above the lowest threshold.
 
     Raises:
         ValueError: no variant, no threshold, thresholds that differ between variants, a share outside [0, 1], or
@@ -45,7 +63,8 @@ def jacobian_thresholds_figure(
     strangers = [variant.label for variant in reported if variant not in shares]
     if strangers:
         raise ValueError(f"{strangers[0]!r} has reported shares, but is not drawn")
-    bars = {variant: threshold_bars(variant, above, thresholds) for variant, above in shares.items()}
+    look = looks(shares)
+    bars = {variant: threshold_bars(variant, above, thresholds, look[variant]) for variant, above in shares.items()}
     for variant, of_shares in (errors or {}).items():
         reach = [200 * of_shares[threshold] for threshold in thresholds]
         bars[variant].update(error_y={"array": reach, "width": 4, "thickness": 1.5, "color": INK})
@@ -66,10 +85,17 @@ def jacobian_thresholds_figure(
     figure.update_yaxes(title_text="elements above the threshold (%)", range=[0, top])
     if diamonds:
         subtitle += " · numbers as measured here"
-    return apply_style(figure, "Share of large elements in the Jacobian", subtitle, height=450)
+    return apply_style(figure, question, _answer(shares) if answer is None else answer, subtitle, height=450)
 
 
-def threshold_bars(variant: Variant, above: Mapping[float, float], thresholds: list[float]) -> go.Bar:
+def _answer(shares: Mapping[Variant, Mapping[float, float]]) -> str:
+    thresholds = next(iter(shares.values()))
+    threshold = NOTEWORTHY if NOTEWORTHY in thresholds else min(thresholds)
+    large = of_each({variant: percent(above[threshold]) for variant, above in shares.items()})
+    return f"|J| is {threshold:g} or more for {large} of the elements."
+
+
+def threshold_bars(variant: Variant, above: Mapping[float, float], thresholds: list[float], look: Look) -> go.Bar:
     """A variant's bars.
 
     Raises:
@@ -84,13 +110,13 @@ def threshold_bars(variant: Variant, above: Mapping[float, float], thresholds: l
         y=percents,
         name=plain(variant.label),
         offsetgroup=variant.label,
-        marker={"color": variant.colour},
+        marker=bar_marker(variant, look),
         text=[_number(percent) for percent in percents],
         textposition="outside",
         textangle=0,
         textfont={"size": FONT_SIZE - 2},
         cliponaxis=False,
-        hovertemplate="|J| ≥ %{x}: %{y:.3g} %",
+        hovertemplate="|J| ≥ %{x}: %{y:.3g}%",
     )
 
 
@@ -108,7 +134,7 @@ def _diamonds(variant: Variant, reported: Mapping[float, float], thresholds: lis
         textfont={"size": FONT_SIZE - 2},
         marker={"symbol": "diamond", "size": 14, "color": "white", "line": {"color": INK, "width": 2.5}},
         cliponaxis=False,
-        hovertemplate=f"{plain(variant.label)}, reported: |J| ≥ %{{x}}: %{{y:.3g}} %<extra></extra>",
+        hovertemplate=f"{plain(variant.label)}, reported: |J| ≥ %{{x}}: %{{y:.3g}}%<extra></extra>",
     )
 
 

@@ -88,7 +88,8 @@ def test_the_control_figure_has_four_bars_a_threshold_in_the_variants_colours(co
         accounted = metadata(run, f"{variant}/latent_accounting")["accounted_share"]
         explained = metadata(run, f"{variant}/pair_quality")["explained_variance_output"]
         said = figure.layout.title.subtitle.text.replace("<br>", " ")
-        assert f"{100 * accounted:.0f} / {100 * explained:.0f} %" in said
+        assert f"{100 * accounted:.0f} / {100 * explained:.0f}%" in said
+        assert "λ 0 (Traditional)" in said and "randomised" not in said.split("λ ")[1].split("·")[0]
 
 
 def test_no_control_figure_where_the_catalog_holds_no_control(measured):

@@ -6,6 +6,7 @@ import pytest
 
 from jsae_core.figures import Variant, ablation_figure
 from jsae_core.figures.export import page
+from tests.jsae_core.subtitles import answer, details
 
 TRADITIONAL, JSAE = Variant("Traditional", "#0072B2"), Variant("JSAE", "#D55E00")
 SUBTITLE = "pythia-70m, layer 3 · 1000 tokens of C4 · k = 16, λ = 1"
@@ -103,12 +104,12 @@ def test_zeros_of_change_are_on_the_lower_edge_which_is_labelled_and_mentioned()
     lower_edge = axis.tickvals[0]
     assert axis.ticktext[0].startswith("≤ 10") and -0.1 < axis.range[0] - np.log10(lower_edge) < 0
     assert (0.001, lower_edge) in [(pytest.approx(x), pytest.approx(y)) for x, y in coordinates(figure, "JSAE")]
-    assert figure.layout.title.subtitle.text == SUBTITLE + " · zeros on the lower edges"
+    assert details(figure) == SUBTITLE + " · zeros on the lower edges"
 
 
 def test_nothing_is_remarked_where_every_sample_is_drawn_where_it_is():
     samples = table((0.1, -0.1, "line"), (0.2, -0.3, "off"))
-    assert ablation_figure({JSAE: samples}, SUBTITLE).layout.title.subtitle.text == SUBTITLE
+    assert details(ablation_figure({JSAE: samples}, SUBTITLE)) == SUBTITLE
 
 
 def test_tiny_values_do_not_stretch_the_axes_and_are_drawn_on_the_edge():
@@ -140,7 +141,7 @@ def test_at_most_2000_points_are_drawn_those_drawn_first_and_that_is_remarked(fi
         first = samples[samples["drawn"] < 2000]
         drawn = np.concatenate([trace.customdata for trace in points(figure, name)])
         assert sorted(drawn[:, 2]) == sorted(first["jacobian"])
-    assert "2000 of 5000 samples drawn as points" in figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert "2000 of 5000 samples drawn as points" in details(figure)
 
 
 def test_the_line_and_the_border_of_the_negligible_are_drawn_in_every_scatter_and_named_once(figure):
@@ -223,7 +224,7 @@ def test_many_negligible_samples_make_no_variant_look_worse():
     more = pd.concat([FIVE, *[table((0.001, 0.0, "negligible"))] * 20], ignore_index=True).assign(drawn=range(25))
     figure = ablation_figure({TRADITIONAL: FIVE, JSAE: more}, SUBTITLE)
     assert list(bars(figure)["JSAE"].x[:3]) == list(bars(figure)["Traditional"].x[:3])
-    assert any(">JSAE</b><br>84.0 % negligible" in note for note in notes(figure))
+    assert any(">JSAE</b><br>84.0% negligible" in note for note in notes(figure))
 
 
 def test_further_doses_have_bars_where_every_variant_has_them():
@@ -234,11 +235,26 @@ def test_further_doses_have_bars_where_every_variant_has_them():
     assert len(bars(ablation_figure({TRADITIONAL: one, JSAE: FIVE}, SUBTITLE))["JSAE"].x) == 4
 
 
+def test_the_names_stand_above_the_scatters_and_cover_no_point(figure):
+    for note in figure.layout.annotations:
+        if "negligible" in note.text:
+            assert (note.y, note.yanchor, note.yref.endswith("domain")) == (1, "bottom", True)
+
+
+def test_the_answer_is_the_share_on_the_line_of_the_samples_that_are_not_negligible():
+    assert "50% (JSAE) change as the Jacobian says" in answer(ablation_figure({JSAE: FIVE}, SUBTITLE))
+
+
+def test_variants_are_told_apart_in_grey(figure):
+    assert len({bar.marker.pattern.shape for bar in bars(figure).values()}) == 2
+    assert len({marginals(figure, name, "tozeroy")[0].line.dash for name in ("Traditional", "JSAE")}) == 2
+
+
 def test_error_bars_are_two_standard_errors_of_the_summaries():
     errors = {"noteworthy_line_se": 0.01, "noteworthy_off_se": 0.02, "noteworthy_dropped_se": 0.03}
     summary = errors | {"published_line_se": 0.04, "slope": 0.987, "correlation": 0.5}
     figure = ablation_figure({JSAE: FIVE}, SUBTITLE, {JSAE: summary})
-    assert any("% negligible<br>slope 0.99, r 0.50" in note for note in notes(figure))
+    assert any("% negligible, slope 0.99, r 0.50" in note for note in notes(figure))
     np.testing.assert_allclose(bars(figure)["JSAE"].error_x.array, [2, 4, 6, 8])
     assert not bars(ablation_figure({JSAE: FIVE}, SUBTITLE))["JSAE"].error_x.visible
 
@@ -267,7 +283,7 @@ def test_the_dropped_have_a_symbol_of_their_own(figure):
 def test_the_negligible_share_is_written_in_each_scatter_beside_the_name(figure):
     for name, samples in (("Traditional", many(5000, 0.05)), ("JSAE", many(3000, 0.005))):
         percent = 100 * (samples["agreement"] == "negligible").mean()
-        assert any(f">{name}</b><br>{percent:.1f} % negligible" in note for note in notes(figure))
+        assert any(f">{name}</b><br>{percent:.1f}% negligible" in note for note in notes(figure))
 
 
 # the whole figure
@@ -293,7 +309,7 @@ def test_axes_name_their_unit(figure):
 
 def test_text_that_looks_like_markup_is_drawn_as_it_stands():
     figure = ablation_figure({Variant("<b>J</b>", "#D55E00"): FIVE}, "a < b & c")
-    assert figure.layout.title.subtitle.text.startswith("a &lt; b &amp; c")
+    assert details(figure).startswith("a &lt; b &amp; c")
     assert list(bars(figure)) == ["&lt;b&gt;J&lt;/b&gt;"]
     assert any("&lt;b&gt;J&lt;/b&gt;</b>" in note for note in notes(figure))
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from jsae_core.figures import Difference, Variant, differences_figure
+from tests.jsae_core.subtitles import answer
 
 TRADITIONAL, JSAE = Variant("Traditional", "#0072B2"), Variant("JSAE", "#D55E00")
 GROUPS = {
@@ -41,6 +42,10 @@ def test_headings_stand_above_their_rows(figure):
     assert [heading.text for heading in headings] == ["<b>Jacobian</b>", "<b>Quality</b>"]
     first, second, _ = figure.data[0].y
     assert headings[0].y < first < headings[1].y < second
+
+
+def test_the_answer_counts_what_differs_by_more_than_its_interval_and_names_the_largest(figure):
+    assert answer(figure) == "2 of 3 numbers differ by more than chance; most of all |J| ≥ 0.01, by −60.0 points."
 
 
 @pytest.mark.parametrize("groups", [{}, {"Jacobian": []}])

@@ -25,6 +25,9 @@ def test_variants_and_orders_are_told_apart_without_colour():
     figure = edge_curve_figure({TRADITIONAL: accounting(), JSAE: accounting()}, "settings")
     curves = [trace for trace in figure.data if trace.type == "scatter"]
     assert [trace.line.dash for trace in curves] == ["solid", "dot"] * 2
+    assert [trace.marker.symbol for trace in curves] == ["circle", "circle-open", "diamond", "diamond-open"]
+    bars = [trace for trace in figure.data if trace.type == "bar"]
+    assert len({trace.marker.pattern.shape for trace in bars}) == 2
     assert len({trace.name for trace in curves}) == 4
 
 
@@ -38,6 +41,11 @@ def test_the_subtitle_says_what_few_latents_explain_and_what_all_account_for():
 def test_a_share_below_zero_is_drawn_whole():
     figure = edge_curve_figure({TRADITIONAL: accounting(), JSAE: accounting(-3.0)}, "settings")
     assert figure.layout.yaxis2.range[0] < -3.02 and figure.layout.yaxis2.range[1] > 1
+
+
+def test_a_share_above_one_is_drawn_with_its_error_bar():
+    figure = edge_curve_figure({TRADITIONAL: accounting(1.3), JSAE: accounting(0.4)}, "settings")
+    assert figure.layout.yaxis2.range[1] > 1.32
 
 
 def test_equal_shares_are_two_bars():

@@ -1,6 +1,7 @@
 """What the figures promise, read from the data of the figures themselves."""
 
 import io
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ from jsae_core.figures import (
     permute_rows_and_columns,
 )
 from jsae_core.figures.export import png
+from jsae_core.figures.style import decade_numbers
+from tests.jsae_core.subtitles import answer, details
 
 TRADITIONAL, JSAE = Variant("Traditional", "#0072B2"), Variant("JSAE", "#D55E00")
 SUBTITLE = "pythia-70m, layer 3 · 1000 tokens of C4 · k = 16, λ = 1"
@@ -30,6 +33,21 @@ BAD_NUMBERS = [float("nan"), float("inf"), -1.0]
 def jacobians(scale: float, n_tokens: int = 4, k: int = 16) -> np.ndarray:
     """Heavy-tailed: some elements are beyond the histogram's range."""
     return scale * np.random.default_rng(k).standard_t(2, size=(n_tokens, k, k))
+
+
+def example(matrices) -> dict[str, np.ndarray]:
+    """These Jacobians, between latents whose numbers tell the token and the row or column that they came from."""
+    n_tokens, k_out, k_in = (*np.shape(matrices), 1, 1)[:3]
+    tokens = np.arange(n_tokens)[:, None]
+    return {
+        "jacobian": matrices,
+        "output_latents": 1000 * tokens + np.arange(k_out),
+        "input_latents": 1000 * tokens + 500 + np.arange(k_in),
+    }
+
+
+def examples(scale: float) -> dict[str, np.ndarray]:
+    return example(jacobians(scale))
 
 
 def histogram(scale: float) -> dict[str, np.ndarray]:
@@ -57,7 +75,7 @@ def histogram_figure():
 
 @pytest.fixture
 def examples_figure():
-    return jacobian_examples_figure(both(jacobians), TOKENS, SUBTITLE, None, seed=0)
+    return jacobian_examples_figure(both(examples), TOKENS, SUBTITLE, None, seed=0)
 
 
 @pytest.fixture
@@ -85,22 +103,63 @@ def test_importing_the_figures_imports_neither_torch_nor_dagster_nor_the_measure
 def test_every_figure_says_what_it_is_made_from(figures):
     for figure in figures:
         assert figure.layout.title.text
-        assert figure.layout.title.subtitle.text.startswith(SUBTITLE)
+        assert details(figure).startswith(SUBTITLE)
 
 
-def test_a_long_subtitle_is_broken_into_lines_between_words_and_the_axes_make_room(histogram_figure):
+def test_a_long_subtitle_is_broken_into_lines_between_words_and_the_axes_make_room():
     long = " · ".join([SUBTITLE] * 3)
-    figure = jacobian_thresholds_figure(both(shares), long)
-    lines = figure.layout.title.subtitle.text.split("<br>")
-    assert len(lines) > 1
-    assert " ".join(lines) == long
-    assert figure.layout.margin.t > histogram_figure.layout.margin.t
+    figure, short = (jacobian_thresholds_figure(both(shares), subtitle) for subtitle in (long, SUBTITLE))
+    lines, fewer = (one.layout.title.subtitle.text.count("<br>") for one in (figure, short))
+    assert lines > fewer
+    assert details(figure) == long
+    assert figure.layout.margin.t - short.layout.margin.t == 22 * (lines - fewer)
 
 
 def test_text_that_looks_like_markup_is_drawn_as_it_stands():
     figure = jacobian_thresholds_figure({Variant("<b>J</b>", "#D55E00"): {0.01: 0.5}}, "a < b & c")
-    assert figure.layout.title.subtitle.text == "a &lt; b &amp; c"
+    assert details(figure) == "a &lt; b &amp; c"
     assert figure.data[0].name == "&lt;b&gt;J&lt;/b&gt;"
+
+
+def test_below_its_title_every_figure_answers_its_question_with_a_number(figures):
+    assert len({figure.layout.title.text for figure in figures}) == len(figures)
+    histogram_figure, examples_figure, thresholds_figure = map(answer, figures)
+    medians = [np.median(np.abs(jacobians(scale, n_tokens=1000))) for scale in (0.03, 0.004)]
+    said = re.fullmatch(r"Half of the elements are below (.*) \(Traditional\), (.*) \(JSAE\)\.", histogram_figure)
+    np.testing.assert_allclose([float(number) for number in said.groups()], medians, rtol=0.1)
+    above = [100 * (np.abs(jacobians(scale)) >= 0.01).mean() for scale in (0.03, 0.004)]
+    for sentence in (thresholds_figure, examples_figure):
+        assert f"0.01 or more for {above[0]:.0f}% (Traditional), {above[1]:.0f}% (JSAE) of the elements" in sentence
+
+
+def test_examples_that_are_divided_by_a_norm_are_compared_by_how_concentrated_they_are():
+    equal, single = np.full((1, 10, 10), 3.0), np.zeros((1, 10, 10))
+    single[0, 2, 3] = 0.1
+    figure = jacobian_examples_figure(
+        {TRADITIONAL: example(equal), JSAE: example(single)}, ["a"], SUBTITLE, "l2", seed=0
+    )
+    assert "10% (Traditional), 100% (JSAE) of the sum of |J|" in answer(figure)
+
+
+def test_variants_are_told_apart_in_grey(figures):
+    histogram_figure, _, thresholds_figure = figures
+    for axis in ("x", "x2"):
+        assert len({line.line.dash for line in panel(histogram_figure, axis).values()}) == 2
+    four = jacobian_thresholds_figure(FOUR, SUBTITLE)
+    assert len({bars.marker.pattern.shape for bars in four.data}) == 4
+    assert len({bars.marker.pattern.shape for bars in thresholds_figure.data}) == 2
+
+
+def test_a_figure_is_as_wide_as_what_it_is_shown_in(figures):
+    assert [figure.layout.width for figure in figures] == [None] * 3
+    assert all(figure.layout.autosize for figure in figures)
+
+
+def test_its_page_has_a_title_grows_with_its_window_and_can_send_the_figure_nowhere(figures):
+    for figure in figures:
+        text = export.page(figure, "plotly.js", {"source": 'a "b" </script>'})
+        assert f"<title>{figure.layout.title.text}</title>" in text and '<html lang="en">' in text
+        assert '"responsive": true' in text and '"showSendToCloud": false' in text and "width:100%" in text
 
 
 def test_a_variant_has_its_colour_in_every_figure(figures):
@@ -158,7 +217,7 @@ def test_torch_tensors_are_drawn_like_arrays():
     assert jacobian_histogram_figure(tensors, SUBTITLE) == jacobian_histogram_figure(both(histogram), SUBTITLE)
     drawn = [
         jacobian_examples_figure(both(make), TOKENS, SUBTITLE, "l2", seed=0)
-        for make in (jacobians, lambda scale: torch.as_tensor(jacobians(scale)))
+        for make in (examples, lambda scale: {name: torch.as_tensor(of) for name, of in examples(scale).items()})
     ]
     assert drawn[0] == drawn[1]
 
@@ -202,13 +261,18 @@ def test_elements_above_the_range_are_mentioned_with_their_largest_share(histogr
     counted = both(histogram)[TRADITIONAL]
     percent = 100 * counted["overflow"] / (counted["hist"].sum() + counted["overflow"])
     assert percent > 0
-    subtitle = histogram_figure.layout.title.subtitle.text.replace("<br>", " ")
-    assert subtitle.endswith(f"at most {percent:.2g} % above 1.1")
+    subtitle = details(histogram_figure)
+    assert subtitle.endswith(f"at most {percent:.2g}% above 1.1")
+
+
+def test_pointed_at_the_cumulative_distribution_says_its_own_numbers_and_no_others(histogram_figure):
+    for line in panel(histogram_figure, "x2").values():
+        assert line.hovertemplate == "|J| below %{x:.3~g}: %{y:.4~g}%"
 
 
 def test_nothing_is_mentioned_when_nothing_is_above_the_range():
     counted = {variant: arrays | {"overflow": 0} for variant, arrays in both(histogram).items()}
-    assert jacobian_histogram_figure(counted, SUBTITLE).layout.title.subtitle.text == SUBTITLE
+    assert details(jacobian_histogram_figure(counted, SUBTITLE)) == SUBTITLE
 
 
 def test_both_panels_show_nearly_all_elements_and_zoom_together(histogram_figure):
@@ -219,8 +283,10 @@ def test_both_panels_show_nearly_all_elements_and_zoom_together(histogram_figure
     assert right_end < 0.5
 
 
-def test_tiny_shares_are_numbered_as_powers_and_not_with_prefixes_of_units(histogram_figure):
-    assert histogram_figure.layout.yaxis.exponentformat == "e"
+@pytest.mark.parametrize(("low", "high", "plain"), [(-3, 1, True), (-2.2, 4.9, True), (-6, 1, False), (0, 7, False)])
+def test_the_numbers_of_a_logarithmic_axis_are_all_decimals_or_all_powers(low, high, plain):
+    numbers = decade_numbers(low, high)
+    assert (numbers.get("tickformat") == "~f") is plain and (numbers.get("exponentformat") == "power") is not plain
 
 
 def test_normed_histograms_with_more_bins_are_drawn_too():
@@ -376,7 +442,7 @@ def test_a_number_that_no_diamond_covers_stays_on_its_bar(share):
 
 def test_numbers_beside_reported_shares_are_said_to_be_measured():
     figure = jacobian_thresholds_figure(FOUR, SUBTITLE, {JSAE: {0.01: 0.6}})
-    assert figure.layout.title.subtitle.text.replace("<br>", " ") == SUBTITLE + " · numbers as measured here"
+    assert details(figure) == SUBTITLE + " · numbers as measured here"
 
 
 def test_the_axis_leaves_room_above_the_highest_diamond():
@@ -407,7 +473,7 @@ def exported_from(monkeypatch, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
     """What becomes of RGB pixels [height, width, 3] that the browser draws: the picture, and its pixels again."""
     drawn = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).convert("RGBA").save(drawn, "PNG")
-    monkeypatch.setattr("jsae_core.figures.export.browser.picture", lambda figure: drawn.getvalue())
+    monkeypatch.setattr("jsae_core.figures.export.browser.picture", lambda figure, kind="png": drawn.getvalue())
     picture, reason = png(jacobian_thresholds_figure({JSAE: {0.01: 0.5}}, SUBTITLE))
     assert not reason
     return picture, np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
@@ -467,7 +533,7 @@ def test_the_same_seed_shuffles_alike_and_another_differently():
 
 def test_each_matrix_of_a_figure_is_shuffled_differently():
     matrix = np.arange(256).reshape(16, 16)
-    figure = jacobian_examples_figure({JSAE: np.stack([matrix, matrix])}, ["a", "b"], SUBTITLE, None, seed=0)
+    figure = jacobian_examples_figure({JSAE: example(np.stack([matrix, matrix]))}, ["a", "b"], SUBTITLE, None, seed=0)
     assert (figure.data[0].z != figure.data[1].z).any()
 
 
@@ -476,7 +542,7 @@ def test_each_matrix_of_a_figure_is_shuffled_differently():
     [(None, lambda j: 1), ("l1", lambda j: np.abs(j).sum()), ("l2", lambda j: np.sqrt((j**2).sum()))],
 )
 def test_panels_hold_each_jacobian_over_its_own_norm_variants_in_rows_and_tokens_in_columns(normalise, norm):
-    figure = jacobian_examples_figure(both(jacobians), TOKENS, SUBTITLE, normalise, seed=0)
+    figure = jacobian_examples_figure(both(examples), TOKENS, SUBTITLE, normalise, seed=0)
     given = [jacobian for variant in both(jacobians).values() for jacobian in variant]
     assert len(figure.data) == len(given) == 8
     for trace, jacobian in zip(figure.data, given, strict=True):
@@ -486,9 +552,26 @@ def test_panels_hold_each_jacobian_over_its_own_norm_variants_in_rows_and_tokens
     assert rows[0] == rows[3] and rows[4] == rows[7] and rows[0][0] > rows[4][1]
 
 
+def test_pointed_at_an_element_names_its_latents_its_token_and_its_variant():
+    matrices = np.arange(2 * 3 * 4).reshape(2, 3, 4) / 24
+    figure = jacobian_examples_figure({JSAE: example(matrices)}, [" a", "b"], SUBTITLE, None, seed=0)
+    for token, (trace, name) in enumerate(zip(figure.data, ("␣a", "b"), strict=True)):
+        assert trace.hovertemplate.startswith(f"JSAE, token {name}<br>input latent %{{x}} → output latent %{{y}}")
+        for row, output in enumerate(trace.y):
+            for column, latent in enumerate(trace.x):
+                expected = matrices[token, output - 1000 * token, latent - 1000 * token - 500]
+                assert trace.z[row][column] == pytest.approx(expected)
+
+
+def test_latents_that_do_not_fit_the_jacobian_are_refused():
+    wrong = example(jacobians(0.1)) | {"input_latents": np.zeros((4, 3), int)}
+    with pytest.raises(ValueError, match=r"input_latents of 'JSAE' are \[4, 3\]; expected \[4, 16\]"):
+        jacobian_examples_figure({JSAE: wrong}, TOKENS, SUBTITLE, None, seed=0)
+
+
 def test_normalisations_of_one_seed_show_the_same_shuffling():
     raw, l2 = (
-        jacobian_examples_figure(both(jacobians), TOKENS, SUBTITLE, normalise, seed=3).data[0].z
+        jacobian_examples_figure(both(examples), TOKENS, SUBTITLE, normalise, seed=3).data[0].z
         for normalise in (None, "l2")
     )
     np.testing.assert_allclose(raw / np.linalg.norm(raw), l2, rtol=1e-5)
@@ -505,14 +588,14 @@ def test_all_panels_share_one_colour_scale_that_starts_at_zero(examples_figure):
 
 def test_whitespace_in_tokens_is_visible_long_ones_are_cut_and_markup_is_escaped():
     tokens = [" a b", "\n\t", "x" * 40, "<b>\x00"]
-    figure = jacobian_examples_figure({JSAE: jacobians(0.1)}, tokens, SUBTITLE, None, seed=0)
+    figure = jacobian_examples_figure({JSAE: examples(0.1)}, tokens, SUBTITLE, None, seed=0)
     titles = [annotation.text for annotation in figure.layout.annotations]
     assert titles == ["␣a␣b", "↵⇥", "x" * 11 + "…", "&lt;b&gt;\\x00"]
 
 
 @pytest.mark.parametrize("normalise", [None, "l1", "l2"])
 def test_a_jacobian_of_zeros_is_drawn_as_zeros(normalise):
-    figure = jacobian_examples_figure({JSAE: np.zeros((1, 4, 4))}, ["a"], SUBTITLE, normalise, seed=0)
+    figure = jacobian_examples_figure({JSAE: example(np.zeros((1, 4, 4)))}, ["a"], SUBTITLE, normalise, seed=0)
     assert (figure.data[0].z == 0).all()
     assert figure.layout.coloraxis.cmax > 0
 
@@ -522,23 +605,23 @@ def test_jacobians_that_are_not_finite_are_refused(bad):
     values = jacobians(0.1)
     values[1, 2, 3] = bad
     with pytest.raises(ValueError, match="'JSAE' hold NaN or infinite"):
-        jacobian_examples_figure({JSAE: values}, TOKENS, SUBTITLE, None, seed=0)
+        jacobian_examples_figure({JSAE: example(values)}, TOKENS, SUBTITLE, None, seed=0)
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (4, 16), (4, 0, 16)])
 def test_jacobians_that_are_not_one_matrix_a_token_are_refused(shape):
     with pytest.raises(ValueError, match=r"'JSAE' are \[.*expected \[4, k_out, k_in\]"):
-        jacobian_examples_figure({JSAE: np.ones(shape)}, TOKENS, SUBTITLE, None, seed=0)
+        jacobian_examples_figure({JSAE: example(np.ones(shape))}, TOKENS, SUBTITLE, None, seed=0)
 
 
 def test_examples_of_no_token_are_refused():
     with pytest.raises(ValueError, match="no token"):
-        jacobian_examples_figure({JSAE: np.ones((0, 4, 4))}, [], SUBTITLE, None, seed=0)
+        jacobian_examples_figure({JSAE: example(np.ones((0, 4, 4)))}, [], SUBTITLE, None, seed=0)
 
 
 def test_an_unknown_normalisation_is_refused():
     with pytest.raises(ValueError, match="unknown normalisation 'l3'"):
-        jacobian_examples_figure({JSAE: jacobians(0.1)}, TOKENS, SUBTITLE, "l3", seed=0)
+        jacobian_examples_figure({JSAE: examples(0.1)}, TOKENS, SUBTITLE, "l3", seed=0)
 
 
 def runs(number: int) -> bool:

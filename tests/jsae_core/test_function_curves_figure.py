@@ -6,6 +6,7 @@ import pytest
 
 from jsae_core.figures import Variant, function_curves_figure, function_shapes_figure
 from jsae_core.figures.export import page
+from tests.jsae_core.subtitles import answer, details
 
 TRADITIONAL, JSAE = Variant("Traditional", "#0072B2"), Variant("JSAE", "#D55E00")
 SUBTITLE = "pythia-70m, layer 3 · 1000 tokens of C4 · k = 16, λ = 1"
@@ -297,7 +298,7 @@ def test_bars_show_the_share_of_each_shape_with_the_number_on_each_and_how_much_
     np.testing.assert_allclose(every.y, [50, 25, 25])
     np.testing.assert_allclose(steep.y, [25, 25, 25])
     assert every.x == steep.x
-    assert every.marker.pattern.shape == "/" and steep.marker.pattern.shape is None
+    assert every.marker.color == "white" and steep.marker.color == every.marker.line.color == TRADITIONAL.colour
     on_bars = numbers_on_bars(figure)
     assert list(on_bars.text) == ["50.0", "25.0", "25.0", "100.0", "0.0", "0.0"]
     assert on_bars.y == (50, 25, 25, 100, 0, 0)
@@ -319,7 +320,19 @@ def test_bars_of_a_shape_stand_together_over_its_name(shapes_figure):
         assert jsae.x[place] - traditional.x[place] >= traditional.width
 
 
-def test_the_legend_names_each_variant_once_and_the_hatching(shapes_figure):
+def test_variants_are_told_apart_in_grey(shapes_figure):
+    assert len({steep.marker.pattern.shape for _, steep in bars(shapes_figure).values()}) == 2
+
+
+def test_the_answers_are_the_shares_of_all_samples(curves_figure, shapes_figure):
+    samples = many(300, 150)
+    linear = f"{100 * (samples['shape'] == 'linear').mean():.0f}%"
+    simple = f"{100 * samples['shape'].isin(['linear', 'jumprelu']).mean():.0f}%"
+    assert answer(shapes_figure) == f"By the paper's rule {linear} (Traditional), 50% (JSAE)."
+    assert answer(curves_figure).startswith(f"{simple} (Traditional), ")
+
+
+def test_the_legend_names_each_variant_once_and_the_hollow(shapes_figure):
     names = [trace.name for trace in shapes_figure.data if trace.showlegend is not False]
     assert names == ["Traditional", "JSAE", "flat: range below 0.01"]
     assert shapes_figure.layout.yaxis2.title.text == "sampled functions (%)"
@@ -335,14 +348,14 @@ def test_reported_shares_are_open_diamonds_on_the_bars_of_their_variant():
     assert drawn.name == "reported (Farnik et al., 2025)" and drawn.showlegend is not False
     assert (drawn.marker.color, drawn.marker.line.color) == ("white", "#222222")
     assert figure.layout.yaxis2.range[1] > 55
-    assert "numbers as measured here" in figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert "numbers as measured here" in details(figure)
 
 
 @pytest.mark.parametrize("reported", [None, {}, {JSAE: {}}])
 def test_without_reported_shares_there_is_no_word_of_them(reported):
     figure = function_shapes_figure({JSAE: ONE_OF_EACH}, SUBTITLE, reported)
     assert not diamonds(figure) and "reported" not in figure.to_json()
-    assert "measured here" not in figure.layout.title.subtitle.text
+    assert "measured here" not in details(figure)
 
 
 @pytest.mark.parametrize(("reported", "covers"), [(0.5, True), (0.55, True), (0.3, False), (0.8, False)])
@@ -377,7 +390,7 @@ def test_a_legend_of_many_variants_has_room_below_the_bars(shapes_figure):
 
 def test_figures_say_what_they_are_made_from_and_how_to_read_them(curves_figure, shapes_figure):
     for figure in (curves_figure, shapes_figure):
-        subtitle = figure.layout.title.subtitle.text.replace("<br>", " ")
+        subtitle = details(figure)
         assert subtitle.startswith(SUBTITLE)
         assert "input → output latent" in subtitle and "dot: where the token was" in subtitle
     assert "linear: within 0.01" in subtitle
@@ -389,12 +402,14 @@ def test_a_variant_has_its_colour_in_curves_bars_and_name(curves_figure, shapes_
             drawn = [t for t in figure.data if t.type == "scatter" and t.mode == "lines" and t.name == variant.label]
             assert {trace.line.color for trace in drawn} == {variant.colour}
             assert notes(figure).count(f'<b style="color:{variant.colour}">{variant.label}</b>') == 1
-        assert [bar.marker.color for bar in bars(shapes_figure)[variant.label]] == [variant.colour] * 2
+        every, steep = bars(shapes_figure)[variant.label]
+        assert every.marker.line.color == steep.marker.color == variant.colour
 
 
 def test_text_that_looks_like_markup_is_drawn_as_it_stands(draw):
     figure = draw({Variant("<b>J</b>", "#D55E00"): ONE_OF_EACH}, "a < b & c")
-    assert figure.layout.title.subtitle.text.startswith("a &lt; b &amp; c")
+    assert details(figure).startswith("a &lt; b &amp; c")
+    figure.layout.meta = None  # which is not drawn
     assert "<b>J</b>" not in figure.to_json().replace("\\u003c", "<").replace("\\u003e", ">")
     assert '<b style="color:#D55E00">&lt;b&gt;J&lt;/b&gt;</b>' in notes(figure)
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from jsae_core.figures import Variant, quality_by_layer_figure
+from tests.jsae_core.subtitles import answer, details
 
 TRADITIONAL, JSAE = Variant("Traditional", "#0072B2"), Variant("JSAE", "#D55E00")
 SUBTITLE = "pythia-70m"
@@ -36,6 +37,8 @@ def panels(figure) -> dict:
     headings = [annotation for annotation in figure.layout.annotations if annotation.text in HEADINGS.values()]
     found = {}
     for trace in figure.data:
+        if trace.showlegend:
+            continue  # what the legend shows
         x, y = figure.layout[trace.xaxis.replace("x", "xaxis")], figure.layout[trace.yaxis.replace("y", "yaxis")]
         (column,) = [heading.text for heading in headings if x.domain[0] < heading.x < x.domain[1]]
         found.setdefault((rows[y.domain], column), ([], x, y))[0].append(trace)
@@ -147,8 +150,33 @@ def test_perfect_numbers_still_get_an_axis():
 def test_a_variant_has_its_colour_in_all_panels_and_is_in_the_legend_once():
     figure = draw({TRADITIONAL: table([0, 1]), JSAE: table([0, 1])})
     for variant in (TRADITIONAL, JSAE):
-        assert [t.line.color for t in figure.data if t.name == variant.label] == [variant.colour] * 10
+        assert [t.line.color for t in figure.data if t.name == variant.label] == [variant.colour] * 11
     assert [trace.name for trace in figure.data if trace.showlegend] == ["Traditional", "JSAE"]
+
+
+def test_the_legend_shows_a_variant_s_own_symbol_though_its_first_point_is_beyond_the_axis():
+    figure = draw({TRADITIONAL: table([0, 1]), JSAE: table([0], ce_score_input=5.9)})
+    symbols = [trace.marker.symbol for trace in figure.data if trace.showlegend]
+    assert len(set(symbols)) == 2 and not {"triangle-up", "triangle-down"} & set(symbols)
+
+
+def test_variants_are_told_apart_in_grey():
+    figure = draw({TRADITIONAL: table([0, 1]), JSAE: table([0, 1])})
+    for look in ("line.dash", "marker.symbol"):
+        assert len({str(trace[look]) for trace in figure.data}) >= 2
+    first, second = panels(figure)["CE score", "input SAE"][0]
+    assert first.line.dash != second.line.dash and first.marker.symbol[0] != second.marker.symbol[0]
+
+
+def test_a_single_layer_s_error_bars_are_on_the_axis():
+    ((trace,), _, y) = panels(draw({JSAE: table([1], 0.8, ce_score_input_se=0.2)}))["CE score", "input SAE"]
+    assert y.range[0] < trace.y[0] - trace.error_y.array[0]
+
+
+def test_the_answer_tells_the_scores_with_both_reconstructions():
+    figure = draw({TRADITIONAL: table([0, 1]), JSAE: table([1], kl_score_pair=-0.25)})
+    said = "The KL score with both reconstructions spliced in is 0.85 to 0.85 (Traditional), −0.25 (JSAE)."
+    assert answer(figure) == said.replace("0.85 to 0.85", "0.85")
 
 
 def test_the_last_panel_of_every_column_names_and_numbers_its_layers():
@@ -160,7 +188,7 @@ def test_the_last_panel_of_every_column_names_and_numbers_its_layers():
 def test_headings_have_room_below_the_subtitle():
     figure = draw({JSAE: table([0])})
     lines = figure.layout.title.subtitle.text.count("<br>") + 1
-    assert figure.layout.title.subtitle.text.startswith(SUBTITLE)
+    assert details(figure).startswith(SUBTITLE)
     assert figure.layout.margin.t >= 76 + 22 * lines + 28
 
 

@@ -1,11 +1,14 @@
 """What the figure of Jacobian sparsity promises, read from its data."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from jsae_core.figures import Variant, jacobian_histogram_figure, jacobian_sparsity_figure
 from jsae_core.figures.export import png
+from tests.jsae_core.subtitles import answer, details
 
 TRADITIONAL, JSAE = Variant("Traditional", "#0072B2"), Variant("JSAE", "#D55E00")
 SUBTITLE = "pythia-70m, layer 3"
@@ -120,19 +123,19 @@ def logarithmic(size: float, n: int = 1000) -> dict[str, np.ndarray]:
 def test_on_another_scale_than_the_paper_s_bins_the_axes_are_logarithmic_and_the_subtitle_says_so(size):
     histograms = {variant: counted({"hist": size}) | logarithmic(size) for variant in (TRADITIONAL, JSAE)}
     figure = jacobian_sparsity_figure(histograms, dict.fromkeys(histograms, quality()), SUBTITLE)
-    said = figure.layout.title.subtitle.text.replace("<br>", " ")
+    said = details(figure)
     assert "the paper's bins do not fit this scale" in said
     for traces, x, _ in titled(figure, UNIT):
         assert x.type == "log" and x.range[0] <= np.log10(size) <= x.range[1]
         assert all(np.isfinite(np.asarray(trace.y, dtype=float)).all() for trace in traces)
     alone = jacobian_histogram_figure(histograms, SUBTITLE)
-    assert alone.layout.xaxis.type == "log" and "do not fit" in alone.layout.title.subtitle.text.replace("<br>", " ")
+    assert alone.layout.xaxis.type == "log" and "do not fit" in details(alone)
 
 
 def test_where_the_paper_s_bins_fit_they_are_drawn():
     histograms = {JSAE: counted({"hist": 0.0305}) | logarithmic(0.0305)}
     figure = jacobian_histogram_figure(histograms, SUBTITLE)
-    assert figure.layout.xaxis.type != "log" and figure.layout.title.subtitle.text == SUBTITLE
+    assert figure.layout.xaxis.type != "log" and details(figure) == SUBTITLE
 
 
 def test_means_of_often_active_output_latents_are_drawn_where_they_were_counted_and_their_share_is_said():
@@ -141,8 +144,8 @@ def test_means_of_often_active_output_latents_are_drawn_where_they_were_counted_
     (((line,), _, _),) = titled(figure, f"mean {UNIT}")
     np.testing.assert_allclose(line.y, 50)
     assert line.x[-1] == pytest.approx(0.0125, rel=0.2)
-    said = figure.layout.title.subtitle.text.replace("<br>", " ")
-    assert "active in 20 tokens or more, 75.0 % of them" in said
+    said = details(figure)
+    assert "active in 20 tokens or more, 75.0% of them" in said
 
 
 def test_pairs_that_all_have_the_smallest_means_leave_the_axes_finite():
@@ -158,7 +161,7 @@ def test_kurtosis_and_l1_over_l2_are_bars_with_two_standard_errors_written_besid
     (((bars,), x, _),) = titled(figure, title)
     assert list(bars.text) == [written] * 2
     assert list(bars.x) == [float(written.split()[0])] * 2
-    assert "± 2 SE, by document" in figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert "± 2 SE, by document" in details(figure)
     assert x.range[0] == 0 and x.range[1] > 1.5 * bars.x[0]
 
 
@@ -188,7 +191,7 @@ def test_what_follows_the_scale_of_j_is_in_group_a_and_has_its_unit_and_the_rest
 
 
 def test_the_subtitle_says_how_to_read_the_groups():
-    subtitle = draw().layout.title.subtitle.text.replace("<br>", " ")
+    subtitle = details(draw())
     assert subtitle.startswith(SUBTITLE)
     assert subtitle.endswith("where only A differs, J is merely smaller; where B differs, too, it is sparser")
 
@@ -209,6 +212,22 @@ def test_a_variant_has_its_colour_in_all_nine_panels_and_is_in_the_legend_once()
         for title in ("kurtosis", "L1/L2"):
             assert titled(figure, title)[0][0][0].marker.color[place] == variant.colour
     assert [trace.name for trace in figure.data if trace.showlegend is not False] == ["Traditional", "JSAE"]
+
+
+def test_variants_are_told_apart_in_grey():
+    figure = draw()
+    assert {trace.line.dash for trace in figure.data if trace.type == "scatter"} == {"solid", "dash"}
+    (((bars,), _, _),) = titled(figure, "kurtosis")
+    assert list(bars.marker.pattern.shape) == ["", "/"]
+
+
+def test_the_answer_has_a_measure_with_the_scale_and_two_without():
+    said = answer(draw({"hist": 0.0125}, kurtosis=7.0, l1_over_l2=0.65))
+    assert re.fullmatch(
+        r"Median \|J\|: .* \(Traditional\), .* \(JSAE\)\. Whatever the scale: "
+        r"kurtosis 7\.00 \(Traditional\), 7\.00 \(JSAE\); L1/L2 0\.65 \(Traditional\), 0\.65 \(JSAE\)\.",
+        said,
+    )
 
 
 def test_panels_do_not_overlap():

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jsae_core.figures import odd_runs, sweep_grid_figure, sweep_tradeoff_figure
+from jsae_core.figures.style import WIDTH
 from jsae_core.figures.sweep import QUALITY, SPARSITY
 from jsae_core.reported import reported_sweep
+from tests.jsae_core.subtitles import answer, details
 
 SUBTITLE = "a sweep"
 COEFFICIENTS = (0.0, 0.1, 0.5, 1.0, 5.0)
@@ -104,7 +106,7 @@ def knees(figure) -> list[str]:
 
 
 def remark(figure) -> str:
-    return figure.layout.title.subtitle.text.replace("<br>", " ").replace("\xa0", " ")
+    return details(figure)
 
 
 def legend(figure) -> list[str]:
@@ -182,7 +184,7 @@ def boxes(figure) -> tuple[list, list]:
     """What labels cover, and what dots do, in px from the upper left corner: left, right, top, bottom. A digit of this
     font is 0.556 of its size wide, and Plotly puts a text 0.625 of a marker's size and 1 px from its centre."""
     layout = figure.layout
-    width = layout.width - layout.margin.l - layout.margin.r
+    width = WIDTH - layout.margin.l - layout.margin.r
     height = layout.height - layout.margin.t - layout.margin.b
 
     def pixel(x, y):
@@ -488,7 +490,7 @@ def test_reported_runs_that_make_no_sense_are_refused(bad, complaint):
 
 
 def panels(figure) -> dict:
-    """Runs and both axes by the titles of row and column."""
+    """Runs and both axes by the titles of column and row: sparsity, quality."""
 
     def axis(name, letter):
         return figure.layout[name.replace(letter, f"{letter}axis")]
@@ -501,13 +503,13 @@ def panels(figure) -> dict:
     for trace in figure.data:
         if trace.marker.coloraxis:
             x, y = axis(trace.xaxis, "x"), axis(trace.yaxis, "y")
-            key = title(y, figure.select_yaxes()), title(x, figure.select_xaxes())
+            key = title(x, figure.select_xaxes()), title(y, figure.select_yaxes())
             assert key not in found
             found[key] = trace, x, y
     return found
 
 
-ROWS = {
+COLUMNS = {
     "L1/L2": ("l1_over_l2", 1),
     "kurtosis": ("kurtosis", 1),
     "|J| ≥ 0.005": ("above_0.005", 100),
@@ -519,22 +521,38 @@ ROWS = {
 def test_each_chart_of_the_grid_shows_its_two_measures():
     runs = table()
     found = panels(sweep_grid_figure(runs, SUBTITLE))
-    columns = {
+    rows = {
         "CE score": runs["ce_score"],
         "KL score": (runs["kl_score_input"] + runs["kl_score_output"]) / 2,
         "explained variance": runs["explained_variance_output"],
     }
-    assert set(found) == {(row, column) for row in ROWS for column in columns}
-    for (row, column), (trace, _, _) in found.items():
-        name, unit = ROWS[row]
-        np.testing.assert_allclose(trace.x, columns[column], rtol=1e-6)
-        np.testing.assert_allclose(trace.y, unit * runs[name], rtol=1e-6)
+    assert set(found) == {(column, row) for column in COLUMNS for row in rows}
+    for (column, row), (trace, _, _) in found.items():
+        name, unit = COLUMNS[column]
+        np.testing.assert_allclose(trace.x, unit * runs[name], rtol=1e-6)
+        np.testing.assert_allclose(trace.y, rows[row], rtol=1e-6)
+
+
+def test_the_axes_of_the_grid_run_as_those_of_the_trade_off():
+    one, grid = tradeoff(table()), sweep_grid_figure(table(), SUBTITLE)
+    trace, _, _ = panels(grid)["|J| ≥ 0.01", "CE score"]
+    np.testing.assert_allclose(trace.x, dots(one).x, rtol=1e-6)
+    np.testing.assert_allclose(trace.y, dots(one).y, rtol=1e-6)
+
+
+def test_the_answer_is_how_far_the_numbers_go_from_the_smallest_to_the_largest_coefficient():
+    runs = table([0, 3, 30], [0.8, 0.5, 0.2], [0.83, 0.77, 0.49])
+    assert answer(tradeoff(runs)) == "From λ = 0 to 30, |J| ≥ 0.01 80% → 20%, CE score 0.830 → 0.490."
+    assert answer(sweep_grid_figure(runs, SUBTITLE)).startswith("From λ = 0 to 30, |J| ≥ 0.01 80% → 20%, kurtosis ")
+    assert "The curve bends at λ = 1." in answer(tradeoff(twice(table())))
+    both = pd.concat([table(layer=1), table(layer=5)])
+    assert answer(tradeoff(both)).startswith("Over all runs, |J| ≥ 0.01 ")
 
 
 def test_charts_in_a_row_share_their_y_axis_and_charts_in_a_column_their_x_axis():
     runs = of(table(), 2, **{"above_0.01": np.nan})  # what a chart shows differs, its axes do not
     found = panels(sweep_grid_figure(runs, SUBTITLE))
-    for axis, along in ((1, 1), (2, 0)):
+    for axis, along in ((1, 0), (2, 1)):
         for title in {key[along] for key in found}:
             axes = [panel[axis] for key, panel in found.items() if key[along] == title]
             assert len({one.range for one in axes}) == 1
@@ -543,7 +561,8 @@ def test_charts_in_a_row_share_their_y_axis_and_charts_in_a_column_their_x_axis(
 
 def test_the_grid_says_what_means_sparser_and_whose_scores_are_shown():
     figure = sweep_grid_figure(table(), SUBTITLE)
-    titles = {axis.title.text for axes in (figure.select_xaxes(), figure.select_yaxes()) for axis in axes}
+    axes = [*figure.select_xaxes(), *figure.select_yaxes()]
+    titles = {re.sub("</?span.*?>", "", axis.title.text) for axis in axes if axis.title.text}
     assert {
         "L1/L2<br>↓ sparser",
         "kurtosis<br>↑ sparser",
@@ -554,19 +573,19 @@ def test_the_grid_says_what_means_sparser_and_whose_scores_are_shown():
 
 
 def test_the_kurtosis_is_logarithmic_with_plain_numbers():
-    _, _, y = panels(sweep_grid_figure(table(), SUBTITLE))["kurtosis", "CE score"]
-    assert y.type == "log"
-    assert y.range[0] < 1 and np.log10(30) < y.range[1] < 2
-    assert list(y.ticktext) == ["10", "20", "30"]
+    _, x, _ = panels(sweep_grid_figure(table(), SUBTITLE))["kurtosis", "CE score"]
+    assert x.type == "log"
+    assert x.range[0] < 1 and np.log10(30) < x.range[1] < 2
+    assert list(x.ticktext) == ["10", "20", "30"]
 
 
 def test_any_columns_can_be_rows_and_columns():
     runs = table(speed=[1.0, 2, 3, 4, -2])
     found = panels(sweep_grid_figure(runs, SUBTITLE, ["above_0.015", "speed"], ["kl_score_input"]))
     assert set(found) == {("|J| ≥ 0.015", "KL score"), ("speed", "KL score")}
-    trace, _, y = found["speed", "KL score"]
-    np.testing.assert_allclose(trace.y, runs["speed"])
-    assert y.range[0] < -2 and 4 < y.range[1]
+    trace, x, _ = found["speed", "KL score"]
+    np.testing.assert_allclose(trace.x, runs["speed"])
+    assert x.range[0] < -2 and 4 < x.range[1]
 
 
 @pytest.mark.parametrize(
@@ -574,40 +593,40 @@ def test_any_columns_can_be_rows_and_columns():
 )
 def test_a_measure_without_numbers_is_left_out_and_named(change):
     figure = sweep_grid_figure(change(table()), SUBTITLE)
-    assert not {row for row, _ in panels(figure)} & {"kurtosis"}
+    assert not {column for column, _ in panels(figure)} & {"kurtosis"}
     assert len(panels(figure)) == 12
     assert "no run has kurtosis" in remark(figure)
 
 
 def test_without_the_scores_of_both_saes_there_is_no_mean():
     figure = sweep_grid_figure(table().drop(columns="kl_score_input"), SUBTITLE)
-    assert {column for _, column in panels(figure)} == {"CE score", "explained variance"}
+    assert {row for _, row in panels(figure)} == {"CE score", "explained variance"}
     assert "no run has KL score" in remark(figure)
 
 
 def test_a_run_is_missing_only_from_the_charts_of_numbers_that_it_lacks():
     found = panels(sweep_grid_figure(of(table(), 1, kurtosis=np.nan), SUBTITLE))
-    assert {(row, len(trace.x)) for (row, _), (trace, _, _) in found.items()} == {
-        (row, 4 if row == "kurtosis" else 5) for row in ROWS
+    assert {(column, len(trace.x)) for (column, _), (trace, _, _) in found.items()} == {
+        (column, 4 if column == "kurtosis" else 5) for column in COLUMNS
     }
 
 
 @pytest.mark.parametrize(
     "name, value, panel, symbol",
     [
-        ("ce_score", -3.0, ("kurtosis", "CE score"), "triangle-left"),
-        ("ce_score", 7.0, ("kurtosis", "CE score"), "triangle-right"),
-        ("kurtosis", 0.0, ("kurtosis", "CE score"), "triangle-down"),
-        ("l1_over_l2", 40.0, ("L1/L2", "CE score"), "triangle-up"),
+        ("ce_score", -3.0, ("kurtosis", "CE score"), "triangle-down"),
+        ("ce_score", 7.0, ("kurtosis", "CE score"), "triangle-up"),
+        ("kurtosis", 0.0, ("kurtosis", "CE score"), "triangle-left"),
+        ("l1_over_l2", 40.0, ("L1/L2", "CE score"), "triangle-right"),
     ],
 )
 def test_in_the_grid_what_is_beyond_an_axis_is_a_triangle_at_its_end(name, value, panel, symbol):
     figure = sweep_grid_figure(of(table(), 1, **{name: value}), SUBTITLE)
     trace, x, y = panels(figure)[panel]
     assert trace.marker.symbol[1] == symbol
-    place = np.log10(trace.y[1]) if y.type == "log" else trace.y[1]
-    assert x.range[0] < trace.x[1] < x.range[1] and y.range[0] < place < y.range[1]
-    assert abs(x.range[1]) < 2 and abs(y.range[1]) < 3
+    place = np.log10(trace.x[1]) if x.type == "log" else trace.x[1]
+    assert x.range[0] < place < x.range[1] and y.range[0] < trace.y[1] < y.range[1]
+    assert abs(x.range[1]) < 3 and abs(y.range[1]) < 2
     assert "triangles: beyond the axis" in remark(figure)
 
 

@@ -12,7 +12,6 @@ log of an instance, which must be there. Not here: what measures cost (`cases.py
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -130,17 +129,14 @@ class Installation:
 
 
 def say_event_log(home: Path) -> None:
-    """Bytes of each run of cells in the event log, and how many of them are pictures of figures."""
+    """Bytes of each run of cells in the event log."""
     with dg.DagsterInstance.from_config(str(home)) as instance:
         for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS])):
             events = [dg.serialize_value(event) for event in instance.all_logs(run.run_id)]
-            pictures = sum(
-                len(found) for event in events for found in re.findall(r"data:image/png;base64,[^)]*", event)
-            )
             made = sum('"ASSET_MATERIALIZATION"' in event for event in events)
             print(
                 f"{run.tags.get('dagster/partition')}: {made} assets made, {len(events)} events, "
-                f"{sum(map(len, events)):,} bytes, {pictures:,} of them pictures"
+                f"{sum(map(len, events)):,} bytes"
             )
 
 

@@ -134,8 +134,7 @@ def default_resources() -> dict[str, Any]:
         wrong = [(str(item["loc"][0]), item["msg"]) for item in error.errors(include_url=False)]
         said = [f"JSAE_{field.upper()} is {named[field]!r}: {message}" for field, message in wrong]
         raise SettingError("; ".join(said)) from error
-    place = {"base_path": os.environ.get("JSAE_STORAGE"), "url": os.environ.get("JSAE_STORAGE_URL") or None}
-    place["site_url"] = place["url"] or URL
+    place = {"base_path": os.environ.get("JSAE_STORAGE"), "url": os.environ.get("JSAE_STORAGE_URL") or URL}
     return {
         "compute": compute,
         "tensors": SafetensorsStore(**place),

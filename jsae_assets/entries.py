@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import dagster as dg
 
+from jsae_assets import groups
 from jsae_assets.catalog import Catalog
 
 CATALOG = dg.AssetKey("catalog")
@@ -25,7 +26,7 @@ def catalog_spec(catalog: Catalog) -> dg.AssetSpec:
         partitions_def=dg.StaticPartitionsDefinition(list(catalog.entries())),
         description="The entries of the catalog. An asset is out of date once an entry that it was made from has "
         "changed. Nothing is to be materialised here: the sensor catalog_entries and `jsae run` say what changed.",
-        group_name="catalog",
+        group_name=groups.CATALOG,
         kinds={"yaml"},
         owners=["team:interpretability"],
     )

@@ -6,13 +6,12 @@ where a file lies (`storage.py`), how it is read (`stored.py`), what the values 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import shutil
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
@@ -47,18 +46,17 @@ class StoringIOManager(dg.IOManager):
 
     Attributes:
         base: the folder that all stored files are below.
-        url: where a web server gives out the base folder, if one does; the UI then shows pictures and pages from there.
-        site_url: the same for links to the site, which may also lead to where `jsae ui` gives it out.
+        url: where a web server gives out the pages and pictures of the base folder, if one does; the UI then shows
+            them from there.
     """
 
     kind: ClassVar[type[StoredFile]]
     extension: ClassVar[str]
     accepts: ClassVar[str]
 
-    def __init__(self, base: UPath, url: str | None = None, site_url: str | None = None):
+    def __init__(self, base: UPath, url: str | None = None):
         self.base = base
         self.url = url
-        self.site_url = site_url
 
     @abstractmethod
     def is_accepted(self, obj: Any) -> bool: ...
@@ -92,10 +90,10 @@ class StoringIOManager(dg.IOManager):
 
     def _shown_at(self, key: dg.AssetKey, partition: str | None) -> dict[str, dg.MetadataValue]:
         """The page of the site that shows a cell; of a figure, the place on it."""
-        if self.site_url is None or partition is None or SEPARATOR not in partition:
+        if self.url is None or partition is None or SEPARATOR not in partition:
             return {}
         anchor = ".".join(key.path[1:]) if key.path[0] == "figures" else ""
-        page = f"{self.site_url.rstrip('/')}/site/cells/{'/'.join(map(str, split_cell(partition)))}.html"
+        page = f"{self.url.rstrip('/')}/site/cells/{'/'.join(map(str, split_cell(partition)))}.html"
         return {"site": dg.MetadataValue.url(f"{page}#{anchor}" if anchor else page)}
 
     def _link(self, relative: str) -> dg.MetadataValue:
@@ -108,8 +106,8 @@ class StoringIOManager(dg.IOManager):
         damaged goes."""
         said = self._put(obj, stored, header)
         stored.aside.unlink(missing_ok=True)
-        size = stored.path.stat().st_size
-        return {"path": dg.MetadataValue.path(stored.relative), "size": dg.MetadataValue.int(size), **said}
+        megabytes = stored.path.stat().st_size / 1e6
+        return {"path": dg.MetadataValue.path(stored.relative), "megabytes": float(f"{megabytes:.3g}"), **said}
 
     def _put(self, obj: Any, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
         """Write it as one file with a digest in its header; gives what is to be said of it beside path and size."""
@@ -197,7 +195,7 @@ class ParquetIOManager(StoringIOManager):
 
 
 class FigureIOManager(StoringIOManager):
-    """Stores a Plotly figure as JSON, as HTML that opens offline, and as PNG where a Chrome is installed.
+    """Stores a Plotly figure as JSON, as HTML that opens offline, and as PNG and PDF where a Chrome is installed.
 
     The pages share one copy of plotly.js in the base folder. Read as a Plotly figure.
     """
@@ -218,19 +216,20 @@ class FigureIOManager(StoringIOManager):
         import plotly.graph_objects as go
 
         figure = go.Figure(obj)
-        figure.update_layout(meta={name: json.loads(entry) for name, entry in header.items()})
+        figure.update_layout(meta={**(obj.layout.meta or {}), **{name: json.loads(of) for name, of in header.items()}})
         path.write_text(figure.to_json(), encoding="utf-8")
 
     def _put(self, obj: go.Figure, stored: StoredFigure, header: Mapping[str, str]) -> dict[str, Any]:
         import plotly.offline
 
-        from jsae_core.figures.export import page, png
+        from jsae_core.figures.export import page, pdf, png
 
         picture, reason = png(obj)
+        drawn = {} if picture is None else {stored.picture: picture, stored.document: pdf(obj)}
         script = f"plotly-{plotly.offline.get_plotlyjs_version()}.min.js"
         # relative, so that the folder can be moved
         text = page(obj, "../" * stored.relative.count("/") + script, json.loads(header[PROVENANCE]))
-        beside = {stored.page: text.encode()} | ({} if picture is None else {stored.picture: picture})
+        beside = {stored.page: text.encode()} | {path: content for path, content in drawn.items() if content}
         with contextlib.ExitStack() as stack:  # all are written before the first takes its place
             digests = {}
             for path, content in beside.items():
@@ -240,15 +239,13 @@ class FigureIOManager(StoringIOManager):
             local = stack.enter_context(staged(stored.path, self.size(obj)))
             digest = self._sealed(obj, local, {**header, COMPANIONS: json.dumps(digests)})
             self._provide_script(script)
-        if picture is None:
-            stored.picture.unlink(missing_ok=True)  # it showed an older figure
+        for path in {stored.picture, stored.document} - set(beside):
+            path.unlink(missing_ok=True)  # it showed an older figure
         without_suffix = stored.relative.removesuffix(self.extension)
         return {
-            DIGEST: digest,
-            "picture": dg.MetadataValue.text(reason)
-            if picture is None
-            else self._shown(picture, f"{without_suffix}.png"),
+            "picture": dg.MetadataValue.text(reason) if picture is None else self._shown(f"{without_suffix}.png"),
             "page": self._link(f"{without_suffix}.html"),
+            DIGEST: digest,
         }
 
     def _provide_script(self, name: str) -> None:
@@ -260,11 +257,13 @@ class FigureIOManager(StoringIOManager):
             with staged(self.base / name, len(content)) as local:
                 local.write_bytes(content)
 
-    def _shown(self, picture: bytes, relative: str) -> dg.MetadataValue:
-        """The picture in the UI: from the web server, if there is one, else in the event log, which keeps it twice."""
-        if self.url is None:
-            return _inline(picture, relative)
-        return dg.MetadataValue.md(f"![{PurePosixPath(relative).stem}]({self._link(relative).value})")
+    def _shown(self, relative: str) -> dg.MetadataValue:
+        """The picture, which the UI shows unfolded where the web server answers, else the words in its place. (In the
+        event log itself it would be folded away: that is done to all Markdown of 1,000 characters.)"""
+        link = self._link(relative)
+        if not isinstance(link, dg.UrlMetadataValue):
+            return link
+        return dg.MetadataValue.md(f"![The picture is given out at {self.url}, by `jsae ui`]({link.value})")
 
     def read(self, stored: StoredFigure, wanted: Any) -> go.Figure:
         return stored.figure
@@ -290,7 +289,7 @@ class PagesIOManager(StoringIOManager):
                 self.write(obj / name, local, header)
         for name in set(old) - set(files):
             (folder / name).unlink()
-        return {"files": len(files), "megabytes": round(self.size(obj) / 1e6, 1)}
+        return {"page": self._link(stored.relative), "files": len(files), "megabytes": round(self.size(obj) / 1e6, 1)}
 
     def size(self, obj: Path) -> int:
         return sum(path.stat().st_size for path in obj.rglob("*") if path.is_file())
@@ -308,13 +307,12 @@ class Store(dg.ConfigurableIOManagerFactory):
     manager: ClassVar[type[StoringIOManager]]
     base_path: str | None = None
     url: str | None = None
-    site_url: str | None = None
 
     def create_io_manager(self, context: dg.InitResourceContext) -> StoringIOManager:
         return self.manager_of(context.instance)
 
     def manager_of(self, instance: dg.DagsterInstance) -> StoringIOManager:
-        return self.manager(storage(self.base_path, instance), self.url, self.site_url)
+        return self.manager(storage(self.base_path, instance), self.url)
 
 
 class SafetensorsStore(Store):
@@ -367,11 +365,3 @@ def _header(context: dg.OutputContext) -> dict[str, str]:
         str(said.get("source", "")),
         said.get(SETTINGS),
     )
-
-
-def _inline(picture: bytes, relative: str) -> dg.MetadataValue:
-    """Markdown with the picture in it. It lives in the event log, so it must stay small."""
-    if len(picture) > 100_000:
-        return dg.MetadataValue.text(f"The picture has {len(picture):,} bytes, too many to show here: {relative}")
-    name = PurePosixPath(relative).stem
-    return dg.MetadataValue.md(f"![{name}](data:image/png;base64,{base64.b64encode(picture).decode()})")

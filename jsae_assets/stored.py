@@ -252,6 +252,11 @@ class StoredFigure(StoredFile):
         return self.path.with_suffix(".png")
 
     @property
+    def document(self) -> UPath:
+        """The picture as PDF, for print, which there is where there is a picture."""
+        return self.path.with_suffix(".pdf")
+
+    @property
     def beside(self) -> list[str]:
         return [self.relative.removesuffix(self.path.suffix) + self.page.suffix]
 
@@ -260,11 +265,11 @@ class StoredFigure(StoredFile):
 
     @property
     def version(self) -> str:
-        beside = (_version(path) for path in (self.page, self.picture) if path.exists())
+        beside = (_version(path) for path in (self.page, self.picture, self.document) if path.exists())
         return " ".join([super().version, *beside])
 
     def last_changed(self) -> float:
-        beside = (last_changed(path) for path in (self.page, self.picture) if path.exists())
+        beside = (last_changed(path) for path in (self.page, self.picture, self.document) if path.exists())
         return max(super().last_changed(), *beside)
 
     def _header_of(self, local: Path) -> dict[str, str]:

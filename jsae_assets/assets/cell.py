@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from jsae_assets import groups
 from jsae_assets.catalog import SETTING_OF, Catalog, Model, Pair
 from jsae_assets.devices import on_a_device_of_its_own
 from jsae_assets.entries import confirm, depends_on
@@ -110,7 +111,7 @@ def cell_asset(
     priority: int = 0,
 ) -> Callable[..., dg.AssetsDefinition]:
     """`dagster.asset` with what all assets of cells have in common: it exists at the cells that all of `variants` hold,
-    its group is its variant unless named, and its errors about memory name the settings that help.
+    its group is its variant's unless named, and its errors about memory name the settings that help.
 
     Args:
         priority: of the steps that could begin, that of the highest begins first.
@@ -124,7 +125,7 @@ def cell_asset(
         ins=ins,
         deps=[depends_on({key: _entries(key, variants, name, group) for key in partitions.get_partition_keys()})],
         io_manager_key=io_manager_key,
-        group_name=group or prefix,
+        group_name=group or groups.of_variant(prefix),
         pool=pool,
         partitions_def=partitions,
         owners=OWNERS,

@@ -20,6 +20,7 @@ from jsae_assets.assets.cell import (
     tokens_of,
     turn,
 )
+from jsae_assets.assets.summary import Headline, headlines
 from jsae_assets.catalog import Catalog
 from jsae_assets.estimates import estimate_columns, estimate_tensors
 from jsae_assets.io_managers import StoringIOManager
@@ -115,6 +116,7 @@ class Measure:
         code_version: another one asks for this measure again, and for the figures that show it.
         stored_as: tensors in a safetensors file, or a table in a parquet file.
         reads_tokens: whether it reads the model's tokens besides the pair.
+        headlines: the five numbers at most of what it says that a reader wants first.
         settings: of a model in the catalog, those that concern it; where one is changed it is asked for again.
     """
 
@@ -123,6 +125,7 @@ class Measure:
     body: Callable[[Subject], Measured]
     code_version: str
     stored_as: Literal["tensors", "tables"]
+    headlines: Sequence[Headline]
     reads_tokens: bool = True
     settings: Sequence[str] = ()
 
@@ -167,6 +170,7 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
         yield dg.Output(
             result.value,
             metadata={
+                **headlines(f"On {result.n_tokens:,} tokens", measure.headlines, result.said),
                 **result.said,
                 "settings": {**subject.labels, "n_tokens": result.n_tokens},
                 "source": f"{variant}/sae_pair and " + ("tokens" if measure.reads_tokens else "the model's prompt"),
@@ -199,6 +203,7 @@ def _jacobian_histogram(subject: Subject) -> Measured:
     }
     said = {
         **{f"share_{name}": estimate.value for name, estimate in estimates.items() if name.startswith("above_")},
+        **{name: estimates[name].value for name in ("kurtosis", "l1_over_l2")},
         "tokens": stream.n_tokens,
         "elements_above_range": int(plain["overflow"]),
         "latents_often_active": int(sizes.logarithmic["n_often"]),
@@ -363,6 +368,13 @@ MEASURES = (
         _jacobian_histogram,
         code_version="3",
         stored_as="tensors",
+        headlines=(
+            Headline("share_above_0.01", "elements with |J| of 0.01 or more"),
+            Headline("share_above_0.02", "elements with |J| of 0.02 or more"),
+            Headline("kurtosis", "kurtosis of J (higher: sparser, on any scale)", "{:.2f}"),
+            Headline("l1_over_l2", "L1/L2 of J (lower: sparser, on any scale)", "{:.3f}"),
+            Headline("latents_often_active", "output latents active often enough for a mean |J|", "{:,}"),
+        ),
     ),
     Measure(
         "jacobian_examples",
@@ -370,6 +382,10 @@ MEASURES = (
         _jacobian_examples,
         code_version="2",
         stored_as="tensors",
+        headlines=(
+            Headline("tokens", "tokens of the prompt", "{:,}"),
+            Headline("share_above_0.01", "elements with |J| of 0.01 or more"),
+        ),
         reads_tokens=False,
         settings=("prompt",),
     ),
@@ -380,6 +396,13 @@ MEASURES = (
         _ablation_samples,
         code_version="3",
         stored_as="tables",
+        headlines=(
+            Headline("noteworthy_line", "of the samples not negligible, those that change as the Jacobian says"),
+            Headline("noteworthy_dropped", "of the same, those whose output latent left the TopK"),
+            Headline("agreement_negligible", "samples with |J| and change below 0.01"),
+            Headline("slope", "slope of the change against −J, the dropped left out", "{:.2f}"),
+            Headline("correlation", "correlation of both", "{:.2f}"),
+        ),
         settings=("ablation_samples",),
     ),
     Measure(
@@ -390,6 +413,13 @@ MEASURES = (
         _function_shapes,
         code_version="3",
         stored_as="tables",
+        headlines=(
+            Headline("share_linear", "linear by the paper's rule, within 0.01 of a line"),
+            Headline("share_jumprelu", "jumprelu by the paper's rule"),
+            Headline("share_flat", "range below 0.01"),
+            Headline("share_relative_linear", "linear by the relative rule, within 5% of the range"),
+            Headline("samples", "functions that were sampled", "{:,}"),
+        ),
         settings=("function_shapes",),
     ),
     Measure(
@@ -399,6 +429,13 @@ MEASURES = (
         _pair_quality,
         code_version="3",
         stored_as="tables",
+        headlines=(
+            Headline("kl_score_pair", "KL score with both reconstructions (100%: no loss)"),
+            Headline("ce_score_pair", "cross-entropy score with both reconstructions"),
+            Headline("explained_variance_input", "variance that the input SAE explains"),
+            Headline("explained_variance_output", "variance that the output SAE explains"),
+            Headline("dead_output", "output latents never active in these tokens"),
+        ),
         settings=("quality_tokens",),
     ),
     Measure(
@@ -408,6 +445,13 @@ MEASURES = (
         _latent_accounting,
         code_version="2",
         stored_as="tables",
+        headlines=(
+            Headline("accounted_share", "share of the output latents that comes from input latents"),
+            Headline("r2_attribution_4", "R² of an output latent's four strongest input latents", "{:.2f}"),
+            Headline("r2_random_4", "R² of four random ones", "{:.2f}"),
+            Headline("n90", "input latents that have 90% of the attribution", "{:.1f}"),
+            Headline("participation_ratio", "input latents in effect (participation ratio)", "{:.1f}"),
+        ),
     ),
     Measure(
         "latent_activity",
@@ -415,6 +459,11 @@ MEASURES = (
         _latent_activity,
         code_version="1",
         stored_as="tables",
+        headlines=tuple(
+            Headline(f"{name}_{side}", f"{side} latents {words}")
+            for name, words in (("dead", "never active in these tokens"), ("unseen", "of these alive, estimated"))
+            for side in ("input", "output")
+        ),
     ),
     Measure(
         "latent_contexts",
@@ -423,6 +472,14 @@ MEASURES = (
         _latent_contexts,
         code_version="1",
         stored_as="tables",
+        headlines=tuple(
+            Headline(f"{name}_{side}", words.format(side), form)
+            for name, words, form in (
+                ("dead", "{} latents never active in these tokens", "{:.1%}"),
+                ("density_median", "tokens that the median {} latent is active on", "{:.2%}"),
+            )
+            for side in ("input", "output")
+        ),
     ),
     Measure(
         "latent_connections",
@@ -431,6 +488,11 @@ MEASURES = (
         _latent_connections,
         code_version="1",
         stored_as="tables",
+        headlines=(
+            Headline("output_latents", "output latents with connections", "{:,}"),
+            Headline("connections", "connections", "{:,}"),
+            Headline("share_strongest_median", "attribution from the strongest input latent, median"),
+        ),
         settings=("least_active",),
     ),
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from jsae_assets.assets.cell import Cell, Stopwatch, cell_asset, find_cell
+from jsae_assets.assets.summary import summary
 from jsae_assets.assets.text import make_if_missing
 from jsae_assets.assets.training import trained_pair
 from jsae_assets.catalog import Catalog
@@ -49,7 +50,16 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
             produced.pair,
             data_version=dg.DataVersion(produced.version),
             metadata={
-                **produced.record,
+                **summary(
+                    "The pair",
+                    {
+                        "latents of each SAE": f"{config.d_sae:,}",
+                        "active at once (k)": f"{config.k:,}",
+                        "weight of the Jacobian (λ)": f"{config.jacobian_coefficient:g}",
+                        "activation of the MLP": str(config.mlp_activation),
+                        "from": str(produced.record["source"]),
+                    },
+                ),
                 "d_sae": config.d_sae,
                 "k": config.k,
                 "jacobian_coefficient": config.jacobian_coefficient,
@@ -59,6 +69,7 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
                 "randomised_language_model": config.randomize_llm_weights,
                 "device": compute.describe(),
                 "seconds": watch.seconds,
+                **produced.record,
             },
         )
         checkpoint.remove()  # the pair is stored

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import dagster as dg
 
+from jsae_assets import groups
 from jsae_assets.assets.cell import OWNERS, Stopwatch
 from jsae_assets.assets.figures import CELL_FIGURES, CONTROL_FIGURES, LAYER_FIGURES, SWEEP_FIGURES
+from jsae_assets.assets.measures import MEASURES
 from jsae_assets.catalog import Catalog
 from jsae_assets.entries import CATALOG, confirm
 from jsae_assets.io_managers import StoringIOManager
@@ -28,10 +30,10 @@ def site_asset(catalog: Catalog, shown: Sequence[dg.AssetsDefinition]) -> dg.Ass
         deps=[dg.AssetDep(CATALOG), *(dg.AssetDep(asset.key) for asset in shown)],
         description="What was measured, as pages that open in a browser without a server: numbers, figures, and an "
         "explorer of latents. It shows what is stored when it is made; what is missing is left out and named.",
-        group_name="site",
+        group_name=groups.SITE,
         kinds={"html"},
         owners=OWNERS,
-        code_version="1",
+        code_version="2",
         tags=GATHERS,
         io_manager_key="pages",
     )
@@ -60,10 +62,11 @@ def site_asset(catalog: Catalog, shown: Sequence[dg.AssetsDefinition]) -> dg.Ass
                     for asset in shown
                     for key in asset.partitions_def.get_partition_keys()
                 },
-                Stores(tensors, tables, figures),
+                Stores(tensors, tables, figures, [one.name for one in MEASURES if one.stored_as == "tables"]),
                 names,
                 Path(folder),
                 functools.partial(_token_texts, catalog),
+                {measure.name: measure.description for measure in MEASURES},
                 context.log.info,
             )
             made.write()

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from jsae_assets import groups
 from jsae_assets.assets.cell import OWNERS, Stopwatch, context_size
+from jsae_assets.assets.summary import summary
 from jsae_assets.assets.text import documents
 from jsae_assets.assets.training import trained_pair
 from jsae_assets.catalog import Catalog, LocalSweep
@@ -55,7 +57,7 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
         partitions_def=sweeps(catalog),
         deps=[sweep_entries(catalog)],
         description="A row a training run: configuration and every metric, from a wandb project or trained here.",
-        group_name="sweeps",
+        group_name=groups.SWEEPS,
         kinds={"wandb", "parquet"},
         owners=OWNERS,
         code_version="3",
@@ -84,7 +86,8 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
         yield dg.Output(
             table,
             data_version=dg.DataVersion(hashlib.sha256(table.to_csv().encode()).hexdigest()),
-            metadata=metadata
+            metadata=_told(table)
+            | metadata
             | {
                 "runs": len(table),
                 "finished": int((table["state"] == "finished").sum()),
@@ -94,6 +97,22 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
         )
 
     return sweep_runs
+
+
+def _told(table: "DataFrame") -> dict[str, dg.MetadataValue]:
+    """What a reader wants to know of the finished runs first."""
+    finished = table[table["state"] == "finished"]
+    rows = {"finished runs": f"{len(finished):,} of {len(table):,}"}
+    for name, words, form in (
+        ("jacobian_coefficient", "λ", "{:g}"),
+        ("above_0.01", "elements with |J| of 0.01 or more", "{:.1%}"),
+        ("ce_score", "cross-entropy score", "{:.2f}"),
+        ("accounted_share", "accounted share", "{:.0%}"),
+    ):
+        if name in finished and finished[name].notna().any():
+            numbers = finished[name].dropna().astype(float)
+            rows[words] = f"{form.format(numbers.min())} to {form.format(numbers.max())}"
+    return summary("The sweep", rows)
 
 
 def odd(table: "DataFrame") -> str:

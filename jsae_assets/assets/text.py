@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from jsae_assets import groups
 from jsae_assets.assets.cell import OWNERS, Stopwatch, context_size
+from jsae_assets.assets.summary import summary
 from jsae_assets.catalog import Catalog, Text
 from jsae_assets.devices import on_a_device_of_its_own
 from jsae_assets.entries import DATA_VERSION, confirm, depends_on, made_from
@@ -45,7 +47,7 @@ def tokens_asset(catalog: Catalog) -> dg.AssetsDefinition:
         deps=[depends_on({key: [_entry(key)] for key in partitions.get_partition_keys()})],
         description="Token ids of the text a model is measured on: documents in order, BOS first, no longer than the "
         "context.",
-        group_name="text",
+        group_name=groups.TEXT,
         kinds={"huggingface", "safetensors"},
         owners=OWNERS,
         code_version=CODE_VERSION,
@@ -119,20 +121,28 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
         warn(f"{source.missing:,} rows of the text hold none (null or absent) and were left out")
     stored = join_documents(made)
     digest = content_digest(stored)
+    longest = max(len(document) for document in made)
+    told = {
+        "tokens": f"{n_tokens:,}",
+        "documents": f"{len(made):,}",
+        "longest document": f"{longest:,} tokens",
+        "text": text.recorded(),
+    }
     metadata = {
+        **summary("What is measured on", told),
         "tokens": n_tokens,
         "tokens_asked_for": model.tokens,
         "documents": len(made),
-        "longest_document": max(len(document) for document in made),
+        "longest_document": longest,
         "rows_without_text": source.missing,
         "source": text.recorded(),
-        "source_digest": digest,
-        "dataset_revision": source.revision or "none",
-        "language_model_revision": language_model.revision or "none",
         "seconds": watch.seconds,
         "first_document": dg.MetadataValue.md(
             _as_code(language_model.tokenizer.decode(made[0][1:])[:SHOWN_CHARACTERS])
         ),
+        "source_digest": digest,
+        "dataset_revision": source.revision or "none",
+        "language_model_revision": language_model.revision or "none",
     }
     return Tokenised(stored, digest, metadata)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LATENTS_A_FILE = 32
 TOKENS_A_FILE = 20_000
 WITH_EXAMPLES, EXAMPLES = 20, 3  # connections of an output latent that show tokens, and how many
+FED = ["input_latent", "output_latent", "n_both", "mean_attribution", "share"]  # what is said of an input latent's
 FEEDS = 20  # output latents that an input latent's page names
 IN_LIST = 4  # tokens of a latent that the list of all latents shows
 DIGITS = 3
@@ -66,28 +67,32 @@ def write_cell(
         text_starts: the first document of each file of texts.
         about: what the page says of the pair.
     """
-    of_latents = {side: _latents(contexts[contexts["side"] == side]) for side in ("input", "output")}
-    feeding = _connections(connections, document_ends)
-    fed = _fed(connections)
-    for side, latents in of_latents.items():
-        others = feeding if side == "output" else fed
-        for start in range(0, len(latents), LATENTS_A_FILE):
-            numbers = range(start, min(start + LATENTS_A_FILE, len(latents)))
-            part = {n: latents[n] | {"connections": others.get(n, [])} for n in numbers}
-            write_script(folder, f"cell/{cell}/{side}/{start // LATENTS_A_FILE}", part)
-    strongest = connections.drop_duplicates("output_latent").set_index("output_latent")["share"].to_dict()
-    n_fed = connections["input_latent"].value_counts().to_dict()
-    strength = {"output": strongest, "input": n_fed}
-    for side, latents in of_latents.items():
-        write_script(
-            folder,
-            f"cell/{cell}/{side}s",
-            {
-                "density": [latent["density"] for latent in latents],
-                "strength": [_round(strength[side].get(n, 0)) for n in range(len(latents))],
-                "tokens": [latent["top_tokens"][:IN_LIST] for latent in latents],
-            },
-        )
+    contexts = contexts.assign(file=contexts["latent"] // LATENTS_A_FILE)
+    strength = {
+        "output": connections.drop_duplicates("output_latent").set_index("output_latent")["share"].to_dict(),
+        "input": connections["input_latent"].value_counts().to_dict(),
+    }
+    by_share = connections[FED].sort_values("share", ascending=False, kind="stable")
+    linked = {
+        "output": dict(iter(connections.groupby(connections["output_latent"] // LATENTS_A_FILE))),
+        "input": dict(iter(by_share.groupby(by_share["input_latent"] // LATENTS_A_FILE))),
+    }
+    for side in ("input", "output"):
+        listed: dict[str, list] = {"density": [], "strength": [], "tokens": []}
+        # a file after the other: thousands of latents with all that is said of them are gigabytes
+        for file, rows in contexts[contexts["side"] == side].groupby("file"):
+            latents, links = _latents(rows), linked[side].get(file)
+            if links is None:
+                others: dict[int, list] = {}
+            else:
+                others = _connections(links, document_ends) if side == "output" else _fed(links)
+            part = {n: latent | {"connections": others.get(n, [])} for n, latent in latents.items()}
+            write_script(folder, f"cell/{cell}/{side}/{file}", part)
+            for n, latent in latents.items():
+                listed["density"].append(latent["density"])
+                listed["strength"].append(_round(strength[side].get(n, 0)))
+                listed["tokens"].append(latent["top_tokens"][:IN_LIST])
+        write_script(folder, f"cell/{cell}/{side}s", listed)
     _write_places(folder, cell, contexts, text_starts)
     write_script(folder, f"cell/{cell}/about", {**about, "text_starts": list(text_starts), "a_file": LATENTS_A_FILE})
 
@@ -101,10 +106,10 @@ def _rounded(values: Any) -> list[float | None]:
     return [_round(value) for value in values]
 
 
-def _latents(contexts: pd.DataFrame) -> list[dict[str, Any]]:
-    """A latent each, in the order of their numbers, with contexts that point into the texts: document, position,
+def _latents(contexts: pd.DataFrame) -> dict[int, dict[str, Any]]:
+    """By their numbers, in order, with contexts that point into the texts: document, position,
     activation, the first position, and activations there as hundredths of the latent's largest; then the quantile."""
-    latents = []
+    latents: dict[int, dict[str, Any]] = {}
     rows = contexts[contexts["kind"] == "latent"].sort_values("latent")
     for row in rows.itertuples():
         latent = {
@@ -119,7 +124,7 @@ def _latents(contexts: pd.DataFrame) -> list[dict[str, Any]]:
                 "raised": list(zip(row.raised_tokens, _rounded(row.raised_logits), strict=True)),
                 "lowered": list(zip(row.lowered_tokens, _rounded(row.lowered_logits), strict=True)),
             }
-        latents.append(latent)
+        latents[int(row.latent)] = latent
     shown = contexts[contexts["kind"] != "latent"]
     largest = shown.groupby("latent")["activation"].max().to_dict()
     for row in shown.itertuples():
@@ -170,10 +175,10 @@ def _connections(connections: pd.DataFrame, document_ends: np.ndarray) -> dict[i
     return found
 
 
-def _fed(connections: pd.DataFrame) -> dict[int, list[list[Any]]]:
+def _fed(by_share: pd.DataFrame) -> dict[int, list[list[Any]]]:
     """Of each input latent, the output latents of which it has the largest share: latent, n_both, mean J s, share."""
     found: dict[int, list[list[Any]]] = {}
-    for row in connections.sort_values("share", ascending=False, kind="stable").itertuples():
+    for row in by_share.itertuples():
         rows = found.setdefault(int(row.input_latent), [])
         if len(rows) < FEEDS:
             rows.append([int(row.output_latent), int(row.n_both), _round(row.mean_attribution), _round(row.share)])

@@ -7,15 +7,14 @@ they look (`templates/`, `static/`), the explorer's data (`explorer.py`).
 from __future__ import annotations
 
 import base64
-import csv
 import html
-import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -35,7 +34,11 @@ from jsae_assets.site.results import (
 )
 from jsae_assets.stored import PROVENANCE, StoredFigure
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 STATIC = Path(__file__).parent / "static"
+MOST_ERROR = 0.25  # of a score that a sentence tells
 MOST_ROWS = 60  # of a figure's numbers that its page shows; the file has all
 
 
@@ -56,6 +59,7 @@ class Site:
         places: the assets and partitions that there can be.
         folder: where to.
         token_texts: the texts of tokens, given a model's key and token ids.
+        definitions: what each measure is, in words, by its name.
         say: what is done, for the log.
     """
 
@@ -65,6 +69,7 @@ class Site:
     figures: FigureNames
     folder: Path
     token_texts: Callable[[str, Sequence[int]], list[str]]
+    definitions: Mapping[str, str]
     say: Callable[[str], None]
     missing: list[str] = field(default_factory=list)
     _known_texts: dict[str, tuple[np.ndarray, list[int]]] = field(default_factory=dict, init=False)
@@ -233,7 +238,8 @@ class Site:
                 f"Its input latents account for {found[0]} of what its output latents compute, against {found[1]}: the "
                 "rest passes by them, through biases and the input SAE's error."
             )
-        if found := both("CE score"):
+        # on a model that hardly depends on this MLP the score is a ratio of two numbers near zero
+        if (found := both("CE score")) and all((number.error or 0) < MOST_ERROR for number in found):
             said.append(
                 f"With both SAEs spliced in, the language model keeps {found[0]} of what the MLP is worth to its "
                 f"predictions, against {found[1]}."
@@ -246,27 +252,22 @@ class Site:
         return said
 
     def _provenance(self, cell: tuple[str, int], rows: list[dict]) -> Iterator[dict[str, str]]:
-        """What made what the page shows, from the headers of the stored files."""
+        """What made what the page shows, from the headers of the stored files: of each variant the pair, and what was
+        measured on it."""
         for row in rows:
-            for name in (
-                "jacobian_histogram",
-                "latent_accounting",
-                "pair_quality",
-                "latent_contexts",
-                "latent_connections",
-            ):
-                find = self.stores.tensor_file if name == "jacobian_histogram" else self.stores.table
-                stored = find(row["variant"], name, *cell)
-                if stored is not None:
+            for name in ("sae_pair", *self.definitions):
+                find = self.stores.table if name in self.stores.in_tables else self.stores.tensor_file
+                if (stored := find(row["variant"], name, *cell)) is not None:
                     made, settings = json.loads(stored.header[PROVENANCE]), stored.settings
                     yield {
+                        "variant": row["label"],
                         "asset": made["asset"],
+                        "definition": self.definitions.get(name, f"The pair itself: {made['source']}."),
                         "file": stored.relative,
+                        "digest": stored.digest,
                         "run": made["run"],
                         "code": made["code_version"],
-                        "tokens": f"{int(settings.get('n_tokens', 0)):,}",
-                        "pair": f"d_sae {settings.get('d_sae', 0):,}, k {settings.get('k', 0)}, "
-                        f"λ {settings.get('jacobian_coefficient', 0):g}",
+                        "tokens": f"{int(settings['n_tokens']):,}" if "n_tokens" in settings else "",
                     }
 
     # --- figures ---
@@ -280,25 +281,36 @@ class Site:
             return None
         drawn = json.loads(stored.path.read_text(encoding="utf-8"))
         path = f"figures/{stored.relative.removeprefix('figures/').removesuffix('.json')}"
-        title = drawn["layout"].pop("title", {}) or {}
-        drawn["layout"].pop("meta", None)
+        title, meta = drawn["layout"].pop("title", None) or {}, drawn["layout"].pop("meta", None) or {}
         write_script(self.folder, path, drawn)
-        table = list(_numbers_of(drawn))
-        out = io.StringIO()
-        csv.writer(out).writerows([["series", "x", "y", "plus or minus"], *table])
-        (self.folder / "data" / f"{path}.csv").write_text(out.getvalue(), encoding="utf-8")
+        table = numbers_of(drawn, canvas=bool(meta.get("canvas")))
+        files = self._files_of(stored, path, table)
+        answer = meta.get("answer", "")
+        subtitle = _plain((title.get("subtitle") or {}).get("text", ""))
         return {
             "id": path,
             "anchor": f"{owner}.{name}",
             "title": _plain(title.get("text", name)),
-            "subtitle": _plain((title.get("subtitle") or {}).get("text", "")),
+            "answer": answer,
+            "subtitle": subtitle.removeprefix(answer).strip(),
             "height": drawn["layout"].get("height", 450),
-            "table": table if len(table) <= MOST_ROWS else None,
+            "table": _rows_shown(table) if len(table) <= MOST_ROWS else None,
             "n_numbers": len(table),
-            "csv": f"data/{path}.csv",
+            "files": files,
             "asset": f"figures/{owner}/{name}",
             "provenance": _provenance_of(stored),
         }
+
+    def _files_of(self, stored: StoredFigure, path: str, table: pd.DataFrame) -> dict[str, str]:
+        """What can be downloaded of a figure, by the kind of file: the picture, if there is one, and the numbers."""
+        files = {}
+        if stored.document.exists():
+            files["PDF"] = f"data/{path}.pdf"
+            (self.folder / files["PDF"]).write_bytes(stored.document.read_bytes())
+        files |= {kind: f"data/{path}.{kind.lower()}" for kind in ("CSV", "Parquet")}
+        table.to_csv(self.folder / files["CSV"], index=False)
+        table.to_parquet(self.folder / files["Parquet"], index=False)
+        return files
 
     # --- the explorer's data ---
 
@@ -374,18 +386,73 @@ def _provenance_of(stored: StoredFigure) -> Mapping[str, str]:
 
 def _plain(text: str) -> str:
     """A title of Plotly as plain text; pages escape it."""
-    return html.unescape(text.replace("<br>", " "))
+    return html.unescape(re.sub("<[^>]*>", "", text.replace("<br>", " ")))
 
 
-def _numbers_of(figure: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any, Any]]:
-    """What a figure draws, a row a point: series, x, y, half width of the error bar."""
-    for trace in figure["data"]:
-        x, y = _values(trace.get("x")), _values(trace.get("y"))
-        errors = _values((trace.get("error_y") or {}).get("array")) or [None] * len(y)
-        name = _plain(str(trace.get("name") or trace.get("legendgroup") or ""))
-        for place, (at, value) in enumerate(zip(x, y, strict=False)):
-            if value is not None:
-                yield name, _said(at), _said(value), _said(errors[place]) if place < len(errors) else ""
+def numbers_of(figure: Mapping[str, Any], canvas: bool = False) -> pd.DataFrame:
+    """What a figure draws, a row a point, in the columns that it has something for: series, label (what a point stands
+    for), x, y, `plus_or_minus` (half the width of an error bar) and, of a heat map, `value`. Where all x or all y are
+    numbers, that column is of numbers, else of text.
+
+    Args:
+        canvas: on the first axes x and y are px; the numbers stand in the points' `customdata`.
+    """
+    import pandas as pd
+
+    traces = [trace for trace in figure["data"] if trace.get("mode") != "text"]
+    rows = [row for trace in traces for row in _rows_of(trace, canvas and trace.get("xaxis", "x") == "x")]
+    table = pd.DataFrame(rows, columns=["series", "label", "x", "y", "plus_or_minus", "value"])
+    for name in ("x", "y"):
+        as_numbers = pd.to_numeric(table[name], errors="coerce")
+        table[name] = as_numbers if as_numbers.notna().all() else table[name].astype(str)
+    return table.astype({"plus_or_minus": float, "value": float}).dropna(axis="columns", how="all")
+
+
+def _rows_of(trace: Mapping[str, Any], in_px: bool) -> Iterator[tuple]:
+    x, y = _values(trace.get("x")), _values(trace.get("y"))
+    name = _plain(str(trace.get("name") or trace.get("legendgroup") or ""))
+    if trace["type"] == "heatmap":
+        for down, values in zip(y, _matrix(trace["z"]), strict=True):
+            yield from ((name, None, across, down, None, value) for across, value in zip(x, values, strict=True))
+        return
+    if in_px:
+        points = trace.get("customdata") or []
+        x, y = [one for one, _ in points], [other for _, other in points]
+    errors = next((_values(bars["array"]) for end in "yx" if "array" in (bars := trace.get(f"error_{end}") or {})), [])
+    labels = _labels_of(trace)
+    for place, (at, value) in enumerate(zip(x, y, strict=False)):
+        if at is not None and value is not None:
+            yield (
+                name,
+                _plain(labels[place]) if place < len(labels) else None,
+                at,
+                value,
+                errors[place] if place < len(errors) else None,
+                None,
+            )
+
+
+def _labels_of(trace: Mapping[str, Any]) -> list[str]:
+    """What its points stand for, where the figure says it when they are pointed at."""
+    for said in (trace.get("hovertext"), trace.get("text") if trace.get("mode") == "markers" else None):
+        if isinstance(said, list):
+            return said
+    customdata = trace.get("customdata")
+    return customdata if isinstance(customdata, list) and all(isinstance(one, str) for one in customdata) else []
+
+
+def _rows_shown(table: pd.DataFrame) -> dict[str, list]:
+    return {
+        "head": list(table.columns),
+        "rows": [[_said(value) for value in row] for row in table.itertuples(index=False)],
+    }
+
+
+def _matrix(values: Any) -> list[list[float]]:
+    if isinstance(values, dict):
+        flat = np.frombuffer(base64.b64decode(values["bdata"]), dtype=values["dtype"])
+        return flat.reshape([int(size) for size in str(values["shape"]).split(",")]).tolist()
+    return [list(row) for row in values]
 
 
 def _values(values: Any) -> list:

@@ -5,7 +5,7 @@ Not here: how it is shown (`pages.py`, `explorer.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stores:
-    """The stores, by the kind of what they keep."""
+    """The stores, by the kind of what they keep.
+
+    Attributes:
+        in_tables: the measures that are kept as tables.
+    """
 
     tensors: StoringIOManager
     tables: StoringIOManager
     figures: StoringIOManager
+    in_tables: Sequence[str] = ()
 
     def tensor_file(self, variant: str, name: str, model: str, layer: int) -> StoredTensors | None:
         return self._there(self.tensors, [variant, name], cell_key(model, layer))

@@ -144,8 +144,8 @@ def _axis(frames: Mapping[Variant, pd.DataFrame], name: str, measure: _Measure) 
     columns = [f"{name}_{side}" for side in measure.sides]
     values = measure.unit * np.concatenate([frame[columns].to_numpy().ravel() for frame in frames.values()])
     if measure.has_error:
-        bars = [2 * frame[[f"{column}_se" for column in columns]].to_numpy().ravel() for frame in frames.values()]
-        bars = measure.unit * np.concatenate(bars)
+        errors = [frame[[f"{column}_se" for column in columns]].to_numpy().ravel() for frame in frames.values()]
+        bars = 2 * measure.unit * np.concatenate(errors)
         on_axis = (values - measure.best) * (values - measure.worst) <= 0
         values = np.concatenate([values, (values - bars)[on_axis], (values + bars)[on_axis]])
     shown = values.clip(min(measure.best, measure.worst), max(measure.best, measure.worst))

@@ -117,4 +117,4 @@ def test_the_materialisation_says_the_digest_that_the_file_carries(tmp_path):
     (event,) = result.get_asset_materialization_events()
     said = event.materialization.metadata["digest"].value
     assert stored_file("tables", tmp_path).digest == said
-    assert isinstance(event.materialization.metadata["size"], dg.IntMetadataValue)
+    assert isinstance(event.materialization.metadata["megabytes"], dg.FloatMetadataValue)

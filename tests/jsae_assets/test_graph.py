@@ -150,14 +150,17 @@ def test_a_stored_pair_is_that_of_its_layer_and_carries_the_models_own_mlp(measu
 @pytest.mark.parametrize(
     ("asset", "names"),
     [
-        ("tokens", {"tokens", "documents", "source", "seconds", "path", "size", "first_document"}),
+        ("tokens", {"tokens", "documents", "source", "seconds", "path", "megabytes", "first_document"}),
         (
             "jsae/sae_pair",
             {"d_sae", "k", "jacobian_coefficient", "source", "source_digest", "device", "seconds", "path"},
         ),
-        ("jsae/jacobian_histogram", {"tokens", "share_above_0.01", "device", "seconds", "path", "size", "source"}),
-        ("jsae/jacobian_examples", {"tokens", "prompt", "device", "seconds", "path", "size", "source"}),
-        ("figures/jsae/jacobian_histogram", {"picture", "page", "path", "size", "source"}),
+        (
+            "jsae/jacobian_histogram",
+            {"summary", "share_above_0.01", "device", "seconds", "path", "megabytes", "source"},
+        ),
+        ("jsae/jacobian_examples", {"summary", "prompt", "device", "seconds", "path", "megabytes", "source"}),
+        ("figures/jsae/jacobian_histogram", {"answer", "picture", "page", "path", "megabytes", "source"}),
     ],
 )
 def test_a_materialisation_says_what_a_reader_wants_first(measured, asset, names):

@@ -240,7 +240,9 @@ def test_a_materialisation_says_what_a_reader_wants_first(measured, name):
         "latent_contexts": {"dead_input", "dead_output", "density_median_input", "density_median_output"},
         "latent_connections": {"connections", "output_latents", "share_strongest_median"},
     }[name]
-    assert wanted | {"device", "seconds", "path", "size", "source"} <= told.keys()
+    assert wanted | {"device", "seconds", "path", "megabytes", "source"} <= told.keys()
+    assert next(iter(told)) == "summary" and len(told["summary"]) < 1000  # the UI folds longer ones away
+    assert len(told["summary"].splitlines()) <= 2 + 5
     assert all(np.isfinite(value) for value in told.values() if isinstance(value, float))
 
 

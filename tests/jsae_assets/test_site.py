@@ -13,6 +13,7 @@ from pathlib import Path
 import dagster as dg
 import pandas as pd
 import pytest
+from safetensors.torch import load_file
 from upath import UPath
 
 from jsae_assets.catalog import load_catalog
@@ -83,7 +84,40 @@ def test_every_figure_of_the_cell_is_on_its_page_with_its_numbers_as_a_file(meas
         assert f'id="jsae.{name}"' in page
         number, figure = received(site / "data" / "figures" / "jsae" / name / "1" / "tiny.js")
         assert number == f"figures/jsae/{name}/1/tiny" and figure["data"]
-        assert (site / "data" / "figures" / "jsae" / name / "1" / "tiny.csv").read_text().startswith("series,x,y")
+        numbers = site / "data" / "figures" / "jsae" / name / "1" / "tiny.csv"
+        of_text, of_parquet = pd.read_csv(numbers), pd.read_parquet(numbers.with_suffix(".parquet"))
+        assert {"series", "x", "y"} <= set(of_text) and len(of_text) == len(of_parquet) > 0
+        assert figure["layout"].get("title") is None  # it is text of the page
+
+
+def test_the_numbers_of_a_figure_are_those_that_it_draws(measured, site):
+    folder = site / "data" / "figures" / "jsae"
+    shares = pd.read_parquet(folder / "jacobian_thresholds" / "1" / "tiny.parquet")
+    told = metadata(measured.cell, "jsae/jacobian_histogram")
+    row = shares[(shares["series"] == "JSAE") & (shares["x"] == 0.01)].iloc[0]
+    assert row["y"] == pytest.approx(100 * told["share_above_0.01"]) and row["plus_or_minus"] > 0
+    differences = pd.read_parquet(folder / "differences" / "1" / "tiny.parquet")
+    assert "accounted share" in set(differences["label"]) and (differences["plus_or_minus"] >= 0).all()
+    examples = pd.read_parquet(folder / "jacobian_examples" / "1" / "tiny.parquet")
+    stored = load_file(measured.graph.file("jsae/jacobian_examples"))
+    of_jsae = examples[examples["series"].str.startswith("JSAE")]
+    row, magnitudes = of_jsae.loc[of_jsae["value"].idxmax()], stored["jacobian"].abs()
+    at = (stored["output_latents"] == int(row["y"]))[:, :, None] & (stored["input_latents"] == int(row["x"]))[:, None]
+    assert any(row["value"] == pytest.approx(magnitude) for magnitude in magnitudes[at].tolist())
+    assert set(of_jsae["x"].astype(int)) <= set(stored["input_latents"].flatten().tolist())
+    curves = pd.read_parquet(folder / "function_curves" / "1" / "tiny.parquet")
+    samples = pd.read_parquet(measured.graph.file("jsae/function_shapes", extension="parquet"))
+    assert curves.loc[curves["series"] == "JSAE", "x"].isin(samples["input_activation"].astype(float)).all()
+
+
+def test_the_page_of_a_cell_says_what_each_result_is_and_what_made_it(measured, site):
+    page = (site / "cells" / "tiny" / "1.html").read_text(encoding="utf-8")
+    for variant in ("traditional", "jsae"):
+        for name in ("sae_pair", "jacobian_histogram", "latent_activity", "pair_quality"):
+            told = metadata(measured.cell, f"{variant}/{name}")
+            assert told["digest"] in page and told["path"] in page
+        assert f">{variant}/ablation_samples<" in page
+    assert "What the language model loses when reconstructions are spliced in" in page
 
 
 def test_a_figure_in_the_ui_links_to_its_place_on_the_page_of_its_cell(measured, site):
@@ -224,6 +258,28 @@ def open_page(browser, site):
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+def test_a_screen_reader_finds_its_way(open_page):
+    page = open_page("cells/tiny/1.html")
+    assert page.get_by_role("navigation", name="Site").count() == page.get_by_role("main").count() == 1
+    assert page.get_by_role("heading", level=1).inner_text() == "tiny, layer 1"
+    figure = page.get_by_role("img", name="How many elements of the Jacobian are large? |J| is 0.01 or more for")
+    assert figure.count() == 1
+    page.get_by_text("Numbers and downloads").first.click()
+    for kind in ("CSV", "Parquet"):
+        assert page.get_by_role("link", name=f"Download the numbers as {kind}").first.is_visible()
+    explorer = open_page("explorer.html#jsae/tiny/1/output/5")
+    explorer.wait_for_selector("#latent h1")
+    for role, name in (
+        ("combobox", "Pair"),
+        ("combobox", "Latents"),
+        ("combobox", "Order"),
+        ("searchbox", "Number, token or text"),
+        ("complementary", "Latents"),
+        ("heading", "Output latent 5"),
+    ):
+        assert explorer.get_by_role(role, name=name, exact=True).count() == 1, (role, name)
 
 
 PAGES = ("index.html", "cells/tiny/1.html", "models/tiny.html", "explorer.html#jsae/tiny/1/output/5")

@@ -107,7 +107,9 @@ class StoringIOManager(dg.IOManager):
         said = self._put(obj, stored, header)
         stored.aside.unlink(missing_ok=True)
         megabytes = stored.path.stat().st_size / 1e6
-        return {"path": dg.MetadataValue.path(stored.relative), "megabytes": float(f"{megabytes:.3g}"), **said}
+        where = {"path": dg.MetadataValue.path(stored.relative), "megabytes": float(f"{megabytes:.3g}")}
+        digest = {DIGEST: said.pop(DIGEST)} if DIGEST in said else {}
+        return said | where | digest  # what nobody reads comes last
 
     def _put(self, obj: Any, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
         """Write it as one file with a digest in its header; gives what is to be said of it beside path and size."""
@@ -222,10 +224,12 @@ class FigureIOManager(StoringIOManager):
     def _put(self, obj: go.Figure, stored: StoredFigure, header: Mapping[str, str]) -> dict[str, Any]:
         import plotly.offline
 
-        from jsae_core.figures.export import page, pdf, png
+        from jsae_core.figures.export import page, pdf, png, preview
 
         picture, reason = png(obj)
-        drawn = {} if picture is None else {stored.picture: picture, stored.document: pdf(obj)}
+        drawn = {}
+        if picture is not None:
+            drawn = {stored.picture: picture, stored.preview: preview(picture), stored.document: pdf(obj)}
         script = f"plotly-{plotly.offline.get_plotlyjs_version()}.min.js"
         # relative, so that the folder can be moved
         text = page(obj, "../" * stored.relative.count("/") + script, json.loads(header[PROVENANCE]))
@@ -235,15 +239,17 @@ class FigureIOManager(StoringIOManager):
             for path, content in beside.items():
                 local = stack.enter_context(staged(path, len(content)))
                 local.write_bytes(content)
-                digests[path.suffix] = file_digest(local)
+                digests[path.name.removeprefix(stored.path.stem)] = file_digest(local)
             local = stack.enter_context(staged(stored.path, self.size(obj)))
             digest = self._sealed(obj, local, {**header, COMPANIONS: json.dumps(digests)})
             self._provide_script(script)
-        for path in {stored.picture, stored.document} - set(beside):
+        for path in {stored.picture, stored.preview, stored.document} - set(beside):
             path.unlink(missing_ok=True)  # it showed an older figure
         without_suffix = stored.relative.removesuffix(self.extension)
         return {
-            "picture": dg.MetadataValue.text(reason) if picture is None else self._shown(f"{without_suffix}.png"),
+            "picture": dg.MetadataValue.text(reason)
+            if picture is None
+            else self._shown(f"{without_suffix}~preview.png"),
             "page": self._link(f"{without_suffix}.html"),
             DIGEST: digest,
         }

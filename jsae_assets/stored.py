@@ -252,6 +252,11 @@ class StoredFigure(StoredFile):
         return self.path.with_suffix(".png")
 
     @property
+    def preview(self) -> UPath:
+        """The picture, narrower, for the Dagster UI."""
+        return self.path.with_name(f"{self.path.stem}~preview.png")  # no model's name has a ~
+
+    @property
     def document(self) -> UPath:
         """The picture as PDF, for print, which there is where there is a picture."""
         return self.path.with_suffix(".pdf")
@@ -265,11 +270,13 @@ class StoredFigure(StoredFile):
 
     @property
     def version(self) -> str:
-        beside = (_version(path) for path in (self.page, self.picture, self.document) if path.exists())
+        beside = (_version(path) for path in (self.page, self.picture, self.preview, self.document) if path.exists())
         return " ".join([super().version, *beside])
 
     def last_changed(self) -> float:
-        beside = (last_changed(path) for path in (self.page, self.picture, self.document) if path.exists())
+        beside = (
+            last_changed(path) for path in (self.page, self.picture, self.preview, self.document) if path.exists()
+        )
         return max(super().last_changed(), *beside)
 
     def _header_of(self, local: Path) -> dict[str, str]:
@@ -284,7 +291,7 @@ class StoredFigure(StoredFile):
 
     def _damaged_companions(self, local: Path) -> Iterator[str]:
         for suffix, digest in json.loads(self._header_of(local).get(COMPANIONS, "{}")).items():
-            path = self.path.with_suffix(suffix)
+            path = self.path.with_name(self.path.stem + suffix)
             if not path.exists():
                 yield f"{path.name} beside it is gone"
             elif file_digest(path) != digest:

@@ -126,7 +126,7 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
         "tokens": f"{n_tokens:,}",
         "documents": f"{len(made):,}",
         "longest document": f"{longest:,} tokens",
-        "text": text.recorded(),
+        "text": model.text or text.recorded(),
     }
     metadata = {
         **summary("What is measured on", told),

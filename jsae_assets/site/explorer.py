@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LATENTS_A_FILE = 32
-TOKENS_A_FILE = 20_000
+TOKENS_A_FILE = 2_000  # the contexts of a latent may lie in as many files as it has contexts
 WITH_EXAMPLES, EXAMPLES = 20, 3  # connections of an output latent that show tokens, and how many
 FED = ["input_latent", "output_latent", "n_both", "mean_attribution", "share"]  # what is said of an input latent's
 FEEDS = 20  # output latents that an input latent's page names
@@ -57,6 +57,7 @@ def write_cell(
     document_ends: np.ndarray,
     text_starts: Sequence[int],
     about: Mapping[str, Any],
+    similar: Mapping[str, Sequence[tuple[int, float]]] | None,
 ) -> None:
     """All that the explorer shows of a pair.
 
@@ -66,6 +67,7 @@ def write_cell(
         document_ends: the number of tokens up to the end of each document, BOS left out.
         text_starts: the first document of each file of texts.
         about: what the page says of the pair.
+        similar: of each latent of each side the one most alike in the pair that it is compared with, and how alike.
     """
     contexts = contexts.assign(file=contexts["latent"] // LATENTS_A_FILE)
     strength = {
@@ -77,6 +79,7 @@ def write_cell(
         "output": dict(iter(connections.groupby(connections["output_latent"] // LATENTS_A_FILE))),
         "input": dict(iter(by_share.groupby(by_share["input_latent"] // LATENTS_A_FILE))),
     }
+    names: dict[int, list[str]] = {}  # of input latents, which those that they feed are shown with
     for side in ("input", "output"):
         listed: dict[str, list] = {"density": [], "strength": [], "tokens": []}
         # a file after the other: thousands of latents with all that is said of them are gigabytes
@@ -85,10 +88,15 @@ def write_cell(
             if links is None:
                 others: dict[int, list] = {}
             else:
-                others = _connections(links, document_ends) if side == "output" else _fed(links)
-            part = {n: latent | {"connections": others.get(n, [])} for n, latent in latents.items()}
+                others = _connections(links, document_ends, names) if side == "output" else _fed(links)
+            part = {
+                n: latent | {"connections": others.get(n, []), "similar": similar[side][n] if similar else None}
+                for n, latent in latents.items()
+            }
             write_script(folder, f"cell/{cell}/{side}/{file}", part)
             for n, latent in latents.items():
+                if side == "input":
+                    names[n] = latent["top_tokens"][:IN_LIST]
                 listed["density"].append(latent["density"])
                 listed["strength"].append(_round(strength[side].get(n, 0)))
                 listed["tokens"].append(latent["top_tokens"][:IN_LIST])
@@ -137,9 +145,11 @@ def _latents(contexts: pd.DataFrame) -> dict[int, dict[str, Any]]:
     return latents
 
 
-def _connections(connections: pd.DataFrame, document_ends: np.ndarray) -> dict[int, list[list[Any]]]:
+def _connections(
+    connections: pd.DataFrame, document_ends: np.ndarray, names: Mapping[int, list[str]]
+) -> dict[int, list[list[Any]]]:
     """Of each output latent, the strongest first: input latent, n_both, n_output, mean J, its spread, mean |J|,
-    mean J s, share, sign agreement, examples (document, position, J, s of both), curve."""
+    mean J s, share, sign agreement, examples (document, position, J, s of both), curve, top tokens."""
     found: dict[int, list[list[Any]]] = {}
     for row in connections.itertuples():
         rows = found.setdefault(int(row.output_latent), [])
@@ -170,6 +180,7 @@ def _connections(connections: pd.DataFrame, document_ends: np.ndarray) -> dict[i
                 ),
                 examples,
                 [_round(row.curve_end), _rounded(row.curve)] if has_curve else None,
+                names.get(int(row.input_latent), []),
             ]
         )
     return found

@@ -331,9 +331,7 @@ class Site:
             "other_label": self.catalog.variants[other].label if similar else None,
             "page": row["page"],
         }
-        write_cell(self.folder, row["explorer"], contexts.frame, connections.frame, ends, starts, about)
-        if similar:
-            write_script(self.folder, f"cell/{row['explorer']}/similar", similar)
+        write_cell(self.folder, row["explorer"], contexts.frame, connections.frame, ends, starts, about, similar)
         return True
 
     def _of_explorer(self, row: dict) -> dict[str, Any]:

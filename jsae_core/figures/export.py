@@ -29,6 +29,7 @@ HOW_TO_GET_PICTURES = (
 )
 
 
+PREVIEW_WIDTH = 560  # px
 NARROWEST = 720  # px: a figure does not shrink further with its page, which then scrolls
 
 
@@ -67,6 +68,17 @@ def png(figure: go.Figure) -> tuple[bytes | None, str]:
     except BrowserError as error:
         return None, f"{HOW_TO_GET_PICTURES} ({error})"
     return _with_palette(picture), ""
+
+
+def preview(picture: bytes) -> bytes:
+    """A picture as narrow as a column of text: the Dagster UI shows pictures at their own size."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    height = round(image.height * PREVIEW_WIDTH / image.width)
+    smaller = io.BytesIO()
+    image.resize((PREVIEW_WIDTH, height), Image.Resampling.LANCZOS).save(smaller, "PNG", optimize=True)
+    return _with_palette(smaller.getvalue())
 
 
 def pdf(figure: go.Figure) -> bytes | None:

@@ -147,6 +147,17 @@ def test_a_stored_pair_is_that_of_its_layer_and_carries_the_models_own_mlp(measu
     assert "gain" in pair.config.input_convention
 
 
+def test_every_figure_of_a_cell_has_a_title_of_its_own_and_answers_in_a_sentence(measured):
+    layouts = [
+        json.loads(path.read_text(encoding="utf-8"))["layout"]
+        for path in (measured.graph.storage / "figures" / "jsae").glob("*/1/tiny.json")
+    ]
+    assert len({layout["title"]["text"] for layout in layouts}) == len(layouts) == len(CELL_FIGURES)
+    for layout in layouts:
+        answer = layout["meta"]["answer"]
+        assert answer.endswith(".") and any(character.isdigit() for character in answer)
+
+
 @pytest.mark.parametrize(
     ("asset", "names"),
     [

@@ -379,6 +379,7 @@ def picture(monkeypatch):
 
     def draws(data: bytes) -> bytes:
         monkeypatch.setattr("jsae_core.figures.export.png", lambda figure: (data, ""))
+        monkeypatch.setattr("jsae_core.figures.export.preview", lambda picture: picture)
         return data
 
     draws(b"\x89PNG first")
@@ -476,7 +477,7 @@ def test_a_page_is_a_link_where_a_web_server_gives_out_the_storage(tmp_path):
 
 def test_a_picture_is_shown_from_that_web_server_and_not_kept_in_the_event_log(tmp_path, picture):
     told = materialisation(store("figures", figure(), tmp_path, url="https://example.org/jsae/"))
-    assert told["picture"].endswith("](https://example.org/jsae/some/figures/1/tiny.png)")
+    assert told["picture"].endswith("](https://example.org/jsae/some/figures/1/tiny~preview.png)")
     assert told["picture"].startswith("![") and len(told["picture"]) < 1000  # the UI folds longer ones away
     assert (tmp_path / "some/figures/1/tiny.png").exists()
 
@@ -496,9 +497,9 @@ def this_machines_browser(monkeypatch):
 def test_where_a_browser_is_installed_there_are_a_picture_900_px_wide_and_a_pdf(tmp_path, this_machines_browser):
     shown = materialisation(store("figures", figure(), tmp_path))["picture"]
     picture = place("figures", tmp_path).with_suffix(".png")
-    assert tmp_path / shown == picture
-    with Image.open(picture) as image:
-        assert image.format == "PNG" and image.width == 900
+    for path, width in ((picture, 900), (tmp_path / shown, 560)):
+        with Image.open(path) as image:
+            assert image.format == "PNG" and image.width == width
     assert picture.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -560,7 +561,7 @@ def test_figures_can_be_stored_on_any_fsspec_path_and_read_from_there(tmp_path, 
     store("figures", figure(), base)
     assert read("figures", base, go.Figure).data == figure().data
     names = sorted(path.name for path in (UPath(base) / "some" / "figures" / "1").iterdir())
-    assert names == ["tiny.html", "tiny.json", "tiny.png"]
+    assert names == ["tiny.html", "tiny.json", "tiny.png", "tiny~preview.png"]
     (script,) = [path for path in UPath(base).iterdir() if path.suffix == ".js"]
     page = (UPath(base) / "some" / "figures" / "1" / "tiny.html").read_text()
     assert f'src="../../../{script.name}"' in page

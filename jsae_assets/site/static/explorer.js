@@ -163,7 +163,7 @@
   const fact = (name, value) => make("div", {}, make("dt", {}, name), make("dd", {}, value));
   const section = (title, ...children) => make("section", {}, make("h2", {}, title), ...children);
 
-  function graph(latent, connections, inputs) {
+  function graph(latent, connections) {
     const edges = connections.slice(0, NODES), narrow = innerWidth < 700;
     const W = narrow ? 430 : 760, node = narrow ? 150 : 248, end = narrow ? 96 : 140, out = W - end - 4, bend = Math.min(190, (out - node) * 0.6);
     const height = Math.max(120, edges.length * 46 + 16), middle = height / 2;
@@ -183,8 +183,8 @@
           make("path", { class: attribution < 0 ? "minus" : "plus", d: `M ${node + 2} ${y} C ${node + bend} ${y}, ${out - bend} ${middle}, ${out} ${middle}`, "stroke-width": 1 + 9 * Math.abs(attribution) / largest }),
           make("rect", { x: 1, y: y - 17, width: node, height: 34, rx: 6 }),
           make("text", { x: 12, y: y + 4 }, String(input)),
-          make("text", { x: 66, y: y + 4, class: "mono" }, inputs.tokens[input].map(visible).join(" ").slice(0, narrow ? 9 : 22)),
-          make("text", { x: node + 14, y: y - 5 }, signed(attribution))));
+          make("text", { x: 66, y: y + 4, class: "mono" }, edge[11].map(visible).join(" ").slice(0, narrow ? 9 : 22)),
+          make("text", { x: node + 14, y: y - 5, class: "value" }, signed(attribution))));
     });
     svg.append(make("g", { class: "output" },
       make("rect", { x: out, y: middle - 22, width: end, height: 44, rx: 6 }),
@@ -222,15 +222,15 @@
     return panel;
   }
 
-  function connectionTable(connections, inputs) {
+  function connectionTable(connections) {
     const head = ["input", "top tokens", "mean J·s", "share", "mean J", "spread", "sign", "times both"];
     return make("details", {}, make("summary", {}, `All ${connections.length} connections as a table`),
       make("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Connections" }, make("table", {},
         make("thead", {}, make("tr", {}, ...head.map((name) => make("th", { scope: "col" }, name)))),
-        make("tbody", {}, ...connections.map(([input, both, , J, sd, , attribution, share, agreement]) =>
+        make("tbody", {}, ...connections.map(([input, both, , J, sd, , attribution, share, agreement, , , tokens]) =>
           make("tr", { "aria-selected": String(input === state.edge) },
             make("td", {}, make("a", { href: address({ edge: input }) }, String(input))),
-            make("td", { class: "tokens" }, inputs.tokens[input].map(visible).join(" ")),
+            make("td", { class: "tokens" }, tokens.map(visible).join(" ")),
             ...[signed(attribution), percent(share), signed(J), number(sd), percent(agreement, 0), both.toLocaleString()].map((text) => make("td", { class: "number" }, text))))))));
   }
 
@@ -243,15 +243,15 @@
   }
 
   async function showLatent(now) {
-    const [pair, of, outputs, inputs] = await Promise.all([about(), latentOf(now.side, now.latent), listed("output"), listed("input")]);
+    const [pair, of, { density }] = await Promise.all([about(), latentOf(now.side, now.latent), listed(now.side)]);
     const place = $("latent");
-    if (!of) { place.replaceChildren(make("p", {}, `There is no ${now.side} latent ${now.latent}; the last one is ${outputs.density.length - 1}.`)); return; }
+    if (!of) { place.replaceChildren(make("p", {}, `There is no ${now.side} latent ${now.latent}; the last one is ${density.length - 1}.`)); return; }
     const isOutput = now.side === "output", name = isOutput ? "Output" : "Input";
     const parts = [
       make("p", { class: "variant" }, `${pair.label}, `, make("a", { href: pair.page }, pair.title)),
       make("h1", { tabindex: -1 }, `${name} latent ${now.latent}`),
     ];
-    const similar = pair.other ? (await jsae.load(`cell/${state.cell}/similar`))[now.side][now.latent] : null;
+    const { similar } = of;
     if (similar) parts.push(make("p", {}, `Most alike in the pair “${pair.other_label}”: `,
       make("a", { href: address({ cell: pair.other, latent: similar[0] }), id: "compared" }, `${now.side} latent ${similar[0]}`),
       ` (cosine of the decoder rows ${similar[1].toFixed(2)})`));
@@ -264,7 +264,7 @@
     if (isOutput && of.connections.length) {
       left.append(section("Which input latents feed it",
         make("p", { class: "note" }, "A line is as thick as the mean of J·s, what an input latent contributes to first order; dashed ones are negative. Choose one to see where and how."),
-        graph(now.latent, of.connections, inputs), connectionTable(of.connections, inputs)));
+        graph(now.latent, of.connections), connectionTable(of.connections)));
       const connection = of.connections.find(([input]) => input === now.edge);
       if (connection) left.append(await edgePanel(now.latent, connection));
       else if (now.edge !== null) left.append(make("p", {}, `Input latent ${now.edge} is not among the strongest of this output latent.`));

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +23,13 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_
 from jsae_assets.problems import truth_values
 from jsae_assets.sections import (
     FOLDER,
+    LONGEST_TEXT,
     Colour,
     Files,
     HubName,
     Key,
+    Label,
+    Layer,
     ModelDirectory,
     Name,
     Section,
@@ -65,9 +69,9 @@ class Text(Section):
     standard_library: Literal["train", "held_out"] | None = None
     files: list[Files] | None = Field(default=None, min_length=1)
     dataset: Annotated[Name, AfterValidator(_dataset)] | None = None
-    config: str | None = None
-    split: str = "validation"
-    column: str = "text"
+    config: Name | None = None
+    split: Name = "validation"
+    column: Name = "text"
     revision: Name | None = None
     long_documents: Literal["cut", "truncate"] = "cut"
 
@@ -113,7 +117,7 @@ class Model(Section):
     function_shapes: int = Field(default=5_000, ge=1)
     least_active: int = Field(default=20, ge=1)
     quality_tokens: int = Field(default=20_000, ge=2)
-    prompt: str = Field(default="The quick brown fox jumps over the lazy dog.", min_length=1)
+    prompt: str = Field(default="The quick brown fox jumps over the lazy dog.", min_length=1, max_length=LONGEST_TEXT)
 
     @property
     def source(self) -> tuple[str | Path, str | None]:
@@ -161,7 +165,7 @@ class Variant(Section):
     randomised weights.
     """
 
-    label: str
+    label: Label
     colour: Colour
     compared_with: str | None = None
     control_of: str | None = None
@@ -180,7 +184,7 @@ class LocalSweep(Section):
     """
 
     model: str
-    layer: int = Field(ge=0)
+    layer: Layer
     coefficients: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(min_length=1)
     k: list[int] | None = Field(default=None, min_length=1)
     d_sae: list[int] | None = Field(default=None, min_length=1)
@@ -192,7 +196,7 @@ class LocalSweep(Section):
     @model_validator(mode="after")
     def _runs(self):
         configs = self.configs()  # each is checked by its making
-        doubles = [config for config in configs if configs.count(config) > 1]
+        doubles = [config for config, count in Counter(configs).items() if count > 1]
         if doubles:
             what = ", ".join(f"{name} {getattr(doubles[0], name)}" for name in ("jacobian_coefficient", *VARIED))
             raise ValueError(f"two runs would be the same: {what}. Each combination may be listed once")
@@ -419,6 +423,8 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
         raise CatalogError(f"{path}: is no UTF-8 text ({error.reason} at byte {error.start})") from error
     try:
         entries = yaml.load(text, Loader=_UniqueKeyLoader)
+    except RecursionError as error:
+        raise CatalogError(f"{path}: is nested too deep to be read") from error
     except yaml.YAMLError as error:
         raise CatalogError(f"{path}: is no valid YAML: {error}") from error
     if not isinstance(entries, dict):

@@ -80,9 +80,10 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
             lambda: input_conventions(pair, subject.language_model, probed, compute.tokens_at_once), say
         )
         faults = list(_faults(pair, quality, conventions, cell.pair.least_explained_variance))
+        remark = _remark_on_context(pair, max(map(len, subject.documents)))
         return dg.AssetCheckResult(
             passed=not faults,
-            description="; ".join(faults) or _praise(quality, conventions),
+            description=("; ".join(faults) or _praise(quality, conventions)) + remark,
             metadata=quality
             | {
                 f"explained_variance_input_{name}": value
@@ -149,6 +150,17 @@ def _praise(quality: Mapping[str, float], conventions: "InputConventions") -> st
     if not others:
         said.append("the model does not normalise the MLP's input, so there was no other convention to compare")
     return "; ".join(said)
+
+
+def _remark_on_context(pair: "SAEPair", longest: int) -> str:
+    """What is to be known of a pair that was trained on shorter documents than it is measured on."""
+    trained_on = pair.config.context_size
+    if trained_on is None or longest <= trained_on:
+        return ""
+    return (
+        f". It was trained on documents of at most {trained_on:,} tokens and is measured on some of up to {longest:,}, "
+        f"on positions that it has never seen; context_size: {trained_on} in the model's entry would leave those out"
+    )
 
 
 def _most_mlp_difference(pair: "SAEPair") -> float:

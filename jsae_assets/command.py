@@ -32,7 +32,7 @@ from jsae_assets.catalog import Catalog, CatalogError, load_catalog
 from jsae_assets.definitions import SettingError, build_definitions
 from jsae_assets.entries import report
 from jsae_assets.freshness import Freshness, Place, latest_metadata
-from jsae_assets.home import home
+from jsae_assets.home import HOME_VARIABLE, home
 from jsae_assets.partitions import cell_key, cells
 from jsae_assets.plan import CELL_JOB, PlannedRun, gathers, narrowed, planned_runs
 from jsae_assets.resources import POOL
@@ -232,7 +232,11 @@ def site_page(instance: dg.DagsterInstance) -> UPath:
 
 def open_site(instance: dg.DagsterInstance) -> int:
     """Print where the site is, and show it where there is a browser to show it in."""
-    page = site_page(instance)
+    try:
+        page = site_page(instance)
+    except ValueError as error:
+        print(f"JSAE_STORAGE: {error}", file=sys.stderr)
+        return BAD_ARGUMENTS
     if not page.exists():
         print(f"There is no site at {page} yet: `jsae run --asset site` makes it of what is stored.", file=sys.stderr)
         return FAILED
@@ -302,7 +306,11 @@ def unknown(options: argparse.Namespace, catalog: Catalog, definitions: dg.Defin
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
     os.environ["TQDM_DISABLE"] = "1"  # transformers' bars would cut through the lines below
-    home()
+    try:
+        home()
+    except OSError as error:
+        print(f"{HOME_VARIABLE}: the folder of the instance cannot be made or used ({error})", file=sys.stderr)
+        return BAD_ARGUMENTS
     if options.command == "site":
         with dg.DagsterInstance.get() as instance:
             return open_site(instance)

@@ -23,9 +23,11 @@ from jsae_assets.checks import faithful_check
 from jsae_assets.entries import catalog_spec
 from jsae_assets.executors import ray_worker_executor
 from jsae_assets.io_managers import FigureStore, PagesStore, ParquetStore, SafetensorsStore
+from jsae_assets.problems import sentence
 from jsae_assets.publishing import publish_job
 from jsae_assets.resources import Compute
 from jsae_assets.serving import URL
+from jsae_assets.storage import named_storage
 
 
 def build_definitions(
@@ -122,7 +124,7 @@ def default_resources() -> dict[str, Any]:
     JSAE_MEMORY_GIB, JSAE_CHECKPOINT_SECONDS, JSAE_WANDB_PROJECT, JSAE_STORAGE, JSAE_STORAGE_URL.
 
     Raises:
-        SettingError: one of the first six has a value that it cannot have.
+        SettingError: one of the first seven has a value that it cannot have.
     """
     named: dict[str, Any] = {
         field: os.environ.get(f"JSAE_{field.upper()}")
@@ -131,10 +133,15 @@ def default_resources() -> dict[str, Any]:
     try:
         compute = Compute(**{field: value for field, value in named.items() if value})
     except ValidationError as error:
-        wrong = [(str(item["loc"][0]), item["msg"]) for item in error.errors(include_url=False)]
-        said = [f"JSAE_{field.upper()} is {named[field]!r}: {message}" for field, message in wrong]
-        raise SettingError("; ".join(said)) from error
-    place = {"base_path": os.environ.get("JSAE_STORAGE"), "url": os.environ.get("JSAE_STORAGE_URL") or URL}
+        wrong = [(str(item["loc"][0]), sentence(item)) for item in error.errors(include_url=False)]
+        raise SettingError("; ".join(f"JSAE_{field.upper()}: {said}" for field, said in wrong)) from error
+    base_path = os.environ.get("JSAE_STORAGE")
+    try:
+        if base_path:
+            named_storage(base_path)
+    except ValueError as error:
+        raise SettingError(f"JSAE_STORAGE: {error}") from error
+    place = {"base_path": base_path, "url": os.environ.get("JSAE_STORAGE_URL") or URL}
     return {
         "compute": compute,
         "tensors": SafetensorsStore(**place),

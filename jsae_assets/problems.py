@@ -6,12 +6,13 @@ Here: the words for what pydantic finds, and truth values, which no setting take
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+LONGEST_QUOTE = 100  # characters of what was given
 SAID = "said"  # the type of an error whose message is such a sentence already
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 SETTINGS, WHOLE, NUMBER = "settings, each as `name: value`", "a whole number", "a number"
@@ -27,6 +28,7 @@ EXPECTED = {
     "float_type": NUMBER,
     "float_parsing": NUMBER,
     "finite_number": "a finite number",
+    "greater_than": "more than {gt:g}",
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
     "too_short": "at least {min_length}",
@@ -36,8 +38,17 @@ EXPECTED = {
 }
 
 
-def explained(settings: Iterable[str]) -> Callable[[Any, Callable], Any]:
-    """A wrap validator of an entry that has these settings: what is wrong in it is said in sentences."""
+def explained(
+    settings: Iterable[str], inner: Mapping[str, Iterable[str]] | None = None
+) -> Callable[[Any, Callable], Any]:
+    """A wrap validator of an entry that has these settings: what is wrong in it is said in sentences.
+
+    Args:
+        inner: the settings of those of them that are entries themselves.
+    """
+
+    def _settings_at(place: tuple[int | str, ...]) -> Iterable[str]:
+        return (inner or {}).get(str(place[0]), settings) if len(place) > 1 else settings
 
     def validated(entry: Any, handler: Callable) -> Any:
         try:
@@ -45,7 +56,7 @@ def explained(settings: Iterable[str]) -> Callable[[Any, Callable], Any]:
         except ValidationError as error:
             said = [
                 InitErrorDetails(
-                    type=PydanticCustomError(SAID, _sentence(item, settings)),
+                    type=PydanticCustomError(SAID, sentence(item, _settings_at(item["loc"]))),
                     loc=item["loc"],
                     input=item["input"],
                 )
@@ -56,14 +67,15 @@ def explained(settings: Iterable[str]) -> Callable[[Any, Callable], Any]:
     return validated
 
 
-def _sentence(item: ErrorDetails, settings: Iterable[str]) -> str:
+def sentence(item: ErrorDetails, settings: Iterable[str] = ()) -> str:
+    """What pydantic found at one place, of an entry that has these settings."""
     kind, given, limits = item["type"], item["input"], item.get("ctx", {})
     if kind in UNKNOWN:
         return f"there is no such setting; there are: {', '.join(settings)}"
     if kind == "missing":
         return "is missing, but required"
     if kind not in EXPECTED:
-        return item["msg"]
+        return item["msg"].removeprefix("Value error, ")
     example = f", such as [{given}]" if kind == "list_type" and isinstance(given, (str, int, float)) else ""
     return f"{_shown(given)}, expected {EXPECTED[kind].format_map(limits)}{example}"
 
@@ -73,20 +85,31 @@ def _shown(given: Any) -> str:
         return "is empty"
     if isinstance(given, dict):
         return f"holds settings ({', '.join(map(str, given))})"
+    if isinstance(given, str) and len(given) > LONGEST_QUOTE:
+        return f"begins with {given[:LONGEST_QUOTE]!r} and has {len(given):,} characters"
     return "is a list" if isinstance(given, list) else f"is {given!r}"
 
 
-def truth_values(entry: Any, place: str = "") -> Iterator[str]:
+def truth_values(entry: Any, place: str = "", seen: set[int] | None = None) -> Iterator[str]:
     """A sentence for each truth value in a catalog as YAML reads it. No setting is one, but as a number `true` would
-    count as 1."""
+    count as 1.
+
+    What stands at several places by an alias of YAML is looked at once: it may hold itself, or be more than could ever
+    be gone through.
+    """
+    seen = set() if seen is None else seen
+    if id(entry) in seen:
+        return
+    if isinstance(entry, dict | list):
+        seen.add(id(entry))
     if isinstance(entry, dict):
         for name, value in entry.items():
             inner = f"{place}.{name}".lstrip(".")
             yield from _truth_value(name, f"{inner}: the name")
-            yield from truth_values(value, inner)
+            yield from truth_values(value, inner, seen)
     elif isinstance(entry, list):
         for number, value in enumerate(entry):
-            yield from truth_values(value, f"{place}[{number}]")
+            yield from truth_values(value, f"{place}[{number}]", seen)
     else:
         yield from _truth_value(entry, f"{place}:")
 

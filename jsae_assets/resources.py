@@ -8,6 +8,7 @@ what is measured.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 POOL = "gpu"  # the assets that compute share it; dagster.yaml limits it to one at a time, jsae ui to one a device
+DEVICES = "auto, cuda, cuda:N, mps or cpu"
 LEAST_TOKENS = 64  # at once: where even so few do not fit, it is not for their number
 
 
@@ -41,17 +43,22 @@ def wandb_folder(instance: dg.DagsterInstance) -> Path:
     return downloads_folder(instance) / "wandb"
 
 
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"is {name!r}, expected {DEVICES}")
+    return name
+
+
 class Compute(dg.ConfigurableResource):
     """Where the core computes."""
 
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cuda, cuda:N, mps or cpu"
-    )
+    device: Annotated[str, AfterValidator(_device)] = Field(default="auto", description=DEVICES)
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     batch_tokens: int = Field(default=4096, ge=1, description="tokens the model and the pair are given at once")
     memory_gib: float | None = Field(
         default=None,
         gt=0,
+        allow_inf_nan=False,
         description="for the Jacobians of a histogram, of which those that do not fit go to a temporary file (unset: "
         "0.5 on a CPU, up to 8 on CUDA), and as much for the MLP's inputs, of which those that do not fit are computed "
         "again (unset: a quarter of what is free)",

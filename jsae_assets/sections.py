@@ -145,6 +145,8 @@ VariantKey = Annotated[str, AfterValidator(_asset_prefix)]
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]  # of something on a hub
 HubName = Annotated[Name, AfterValidator(hub_name)]
 Colour = Annotated[str, BeforeValidator(_colour)]
+Label = Annotated[str, Field(min_length=1, max_length=LONGEST_KEY)]  # of figures
+Layer = Annotated[int, Field(ge=0, strict=True)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 

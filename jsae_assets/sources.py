@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WrapValidator, model_validator
 
 from jsae_assets.problems import explained
-from jsae_assets.sections import Name, Place, Section, at_layer, hub_name
-from jsae_core.recipe import TrainingConfig
+from jsae_assets.sections import Layer, Name, Place, Section, at_layer, hub_name
+from jsae_core.recipe import AntiBypass, AuxK, TrainingConfig
 from jsae_core.wandb_client import ARTIFACT_PATH
 
 if TYPE_CHECKING:
@@ -66,16 +66,28 @@ class ExplainedVariance(Section):
     output: float = Field(default=0.5, le=1)
 
 
+def _settings_of(kind: type) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
+FURTHER_TERMS = {"auxk": _settings_of(AuxK), "anti_bypass": _settings_of(AntiBypass)}
+
+
 class Recipe(Section):
     """Train a pair here: `tokens` tokens of a text, and a `jsae_core.TrainingConfig`."""
 
     text: str
     tokens: int = Field(ge=1)
-    config: Annotated[TrainingConfig, WrapValidator(explained([field.name for field in fields(TrainingConfig)]))]
+    config: Annotated[TrainingConfig, WrapValidator(explained(_settings_of(TrainingConfig), FURTHER_TERMS))]
 
     @model_validator(mode="after")
     def _enough(self):
         asked, config = self.config.steps * self.config.batch_tokens, self.config
+        if config.batch_tokens > self.tokens:
+            raise ValueError(
+                f"tokens is {self.tokens:,}, but batch_tokens is {config.batch_tokens:,}: a batch would hold tokens "
+                "several times. Give more tokens, or smaller batches"
+            )
         if self.tokens > config.buffer_tokens and asked > self.tokens:
             raise ValueError(
                 f"tokens is {self.tokens:,}, but {config.steps:,} steps of {config.batch_tokens:,} take {asked:,}: "
@@ -93,7 +105,7 @@ class Pair(Section):
 
     variant: str
     model: str
-    layers: list[Annotated[int, Field(ge=0, strict=True)]] = Field(min_length=1)
+    layers: list[Layer] = Field(min_length=1)
     least_explained_variance: ExplainedVariance = ExplainedVariance()
 
     @property

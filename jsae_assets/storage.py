@@ -31,15 +31,30 @@ DEAD_AFTER = 24 * 3600.0  # seconds, of a part that no lock tells of
 
 
 def storage(base_path: str | None, instance: dg.DagsterInstance) -> UPath:
-    """The folder that everything stored is below: the one that is named, else the instance's own.
+    """The folder that everything stored is below: the one that is named, else the instance's own. Raises ValueError as
+    `named_storage` does."""
+    return named_storage(base_path) if base_path else UPath(instance.storage_directory())
 
-    Raises:
-        ValueError: it is to be below the home of a user that there is not.
+
+def named_storage(base_path: str) -> UPath:
     """
-    path = os.path.expanduser(base_path) if base_path else instance.storage_directory()
+    Raises:
+        ValueError: it is to be below the home of a user that there is not, in a file system that is not known, or in
+            the place of a file.
+    """
+    path = os.path.expanduser(base_path)
     if path.startswith("~"):  # left as it was: it would become a folder of that name
         raise ValueError(f"the storage is {path!r}, but there is no such user; expected a path, or one that begins ~/")
-    return UPath(path)
+    try:
+        place = UPath(path)
+    except (ValueError, ImportError) as error:
+        raise ValueError(
+            f"the storage is {path!r}, which fsspec cannot reach ({error}); expected a path, or a URL of a file system "
+            "whose package is installed, such as s3://bucket/folder"
+        ) from error
+    if is_local(place) and place.is_file():
+        raise ValueError(f"the storage is {path!r}, which is a file; expected a folder")
+    return place
 
 
 def stored_at(key: dg.AssetKey, partition: str | None, extension: str) -> str:

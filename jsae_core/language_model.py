@@ -23,6 +23,7 @@ from jsae_core.decoder_blocks import BlockMLP, alone, decoder_blocks, find_mlps,
 from jsae_core.memory import fitting
 from jsae_core.mlp import MLP
 from jsae_core.model_files import find_model, read_model, read_tokenizer
+from jsae_core.recipe import LARGEST_SEED
 from jsae_core.tensor_files import content_digest, read_tensors
 from jsae_core.transformer_lens_weights import weights_from_transformer_lens
 
@@ -219,7 +220,12 @@ class LanguageModel:
 
     def _checked(self, tokens: Tensor) -> Tensor:
         """[rows, position] on the model's device."""
-        if tokens.numel() and (tokens.min() < 0 or tokens.max() >= self.n_vocabulary):
+        if not tokens.ndim or not tokens.numel() or tokens.is_floating_point():
+            raise ValueError(
+                f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}; expected token ids, whole numbers, "
+                "at least one of them: [..., position]"
+            )
+        if tokens.min() < 0 or tokens.max() >= self.n_vocabulary:
             raise ValueError(
                 f"token ids run from {int(tokens.min())} to {int(tokens.max())}, but {self.name} has a vocabulary of "
                 f"{self.n_vocabulary}; were they made with another model's tokenizer?"
@@ -392,14 +398,16 @@ def load_language_model(
 
     Raises:
         FileNotFoundError: a directory was named that does not hold a model, or there is no file of weights.
-        ValueError: the model cannot be reached or read; its weights or its tokenizer are not complete; the dtype is
-            none; the randomised weights are not this model's; or it does not compute what is read from it here.
+        ValueError: the model cannot be reached or read; its weights or its tokenizer are not complete; the dtype or the
+            seed is none; the randomised weights are not this model's; or it does not compute what is read from it here.
         MemoryError: the device has no room for it.
         RuntimeError, AssertionError: torch's own, where this machine lacks the device.
     """
     torch_dtype = getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(f"dtype is {dtype!r}, expected float32, bfloat16 or the like")
+    if randomise_seed is not None and not 0 <= randomise_seed <= LARGEST_SEED:
+        raise ValueError(f"randomise_seed is {randomise_seed}, expected a whole number from 0 to 2**63 - 1")
     if randomise_seed is not None and randomised_weights is not None:
         raise ValueError(f"a randomise_seed ({randomise_seed}) and randomised_weights were given; expected at most one")
     torch.empty(0, device=device)  # a missing device is refused before anything is read

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+LFS_POINTER = b"version https://git-lfs"  # what git leaves in the place of a large file
+LONGEST_QUOTE = 500  # characters of a library's own words in an error
 # what architectures call the number of their decoder's blocks; those that have an encoder, too, come first, since they
 # call the number of its blocks num_hidden_layers
 LAYER_COUNT_NAMES = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -69,7 +71,7 @@ def find_model(name_or_directory: str | Path, revision: str | None = None) -> Mo
         files = ModelFiles(name, directory)
     else:
         wanted = f"{name} (model on the Hugging Face hub{'' if revision is None else f', revision {revision}'})"
-        with _explained(wanted, "check name, revision and network, or download it and name its directory"):
+        with _explained(wanted, "Check name, revision and network, or download it and name its directory"):
             from huggingface_hub import snapshot_download
 
             snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
@@ -81,7 +83,20 @@ def find_model(name_or_directory: str | Path, revision: str | None = None) -> Mo
             f"AutoModelForCausalLM.from_pretrained({name!r}, use_safetensors=False).save_pretrained(directory), and "
             "AutoTokenizer likewise"
         )
+    pointers = [path.name for path in sorted(files.directory.glob("*.safetensors")) if _is_pointer(path)]
+    if pointers:
+        raise ValueError(
+            f"{files} could not be loaded: {', '.join(pointers)} holds no weights but says where git keeps them; run "
+            "`git lfs pull` there"
+        )
     return files
+
+
+def _is_pointer(path: Path) -> bool:
+    if not path.is_file():  # a link that leads nowhere: reading says so
+        return False
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def layer_count(directory: Path) -> int | None:
@@ -90,6 +105,14 @@ def layer_count(directory: Path) -> int | None:
     Raises:
         ValueError: config.json cannot be read, or is no JSON object.
     """
+    config = _config(directory)
+    of_decoder = config.get("text_config")  # of a model that takes images too
+    config = of_decoder if isinstance(of_decoder, dict) else config
+    counts = (config.get(name) for name in LAYER_COUNT_NAMES)
+    return next((count for count in counts if isinstance(count, int)), None)
+
+
+def _config(directory: Path) -> dict:
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -97,21 +120,20 @@ def layer_count(directory: Path) -> int | None:
         raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object, the configuration of a model")
-    of_decoder = config.get("text_config")  # of a model that takes images too
-    config = of_decoder if isinstance(of_decoder, dict) else config
-    counts = (config.get(name) for name in LAYER_COUNT_NAMES)
-    return next((count for count in counts if isinstance(count, int)), None)
+    return config
 
 
 def read_model(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
     """The model on the CPU, in eval mode.
 
     Raises:
-        ValueError: it cannot be read, needs code of its own, or its weights are not those of its architecture.
+        ValueError: it cannot be read, is no causal language model, needs code of its own, or its weights are quantised
+            or not those of its architecture.
     """
     from transformers import AutoModelForCausalLM
 
-    with _explained(str(files), "are config.json, model.safetensors and tokenizer.json complete?"):
+    _check_kind(files)
+    with _explained(str(files), "Are config.json, model.safetensors and tokenizer.json complete?"):
         model, report = AutoModelForCausalLM.from_pretrained(
             files.directory,
             dtype=dtype,
@@ -119,11 +141,12 @@ def read_model(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the report names them
         )
     wrong = {
         "missing": report["missing_keys"],
         "unknown to it": report["unexpected_keys"],
-        "of another shape": report["mismatched_keys"],
+        "of another shape": [name for name, *_ in report["mismatched_keys"]],
     }
     said = [
         f"{len(names)} {what}, such as {', '.join(sorted(map(str, names))[:3])}"
@@ -138,6 +161,31 @@ def read_model(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
+def _check_kind(files: ModelFiles) -> None:
+    """Raises ValueError: what config.json describes is no causal language model with plain weights that transformers
+    itself knows."""
+    import transformers
+
+    with _explained(str(files), "Is it complete?"):
+        config = _config(files.directory)
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
+        why = (
+            f"the model_type in its config.json is {kind!r}, which transformers {transformers.__version__} does not "
+            "know, and code that a model brings is not run; a newer transformers may know it"
+        )
+    elif transformers.CONFIG_MAPPING[kind] not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        why = f"its architecture ({kind}) is no causal language model; expected a decoder, such as llama or gpt2"
+    elif config.get("quantization_config"):
+        why = (
+            "its weights are quantised (quantization_config in config.json); save it with plain weights first, as "
+            "docs/models.md shows for a GGUF file"
+        )
+    else:
+        return
+    raise ValueError(f"{files} could not be loaded: {why}")
+
+
 def read_tokenizer(files: ModelFiles, n_vocabulary: int) -> PreTrainedTokenizerBase:
     """Its tokenizer; `n_vocabulary` is how many tokens the model knows.
 
@@ -146,7 +194,7 @@ def read_tokenizer(files: ModelFiles, n_vocabulary: int) -> PreTrainedTokenizerB
     """
     from transformers import AutoTokenizer
 
-    with _explained(f"the tokenizer of {files}", "is tokenizer.json (or tokenizer.model) there and complete?"):
+    with _explained(f"the tokenizer of {files}", "Is tokenizer.json (or tokenizer.model) there and complete?"):
         tokenizer = AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False, local_files_only=True)
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise ValueError(
@@ -189,4 +237,6 @@ def _explained(what: str, hint: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # transformers, huggingface_hub, httpx and safetensors each raise their own
-        raise ValueError(f"{what} could not be loaded: {type(error).__name__}: {error}\n{hint}") from error
+        words = " ".join(str(error).split()).removesuffix(".")
+        words = words if len(words) <= LONGEST_QUOTE else f"{words[:LONGEST_QUOTE]}..."
+        raise ValueError(f"{what} could not be loaded: {type(error).__name__}: {words}. {hint}") from error

@@ -49,7 +49,13 @@ ONLY_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "hook_head_index": (None,),
     "prepend_bos": (True,),
     "seqpos_slice": (None, [], [None], [None, None]),
+    "is_pair": (True, False, None),
+    "transcode": (False, None),  # this and the next two make a transcoder of it
+    "is_transcoder": (False, None),
+    "skip_connection": (False, None),
+    "input_convention": (INPUT_CONVENTION,),
 }
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 # Arguments that the language model was loaded with and that change no weight and no activation.
 HARMLESS_MODEL_ARGUMENTS = {"dtype", "torch_dtype", "device"}
 MLP_INPUT_SITES = ("ln2.hook_normalized", "mlp.hook_in")
@@ -91,6 +97,8 @@ class PairConfig:
         values = _flat(written)
         _check_supported(values)
         values.pop("normalize_activations", None)
+        if values.get("is_pair") is False:
+            values["jacobian_coefficient"] = 0.0  # its loss has no such term, and what stands there is the default
         k = _k(values)
         layer = _layer(values)
         missing = [key for key in ("model_name", "d_in", "d_sae") if key not in values]
@@ -112,9 +120,10 @@ class PairConfig:
         for name in ("apply_b_dec_to_input", "prepend_bos", "trained_on_bos", "randomize_llm_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected true or false")
-        for name in ("model_name", "input_convention"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a text")
+        if not isinstance(self.model_name, str) or not self.model_name:
+            raise ValueError(f"model_name is {self.model_name!r}, expected a text")
+        if self.extra.get("d_out", self.d_in) != self.d_in:
+            raise ValueError(f"d_out is {self.extra['d_out']!r}, which is not supported; expected d_in, {self.d_in}")
         if self.context_size is not None and (not _is_whole(self.context_size) or self.context_size < 1):
             raise ValueError(f"context_size is {self.context_size!r}, expected a whole number of at least 1, or null")
         if self.k > self.d_sae:
@@ -126,9 +135,8 @@ class PairConfig:
             or not 0 <= coefficient < math.inf
         ):
             raise ValueError(f"jacobian_coefficient is {coefficient!r}, expected a number of at least 0")
-        dtype = getattr(torch, self.dtype, None)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise ValueError(f"dtype is {self.dtype!r}, expected float32, bfloat16 or the like")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}, expected {' or '.join(DTYPES)}")
         if self.mlp_activation is not None and not isinstance(self.mlp_activation, str):
             raise ValueError(f"mlp_activation is {self.mlp_activation!r}, expected a text, or null")
         if self.mlp_activation is not None:
@@ -212,7 +220,7 @@ def _layer(values: dict[str, Any]) -> Any:
     if site is None or site[2] not in MLP_INPUT_SITES:
         expected = " or ".join(f"blocks.<layer>.{name}" for name in MLP_INPUT_SITES)
         raise ValueError(f"hook_name is {hook_name!r}, which is not supported; expected the MLP's input, {expected}")
-    if layer is not None and layer != int(site[1]):
+    if _is_whole(layer) and layer != int(site[1]):
         raise ValueError(f"hook_layer is {layer!r}, but hook_name is {hook_name!r}")
     return int(site[1]) if layer is None else layer
 
@@ -234,7 +242,7 @@ def read_artifact(path: str | Path) -> tuple[dict[str, Tensor], PairConfig, Path
         FileNotFoundError: the directory or one of its files is missing.
         ValueError: a file is truncated, or the configuration makes no sense. The message names the file.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     weights_path = path / WEIGHTS_FILE if path.is_dir() else path
     if not weights_path.is_file():
         raise FileNotFoundError(
@@ -260,7 +268,7 @@ def read_artifact(path: str | Path) -> tuple[dict[str, Tensor], PairConfig, Path
 
 def write_artifact(tensors: Mapping[str, Tensor], config: PairConfig, directory: str | Path) -> None:
     """Write the artifact directory. Both files are written beside their places first, then moved there."""
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     staged = {name: directory / f".{name}.{os.getpid()}.part" for name in (WEIGHTS_FILE, CONFIG_FILE)}
     try:
@@ -275,7 +283,8 @@ def write_artifact(tensors: Mapping[str, Tensor], config: PairConfig, directory:
 
 def check_tensors(tensors: Mapping[str, Tensor], config: PairConfig) -> None:
     """Raises ValueError: a tensor of the SAEs is missing or of another shape than the configuration says, any tensor
-    holds NaN or infinite values, or latents are to be scaled, which the configuration may fail to say."""
+    holds NaN or infinite values, or there is one that no pair of TopK SAEs has: thresholds, gates or factors of
+    latents, of which the configuration may say nothing."""
     expected = {
         tensor_name(side, name): shape
         for side in SIDES
@@ -287,11 +296,15 @@ def check_tensors(tensors: Mapping[str, Tensor], config: PairConfig) -> None:
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
             raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, expected {shape} by its config")
+    known = (*expected, *(f"mlp.{name}" for name in MLP_WEIGHTS))
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds {int((~torch.isfinite(tensor)).sum())} NaN or infinite values")
-        if "scaling_factor" in name and not (tensor == 1).all():
-            raise ValueError(f"{name} scales latents, which is not supported; expected none, or only ones")
+        if "scaling_factor" in name:
+            if not (tensor == 1).all():
+                raise ValueError(f"{name} scales latents, which is not supported; expected none, or only ones")
+        elif name not in known:
+            raise ValueError(f"{name} is no tensor of a pair of TopK SAEs, which has {', '.join(known)}")
 
 
 def sae_weights(tensors: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:

@@ -6,11 +6,21 @@ Apart from `training.py`, so that a catalog can be read and checked without impo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
 
 OBJECTIVE_NAMES = ("l1", "l1nb", "l1nt", "cl1", "cl1nb", "cl1nt", "tanh", "scad", "exp", "log2", "loge", "lp")
 LARGEST_SEED = 2**63 - 1  # what torch's and numpy's generators both take
+
+
+def _check_numbers(settings: AuxK | AntiBypass | TrainingConfig) -> None:
+    """Raises ValueError: a setting that is a number was given something else, or a whole one a fraction."""
+    for setting in fields(settings):
+        kind, value = {"int": Integral, "float": Real}.get(str(setting.type)), getattr(settings, setting.name)
+        if kind is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            whole = "whole " if kind is Integral else ""
+            raise ValueError(f"{setting.name} is {value!r}, expected a {whole}number")
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,7 @@ class AuxK:
     dead_after_tokens: int = 10_000_000
 
     def __post_init__(self):
+        _check_numbers(self)
         if not (0 < self.coefficient < math.inf and self.k >= 1 and self.dead_after_tokens >= 1):
             raise ValueError(
                 f"auxk has coefficient {self.coefficient}, k {self.k} and dead_after_tokens {self.dead_after_tokens}, "
@@ -51,11 +62,23 @@ class AntiBypass:
     threshold: float = 0.9
 
     def __post_init__(self):
+        _check_numbers(self)
         if not (0 < self.weight < math.inf and 0 < self.threshold <= 1):
             raise ValueError(
                 f"anti_bypass has weight {self.weight} and threshold {self.threshold}, expected a finite number above "
                 "0 and a share, above 0 and at most 1"
             )
+
+
+def _term(name: str, kind: type[AuxK] | type[AntiBypass], given: Any) -> AuxK | AntiBypass | None:
+    """A further term of the loss. Raises ValueError: what was given is neither one nor the settings of one."""
+    if given is None or isinstance(given, kind):
+        return given
+    try:
+        return kind(**given)
+    except TypeError as error:
+        known = ", ".join(setting.name for setting in fields(kind))
+        raise ValueError(f"{name} is {given!r}, expected a mapping of its settings, {known} ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -96,8 +119,8 @@ class TrainingConfig:
 
     def __post_init__(self):
         for name, kind in (("auxk", AuxK), ("anti_bypass", AntiBypass)):
-            if isinstance(given := getattr(self, name), Mapping):
-                object.__setattr__(self, name, kind(**given))
+            object.__setattr__(self, name, _term(name, kind, getattr(self, name)))
+        _check_numbers(self)
         for name in ("d_sae", "k", "steps", "batch_tokens", "buffer_tokens", "gradient_accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")

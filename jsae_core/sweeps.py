@@ -9,6 +9,7 @@ fetched one by one make the table that all of them at once would have made.
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import os
@@ -45,6 +46,8 @@ CONFIG_NAMES = {
     "randomize_llm_weights": ("randomize_llm_weights",),
 }
 HAS_JACOBIAN_TERM = ("use_jacobian_loss", "is_pair")  # older and newer name
+TRUTHS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
+NOTHING = ("", "none", "null")  # what launch scripts pass for a setting that is not given
 METRIC_NAMES = {
     "ce_score_input": ("ce_score_input", "model_performance_preservation/ce_loss_score"),
     "ce_score_output": ("ce_score_output", "model_performance_preservation/ce_loss_score2"),
@@ -191,7 +194,7 @@ def runs_table(runs: Iterable[TrainingRun]) -> pd.DataFrame:
     doubles = [run_id for run_id, count in Counter(run.run_id for run in ordered).items() if count > 1]
     if doubles:
         raise ValueError(f"{doubles[0]!r} is the id of more than one run")
-    configs = [_settings(_flat(json.loads(run.config_json))) for run in ordered]
+    configs = [_settings(json.loads(run.config_json)) for run in ordered]
     summaries = [_flat(json.loads(run.summary_json)) for run in ordered]
     metrics = [_metrics(summary, config["k"]) for summary, config in zip(summaries, configs, strict=True)]
     own_names = sorted({name for summary in summaries for name in summary} - {*RUN_COLUMNS, *RAW})
@@ -501,7 +504,21 @@ def _lenient_number(value: Any) -> float | None:
 
 def _lenient_truth(value: Any) -> bool | None:
     """None unless it is a truth value, or one written as text or as a number."""
-    return {"true": True, "false": False, "1": True, "0": False}.get(str(value).strip().lower())
+    return TRUTHS.get(str(value).strip().lower().removesuffix(".0"))
+
+
+def _is_told(value: Any) -> bool:
+    return value is not None and not (isinstance(value, str) and value.strip().lower() in NOTHING)
+
+
+def _told_settings(value: Any) -> Any:
+    """The value itself, or the settings that it holds as text, as JSON or as Python writes them."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        for read in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                told = read(value.strip())
+                return told if isinstance(told, dict) and all(isinstance(name, str) for name in told) else value
+    return value
 
 
 def _whole(value: Any) -> int | None:
@@ -530,8 +547,9 @@ def _text(value: Any) -> str:
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """By `CONFIG_NAMES`; None where unknown."""
+    config = _flat({name: _told_settings(value) for name, value in config.items()})
     first = {
-        column: next((config[name] for name in names if config.get(name) is not None), None)
+        column: next((config[name] for name in names if _is_told(config.get(name))), None)
         for column, names in CONFIG_NAMES.items()
     }
     return {

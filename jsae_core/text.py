@@ -252,8 +252,8 @@ def tokens_of(
         at BOS, so they hold nothing.
 
     Raises:
-        ValueError: no document with two tokens is left, `max_tokens` is below 1 or `context_size` below 2, or the
-            tokenizer has neither BOS nor EOS, or no vocabulary beside them.
+        ValueError: `documents` is one string, no document with two tokens is left, `max_tokens` is below 1 or
+            `context_size` below 2, or the tokenizer has neither BOS nor EOS, or no vocabulary beside them.
     """
     import torch
 
@@ -264,15 +264,16 @@ def tokens_of(
         raise ValueError(f"context_size is {context_size}, expected at least 2: BOS and one more token")
     if long_documents not in get_args(LongDocuments):
         raise ValueError(f"long_documents is {long_documents!r}, expected 'cut' or 'truncate'")
+    if isinstance(documents, str):
+        raise ValueError("documents is one string, expected several: a list of them, or [text] for one")
     if not isinstance(documents, Documents):
         documents = Documents((f"document {number}", document) for number, document in enumerate(documents, start=1))
-    seen = too_short = kept = 0
+    seen = kept = 0
     remaining = sys.maxsize if max_tokens is None else max_tokens
     for pieces in documents.in_pieces():
         seen += 1
         ids = token_ids(pieces, tokenizer)
         part = list(itertools.islice(ids, min(context_size - 1, remaining)))
-        too_short += not part
         while part:
             kept += 1
             yield torch.tensor([bos, *part], dtype=torch.int64)
@@ -284,10 +285,8 @@ def tokens_of(
             break
     if not kept:
         missing = f"; {documents.missing} rows without a text were left out" if documents.missing else ""
-        raise ValueError(
-            f"no text to measure: of {seen} documents, {too_short} are shorter than two tokens with BOS counted"
-            f"{missing}"
-        )
+        short = f"of {seen} documents, {seen} are shorter than two tokens with BOS counted"
+        raise ValueError(f"no text to measure: {short if seen else 'there is no document'}{missing}")
 
 
 def _opening_token(tokenizer) -> int:

@@ -29,13 +29,14 @@ PARQUET_ROWS = 64  # decoded at once
 def matching_files(patterns: str | Sequence[str]) -> list[Path]:
     """The files that the patterns match, in sorted order of their paths for each pattern.
 
-    Brackets in a name that exists as it is written are no pattern.
+    Brackets in a name that exists as it is written are no pattern; `~` is the home of whoever runs this.
 
     Raises:
         ValueError: a pattern matches no file, or one of a kind that is not read. Nothing is read before all are known.
     """
     paths: list[Path] = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for written in [patterns] if isinstance(patterns, str) else patterns:
+        pattern = os.path.expanduser(written)
         names = glob.glob(_literal_beginning(pattern), recursive=True)
         if not names and "[" in pattern:
             names = glob.glob(pattern.replace("[", "[[]"), recursive=True)

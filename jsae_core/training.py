@@ -19,6 +19,7 @@ from torch import Tensor
 
 from jsae_core.checkpoints import Checkpoint, State
 from jsae_core.losses import Losses, losses_of
+from jsae_core.memory import available_bytes
 from jsae_core.mlp import MLP
 from jsae_core.objectives import OBJECTIVES
 from jsae_core.pace import SECONDS_BETWEEN_REPORTS
@@ -80,9 +81,11 @@ def train_pair(
     Raises:
         ValueError: there are no inputs, a stream larger than the buffer ends before the steps are done, or the loss
             stops being finite.
+        MemoryError: the device has no room for pairs of this size.
     """
     if not isinstance(config, TrainingConfig):
         config = TrainingConfig(**config)
+    _check_room(config.d_sae, mlp.W_in)
     generator = torch.Generator().manual_seed(config.seed)
     weights = {
         side: _initial_weights(mlp.W_in.shape[0], config.d_sae, generator, mlp.W_in) for side in ("input", "output")
@@ -232,6 +235,17 @@ def _resumed(
 def _like(parameter: Tensor, tensor: Tensor) -> Tensor:
     """A copy, in the parameter's memory order if it has its shape: Adam goes through both side by side."""
     return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor.clone()
+
+
+def _check_room(d_sae: int, like: Tensor) -> None:
+    """Raises MemoryError: the weights of both SAEs, their gradients and the two means that Adam keeps of each are more
+    than is free. (A CPU's memory is promised beyond what there is, and whoever uses it then is killed.)"""
+    needed, free = 4 * 2 * 2 * like.shape[0] * d_sae * like.element_size(), available_bytes(like.device)
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"training a pair with d_sae {d_sae:,} takes at least {needed / 2**30:,.1f} GiB for weights, gradients and "
+            f"Adam, but {free / 2**30:,.1f} GiB are free on {like.device}; give a smaller d_sae"
+        )
 
 
 def _initial_weights(d_in: int, d_sae: int, generator: torch.Generator, like: Tensor) -> dict[str, Tensor]:

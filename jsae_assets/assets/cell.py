@@ -81,7 +81,16 @@ def tokens_of(catalog: Catalog, variant: str) -> dg.AssetIn:
 
 
 def context_size(model: Model, language_model: LanguageModel) -> int:
-    """The most tokens of a document that are used: what the catalog says, else all the model can take."""
+    """The most tokens of a document that are used: what the catalog says, else all the model can take.
+
+    Raises:
+        ValueError: the catalog says more than the model can take.
+    """
+    if model.context_size is not None and model.context_size > language_model.context_size:
+        raise ValueError(
+            f"the catalog's context_size is {model.context_size:,}, but {language_model.name} has a context of "
+            f"{language_model.context_size:,}; leave it out, or give at most that"
+        )
     return model.context_size or language_model.context_size
 
 

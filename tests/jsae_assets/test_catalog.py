@@ -22,7 +22,7 @@ from jsae_core.recipe import TrainingConfig
 from tests.jsae_assets.conftest import TABLES
 
 CATALOGS = sorted((Path(jsae_assets.__file__).parent / "catalogs").glob("*.yaml"))
-CONFIG = {"d_sae": 8, "k": 4, "jacobian_coefficient": 1.0, "steps": 5}
+CONFIG = {"d_sae": 8, "k": 4, "jacobian_coefficient": 1.0, "steps": 5, "batch_tokens": 2}
 GOOD = {
     "models": {"m": {"directory": "lm", "text": "t"}, "hub": {"hub": "EleutherAI/pythia-70m-deduped"}},
     "text": {"t": {"files": ["*.txt"]}},
@@ -132,6 +132,21 @@ MALFORMED = {
         "pairs[0].train.config.dsae",
         "there is no such setting; there are: d_sae, k, ",
     ),
+    "an unknown setting of a term of the loss": (
+        "pairs.0.train.config.auxk",
+        {"weight": 1},
+        "pairs[0].train.config.auxk.weight",
+        "there is no such setting; there are: coefficient, k, dead_after_tokens",
+    ),
+    "a label that is empty": ("variants.a.label", "", "variants.a.label", "is empty, expected at least 1 character"),
+    "a label longer than a figure": ("variants.a.label", "x" * 101, "variants.a.label", "at most 100 characters"),
+    "a column without a name": ("text.t.column", "", "text.t.column", "is empty, expected at least 1 character"),
+    "a prompt as long as a book": (
+        "models.m.prompt",
+        "x" * 1001,
+        "models.m.prompt",
+        f"begins with '{'x' * 100}' and has 1,001 characters, expected at most 1000 characters",
+    ),
     "an unknown split of the library": ("text.t", {"standard_library": "test"}, "text.t.standard_library", "'train'"),
     "a colour by its name": ("variants.a.colour", "red", "variants.a.colour", "'red', expected a colour of six hex"),
     "a colour that YAML took for a comment": ("variants.a.colour", None, "variants.a.colour", "in quotes, since YAML"),
@@ -214,6 +229,12 @@ CONTRADICTORY = {
         "two runs would be the same: jacobian_coefficient 1.0",
     ),
     "a sweep of a k beyond its d_sae": ("sweeps.s", {"local": LOCAL | {"k": [1, 999]}}, "sweeps.s.local", "k is 999"),
+    "a sweep at a layer that is text": (
+        "sweeps.s",
+        {"local": LOCAL | {"layer": "01"}},
+        "sweeps.s.local.layer",
+        "is '01', expected a whole number",
+    ),
     "a sweep of an unknown objective": (
         "sweeps.s",
         {"local": LOCAL | {"objective": ["l1", "l7"]}},
@@ -265,6 +286,12 @@ CONTRADICTORY = {
         {"local": LOCAL | {"train": LOCAL["train"] | {"tokens": 1000}}},
         "sweeps.s.local.train.tokens",
         "but the text 't' has 16 bytes",
+    ),
+    "batches larger than the text that is trained on": (
+        "pairs.0.train.config.batch_tokens",
+        11,
+        "pairs[0].train",
+        "tokens is 10, but batch_tokens is 11: a batch would hold tokens several times",
     ),
     "a k above d_sae": ("pairs.0.train.config.k", 9, "pairs[0].train.config", "k is 9, larger than d_sae, 8"),
     "no steps": ("pairs.0.train.config.steps", 0, "pairs[0].train.config", "steps is 0, expected at least 1"),
@@ -367,6 +394,26 @@ def test_what_is_missing_is_named(tmp_path, place, entry):
     assert "required" in message
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("models: &m {a: *m}\nvariants: {}\n", "models.a"),
+        ("models: " + "[" * 9999, "nested too deep"),
+        # each of twenty levels holds the one before it nine times
+        ("a: &a0 [x]\n" + "".join(f"b{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 21)), "models"),
+    ],
+    ids=["holds itself", "too deep", "too large"],
+)
+def test_what_cannot_be_gone_through_to_its_end_is_refused(tmp_path, text, said):
+    assert said in refusal(tmp_path, text)
+
+
+def test_a_sweep_of_many_runs_is_read(tmp_path):
+    coefficients = [n / 1000 for n in range(5_000)]  # comparing each with each would take minutes
+    catalog = load(tmp_path, with_change("sweeps.s", {"local": LOCAL | {"coefficients": coefficients}}))
+    assert len(catalog.sweeps["s"].local.configs()) == 5_000
+
+
 def test_a_name_that_yaml_reads_as_a_truth_value_is_refused_by_its_place(tmp_path):
     message = refusal(tmp_path, yaml.safe_dump(GOOD).replace("\nvariants:\n", "\nvariants:\n  no: {label: yes}\n"))
     assert "variants.False: the name is false, a truth value" in message and "write text in quotes" in message
@@ -410,7 +457,7 @@ def test_a_recipe_merged_from_another_may_override_it_also_where_it_is_merged_ag
             train: &train
               text: t
               tokens: 10
-              config: &one {d_sae: 8, k: 4, jacobian_coefficient: 0, steps: 5}
+              config: &one {d_sae: 8, k: 4, jacobian_coefficient: 0, steps: 5, batch_tokens: 2}
           - &deep
             variant: a
             model: m
@@ -433,7 +480,7 @@ def test_a_merge_of_what_lies_deeper_and_is_itself_merged_is_no_repeated_key(tmp
           first:
             local: &local
               {model: m, layer: 0, coefficients: [1], train: &train {text: t, tokens: 5, config: &config
-                {d_sae: 8, k: 4, jacobian_coefficient: 0, steps: 5}}}
+                {d_sae: 8, k: 4, jacobian_coefficient: 0, steps: 5, batch_tokens: 2}}}
           second: {local: {<<: *local, train: &deep {<<: *train, config: {<<: *config, k: 3}}}}
           third: {local: {<<: *local, train: {<<: *deep}}}
         """,
@@ -687,7 +734,8 @@ def test_no_default_changes_unnoticed(section):
     [
         *((f"models.m.{name}", value) for name, value in DEFAULTS[Model].items() if value is not None),
         *((f"text.t.{name}", value) for name, value in DEFAULTS[Text].items() if value is not None),
-        *((f"pairs.0.train.config.{name}", value) for name, value in DEFAULTS[TrainingConfig].items()),
+        # but for batch_tokens, since a batch of that size is larger than the text here
+        *((f"pairs.0.train.config.{name}", value) for name, value in list(DEFAULTS[TrainingConfig].items())[1:]),
         ("pairs.0.least_explained_variance", {"input": 0.5, "output": 0.5}),
         ("pairs.0.directory", None),
     ],

@@ -88,6 +88,7 @@ def test_a_pair_that_was_trained_on_the_mlps_true_input_passes_and_is_measured(g
     check = evaluation(result)
     assert check.passed
     assert check.partition == "tiny:1"
+    assert "measured on" not in check.description
     for side in ("input", "output"):
         assert check.metadata[f"explained_variance_{side}"].value > 0.5
 
@@ -124,6 +125,15 @@ def test_a_badly_trained_pair_is_told_so_and_not_that_it_was_trained_on_other_ac
     assert not check.passed
     assert "it was trained badly (the Jacobian coefficient is 9" in check.description
     assert "other activations" not in check.description
+
+
+def test_a_pair_that_was_trained_on_shorter_documents_is_measured_and_told_so(graph_of, artifacts, tmp_path):
+    config = json.loads((artifacts["true"] / "cfg.json").read_text()) | {"context_size": 4}
+    pair = write_artifact(tmp_path / "pair", load_file(artifacts["true"] / "sae_weights.safetensors"), config)
+    check = evaluation(graph_of(pair).measure(LAYER, CHECKED))
+    assert check.passed
+    said = "trained on documents of at most 4 tokens and is measured on some of up to 32, on positions"
+    assert said in check.description
 
 
 def test_the_variance_explained_that_the_check_tells_is_that_of_the_true_inputs(graph_of, artifacts, true_inputs, lm):

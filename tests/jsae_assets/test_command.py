@@ -466,3 +466,23 @@ def test_the_command_fails_with_one_clear_message_where_the_catalog_is_bad(insta
     assert str(path) in result.stderr
     assert "models.tiny.text is 'nothing'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("DAGSTER_HOME", ["run"], "DAGSTER_HOME: the folder of the instance cannot be made or used"),
+        ("JSAE_STORAGE", ["run"], "JSAE_STORAGE: the storage is '{place}', which is a file; expected a folder"),
+        ("JSAE_STORAGE", ["site"], "JSAE_STORAGE: the storage is '{place}', which is a file; expected a folder"),
+    ],
+)
+def test_a_folder_that_is_a_file_is_refused_in_one_line_with_its_variable(
+    tmp_path, monkeypatch, capsys, name, arguments, said
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv(name, str(tmp_path / "file"))
+    monkeypatch.delenv("JSAE_CATALOG", raising=False)
+    assert command.main(arguments) == command.BAD_ARGUMENTS
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said.format(place=tmp_path / "file"))

@@ -145,7 +145,8 @@ def test_every_catalog_in_the_documentation_is_accepted(block, tmp_path, languag
 
 def _completed(given: dict) -> dict:
     """A catalog: what the block leaves out, the sections and the `{...}`, is that of a small one."""
-    recipe = {"text": "my-text", "tokens": 1000, "config": {"d_sae": 64, "k": 8, "jacobian_coefficient": 1, "steps": 9}}
+    config = {"d_sae": 64, "k": 8, "jacobian_coefficient": 1, "steps": 9, "batch_tokens": 100}
+    recipe = {"text": "my-text", "tokens": 1000, "config": config}
     models = {model for pair in given.get("pairs", []) for model in [pair["model"]]}
     models |= {sweep["local"]["model"] for sweep in given.get("sweeps", {}).values() if "local" in sweep}
     small = {

@@ -494,7 +494,7 @@ def test_a_hub_model_that_cannot_be_reached_is_refused_by_name_with_what_to_do(e
     tiny = graph(changed)
     result = tiny.tokenise(raise_on_error=False)
     (message,) = failures(result).values()
-    for words in ("nobody/no-such-model", "could not be loaded", "check name, revision and network"):
+    for words in ("nobody/no-such-model", "could not be loaded", "Check name, revision and network"):
         assert words in message
     assert tiny.stored() == {}
 
@@ -502,7 +502,7 @@ def test_a_hub_model_that_cannot_be_reached_is_refused_by_name_with_what_to_do(e
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("", "no text to measure: of 0 documents"),
+        ("", "no text to measure: there is no document"),
         ('{"text": ""}\n{"text": ""}\n', "of 2 documents, 2 are shorter than two tokens"),
         ('{"body": "x"}\n', "'text'"),
         ('{"text": "x"}\n{"text"', "line 2"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jsae_assets.definitions import default_resources
+from jsae_assets.definitions import SettingError, default_resources
 from jsae_core import load_language_model
 from tests.jsae_assets.artifacts import artifact_files, publish, randomised_artifact_files
 from tests.jsae_assets.conftest import ANYTHING_GOES, failures, metadata
@@ -193,10 +193,18 @@ def test_a_tilde_in_the_storage_is_the_home_of_whoever_runs_this(instance, tmp_p
     assert not (tmp_path / "~").exists()
 
 
-def test_a_storage_below_the_home_of_nobody_is_refused_and_makes_no_folder(instance, tmp_path, monkeypatch):
-    monkeypatch.setenv("JSAE_STORAGE", "~no-such-user/stored")
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("~no-such-user/stored", "'~no-such-user/stored', but there is no such user"),
+        ("nosuch://bucket/stored", "'nosuch://bucket/stored', which fsspec cannot reach"),
+        ("a-file", "'a-file', which is a file; expected a folder"),
+    ],
+)
+def test_a_storage_that_cannot_be_is_refused_and_makes_no_folder(tmp_path, monkeypatch, place, said):
+    monkeypatch.setenv("JSAE_STORAGE", place)
     monkeypatch.chdir(tmp_path)
-    for name in ("tensors", "tables", "figures"):
-        with pytest.raises(ValueError, match="'~no-such-user/stored', but there is no such user"):
-            default_resources()[name].create_io_manager(dg.build_init_resource_context(instance=instance))
-    assert not list(tmp_path.glob("~*"))
+    Path("a-file").touch()
+    with pytest.raises(SettingError, match=f"^JSAE_STORAGE: the storage is {said}"):
+        default_resources()
+    assert [path.name for path in tmp_path.iterdir()] == ["a-file"]

@@ -46,6 +46,15 @@ def test_the_default_catalog_and_c4_truncate_as_the_stored_and_the_reported_numb
     assert {text.long_documents for text in load_catalog().text.values()} == {C4.long_documents} == {"truncate"}
 
 
+def test_a_context_beyond_the_model_s_is_refused_before_anything_is_stored(entries, graph):
+    changed = entries()
+    changed["models"]["tiny"]["context_size"] = 33
+    made = graph(changed)
+    message = failures(made.tokenise(raise_on_error=False))["tokens"]
+    assert "context_size is 33, but" in message and "has a context of 32; leave it out" in message
+    assert not made.file("tokens", None).exists()
+
+
 def test_fewer_tokens_than_asked_for_are_said_in_the_materialisation_and_the_log(measured_on):
     graph = measured_on([TEXT])
     result = graph.tokenise()

@@ -429,6 +429,23 @@ def test_a_token_outside_the_vocabulary_is_refused_with_the_vocabulary_s_size(ne
 
 
 @pytest.mark.parametrize(
+    "tokens",
+    [torch.zeros(1, 0, dtype=torch.int64), torch.zeros(0, 4, dtype=torch.int64), torch.ones(1, 4), torch.tensor(3)],
+    ids=["no position", "no row", "fractions", "no dimension"],
+)
+def test_what_is_no_row_of_token_ids_is_refused_with_its_type_and_shape(neox, tokens):
+    for ask in (neox.mlp_activations, neox.clean_pass):
+        with pytest.raises(ValueError, match=r"tokens are torch\..* of shape \(.*expected token ids"):
+            ask(tokens, 0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_is_none_is_refused(neox_directory, seed):
+    with pytest.raises(ValueError, match=rf"randomise_seed is {seed}, expected a whole number from 0 to 2\*\*63 - 1"):
+        load_language_model(neox_directory, randomise_seed=seed)
+
+
+@pytest.mark.parametrize(
     "config",
     [
         LlamaConfig(**SMALL, is_causal=False),

@@ -50,6 +50,37 @@ def test_one_weight_too_many_is_refused_by_name(directory):
         load_language_model(directory)
 
 
+def test_a_weight_of_another_shape_is_refused_by_name(directory):
+    name = "gpt_neox.layers.1.mlp.dense_4h_to_h.bias"
+    rename_weights(directory, lambda tensors: tensors | {name: torch.ones(3)})
+    with pytest.raises(ValueError, match=f"1 of another shape, such as {name}"):
+        load_language_model(directory)
+
+
+def test_what_git_leaves_in_the_place_of_weights_is_told_from_weights(directory):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12345\n"
+    (directory / "model.safetensors").write_text(pointer)
+    with pytest.raises(ValueError, match="model.safetensors holds no weights .*run `git lfs pull`"):
+        load_language_model(directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "t5"}, r"its architecture \(t5\) is no causal language model; expected a decoder"),
+        ({"model_type": "theirs"}, "model_type in its config.json is 'theirs', which transformers .* does not know"),
+        ({"model_type": None}, "model_type in its config.json is None"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "its weights are quantised"),
+    ],
+)
+def test_what_is_no_causal_language_model_with_plain_weights_is_refused_in_one_sentence(directory, changes, said):
+    config = json.loads((directory / "config.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"could not be loaded: .*{said}") as caught:
+        load_language_model(directory)
+    assert len(str(caught.value)) < 500
+
+
 def test_an_untied_unembedding_that_is_missing_is_refused_and_a_tied_one_is_not(tmp_path):
     tied = save_language_model(tmp_path / "tied", "llama", tie_word_embeddings=True)
     assert "lm_head.weight" not in load_file(tied / "model.safetensors")

@@ -355,6 +355,9 @@ def test_weights_that_are_not_finite_are_refused_with_their_name(artifact, name,
         ({"hook_name": "REMOVED", "hook_layer": -1}, "layer is -1"),
         ({"dtype": "float31"}, "dtype is 'float31'"),
         ({"dtype": "int64"}, "dtype is 'int64'"),
+        ({"dtype": "float8_e4m3fn"}, "dtype is 'float8_e4m3fn', expected float32 or float64 or bfloat16 or float16"),
+        ({"hook_layer": "1"}, "layer is '1', expected a whole number"),
+        ({"is_pair": "no"}, "is_pair is 'no'"),
         ({"normalize_activations": "expected_average_only_in"}, "normalize_activations is 'expected_average_only_in'"),
         ({"jacobian_coefficient": "strong"}, "jacobian_coefficient is 'strong'"),
         ({"mlp_activation": "gelu_newish"}, "unknown MLP activation 'gelu_newish'"),
@@ -385,6 +388,33 @@ def test_a_factor_that_scales_latents_is_refused_though_the_configuration_is_sil
     assert SAEPair.load(artifact).config.k == K
 
 
+@pytest.mark.parametrize("name", ["_threshold", "_log_threshold_out", "_r_mag", "_b_gate", "_W_skip", "mlp.W_3"])
+def test_a_tensor_that_no_pair_of_topk_saes_has_is_refused_though_the_configuration_is_silent(artifact, name):
+    rewrite_tensors(artifact, {name: torch.ones(D_SAE)})
+    message = refused(artifact)
+    assert str(artifact / WEIGHTS) in message and f"{name} is no tensor of a pair of TopK SAEs" in message
+
+
+@pytest.mark.parametrize("name", ["is_pair", "use_jacobian_loss"])
+def test_a_pair_whose_loss_had_no_jacobian_term_has_no_coefficient_whatever_the_default_says(artifact, name):
+    rewrite_config(artifact, is_pair="REMOVED")
+    rewrite_config(artifact, **{name: False})
+    assert SAEPair.load(artifact).config.jacobian_coefficient == 0
+    rewrite_config(artifact, **{name: True})
+    assert SAEPair.load(artifact).config.jacobian_coefficient == 1
+
+
+def test_a_tilde_is_the_home_of_whoever_runs_this_and_no_folder_of_that_name(tmp_path, monkeypatch):
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    random_pair().save("~/pair")
+    assert SAEPair.load("~/pair").config == SAEPair.load(home / "pair").config
+    assert not list(here.iterdir())
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -403,6 +433,10 @@ def test_a_factor_that_scales_latents_is_refused_though_the_configuration_is_sil
         ({"hook_head_index": 0}, "hook_head_index is 0"),
         ({"seqpos_slice": [1, None]}, "seqpos_slice is [1, None]"),
         ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
+        ({"transcode": True}, "transcode is True"),
+        ({"skip_connection": True}, "skip_connection is True"),
+        ({"d_out": D_MODEL + 1}, f"d_out is {D_MODEL + 1}, which is not supported; expected d_in, {D_MODEL}"),
+        ({"input_convention": "folded"}, "input_convention is 'folded'"),
         ({"model_from_pretrained_kwargs": {"fold_ln": True}}, "model_from_pretrained_kwargs.fold_ln is True"),
         ({"metadata": {"prepend_bos": False}, "prepend_bos": "REMOVED"}, "prepend_bos is False"),
     ],
@@ -425,6 +459,7 @@ def test_what_a_configuration_asks_for_and_is_not_computed_here_is_refused_with_
         {"model_from_pretrained_kwargs": {"center_writing_weights": False, "dtype": "float32"}},
         {"model_from_pretrained_kwargs": None},
         {"hook_name": "blocks.1.mlp.hook_in"},
+        {"transcode": False, "skip_connection": None, "d_out": D_MODEL},
         {"architecture": "topk", "k": K},
     ],
 )

@@ -177,8 +177,29 @@ def test_text_that_is_no_number_is_an_unknown_setting(text):
     assert pd.isna(row["d_sae"]) and math.isnan(row["jacobian_coefficient"])
 
 
+@pytest.mark.parametrize("yes", [True, 1, 1.0, "1.0", "TRUE", "yes", "on"])
+def test_a_truth_value_counts_however_it_is_written(yes):
+    assert row_of(config=CONFIG | {"randomize_llm_weights": yes})["randomize_llm_weights"]
+
+
+@pytest.mark.parametrize("kwargs", ["{'k': 16}", '{"k": "16"}', ' {"k": 16.0}'])
+def test_settings_that_were_passed_as_text_are_read(kwargs):
+    assert row_of(config=CONFIG | {"activation_fn_kwargs": kwargs})["k"] == 16
+
+
+@pytest.mark.parametrize("kwargs", ["{k: 16}", "{16}", "{", "{" * 9999, "{1: 2}", "[16]"])
+def test_text_that_holds_no_settings_is_an_unknown_setting(kwargs):
+    assert pd.isna(row_of(config=CONFIG | {"activation_fn_kwargs": kwargs})["k"])
+
+
+@pytest.mark.parametrize("nothing", [None, "", "None", "null"])
+def test_a_setting_that_says_nothing_is_not_given(nothing):
+    row = row_of(config={"sparsity_metric": nothing, "objective": "tanh", "model_name": nothing, "k": nothing})
+    assert row["objective"] == "tanh" and pd.isna(row["model"]) and pd.isna(row["k"])
+
+
 @pytest.mark.parametrize("name", ["use_jacobian_loss", "is_pair"])
-@pytest.mark.parametrize("no", [False, "False", "false", 0])
+@pytest.mark.parametrize("no", [False, "False", "false", 0, 0.0, "0.0", "no", " Off "])
 def test_a_run_whose_loss_has_no_jacobian_term_has_no_coefficient_whatever_the_default_says(name, no):
     assert row_of(config=CONFIG | {name: no})["jacobian_coefficient"] == 0
     assert row_of(config=CONFIG | {name: True})["jacobian_coefficient"] == 1

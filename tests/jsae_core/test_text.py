@@ -366,7 +366,7 @@ def test_half_a_surrogate_pair_is_refused_with_its_document_and_place(tokenizer)
 
 
 def test_text_whose_rows_are_all_without_one_is_refused_with_how_many_there_were(tokenizer):
-    with pytest.raises(ValueError, match="of 0 documents.*2 rows without a text"):
+    with pytest.raises(ValueError, match="there is no document; 2 rows without a text"):
         text.tokenise([None, None], tokenizer, 10)
 
 
@@ -382,6 +382,11 @@ def test_a_stream_is_read_no_further_than_the_tokens_asked_for(tokenizer):
     assert len(read) == 2
 
 
+def test_one_string_is_refused_since_its_letters_would_be_the_documents(tokenizer):
+    with pytest.raises(ValueError, match=r"one string, expected several: a list of them, or \[text\] for one"):
+        text.tokenise("hello", tokenizer, 10)
+
+
 def test_empty_documents_are_left_out(tokenizer):
     assert len(text.tokenise(["", "a", ""], tokenizer, 10)) == 1
 
@@ -389,7 +394,9 @@ def test_empty_documents_are_left_out(tokenizer):
 @pytest.mark.parametrize("documents", [[], [""], ["", ""]])
 def test_text_without_a_single_token_is_refused_with_what_was_seen(tokenizer, documents):
     n = len(documents)
-    with pytest.raises(ValueError, match=f"of {n} documents, {n} are shorter than two tokens"):
+    with pytest.raises(
+        ValueError, match=f"of {n} documents, {n} are shorter than two tokens" if n else "there is no document"
+    ):
         text.tokenise(documents, tokenizer, 10)
 
 

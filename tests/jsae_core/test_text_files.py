@@ -337,6 +337,12 @@ def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path, folder, patte
     assert list(local_files(str(tmp_path / pattern.format(folder=folder)))) == ["found"]
 
 
+def test_a_tilde_is_the_home_of_whoever_runs_this(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("ab")
+    assert list(local_files("~/*.txt")) == ["ab"]
+
+
 def test_brackets_that_are_a_pattern_stay_one(tmp_path):
     for name in ("shard1.txt", "shard2.txt", "shard3.txt"):
         write(tmp_path / name, name)

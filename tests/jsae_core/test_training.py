@@ -339,6 +339,11 @@ def test_a_stream_that_ends_too_soon_is_refused_saying_how_far_it_went(x, mlp):
         train_pair(iter(x.split(4)), mlp, recipe(steps=100, batch_tokens=10, buffer_tokens=20))
 
 
+def test_a_pair_that_memory_cannot_hold_is_refused_with_both_sizes_before_any_is_taken(x, mlp):
+    with pytest.raises(MemoryError, match=r"d_sae 1,000,000,000,000 takes at least [\d,.]+ GiB .* but [\d,.]+ GiB are"):
+        train_pair(x, mlp, recipe(d_sae=10**12))
+
+
 @pytest.mark.parametrize("steps", [1, 30])
 def test_a_loss_that_is_not_finite_is_refused(x, mlp, steps):
     broken = x.clone()
@@ -356,6 +361,14 @@ def test_a_loss_that_is_not_finite_is_refused(x, mlp, steps):
         ({"batch_tokens": -1}, "batch_tokens is -1"),
         ({"jacobian_coefficient": -0.5}, "jacobian_coefficient is -0.5"),
         ({"learning_rate": 0.0}, "learning_rate 0.0"),
+        ({"k": 4.5}, "k is 4.5, expected a whole number"),
+        ({"d_sae": None}, "d_sae is None, expected a whole number"),
+        ({"steps": True}, "steps is True, expected a whole number"),
+        ({"learning_rate": "5e-4"}, "learning_rate is '5e-4', expected a number"),
+        ({"auxk": 3}, "auxk is 3, expected a mapping of its settings, coefficient, k, dead_after_tokens"),
+        ({"auxk": {"kk": 1}}, "auxk is {'kk': 1}, expected a mapping of its settings, coefficient, k,"),
+        ({"auxk": {"k": "many"}}, "k is 'many', expected a whole number"),
+        ({"anti_bypass": {}}, "anti_bypass is {}, expected a mapping of its settings, weight, threshold"),
     ],
 )
 def test_a_recipe_that_no_training_can_follow_is_refused_with_its_key(changes, named):

@@ -281,7 +281,7 @@ class Site:
             return None
         drawn = json.loads(stored.path.read_text(encoding="utf-8"))
         path = f"figures/{stored.relative.removeprefix('figures/').removesuffix('.json')}"
-        title, meta = drawn["layout"].pop("title", None) or {}, drawn["layout"].pop("meta", None) or {}
+        title, meta = drawn["layout"].get("title") or {}, drawn["layout"].pop("meta", None) or {}
         write_script(self.folder, path, drawn)
         table = numbers_of(drawn, canvas=bool(meta.get("canvas")))
         files = self._files_of(stored, path, table)

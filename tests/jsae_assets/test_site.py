@@ -87,7 +87,6 @@ def test_every_figure_of_the_cell_is_on_its_page_with_its_numbers_as_a_file(meas
         numbers = site / "data" / "figures" / "jsae" / name / "1" / "tiny.csv"
         of_text, of_parquet = pd.read_csv(numbers), pd.read_parquet(numbers.with_suffix(".parquet"))
         assert {"series", "x", "y"} <= set(of_text) and len(of_text) == len(of_parquet) > 0
-        assert figure["layout"].get("title") is None  # it is text of the page
 
 
 def test_the_numbers_of_a_figure_are_those_that_it_draws(measured, site):
@@ -258,6 +257,18 @@ def open_page(browser, site):
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+def test_a_figure_is_downloaded_whole_with_its_title(open_page, tmp_path):
+    page = open_page("cells/tiny/1.html", scheme="dark")
+    figure = page.locator("figure").filter(has_text="How many elements of the Jacobian are large?")
+    figure.locator("summary").click()
+    with page.expect_download() as download:
+        figure.get_by_role("button", name="Download the figure as SVG").click()
+    download.value.save_as(tmp_path / "figure.svg")
+    text = (tmp_path / "figure.svg").read_text(encoding="utf-8")
+    assert "How many elements of the Jacobian are large?" in text and "(JSAE) of the elements." in text
+    assert 'width="900"' in text
 
 
 def test_a_screen_reader_finds_its_way(open_page):

@@ -1,4 +1,5 @@
-// Draws a page's figures with Plotly, each once it comes near the window. Titles stand above them as text of the page.
+// Draws a page's figures with Plotly, each once it comes near the window. Titles stand above them as text of the page;
+// what is downloaded has them, and is as it was stored: 900 px wide and light.
 "use strict";
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const DARK = { "#222222": "#e8e6e1", "#DDDDDD": "#3a3d42", white: "#16181b", "#FFFFFF": "#16181b", "#ffffff": "#16181b" };
@@ -14,7 +15,7 @@ function styled(figure) {
   const kept = (layout.annotations ?? []).some((note) => note.yref === "paper" && note.y > 0.99) ? 48 : 24;
   layout.height = Math.max(260, (layout.height ?? 450) - top + kept);
   layout.margin = { ...layout.margin, t: kept };
-  delete layout.width;
+  delete layout.title; // the page has it as text
   return { data, layout: { ...layout, autosize: true } };
 }
 
@@ -80,11 +81,11 @@ addEventListener("DOMContentLoaded", () => {
     timer = setTimeout(again, 200);
   });
   for (const button of document.querySelectorAll("[data-download]")) {
-    button.addEventListener("click", () => {
-      const place = button.closest("figure").querySelector(".plot");
-      const filename = place.dataset.figure.replaceAll("/", "-");
-      const { width, height } = place._fullLayout ?? { width: 900, height: 600 };
-      Plotly.downloadImage(place, { format: button.dataset.download, filename, width, height });
+    button.addEventListener("click", async () => {
+      const { figure } = button.closest("figure").querySelector(".plot").dataset;
+      const { data, layout } = JSON.parse(JSON.stringify(await jsae.load(figure))); // Plotly writes into it
+      const size = { width: 900, height: layout.height };
+      Plotly.downloadImage({ data, layout: { ...layout, ...size } }, { format: button.dataset.download, filename: figure.replaceAll("/", "-"), ...size });
     });
   }
 });

@@ -67,8 +67,9 @@ def all_reported_results() -> list[ReportedResult]:
 
 
 def reported_sweep(model: str, layer: int) -> pd.DataFrame:
-    """What was reported of a sweep at a layer: `jacobian_coefficient`, `ce_score`, the share `above_0.01`, and its
-    `definition` in words, a row a run; no row if nothing was. `model` is the name without its organisation."""
+    """What was reported of a sweep at a layer: `jacobian_coefficient`, `ce_score`, the share `above_0.01`, where its
+    Jacobian was evaluated (`jacobian_at`), and its `definition` in words, a row a run; no row if nothing was. `model`
+    is the name without its organisation."""
     import pandas as pd
 
     with (files("jsae_core") / "reported_sweep.csv").open(encoding="utf-8") as file:
@@ -76,4 +77,5 @@ def reported_sweep(model: str, layer: int) -> pd.DataFrame:
     wanted = (sweeps["model"] == model) & (sweeps["layer"] == layer)
     runs = sweeps[wanted].reset_index(drop=True)
     in_words = [definition(*row) for row in runs[["at", "text", "weights"]].itertuples(index=False)]
-    return runs[["jacobian_coefficient", "ce_score", "above_0.01"]].assign(definition=in_words)
+    named = runs[["jacobian_coefficient", "ce_score", "above_0.01", "at"]].rename(columns={"at": "jacobian_at"})
+    return named.assign(definition=in_words)

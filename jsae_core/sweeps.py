@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from jsae_core.terms import THRESHOLDS
+from jsae_core.terms import AT_RECONSTRUCTION, THRESHOLDS
 from jsae_core.wandb_client import PROJECT_PATH, WandbError, connect, unbroken
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 ENDED = ("finished", "crashed", "failed", "killed")
 LAST_OF_THE_ORIGINAL = "0.04"  # the largest of the thresholds at which the original's training counted elements
 COUNTED_AT = (*map(str, THRESHOLDS), LAST_OF_THE_ORIGINAL)
+OF_JACOBIAN = (*(f"above_{threshold}" for threshold in COUNTED_AT), "kurtosis", "l1_over_l2")
 
 CONFIG_NAMES = {
     "model": ("model_name", "model"),
@@ -64,16 +65,16 @@ METRIC_NAMES = {
         "reconstruction_quality/explained_variance2",
         "metrics/explained_variance2",
     ),
-    **{f"above_{threshold}": (f"above_{threshold}",) for threshold in COUNTED_AT},
-    "kurtosis": ("kurtosis", "jacobian_sparsity/jac_kurtosis"),
-    "l1_over_l2": ("l1_over_l2",),
+    **{name: (name,) for name in OF_JACOBIAN},
+    **{name + AT_RECONSTRUCTION: (name + AT_RECONSTRUCTION,) for name in OF_JACOBIAN},
+    "kurtosis" + AT_RECONSTRUCTION: ("kurtosis" + AT_RECONSTRUCTION, "jacobian_sparsity/jac_kurtosis"),
     "accounted_share": ("accounted_share",),
     "seed_similarity_input": ("seed_similarity_input",),
     "seed_similarity_output": ("seed_similarity_output",),
 }
 ABOUT = ("run_id", "name", "state", "created_at", "updated_at", "url", "tags", "deleted")
 RAW = ("config_json", "summary_json")
-RUN_COLUMNS = (*ABOUT, *CONFIG_NAMES, *METRIC_NAMES)
+RUN_COLUMNS = (*ABOUT, *CONFIG_NAMES, "jacobian_at", *METRIC_NAMES)
 """The columns that every table opens with. The summary's own come after them, then `config_json`, `summary_json`."""
 
 RUNS_A_PAGE = 100
@@ -183,6 +184,10 @@ def runs_table(runs: Iterable[TrainingRun]) -> pd.DataFrame:
         `above_{t}` shares of the k*k elements, `ce_score` the mean of both sides' scores, `l1_over_l2` mean |J| over
         the root of mean J^2, `accounted_share` as in `latent_accounting`, `seed_similarity_{side}` how alike the
         latents are to those of the same recipe's other seeds (`similarity.py`).
+        `jacobian_at` says where the Jacobian is evaluated that `above_{t}`, `kurtosis` and `l1_over_l2` are of: "input"
+        (the MLP's true input, as everywhere here) or "reconstruction" (the input SAE's, as the original logs them); it
+        is missing where they are. The same by the second definition, where it is known, are in columns of their own,
+        `{name}_at_reconstruction`.
         Then every metric of the summaries under its own name, unless it is one of the above: numbers, truth values or
         text (JSON, where values are lists or of several kinds); "." joins the names of nested ones.
         Then `config_json` and `summary_json`, in which nothing is left out.
@@ -200,12 +205,13 @@ def runs_table(runs: Iterable[TrainingRun]) -> pd.DataFrame:
     own_names = sorted({name for summary in summaries for name in summary} - {*RUN_COLUMNS, *RAW})
     texts, moments, whole_numbers = ("run_id", "name", "state", "url", *RAW), ("created_at", "updated_at"), "Int64"
     kinds = dict.fromkeys(texts, "str") | dict.fromkeys(moments, "datetime64[us, UTC]")
-    kinds |= {"tags": "object", "deleted": "bool", "model": "str", "objective": "str", "randomize_llm_weights": "bool"}
+    kinds |= dict.fromkeys(("model", "objective", "jacobian_at"), "str")
+    kinds |= {"tags": "object", "deleted": "bool", "randomize_llm_weights": "bool"}
     kinds |= dict.fromkeys(("layer", "k", "d_sae", "seed"), whole_numbers)
     about = {name: [getattr(run, name) for run in ordered] for name in (*ABOUT, *RAW)}
     about["tags"] = [list(tags) for tags in about["tags"]]
     about |= {name: [config[name] for config in configs] for name in CONFIG_NAMES}
-    about |= {name: [values[name] for values in metrics] for name in METRIC_NAMES}
+    about |= {name: [values[name] for values in metrics] for name in ("jacobian_at", *METRIC_NAMES)}
     columns = {name: pd.Series(about[name], dtype=kinds.get(name, "float64")) for name in RUN_COLUMNS}
     columns |= {name: _typed([summary.get(name) for summary in summaries]) for name in own_names}
     return pd.DataFrame(columns | {name: pd.Series(about[name], dtype=kinds[name]) for name in RAW})
@@ -567,8 +573,8 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _metrics(summary: dict[str, Any], k: int | None) -> dict[str, float | None]:
-    """By `METRIC_NAMES`; None where unknown, or not finite, so that it can be drawn."""
+def _metrics(summary: dict[str, Any], k: int | None) -> dict[str, Any]:
+    """By `METRIC_NAMES`; None where unknown, or not finite, so that it can be drawn. And `jacobian_at`."""
     # of a metric that is summed up as a record of its minimum, maximum and last value, the last one counts
     summary = {name.removesuffix(".last"): value for name, value in summary.items() if name.endswith(".last")} | summary
     numbers = {name: number for name, value in summary.items() if (number := _lenient_number(value)) is not None}
@@ -576,14 +582,20 @@ def _metrics(summary: dict[str, Any], k: int | None) -> dict[str, float | None]:
         column: next((numbers[name] for name in names if name in numbers), None)
         for column, names in METRIC_NAMES.items()
     }
-    if k:
-        shares = _shares_above(numbers, k)
-        values |= {column: share for column, share in shares.items() if values[column] is None}
-        if values["l1_over_l2"] is None:
-            values["l1_over_l2"] = _l1_over_l2(numbers, k)
+    if k:  # what the original logs is at the reconstruction
+        logged = _shares_above(numbers, k) | {"l1_over_l2": _l1_over_l2(numbers, k)}
+        there = {name + AT_RECONSTRUCTION: number for name, number in logged.items()}
+        values |= {name: number for name, number in there.items() if values[name] is None}
+    jacobian_at = None
+    if any(values[name] is not None for name in OF_JACOBIAN):
+        jacobian_at = "input"
+    elif any(values[name + AT_RECONSTRUCTION] is not None for name in OF_JACOBIAN):
+        jacobian_at = "reconstruction"
+        values |= {name: values[name + AT_RECONSTRUCTION] for name in OF_JACOBIAN}
     of_input, of_output = values["ce_score_input"], values["ce_score_output"]
     values["ce_score"] = None if of_input is None or of_output is None else (of_input + of_output) / 2
-    return {column: value if value is not None and math.isfinite(value) else None for column, value in values.items()}
+    finite = {column: value if value is not None and math.isfinite(value) else None for column, value in values.items()}
+    return finite | {"jacobian_at": jacobian_at}
 
 
 def _shares_above(numbers: dict[str, float], k: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ NOTEWORTHY = 0.01  # |J| and changes below it are of no interest by themselves: 
 
 # Where the Jacobian is evaluated: at the MLP's true input, or at the input SAE's reconstruction of it
 EVALUATED_AT = ("input", "reconstruction")
+AT_RECONSTRUCTION = "_at_reconstruction"  # after the name of what is of the second, where both are told
 
 # Norms of one token's Jacobian, by which histograms are divided
 NORMS = {"l2t": "root mean square", "l4t": "fourth-power mean", "linft": "maximum"}

@@ -229,7 +229,8 @@ def _subtitle(catalog: Catalog, where: str, tokens: str, settings: Mapping[str, 
 
 def _sweep_subtitle(key: str, runs: "DataFrame") -> str:
     """The sweep, and what is the same for all its runs."""
-    settings = {"model": "{}", "layer": "layer {:g}", "d_sae": "d_sae {:,g}", "k": "k {:g}", "n_tokens": "{:,g} tokens"}
+    settings = {"model": "{}", "layer": "layer {:g}", "d_sae": "d_sae {:,g}", "k": "k {:g}"}
+    settings |= {"n_tokens_jacobian": "{:,g} tokens", "n_tokens": "scores of {:,g}"}
     said = [
         form.format(runs[name].iloc[0])
         for name, form in settings.items()

@@ -385,7 +385,7 @@ SWEEP_FIGURES = (
         "tradeoff",
         "Cross-entropy score and accounted share against the share of Jacobian elements above 0.01",
         _draw_tradeoff,
-        code_version="4",
+        code_version="5",
     ),
-    Figure("grid", "Many measures of quality against many of sparsity", _draw_grid, code_version="4"),
+    Figure("grid", "Many measures of quality against many of sparsity", _draw_grid, code_version="5"),
 )

@@ -26,7 +26,7 @@ from jsae_assets.estimates import estimate_columns, estimate_tensors
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.resources import Compute
 from jsae_assets.stored import StoredTensors
-from jsae_core.terms import DOSES, FUNCTION_SHAPES, NORMS, NOTEWORTHY, RELATIVE_SHAPES, is_above
+from jsae_core.terms import AT_RECONSTRUCTION, DOSES, FUNCTION_SHAPES, NORMS, NOTEWORTHY, RELATIVE_SHAPES, is_above
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -193,7 +193,7 @@ def _jacobian_histogram(subject: Subject) -> Measured:
     at_reconstruction = jacobian_measures(
         subject.pair, stream, at="reconstruction", checkpoint=checkpoint.part("at_reconstruction")
     )
-    estimates = sizes.estimates | {f"{name}_at_reconstruction": of for name, of in at_reconstruction.items()}
+    estimates = sizes.estimates | {f"{name}{AT_RECONSTRUCTION}": of for name, of in at_reconstruction.items()}
     plain = sizes.histograms[None]
     normed = {
         f"{norm}.{name}": tensor

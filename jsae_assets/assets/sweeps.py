@@ -28,6 +28,7 @@ from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.partitions import sweeps
 from jsae_assets.resources import POOL, Compute, downloads_folder, wandb_folder
 from jsae_assets.stored import StoredTable, StoredTensors
+from jsae_core.terms import AT_RECONSTRUCTION, EVALUATED_AT
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from jsae_core.sweeps import TrainingRun
 
 ASSET = "sweep_runs"
-MEASURES = 2  # of a run: raise it when more or others are measured, and stored pairs are measured anew
+MEASURES = 3  # of a run: raise it when more or others are measured, and stored pairs are measured anew
 # the schedule syncs every hour; two missed ticks are worth a warning
 FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(hours=3))
 
@@ -60,7 +61,7 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
         group_name=groups.SWEEPS,
         kinds={"wandb", "parquet"},
         owners=OWNERS,
-        code_version="3",
+        code_version="4",
         pool=POOL,
         io_manager_key="tables",
         freshness_policy=FRESH if any(sweep.wandb for sweep in catalog.sweeps.values()) else None,
@@ -201,19 +202,33 @@ def _measured(
     catalog: Catalog, sweep: LocalSweep, pair: "SAEPair", compute: Compute, say: Callable[[str], None]
 ) -> dict[str, float]:
     """A run's numbers, by `MEASURES`."""
-    from jsae_core import MLPInputs
-    from jsae_core.measures import latent_accounting, pair_quality
+    from jsae_core.measures import jacobian_measures, latent_accounting, pair_quality
+    from jsae_core.measures.moments import flat
+    from jsae_core.text import first_tokens
 
-    language_model = compute.language_model(catalog.models[sweep.model].source)
+    model = catalog.models[sweep.model]
+    language_model = compute.language_model(model.source)
     held_out = compute.cached("held-out documents", sweep.model, lambda: _documents(catalog, sweep.model, compute))
 
     def numbers() -> dict[str, float]:
-        inputs = MLPInputs(language_model, held_out, sweep.layer, compute.tokens_at_once)
+        inputs = compute.mlp_inputs(language_model, sweep.layer, ("held out", sweep.model), lambda: held_out)
+        at_input, there = (flat(jacobian_measures(pair, inputs, at)) for at in EVALUATED_AT)
         accounting = latent_accounting(pair, inputs, kept=())
-        shares = {name: accounting[name] for name in ("accounted_share", "accounted_share_se")}
-        return pair_quality(pair, language_model, held_out, compute.tokens_at_once) | shares
+        first = first_tokens(held_out, model.quality_tokens)
+        return (
+            pair_quality(pair, language_model, first, compute.tokens_at_once)
+            | at_input  # of more tokens than what the quality says of the Jacobian
+            | {_at_reconstruction(name): number for name, number in there.items()}
+            | {name: accounting[name] for name in ("accounted_share", "accounted_share_se")}
+            | {"n_tokens_jacobian": accounting["n_tokens"]}
+        )
 
     return compute.fitting(numbers, say)
+
+
+def _at_reconstruction(name: str) -> str:
+    """The name of a number, or of its error, that is of the Jacobian at the reconstruction."""
+    return f"{name.removesuffix('_se')}{AT_RECONSTRUCTION}" + ("_se" if name.endswith("_se") else "")
 
 
 def _store(
@@ -241,15 +256,14 @@ def _similarities(runs: list[tuple["TrainingConfig", StoredTensors]]) -> list[di
 
 
 def _documents(catalog: Catalog, model_key: str, compute: Compute) -> list["Tensor"]:
-    """What the quality of the model's other pairs is measured on."""
+    """What the model's other pairs are measured on."""
     from jsae_core.text import tokenise
 
     model = catalog.models[model_key]
     language_model = compute.language_model(model.source)
     size = context_size(model, language_model)
     text = catalog.model_text(model_key)
-    n_tokens = min(model.tokens, model.quality_tokens)
-    return tokenise(documents(text), language_model.tokenizer, size, n_tokens, text.long_documents)
+    return tokenise(documents(text), language_model.tokenizer, size, model.tokens, text.long_documents)
 
 
 def _stored_run(

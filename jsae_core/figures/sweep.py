@@ -18,10 +18,13 @@ from plotly.subplots import make_subplots
 from jsae_core.figures.labels import SMALL, Room, along, around, beside, boxes
 from jsae_core.figures.style import INK, WIDTH, apply_style, percent, plain
 from jsae_core.figures.thresholds import REPORTED
+from jsae_core.terms import AT_RECONSTRUCTION
 
 SPARSITY = ("l1_over_l2", "kurtosis", "above_0.005", "above_0.01", "above_0.02")
 QUALITY = ("ce_score", "kl_score", "explained_variance_output", "accounted_share")
 LAMBDA, SHARE, SCORE, ACCOUNTED = "jacobian_coefficient", "above_0.01", "ce_score", "accounted_share"
+DEFINITION = "jacobian_at"  # the column that says where a run's Jacobian was evaluated
+EVALUATED = {"input": "at the true input", "reconstruction": "at the input SAE's reconstruction"}
 # what runs may differ in beside λ; those that do not are a group
 SETTINGS = {
     "model": "",
@@ -121,21 +124,27 @@ def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, reported: pd.DataFr
 
     Where the accounted share was measured, a panel below shows it against the same shares of elements.
 
+    All shares are of one definition, which the subtitle names: at the MLP's true input, unless some of the runs or the
+    reported ones are known at the input SAE's reconstruction alone; then all are at that, and a run that is not known
+    there is incomplete.
+
     Runs that are not finished, finished ones without λ or one of the numbers, and `odd_runs` are left out; runs deleted
     upstream are drawn. The axis of scores goes no further than from 0 to 1: scores beyond are triangles at its end.
 
     Args:
         runs: the table of runs.
         subtitle: model, layer and settings. It is added how many runs are drawn, deleted upstream and left out.
-        reported: `jacobian_coefficient`, `above_0.01` and `ce_score` of reported runs, drawn as diamonds; may be
-            empty.
+        reported: `jacobian_coefficient`, `above_0.01`, `jacobian_at` and `ce_score` of reported runs, drawn as
+            diamonds; may be empty.
 
     Raises:
         ValueError: a column missing, no run, or none that is finished and has the numbers, or a reported one that
             cannot be.
     """
-    drawn, remark = _drawn(runs, [LAMBDA, SHARE, SCORE], [name for name in (SHARE, SCORE, ACCOUNTED) if name in runs])
-    reported = drawn.iloc[:0] if reported is None else _checked_reported(reported)
+    given = None if reported is None else _checked_reported(reported)
+    numbers = [name for name in (SHARE, SCORE, ACCOUNTED) if name in runs]
+    drawn, remark = _drawn(runs, [LAMBDA, SHARE, SCORE], numbers, given)
+    reported = drawn.iloc[:0] if given is None else given
     x, y = (_axis(_measure(name), pd.concat([drawn[name], reported[name]])) for name in (SHARE, SCORE))
     groups = _groups(drawn)
     dots = _dots(drawn, groups, (x, SHARE), (y, SCORE))
@@ -181,10 +190,10 @@ def sweep_grid_figure(
     """A chart for each measure of quality (rows) and of sparsity (columns), a dot a run, coloured by its λ: axes run as
     in `sweep_tradeoff_figure`.
 
-    Charts in a row share their y axis, charts in a column their x axis. Groups have symbols and lines as in
-    `sweep_tradeoff_figure`. A run is missing from the charts of numbers that it lacks, `odd_runs` from all. Axes go no
-    further than from 0 to 1 for scores, explained variance and L1/L2, and from 1 on for the kurtosis, which is
-    logarithmic: what is beyond is a triangle at the end.
+    Charts in a row share their y axis, charts in a column their x axis. Groups have symbols and lines, and measures of
+    the Jacobian one definition, as in `sweep_tradeoff_figure`. A run is missing from the charts of numbers that it
+    lacks, `odd_runs` from all. Axes go no further than from 0 to 1 for scores, explained variance and L1/L2, and from 1
+    on for the kurtosis, which is logarithmic: what is beyond is a triangle at the end.
 
     Args:
         runs: the table of runs.
@@ -263,9 +272,12 @@ def _at_knees(knees: Mapping[str, _Knee]) -> str:
     return "".join(f" The curve bends at λ = {knee.coefficient:.3g}." for knee in knees.values() if len(knees) == 1)
 
 
-def _drawn(runs: pd.DataFrame, required: Sequence[str], numbers: Sequence[str]) -> tuple[pd.DataFrame, str]:
-    """The finished runs that have what is required, these columns as numbers, and a remark on them and all others."""
-    missing = [name for name in ["name", "state", "deleted", *SETTINGS, *required] if name not in runs]
+def _drawn(
+    runs: pd.DataFrame, required: Sequence[str], numbers: Sequence[str], reported: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, str]:
+    """The finished runs that have what is required, these columns as numbers, and a remark on them and all others.
+    Reported runs are drawn beside them."""
+    missing = [name for name in ["name", "state", "deleted", DEFINITION, *SETTINGS, *required] if name not in runs]
     if missing:
         raise ValueError(f"the table of runs lacks {', '.join(missing)}")
     if runs.empty:
@@ -273,6 +285,7 @@ def _drawn(runs: pd.DataFrame, required: Sequence[str], numbers: Sequence[str]) 
     finished = runs[runs["state"] == "finished"].reset_index(drop=True)
     if finished.empty:
         raise ValueError(f"none of the {len(runs)} runs is finished; expected at least one")
+    finished, definition = _of_one_definition(finished, reported)
     odd = odd_runs(finished, numbers)
     possible = finished.drop(index=odd.index)
     if possible.empty:
@@ -281,7 +294,23 @@ def _drawn(runs: pd.DataFrame, required: Sequence[str], numbers: Sequence[str]) 
     drawn = possible.dropna(subset=required).reset_index(drop=True)
     if drawn.empty:
         raise ValueError(f"no finished run has {' and '.join(required)}; expected at least one")
-    return drawn, _remark_on_runs(drawn, len(runs) - len(finished), len(possible) - len(drawn), odd)
+    return drawn, definition + _remark_on_runs(drawn, len(runs) - len(finished), len(possible) - len(drawn), odd)
+
+
+def _of_one_definition(finished: pd.DataFrame, reported: pd.DataFrame | None) -> tuple[pd.DataFrame, str]:
+    """The runs with their measures of the Jacobian by a definition that all of them and the reported ones have, so that
+    no axis holds numbers of two; and what the subtitle says of it."""
+    named = {*finished[DEFINITION].dropna(), *(() if reported is None else reported[DEFINITION])}
+    if "reconstruction" not in named:
+        return finished, f" · J {EVALUATED['input']}" if named else ""
+    known_there = finished[DEFINITION] == "reconstruction"
+    unknown = pd.Series(np.nan, finished.index)
+    both = {name: f"{name}{AT_RECONSTRUCTION}" for name in finished}
+    of_jacobian = [name for name in both if name in SPARSITY or both[name] in finished]
+    at_reconstruction = {
+        name: finished[name].where(known_there, finished.get(both[name], unknown)) for name in of_jacobian
+    }
+    return finished.assign(**at_reconstruction), f" · J {EVALUATED['reconstruction']}"
 
 
 def odd_runs(runs: pd.DataFrame, numbers: Sequence[str] = ()) -> pd.Series:
@@ -292,7 +321,8 @@ def odd_runs(runs: pd.DataFrame, numbers: Sequence[str] = ()) -> pd.Series:
         numbers: columns besides those that the figures show by themselves.
     """
     finished = runs[runs["state"] == "finished"]
-    known = dict.fromkeys([LAMBDA, *SPARSITY, *QUALITY, "kl_score_input", "kl_score_output", *numbers])
+    there = [f"{name}{AT_RECONSTRUCTION}" for name in SPARSITY]
+    known = dict.fromkeys([LAMBDA, *SPARSITY, *there, *QUALITY, "kl_score_input", "kl_score_output", *numbers])
     complaints = {
         name: _impossible(name, finished[name].astype(float)).map(f"{name} = {{:g}}".format)
         for name in known
@@ -321,7 +351,7 @@ def _remark_on_runs(drawn: pd.DataFrame, unfinished: int, incomplete: int, odd: 
 
 def _checked_reported(reported: pd.DataFrame) -> pd.DataFrame:
     names = [LAMBDA, SHARE, SCORE]
-    missing = [name for name in names if name not in reported]
+    missing = [name for name in [*names, DEFINITION] if name not in reported]
     if missing:
         raise ValueError(f"the table of reported runs lacks {', '.join(missing)}")
     reported = reported.assign(**{name: reported[name].astype(float) for name in names})

@@ -14,7 +14,7 @@ from jsae_assets.catalog import load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.plan import SWEEP_JOB
 from jsae_core import MLPInputs, SAEPair, load_language_model
-from jsae_core.measures import latent_accounting, pair_quality
+from jsae_core.measures import jacobian_measures, latent_accounting, pair_quality
 from jsae_core.similarity import latent_similarity
 from jsae_core.sweeps import RUN_COLUMNS
 from jsae_core.tensor_files import read_tensors, write_tensors
@@ -86,13 +86,22 @@ def test_a_local_sweep_has_a_finished_run_for_each_coefficient_in_the_columns_of
 def test_a_runs_numbers_are_the_quality_of_its_stored_pair_on_the_models_text(local, language_model):
     lm = load_language_model(language_model)
     local.tokenise()
-    documents = first_tokens(split_documents(load_file(local.file("tokens", None))), 300)
+    all_documents = split_documents(load_file(local.file("tokens", None)))
+    documents = first_tokens(all_documents, 300)
     for _, row in table(local, "lambdas").iterrows():
         pair = SAEPair.load(local.storage / "sweep_runs" / "lambdas" / f"{row['run_id']}.safetensors")
         assert pair.config.jacobian_coefficient == row["jacobian_coefficient"]
         quality = pair_quality(pair, lm, documents)
-        for name in ("ce_score_input", "kl_score_output", "explained_variance_output", "above_0.01", "l1_over_l2"):
+        for name in ("ce_score_input", "kl_score_output", "explained_variance_output"):
             assert row[name] == pytest.approx(quality[name], rel=1e-3, abs=1e-5), name
+        # as of any other pair: of all tokens; and where the paper's training runs log it
+        assert (row["jacobian_at"], row["n_tokens"], row["n_tokens_jacobian"]) == ("input", 300, 1000)
+        for at, suffix in (("input", ""), ("reconstruction", "_at_reconstruction")):
+            measured = jacobian_measures(pair, MLPInputs(lm, all_documents, 1), at)
+            for name in ("above_0.01", "l1_over_l2", "kurtosis"):
+                assert row[name + suffix] == pytest.approx(measured[name].value, rel=1e-3, abs=1e-5), name
+            error = measured["above_0.01"].standard_error
+            assert row[f"above_0.01{suffix}_se"] == pytest.approx(error, rel=1e-2)
         assert row["ce_score"] == pytest.approx((quality["ce_score_input"] + quality["ce_score_output"]) / 2, rel=1e-3)
 
 
@@ -162,7 +171,7 @@ def test_lists_can_be_gone_through_side_by_side(varied_entries, graph):
 def test_a_runs_accounted_share_is_that_of_its_stored_pair_and_is_drawn(local, language_model):
     lm = load_language_model(language_model)
     local.tokenise()
-    documents = first_tokens(split_documents(load_file(local.file("tokens", None))), 300)
+    documents = split_documents(load_file(local.file("tokens", None)))
     runs = table(local, "lambdas")
     for _, row in runs.iterrows():
         pair = SAEPair.load(local.storage / "sweep_runs" / "lambdas" / f"{row['run_id']}.safetensors")
@@ -207,7 +216,7 @@ def test_the_tradeoff_shows_every_run_of_a_local_sweep(local):
     drawn = [x for trace in figure.data if "markers" in (trace.mode or "") for x in values(trace.x).ravel()]
     for share in runs["above_0.01"]:
         assert any(abs(100 * share - x) < 1e-3 for x in drawn)
-    assert "sweep lambdas, tiny, layer 1, d_sae 64, k 8" in text
+    assert "sweep lambdas, tiny, layer 1, d_sae 64, k 8, 1,000 tokens, scores of 300" in text
     assert local.file("figures/sweep_runs/grid", None, "lambdas", "html").exists()
 
 
@@ -347,7 +356,8 @@ def test_an_odd_run_is_in_the_table_and_in_neither_figure_which_say_so(remote, s
     for figure in FIGURES:
         assert metadata(result, figure)["odd_runs_left_out"] == "odd (jacobian_coefficient = -3)"
         text = remote.file(figure, None, "theirs", "json").read_text(encoding="utf-8")
-        assert "left out: 1 odd (jacobian_coefficient = -3)" in text.replace("\\u003c", "<").replace("<br>", " ")
+        said = plotly.io.from_json(text).layout.title.subtitle.text.replace("<br>", " ")
+        assert "left out: 1 odd (jacobian_coefficient = -3)" in said and "J at the input SAE's reconstruction" in said
 
 
 FAULTS = {

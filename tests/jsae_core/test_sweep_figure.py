@@ -36,6 +36,7 @@ def table(coefficients=COEFFICIENTS, shares=SHARES, scores=SCORES, **changes) ->
                 "jacobian_coefficient": coefficient,
                 "objective": "l1",
                 "randomize_llm_weights": False,
+                "jacobian_at": "input",
                 "ce_score": score,
                 "kl_score_input": score - 0.01,
                 "kl_score_output": score - 0.05,
@@ -123,6 +124,49 @@ def test_a_dot_a_run_shows_the_share_in_per_cent_and_the_score():
     np.testing.assert_allclose(trace.y, SCORES, rtol=1e-6)
 
 
+def at_both(runs: pd.DataFrame, factor: float = 0.5) -> pd.DataFrame:
+    """Runs that are known at the input SAE's reconstruction as well."""
+    names = [name for name in SPARSITY if name in runs]
+    return runs.assign(**{f"{name}_at_reconstruction": factor * runs[name] for name in names})
+
+
+def logged_by_the_original(runs: pd.DataFrame) -> pd.DataFrame:
+    return at_both(runs, 1.0).assign(jacobian_at="reconstruction")
+
+
+def test_a_sweep_of_one_definition_is_drawn_by_it_and_says_so():
+    for runs, said in (
+        (at_both(table()), "at the true input"),
+        (logged_by_the_original(table()), "at the input SAE's reconstruction"),
+    ):
+        figure = tradeoff(runs)
+        np.testing.assert_allclose(dots(figure).x, 100 * np.array(SHARES), rtol=1e-6)
+        assert f"J {said}" in remark(figure)
+        assert f"J {said}" in remark(sweep_grid_figure(runs, SUBTITLE))
+
+
+def test_numbers_of_two_definitions_are_never_on_one_axis():
+    here, theirs = at_both(table()), logged_by_the_original(table(shares=[share / 3 for share in SHARES]))
+    figure = tradeoff(pd.concat([here, theirs], ignore_index=True))
+    at_reconstruction = 100 * np.array([*(0.5 * np.array(SHARES)), *(np.array(SHARES) / 3)])
+    np.testing.assert_allclose(dots(figure).x, at_reconstruction, rtol=1e-6)
+    assert "J at the input SAE's reconstruction" in remark(figure)
+    grid = sweep_grid_figure(pd.concat([here, theirs], ignore_index=True), SUBTITLE)
+    kurtosis = next(trace for trace in grid.data if trace.marker.coloraxis and "kurtosis" in trace.hovertemplate)
+    np.testing.assert_allclose(kurtosis.customdata[:5, 1], 0.5 * here["kurtosis"], rtol=1e-6)
+
+
+def test_beside_runs_at_the_reconstruction_one_that_is_known_at_the_input_alone_is_incomplete():
+    figure = tradeoff(pd.concat([table().iloc[:1], logged_by_the_original(table())], ignore_index=True))
+    assert len(dots(figure).x) == len(SHARES) and "1 incomplete" in remark(figure)
+
+
+def test_runs_beside_reported_ones_are_drawn_by_the_reported_definition():
+    figure = tradeoff(at_both(table()), reported=reported())
+    np.testing.assert_allclose(dots(figure).x, 50 * np.array(SHARES), rtol=1e-6)
+    assert "J at the input SAE's reconstruction" in remark(figure)
+
+
 def test_a_line_joins_the_runs_in_the_order_of_their_coefficients():
     shuffled = table().iloc[[3, 0, 4, 2, 1]]
     (path,) = lines(tradeoff(shuffled))
@@ -168,12 +212,12 @@ def test_a_single_run_is_a_dot_with_its_label_in_the_middle_of_the_axes_without_
     assert rings(figure) == [] and "knee" not in remark(figure)
     assert np.mean(figure.layout.xaxis.range) == pytest.approx(30)
     assert np.mean(figure.layout.yaxis.range) == pytest.approx(0.9)
-    assert remark(figure) == "a sweep · 1 run"
+    assert remark(figure) == "a sweep · J at the true input · 1 run"
     assert not figure.layout.coloraxis.showscale
 
 
 def test_all_points_are_inside_the_axes():
-    figure = tradeoff(table(), reported=reported())
+    figure = tradeoff(at_both(table(), 1.0), reported=reported())
     (left, right), (low, high) = figure.layout.xaxis.range, figure.layout.yaxis.range
     for trace in (dots(figure), diamonds(figure)):
         assert left < min(trace.x) and max(trace.x) < right
@@ -232,7 +276,7 @@ numbers = st.floats(0, 1)
     st.lists(st.tuples(st.sampled_from([0, 0.001, 0.25, 1, 2.5, 33.333]), numbers, numbers), min_size=1, max_size=30)
 )
 def test_labels_cover_neither_each_other_nor_dots(runs):
-    assert_labels_cover_nothing(tradeoff(table(*zip(*runs, strict=True)), reported=reported()))
+    assert_labels_cover_nothing(tradeoff(at_both(table(*zip(*runs, strict=True)), 1.0), reported=reported()))
 
 
 def test_of_500_runs_some_are_labelled_and_no_label_covers_anything():
@@ -401,7 +445,7 @@ def test_runs_that_are_not_finished_or_incomplete_are_left_out_and_counted():
     runs.loc[4, "jacobian_coefficient"] = np.nan
     figure = tradeoff(runs)
     np.testing.assert_allclose(dots(figure).x, [70, 40], rtol=1e-6)
-    assert remark(figure) == "a sweep · 2 runs; left out: 2 not finished, 3 incomplete"
+    assert remark(figure) == "a sweep · J at the true input · 2 runs; left out: 2 not finished, 3 incomplete"
 
 
 def test_runs_deleted_upstream_are_drawn_and_counted():
@@ -453,7 +497,7 @@ def test_runs_without_penalty_alone_can_be_drawn():
 
 
 def test_reported_runs_are_labelled_diamonds_on_a_line_in_the_order_of_their_coefficients():
-    trace = diamonds(tradeoff(table(), reported=reported().iloc[::-1]))
+    trace = diamonds(tradeoff(at_both(table(), 1.0), reported=reported().iloc[::-1]))
     assert trace.name == "reported (Farnik et al., 2025)" and trace.showlegend
     np.testing.assert_allclose(trace.x, 100 * reported()["above_0.01"])
     np.testing.assert_allclose(trace.y, reported()["ce_score"])
@@ -468,7 +512,8 @@ def test_where_nothing_was_reported_there_are_no_diamonds(none):
 
 def test_the_reported_sweep_is_the_reported_one():
     runs = reported()
-    assert list(runs.columns) == ["jacobian_coefficient", "ce_score", "above_0.01"]
+    assert list(runs.columns) == ["jacobian_coefficient", "ce_score", "above_0.01", "jacobian_at"]
+    assert set(runs["jacobian_at"]) == {"reconstruction"}
     assert runs["jacobian_coefficient"].tolist() == [0.01, 0.2, 0.5, 1, 3, 4, 5, 50]
     assert (1024 * runs["above_0.01"]).tolist() == [526, 323, 213, 84, 43, 37, 15, 0]
     assert runs["ce_score"].tolist() == [0.933, 0.932, 0.929, 0.92, 0.889, 0.792, 0.632, 0.54]
@@ -479,6 +524,7 @@ def test_the_reported_sweep_is_the_reported_one():
     "bad, complaint",
     [
         (lambda runs: runs.drop(columns="ce_score"), "reported runs lacks ce_score"),
+        (lambda runs: runs.drop(columns="jacobian_at"), "reported runs lacks jacobian_at"),
         (lambda runs: runs.assign(ce_score=np.nan), "reported runs holds NaN"),
         (lambda runs: runs.assign(ce_score=np.inf), "reported runs holds ce_score = inf, which cannot be"),
         (lambda runs: runs.assign(**{"above_0.01": 8.2}), "reported runs holds above_0.01 = 8.2, which cannot be"),
@@ -640,7 +686,8 @@ def test_the_grid_has_one_colour_bar_and_a_legend_of_groups():
 def test_the_grid_counts_what_it_draws_and_leaves_out():
     runs = of(of(table(), 0, state="running"), 1, jacobian_coefficient=np.nan)
     runs["accounted_share"] = 0.9
-    assert remark(sweep_grid_figure(runs, SUBTITLE)) == "a sweep · 3 runs; left out: 1 not finished, 1 incomplete"
+    said = "a sweep · J at the true input · 3 runs; left out: 1 not finished, 1 incomplete"
+    assert remark(sweep_grid_figure(runs, SUBTITLE)) == said
 
 
 @pytest.mark.parametrize("kind, names", [("sparsity", SPARSITY), ("quality", [*QUALITY, "kl_score_input"])])

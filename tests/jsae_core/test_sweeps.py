@@ -104,6 +104,8 @@ def test_a_run_of_the_paper_s_sweep_becomes_a_row_of_settings_and_metrics():
     assert row["above_0.01"] == 84 / 1024
     assert math.isnan(row["kl_score_input"]) and math.isnan(row["above_0.02"])
     assert row["jacobian_sparsity/jac_abs_above_0.01"] == 84
+    # the original evaluates it there
+    assert row["jacobian_at"] == "reconstruction" and row["above_0.01_at_reconstruction"] == 84 / 1024
 
 
 def test_older_names_in_a_configuration_are_understood():
@@ -270,6 +272,16 @@ def test_a_local_run_has_the_columns_of_one_from_wandb_and_the_metrics_of_pair_q
     assert (row["state"], row["name"], row["ce_score"]) == ("finished", "λ = 0.3", pytest.approx(0.8))
     assert (row["above_0.01"], row["kurtosis"], row["l1_over_l2"], row["above_0.01_se"]) == (0.25, 9, 0.5, 0.001)
     assert row["created_at"] == row["updated_at"] == pd.Timestamp("2026-07-01", tz="UTC")
+
+
+def test_a_row_says_where_its_jacobian_was_evaluated_and_has_both_where_both_are_known():
+    both = {"above_0.01": 0.25, "above_0.01_at_reconstruction": 0.2, "kurtosis_at_reconstruction": 8.0}
+    ours, theirs, neither = runs_table([a_run(both, run_id="a"), a_run(run_id="b"), a_run({}, run_id="c")]).iloc
+    assert (ours["jacobian_at"], ours["above_0.01"], ours["above_0.01_at_reconstruction"]) == ("input", 0.25, 0.2)
+    assert math.isnan(ours["kurtosis"]) and ours["kurtosis_at_reconstruction"] == 8
+    assert theirs["jacobian_at"] == "reconstruction"
+    assert theirs["above_0.01"] == theirs["above_0.01_at_reconstruction"] == 84 / 1024
+    assert pd.isna(neither["jacobian_at"])
 
 
 def test_a_table_comes_back_from_its_file_with_the_runs_it_was_made_of():

@@ -180,7 +180,8 @@ class LocalSweep(Section):
     coefficient and, where they are listed, k, d_sae, objective and seed.
 
     `combine`: the runs are all combinations of what is listed ("product"), or the first of each list, the second of
-    each, and so on ("zip"; of a list with one entry, always that).
+    each, and so on ("zip"; of a list with one entry, always that). `weights`: of the language model, as they were
+    trained, or those of its randomised twin.
     """
 
     model: str
@@ -191,6 +192,7 @@ class LocalSweep(Section):
     objective: list[str] | None = Field(default=None, min_length=1)
     seed: list[Seed] | None = Field(default=None, min_length=1)
     combine: Literal["product", "zip"] = "product"
+    weights: Literal["trained", "randomised"] = "trained"
     train: Recipe
 
     @model_validator(mode="after")
@@ -227,6 +229,11 @@ class LocalSweep(Section):
     def recipe(self, config: TrainingConfig) -> Recipe:
         """The recipe of one run."""
         return self.train.model_copy(update={"config": config})
+
+    def makes_like(self, recipe: Recipe) -> bool:
+        """Whether its runs differ from pairs of this recipe in λ alone."""
+        config = dataclasses.replace(recipe.config, jacobian_coefficient=self.train.config.jacobian_coefficient)
+        return not self.varied and self.train == recipe.model_copy(update={"config": config})
 
 
 class Sweep(Section):
@@ -327,6 +334,10 @@ class Catalog(Section):
         """The seed of the language model's randomised twin, for a variant that is a control; else None."""
         return self.models[model].randomise_seed if self.variants[variant].control_of else None
 
+    def randomise_seed_of_sweep(self, sweep: LocalSweep) -> int | None:
+        """The same for a sweep on the twin."""
+        return self.models[sweep.model].randomise_seed if sweep.weights == "randomised" else None
+
     def digest(self, model: str, asset: str, pair: Pair | None = None) -> str:
         """Which catalog entries an asset was made from: a hash that changes when what concerns it does in the model,
         its text or the pair, but not when other layers join the pair's."""
@@ -353,6 +364,7 @@ class Catalog(Section):
     def run_digest(self, sweep: LocalSweep, config: TrainingConfig) -> str:
         """Which catalog entries a run of a local sweep is made from; other runs may join the sweep."""
         others = {setting for setting, concerned in SETTING_OF.items() if concerned not in ("tokens", "pair_quality")}
+        seed = self.randomise_seed_of_sweep(sweep)
         return _hash(
             [
                 self.models[sweep.model].canonical(others | {"randomise_seed"}),
@@ -360,6 +372,7 @@ class Catalog(Section):
                 str(sweep.layer),
                 sweep.recipe(config).canonical(),
                 self.text[sweep.train.text].canonical(),
+                *([] if seed is None else [f"randomise_seed {seed}"]),
             ]
         )
 

@@ -4,8 +4,8 @@ Here: what is refused, and what is said then. Not here: what the refusal rests o
 `jsae_core.measures`.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
 
@@ -21,7 +21,9 @@ from jsae_assets.sources import ExplainedVariance
 from jsae_assets.stored import StoredTensors
 
 if TYPE_CHECKING:
-    from jsae_core import SAEPair
+    from torch import Tensor
+
+    from jsae_core import LanguageModel, MLPInputs, SAEPair
     from jsae_core.measures import InputConventions
 
 PROBE_DOCUMENTS = 32
@@ -56,9 +58,6 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
         tensors: dg.ResourceParam[StoringIOManager],
         sae_pair: StoredTensors,
     ) -> dg.AssetCheckResult:
-        from jsae_core.activations import FirstDocuments
-        from jsae_core.measures import input_conventions, reconstruction_quality
-
         cell = cell_at(context, catalog, variant)
         # read like this since a check has no partition mapping: as an input they would be those of this cell's name
         tokens = tensors.stored(TOKENS, cell.model_key)
@@ -72,28 +71,63 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
             return dg.AssetCheckResult(
                 passed=False, description=f"the pair's d_in is {pair.config.d_in}, the model's d_model {d_model}"
             )
-        say, probed = context.log.warning, subject.documents[:PROBE_DOCUMENTS]
-        quality = compute.fitting(
-            lambda: reconstruction_quality(pair, FirstDocuments(subject.mlp_inputs, PROBE_DOCUMENTS)), say
+        found = examined(
+            pair,
+            subject.language_model,
+            subject.documents,
+            lambda: subject.mlp_inputs,
+            cell.pair.least_explained_variance,
+            compute,
+            context.log.warning,
         )
-        conventions = compute.fitting(
-            lambda: input_conventions(pair, subject.language_model, probed, compute.tokens_at_once), say
-        )
-        faults = list(_faults(pair, quality, conventions, cell.pair.least_explained_variance))
         remark = _remark_on_context(pair, max(map(len, subject.documents)))
         return dg.AssetCheckResult(
-            passed=not faults,
-            description=("; ".join(faults) or _praise(quality, conventions)) + remark,
-            metadata=quality
+            passed=not found.faults,
+            description=("; ".join(found.faults) or _praise(found.quality, found.conventions)) + remark,
+            metadata=found.quality
             | {
                 f"explained_variance_input_{name}": value
-                for name, value in conventions.explained_variance.items()
+                for name, value in found.conventions.explained_variance.items()
                 if name != "true"
             }
-            | {"mlp_difference": conventions.mlp_difference["true"]},
+            | {"mlp_difference": found.conventions.mlp_difference["true"]},
         )
 
     return faithful
+
+
+class Examined(NamedTuple):
+    """What was found of a pair, and a sentence for each thing that is wrong with it."""
+
+    quality: dict[str, float]
+    conventions: "InputConventions"
+    faults: list[str]
+
+
+def examined(
+    pair: "SAEPair",
+    language_model: "LanguageModel",
+    documents: Sequence["Tensor"],
+    mlp_inputs: Callable[[], "MLPInputs"],
+    least: ExplainedVariance,
+    compute: Compute,
+    say: Callable[[str], None],
+) -> Examined:
+    """A pair on the first held-out documents.
+
+    Args:
+        documents: token documents, of which the first are looked at.
+        mlp_inputs: over the same documents.
+        least: the variance that its SAEs are to explain.
+        say: told where memory ran out.
+    """
+    from jsae_core.activations import FirstDocuments
+    from jsae_core.measures import input_conventions, reconstruction_quality
+
+    quality = compute.fitting(lambda: reconstruction_quality(pair, FirstDocuments(mlp_inputs(), PROBE_DOCUMENTS)), say)
+    probed = documents[:PROBE_DOCUMENTS]
+    conventions = compute.fitting(lambda: input_conventions(pair, language_model, probed, compute.tokens_at_once), say)
+    return Examined(quality, conventions, list(_faults(pair, quality, conventions, least)))
 
 
 def _faults(

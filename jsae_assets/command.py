@@ -2,6 +2,7 @@
 
     jsae run     make what is missing or out of date, all of it or of some models, layers and assets
     jsae demo    the same for the whole catalog, and say what was measured
+    jsae suggest-lambda    a short sweep at one layer, and the largest λ that costs little
     jsae site    open the site: numbers, figures, an explorer of latents
     jsae ui      the Dagster UI with its daemon, and the site, on this machine
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -27,6 +29,7 @@ import dagster as dg
 from tabulate import tabulate
 from upath import UPath
 
+from jsae_assets import suggestion
 from jsae_assets.at_work import at_work, release_dead_runs
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
 from jsae_assets.definitions import SettingError, build_definitions
@@ -279,6 +282,36 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--layer", action="append", default=[], type=int, help="a layer")
     run.add_argument("--asset", action="append", default=[], help="an asset: jsae/pair_quality, or pair_quality of all")
     run.add_argument("--dry-run", action="store_true", help="only say what would be made, and why")
+    suggest = commands.add_parser(
+        "suggest-lambda",
+        help="which λ to begin with at a layer of a model, by a short sweep",
+        description="Train short pairs of the catalog's recipe for a model over a handful of λ, measure them, and "
+        "suggest the largest λ that keeps most of the explained variance. Stopped, it goes on where it was.",
+        epilog="Exit status: 0 if there is a λ to suggest, 1 if not or if something failed, 2 for bad arguments.",
+    )
+    suggest.add_argument("model", help="a model of the catalog")
+    suggest.add_argument("layer", type=int, help="a layer of it")
+    suggest.add_argument(
+        "--coefficients",
+        nargs="+",
+        type=_number(0, math.inf, "a λ, at least 0"),
+        default=[],
+        metavar="λ",
+        help="to try beside 0; without it the rule of thumb 0.5 k² / d_model, a third of it, 3 and 10 times it",
+    )
+    suggest.add_argument(
+        "--steps",
+        type=_number(1, math.inf, "a number of steps", int),
+        default=suggestion.STEPS,
+        help="of each training, the recipe's at most (%(default)s)",
+    )
+    suggest.add_argument(
+        "--keep",
+        type=_number(0, 1, "a share, between 0 and 1"),
+        default=suggestion.KEPT,
+        metavar="SHARE",
+        help="of the variance that both SAEs explain at λ = 0 that a suggested λ must keep (%(default)s)",
+    )
     commands.add_parser("site", help="open the site that was made of what is stored, and print where it is")
     commands.add_parser("ui", help="the Dagster UI and its daemon; further options are those of `dagster dev` (--port)")
     options, further = parser.parse_known_args(argv)
@@ -286,6 +319,53 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"there are no such options: {' '.join(further)}")
     options.further = further
     return options
+
+
+def _number(least: float, most: float, expected: str, kind: type = float) -> Callable[[str], float]:
+    """What reads a number of the command line, and refuses others."""
+
+    def read(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if least <= (number := kind(text)) <= most and number < math.inf:
+                return number
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+
+    return read
+
+
+def suggest(
+    options: argparse.Namespace, catalog: Catalog, definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> int:
+    """A short sweep, made as any other, its table, and the λ that it suggests."""
+    if options.model not in catalog.models:
+        print(f"the catalog holds no model {options.model!r}; there are: {', '.join(catalog.models)}", file=sys.stderr)
+        return BAD_ARGUMENTS
+    compute = definitions.resources["compute"]
+    try:
+        language_model = compute.language_model(catalog.models[options.model].source)
+        sweep = suggestion.short_sweep(
+            catalog, options.model, options.layer, language_model, options.coefficients, options.steps
+        )
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return BAD_ARGUMENTS
+    with_it = build_definitions(sweep.catalog, loggers={"console": plain_console})
+    table, figure = dg.AssetKey("sweep_runs"), dg.AssetKey(["figures", "sweep_runs", "tradeoff"])
+    asked = (Place(table, sweep.key), Place(figure, sweep.key))
+    if run_all(sweep.catalog, with_it, instance, lambda place: place in asked):
+        return FAILED
+    stores = {name: with_it.resources[name].manager_of(instance) for name in ("tables", "tensors", "figures")}
+    runs = stores["tables"].stored(table, sweep.key).frame
+    faults = suggestion.faults_of(sweep, runs, stores["tensors"].stored, compute)
+    print(f"\n{suggestion.table(runs, faults)}\n")
+    print(f"Drawn: {stores['figures'].stored(figure, sweep.key).path.with_suffix('.html')}\n")
+    try:
+        coefficient = suggestion.suggested(sweep, runs, faults, options.keep)
+    except suggestion.NothingToSuggest as error:
+        print(error)
+        return FAILED
+    print(suggestion.advice(sweep, runs, coefficient, options.keep))
+    return MADE
 
 
 def unknown(options: argparse.Namespace, catalog: Catalog, definitions: dg.Definitions) -> str | None:
@@ -330,6 +410,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return BAD_ARGUMENTS
         wanted = narrowed(options.model, options.layer, options.asset, catalog)
     with dg.DagsterInstance.get() as instance:
+        if options.command == "suggest-lambda":
+            return suggest(options, catalog, definitions, instance)
         if options.command == "run" and options.dry_run:
             say_plan(freshness_of(catalog, definitions, instance), wanted)
             return MADE

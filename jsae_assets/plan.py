@@ -75,8 +75,9 @@ class PlannedRun:
             return "{}, layer {}".format(*split_cell(self.partition))
         if self.partition is None:
             return self.job.removeprefix("make_")
-        kinds = {TOKENS_JOB: "{}: tokens", SWEEP_JOB: "sweep {}"}
-        return kinds.get(self.job, "{}: layers compared").format(self.partition)
+        kinds = {TOKENS_JOB: "{}: tokens", SWEEP_JOB: "sweep {}", LAYERS_JOB: "{}: layers compared"}
+        (kind,) = (kinds[job] for job in kinds if self.job.startswith(job))
+        return kind.format(self.partition)
 
 
 def planned_runs(freshness: Freshness, wanted: Callable[[Place], bool] = lambda place: True) -> list[PlannedRun]:

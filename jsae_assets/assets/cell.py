@@ -118,21 +118,30 @@ def cell_asset(
     group: str | None = None,
     pool: str | None = POOL,
     priority: int = 0,
+    also: Mapping[str, Sequence[str]] | None = None,
 ) -> Callable[..., dg.AssetsDefinition]:
     """`dagster.asset` with what all assets of cells have in common: it exists at the cells that all of `variants` hold,
     its group is its variant's unless named, and its errors about memory name the settings that help.
 
     Args:
         priority: of the steps that could begin, that of the highest begins first.
+        also: further entries of the catalog that it is made from, by cell.
     """
-    partitions = cells(catalog, variants)
+    partitions, further = cells(catalog, variants), also or {}
     asset = dg.asset(
         key=prefix.split("/") + [name],
         description=description,
         code_version=code_version,
         kinds=kinds,
         ins=ins,
-        deps=[depends_on({key: _entries(key, variants, name, group) for key in partitions.get_partition_keys()})],
+        deps=[
+            depends_on(
+                {
+                    key: [*_entries(key, variants, name, group), *further.get(key, ())]
+                    for key in partitions.get_partition_keys()
+                }
+            )
+        ],
         io_manager_key=io_manager_key,
         group_name=group or groups.of_variant(prefix),
         pool=pool,

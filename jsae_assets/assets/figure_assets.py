@@ -11,12 +11,21 @@ import dagster as dg
 
 from jsae_assets import groups
 from jsae_assets.assets.cell import OWNERS, Cell, cell_asset, find_cell
-from jsae_assets.assets.figures import CELL_FIGURES, CONTROL_FIGURES, LAYER_FIGURES, SWEEP_FIGURES, Figure, Results
+from jsae_assets.assets.figures import (
+    CELL_FIGURES,
+    CONTROL_FIGURES,
+    LAYER_FIGURES,
+    SWEEP_CONTROL_FIGURES,
+    SWEEP_FIGURES,
+    Figure,
+    Results,
+)
 from jsae_assets.assets.sweeps import ASSET as SWEEP_RUNS
 from jsae_assets.assets.sweeps import odd, sweep_entries
 from jsae_assets.catalog import Catalog
 from jsae_assets.entries import confirm, depends_on
-from jsae_assets.partitions import cells, models, of_all_layers, sweeps
+from jsae_assets.partitions import cell_key, cells, models, of_all_layers, sweeps
+from jsae_assets.sources import TrainedPair
 from jsae_assets.stored import StoredTable
 
 if TYPE_CHECKING:
@@ -39,15 +48,42 @@ def figure_assets(catalog: Catalog) -> list[dg.AssetsDefinition]:
         assets += [_layer_figure(catalog, figure, variant, compared) for figure in LAYER_FIGURES]
         if cells(catalog, compared).get_partition_keys():
             assets += [_cell_figure(catalog, figure, variant, compared) for figure in CELL_FIGURES]
-        shown = [*compared, *(_control(catalog, key) for key in compared)]
-        if all(shown) and cells(catalog, shown).get_partition_keys():
-            assets += [_cell_figure(catalog, figure, variant, shown) for figure in CONTROL_FIGURES]
+        shown = _with_controls(catalog, variant)
+        if shown and cells(catalog, shown).get_partition_keys():
+            remarks = _on_equal_quality(catalog, variant, shown)
+            assets += [_cell_figure(catalog, figure, variant, shown, remarks) for figure in CONTROL_FIGURES]
     return assets
 
 
 def sweep_figure_assets(catalog: Catalog) -> list[dg.AssetsDefinition]:
-    """The figures of every sweep."""
-    return [_sweep_figure(catalog, figure) for figure in SWEEP_FIGURES]
+    """The figures of every sweep, and of those that a variant is compared with at equal quality."""
+    assets = [_sweep_figure(catalog, figure) for figure in SWEEP_FIGURES]
+    for variant, entry in catalog.variants.items():
+        shown = _with_controls(catalog, variant) if entry.compared_with else []
+        if served := control_sweeps(catalog, shown):
+            assets += [_control_figure(catalog, figure, variant, shown, served) for figure in SWEEP_CONTROL_FIGURES]
+    return assets
+
+
+def control_sweeps(catalog: Catalog, variants: Sequence[str]) -> dict[str, str]:
+    """The sweeps on the randomised model, by key the cell, whose runs differ in λ alone from the pairs that each of
+    these variants holds there."""
+    served = {}
+    for key, sweep in catalog.sweeps.items():
+        local = sweep.local
+        if local is None or local.weights != "randomised" or not variants:
+            continue
+        pairs = [catalog.pair(variant, local.model, local.layer) for variant in variants]
+        if all(isinstance(pair, TrainedPair) and local.makes_like(pair.train) for pair in pairs):
+            served[key] = cell_key(local.model, local.layer)
+    return served
+
+
+def _with_controls(catalog: Catalog, variant: str) -> list[str]:
+    """The variant that this one is compared with, itself, and the controls of both; none where one is missing."""
+    compared = [catalog.variants[variant].compared_with, variant]
+    shown = [*compared, *(_control(catalog, key) for key in compared)]
+    return shown if all(shown) else []
 
 
 def _control(catalog: Catalog, variant: str) -> str | None:
@@ -55,9 +91,33 @@ def _control(catalog: Catalog, variant: str) -> str | None:
     return next((key for key, entry in catalog.variants.items() if entry.control_of == variant), None)
 
 
-def _cell_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequence[str]) -> dg.AssetsDefinition:
-    """`figures/<owner>/...` at one (model, layer), from the results of these variants there."""
-    labels = _labels(catalog, variants)
+def _on_equal_quality(catalog: Catalog, owner: str, variants: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
+    """By cell, whether and where its controls are compared at equal quality, and the sweeps that this is said of."""
+    served: dict[str, list[str]] = {cell: [] for cell in cells(catalog, variants).get_partition_keys()}
+    for key, cell in control_sweeps(catalog, variants).items():
+        served[cell].append(key)
+    names = ", ".join(f"{owner}_{figure.name}" for figure in SWEEP_CONTROL_FIGURES)
+    there = " · at equal explained variance: figure {} of sweep {}"
+    nowhere = " · not at equal explained variance: that takes a sweep by the same recipe on the randomised model"
+    return {
+        cell: (there.format(names, ", ".join(keys)) if keys else nowhere, [f"sweeps/{key}" for key in keys])
+        for cell, keys in served.items()
+    }
+
+
+def _cell_figure(
+    catalog: Catalog,
+    figure: Figure,
+    owner: str,
+    variants: Sequence[str],
+    remarks: Mapping[str, tuple[str, list[str]]] | None = None,
+) -> dg.AssetsDefinition:
+    """`figures/<owner>/...` at one (model, layer), from the results of these variants there.
+
+    Args:
+        remarks: what the subtitle says further, by cell, and the catalog's entries that this depends on.
+    """
+    labels, remarks = _labels(catalog, variants), remarks or {}
 
     @cell_asset(
         catalog,
@@ -73,15 +133,17 @@ def _cell_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequenc
         io_manager_key="figures",
         group=groups.FIGURES,
         pool=None,
+        also={cell: entries for cell, (_, entries) in remarks.items()},
     )
     def drawn(context: dg.AssetExecutionContext, **inputs) -> Iterator[dg.Output]:
         cell = find_cell(context, catalog, variants[0])
+        remark, _ = remarks.get(context.partition_key, ("", []))
         results, settings = {}, {}
         for variant in variants:
             stored = {measure: inputs[f"{variant}__{measure}"] for measure in figure.reads}
             settings[variant] = [stored[figure.reads[0]].settings]
             results[_style(catalog, variant)] = Results(stored, _reported(cell, variant, *settings[variant]))
-        picture = figure.draw(results, _subtitle(catalog, str(cell), figure.tokens, settings))
+        picture = figure.draw(results, _subtitle(catalog, str(cell), figure.tokens, settings) + remark)
         yield dg.Output(
             picture,
             metadata={
@@ -189,6 +251,62 @@ def _answer(picture: "go.Figure") -> dict[str, str]:
     return {ANSWER: picture.layout.meta[ANSWER]}
 
 
+def _control_figure(
+    catalog: Catalog, figure: Figure, owner: str, variants: Sequence[str], served: Mapping[str, str]
+) -> dg.AssetsDefinition:
+    """Of a sweep, beside the results of these variants at its cell."""
+    partitions = dg.StaticPartitionsDefinition(list(served))
+    at_cells = dg.StaticPartitionMapping(
+        {cell: [key for key, place in served.items() if place == cell] for cell in served.values()}
+    )
+    of_sweep = dg.StaticPartitionMapping({key: [key] for key in served})
+    entries = {
+        key: [
+            f"sweeps/{key}",
+            *(entry for variant in variants for entry in (f"variants/{variant}", f"pairs/{variant}/{cell}")),
+        ]
+        for key, cell in served.items()
+    }
+    labels = _labels(catalog, variants)
+
+    @dg.asset(
+        key=["figures", SWEEP_RUNS, f"{owner}_{figure.name}"],
+        partitions_def=partitions,
+        deps=[depends_on(entries)],
+        description=f"{figure.description}: {labels}.",
+        group_name=groups.FIGURES,
+        kinds={"plotly"},
+        owners=OWNERS,
+        code_version=figure.code_version,
+        io_manager_key="figures",
+        ins={"runs": dg.AssetIn(SWEEP_RUNS, partition_mapping=of_sweep)}
+        | {
+            f"{variant}__{measure}": dg.AssetIn([variant, measure], partition_mapping=at_cells)
+            for variant in variants
+            for measure in figure.reads
+        },
+    )
+    def drawn(context: dg.AssetExecutionContext, runs: StoredTable, **inputs) -> Iterator[dg.Output]:
+        confirm(context, catalog)
+        results = {
+            _style(catalog, variant): Results(
+                {measure: inputs[f"{variant}__{measure}"] for measure in figure.reads}, reported={}
+            )
+            for variant in variants
+        }
+        key = context.partition_key
+        picture = figure.draw((results, runs.frame), _sweep_subtitle(key, runs.frame))
+        yield dg.Output(
+            picture,
+            metadata={
+                **_answer(picture),
+                "source": f"{SWEEP_RUNS} of {key}; {' and '.join(figure.reads)} of {labels}",
+            },
+        )
+
+    return drawn
+
+
 def _labels(catalog: Catalog, variants: Sequence[str]) -> str:
     return " beside ".join(catalog.variants[variant].label for variant in variants)
 
@@ -236,4 +354,5 @@ def _sweep_subtitle(key: str, runs: "DataFrame") -> str:
         for name, form in settings.items()
         if name in runs and runs[name].notna().all() and runs[name].nunique() == 1
     ]
+    said += ["randomised weights"] if runs["randomize_llm_weights"].all() else []
     return ", ".join([f"sweep {key}", *said])

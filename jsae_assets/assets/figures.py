@@ -132,6 +132,41 @@ def _draw_control(results: Mapping[Variant, Results], subtitle: str) -> go.Figur
     )
 
 
+def _draw_equal_quality(given: tuple[Mapping[Variant, Results], DataFrame], subtitle: str) -> go.Figure:
+    """Of what a variant is compared with, the variant, and the controls of both, in this order; and of the runs of a
+    sweep on the randomised model."""
+    from jsae_core.figures import PairNumbers, equal_quality_figure
+    from jsae_core.measures import Estimate, interpolated
+
+    results, runs = given
+    names = ("explained_variance_output", "above_0.01", "accounted_share")
+    estimates: list[tuple[float, list[Estimate]]] = []
+    for result in results.values():
+        found: dict[str, Estimate] = {}
+        for measure in ("pair_quality", "jacobian_histogram", "latent_accounting"):
+            found |= stored_estimates(result.stored[measure])
+        coefficient = result.stored["pair_quality"].settings["jacobian_coefficient"]
+        estimates.append((coefficient, [found[name] for name in names]))
+    of_runs = [
+        (row["jacobian_coefficient"], [Estimate(row[name], row[f"{name}_se"]) for name in names])
+        for row in runs[runs["state"] == "finished"].to_dict("records")
+    ]
+    trained, randomised = estimates[:2], estimates[2:] + of_runs
+    at = trained[1][1][0]
+    read_off = [interpolated([(of[0], of[place]) for _, of in randomised], at) for place in range(1, len(names))]
+
+    def numbers(coefficient: float | None, of: Sequence[Estimate]) -> PairNumbers:
+        return PairNumbers(coefficient, *((estimate.value, estimate.standard_error) for estimate in of))
+
+    _, variant, _, control = results
+    return equal_quality_figure(
+        {variant: [numbers(*pair) for pair in trained], control: [numbers(*pair) for pair in randomised]},
+        numbers(*trained[1]),
+        None if None in read_off else numbers(None, [at, *read_off]),
+        subtitle,
+    )
+
+
 def _draw_sparsity(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
     from jsae_core.figures import jacobian_sparsity_figure
     from jsae_core.measures.moments import flat
@@ -365,6 +400,19 @@ CONTROL_FIGURES = (
         _draw_control,
         code_version="4",
         reads=["jacobian_histogram", "latent_accounting", "pair_quality"],
+    ),
+)
+
+# Of one sweep on the language model with randomised weights, whose runs are made as a variant's pairs are, but for λ.
+# Drawn from the variant's results, from those of the variant that it is compared with, of the controls of both, and
+# from the table of its runs.
+SWEEP_CONTROL_FIGURES = (
+    Figure(
+        "equal_quality",
+        "Large elements of the Jacobian and accounted share at equal explained variance, pretrained against randomised "
+        "language model",
+        _draw_equal_quality,
+        reads=["pair_quality", "jacobian_histogram", "latent_accounting"],
     ),
 )
 

@@ -12,8 +12,9 @@ import dagster as dg
 
 from jsae_assets import groups
 from jsae_assets.assets.cell import OWNERS, Stopwatch
-from jsae_assets.assets.figures import CELL_FIGURES, CONTROL_FIGURES, LAYER_FIGURES, SWEEP_FIGURES
+from jsae_assets.assets.figures import CELL_FIGURES, CONTROL_FIGURES, LAYER_FIGURES
 from jsae_assets.assets.measures import MEASURES
+from jsae_assets.assets.sweeps import ASSET as SWEEP_RUNS
 from jsae_assets.catalog import Catalog
 from jsae_assets.entries import CATALOG, confirm
 from jsae_assets.io_managers import StoringIOManager
@@ -49,10 +50,9 @@ def site_asset(catalog: Catalog, shown: Sequence[dg.AssetsDefinition]) -> dg.Ass
         confirm(context, catalog)
         watch = Stopwatch()
         names = FigureNames(
-            *(
-                [figure.name for figure in kind]
-                for kind in ((*CELL_FIGURES, *CONTROL_FIGURES), LAYER_FIGURES, SWEEP_FIGURES)
-            )
+            [figure.name for figure in (*CELL_FIGURES, *CONTROL_FIGURES)],
+            [figure.name for figure in LAYER_FIGURES],
+            [asset.key.path[-1] for asset in shown if asset.key.path[:-1] == ["figures", SWEEP_RUNS]],
         )
         with tempfile.TemporaryDirectory() as folder:
             made = Site(

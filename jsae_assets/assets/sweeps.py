@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from torch import Tensor
 
-    from jsae_core import SAEPair
+    from jsae_core import MLPInputs, SAEPair
     from jsae_core.checkpoints import Checkpoint
     from jsae_core.recipe import TrainingConfig
     from jsae_core.sweeps import TrainingRun
@@ -178,9 +178,8 @@ def _trained_here(
 
 def _named(sweep: LocalSweep, config: "TrainingConfig") -> str:
     """What the sweep varies, as this run has it."""
-    return ", ".join(
-        [f"λ {config.jacobian_coefficient:g}", *(f"{name} {getattr(config, name)}" for name in sweep.varied)]
-    )
+    said = [f"λ {config.jacobian_coefficient:g}", *(f"{name} {getattr(config, name)}" for name in sweep.varied)]
+    return ", ".join(said + (["randomised weights"] if sweep.weights == "randomised" else []))
 
 
 def _train(
@@ -193,8 +192,8 @@ def _train(
     say: Callable[[str], None],
 ) -> "SAEPair":
     model, recipe = catalog.models[sweep.model], sweep.recipe(config)
-    text = catalog.text[recipe.text]
-    pair = trained_pair(sweep.model, model, sweep.layer, None, recipe, text, compute, checkpoint, downloads, say)
+    text, seed = catalog.text[recipe.text], catalog.randomise_seed_of_sweep(sweep)
+    pair = trained_pair(sweep.model, model, sweep.layer, seed, recipe, text, compute, checkpoint, downloads, say)
     return pair.to(compute.torch_dtype())
 
 
@@ -206,17 +205,15 @@ def _measured(
     from jsae_core.measures.moments import flat
     from jsae_core.text import first_tokens
 
-    model = catalog.models[sweep.model]
-    language_model = compute.language_model(model.source)
-    held_out = compute.cached("held-out documents", sweep.model, lambda: _documents(catalog, sweep.model, compute))
+    on = HeldOut(catalog, sweep, compute)
 
     def numbers() -> dict[str, float]:
-        inputs = compute.mlp_inputs(language_model, sweep.layer, ("held out", sweep.model), lambda: held_out)
+        inputs = on.mlp_inputs()
         at_input, there = (flat(jacobian_measures(pair, inputs, at)) for at in EVALUATED_AT)
         accounting = latent_accounting(pair, inputs, kept=())
-        first = first_tokens(held_out, model.quality_tokens)
+        first = first_tokens(on.documents, catalog.models[sweep.model].quality_tokens)
         return (
-            pair_quality(pair, language_model, first, compute.tokens_at_once)
+            pair_quality(pair, on.language_model, first, compute.tokens_at_once)
             | at_input  # of more tokens than what the quality says of the Jacobian
             | {_at_reconstruction(name): number for name, number in there.items()}
             | {name: accounting[name] for name in ("accounted_share", "accounted_share_se")}
@@ -255,15 +252,30 @@ def _similarities(runs: list[tuple["TrainingConfig", StoredTensors]]) -> list[di
     return [{name: statistics.fmean(values) for name, values in of_run.items()} for of_run in found]
 
 
-def _documents(catalog: Catalog, model_key: str, compute: Compute) -> list["Tensor"]:
-    """What the model's other pairs are measured on."""
-    from jsae_core.text import tokenise
+class HeldOut:
+    """What a local sweep's pairs are measured on: what the model's other pairs are.
 
-    model = catalog.models[model_key]
-    language_model = compute.language_model(model.source)
-    size = context_size(model, language_model)
-    text = catalog.model_text(model_key)
-    return tokenise(documents(text), language_model.tokenizer, size, model.tokens, text.long_documents)
+    Attributes:
+        documents: 1-d token tensors, BOS first.
+    """
+
+    def __init__(self, catalog: Catalog, sweep: LocalSweep, compute: Compute):
+        self._catalog, self._sweep, self._compute = catalog, sweep, compute
+        source, seed = catalog.models[sweep.model].source, catalog.randomise_seed_of_sweep(sweep)
+        self.language_model = compute.language_model(source, seed)
+        self.documents: list[Tensor] = compute.cached("held-out documents", sweep.model, self._tokenised)
+
+    def mlp_inputs(self) -> "MLPInputs":
+        """The MLP's inputs over them."""
+        key = ("held out", self._sweep.model)
+        return self._compute.mlp_inputs(self.language_model, self._sweep.layer, key, lambda: self.documents)
+
+    def _tokenised(self) -> "list[Tensor]":
+        from jsae_core.text import tokenise
+
+        model, text = self._catalog.models[self._sweep.model], self._catalog.model_text(self._sweep.model)
+        size, tokenizer = context_size(model, self.language_model), self.language_model.tokenizer
+        return tokenise(documents(text), tokenizer, size, model.tokens, text.long_documents)
 
 
 def _stored_run(

@@ -5,6 +5,8 @@ from .dead_latents import dead_latents_figure as dead_latents_figure
 from .differences import Difference as Difference
 from .differences import differences_figure as differences_figure
 from .edge_curve import edge_curve_figure as edge_curve_figure
+from .equal_quality import PairNumbers as PairNumbers
+from .equal_quality import equal_quality_figure as equal_quality_figure
 from .examples import jacobian_examples_figure as jacobian_examples_figure
 from .examples import permute_rows_and_columns as permute_rows_and_columns
 from .function_curves import function_curves_figure as function_curves_figure

@@ -18,6 +18,7 @@ from .histogram import jacobian_histograms as jacobian_histograms
 from .histogram import jacobian_measures as jacobian_measures
 from .histogram import jacobian_sizes as jacobian_sizes
 from .histogram import share_above as share_above
+from .interpolation import interpolated as interpolated
 from .linearity import classify_curves as classify_curves
 from .linearity import function_curves as function_curves
 from .linearity import function_shapes as function_shapes

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import dagster as dg
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -18,6 +19,8 @@ from jsae_assets import command
 from jsae_assets.catalog import load_catalog
 from jsae_assets.command import figure_pages, run_all, say_plan, summary
 from jsae_assets.plan import narrowed, planned_runs
+from jsae_assets.suggestion import NothingToSuggest, short_sweep, suggested
+from jsae_core import load_language_model
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, REPOSITORY, Graph, write_catalog
 
 CELL_0 = {f"traditional/{name} tiny:0" for name in PER_VARIANT}
@@ -486,3 +489,112 @@ def test_a_folder_that_is_a_file_is_refused_in_one_line_with_its_variable(
     assert command.main(arguments) == command.BAD_ARGUMENTS
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(said.format(place=tmp_path / "file"))
+
+
+# Which λ to begin with
+
+
+def test_a_short_sweep_suggests_the_largest_lambda_that_keeps_enough_and_is_not_trained_again(
+    entries, graph, monkeypatch, tmp_path, capsys
+):
+    changed = entries()
+    changed["pairs"][0]["train"]["config"] = changed["pairs"][0]["train"]["config"] | {"steps": 300}
+    tiny = graph(changed)
+    asked = ("suggest-lambda", "tiny", "1", "--coefficients", "0.1", "1e6", "--steps", "150", "--keep", "0.8")
+    assert main(tiny, monkeypatch, tmp_path, *asked) == 0
+    said = capsys.readouterr().out
+    assert "run 3 of 3: λ 1e+06" in said and "step 150/150" in said  # progress
+    rows = {line.split()[0]: line.split() for line in said.splitlines() if line.endswith((" yes", " no"))}
+    assert list(rows) == ["0", "0.1", "1e+06"]
+    runs = pd.read_parquet(tiny.file("sweep_runs", None, "suggest-lambda-tiny-1", "parquet"))
+    for _, row in runs.iterrows():
+        for name in ("above_0.01", "accounted_share", "explained_variance_output", "kl_score_pair"):
+            assert f"{row[name]:.1%}" in rows[f"{row['jacobian_coefficient']:g}"]
+    assert "Suggested: λ = 0.1," in said and "jacobian_coefficient: 0.1" in said
+    assert "150 steps, the catalog's recipe asks for 300" in said
+    before = tiny.stored()
+    assert main(tiny, monkeypatch, tmp_path, *asked) == 0
+    again = capsys.readouterr().out
+    assert "run 1 of 3" not in again and "Suggested: λ = 0.1," in again
+    assert tiny.stored() == before
+
+
+@pytest.mark.parametrize(
+    ("explained", "faults", "keep", "expected"),
+    [
+        # 0.9 of 0.8 is 0.72: λ = 3 keeps that, and 10 does not
+        ([0.8, 0.79, 0.73, 0.6], [[], [], [], []], 0.9, 3.0),
+        ([0.8, 0.79, 0.73, 0.6], [[], [], [], []], 0.5, 10.0),
+        ([0.8, 0.79, 0.73, 0.6], [[], [], ["its MLP is another"], []], 0.9, 1.0),
+        ([0.8, 0.7, 0.73, 0.6], [[], [], [], []], 0.9, 3.0),
+        ([0.8, 0.7, 0.6, 0.5], [[], [], [], []], 0.9, "Even the smallest λ costs too much after 40 steps"),
+        ([0.4, 0.4, 0.4, 0.4], [["too little"], [], [], []], 0.9, r"not fit to be measured itself \(too little\)"),
+        ([-0.1, -0.1, -0.1, -0.1], [[], [], [], []], 0.9, r"itself \(one of its SAEs explains nothing\)"),
+    ],
+)
+def test_the_suggested_lambda_is_the_largest_that_keeps_enough_and_would_pass(
+    entries, tmp_path, explained, faults, keep, expected
+):
+    catalog = load_catalog(write_catalog(tmp_path, entries()))
+    sweep = short_sweep(catalog, "tiny", 1, load_language_model(catalog.models["tiny"].source[0]), [1, 3, 10])
+    runs = pd.DataFrame(
+        {
+            "jacobian_coefficient": [0.0, 1.0, 3.0, 10.0],
+            "explained_variance_input": 0.9,
+            "explained_variance_output": explained,
+        }
+    )
+    if isinstance(expected, float):
+        assert suggested(sweep, runs, faults, keep) == expected
+    else:
+        with pytest.raises(NothingToSuggest, match=expected):
+            suggested(sweep, runs, faults, keep)
+
+
+def test_what_the_check_faithful_would_refuse_is_not_suggested(entries, graph, monkeypatch, tmp_path, capsys):
+    strict = entries()
+    for pair in strict["pairs"]:
+        pair["least_explained_variance"] = {"input": -1e9, "output": 1.0}
+    tiny = graph(strict)
+    asked = ("suggest-lambda", "tiny", "1", "--coefficients", "0.5", "--steps", "3", "--keep", "0")
+    assert main(tiny, monkeypatch, tmp_path, *asked) == 1
+    said = capsys.readouterr().out
+    assert [line.split()[-1] for line in said.splitlines() if line.endswith((" yes", " no"))] == ["no", "no"]
+    assert "the pair without a penalty is not fit to be measured itself (" in said
+
+
+def test_without_lambdas_those_around_the_rule_of_thumb_are_tried_by_a_shortened_recipe(entries, tmp_path):
+    catalog = load_catalog(write_catalog(tmp_path, entries()))
+    language_model = load_language_model(catalog.models["tiny"].source[0])
+    sweep = short_sweep(catalog, "tiny", 0, language_model, steps=5)
+    rule = 0.5 * 8**2 / language_model.d_model
+    assert sweep.local.coefficients == pytest.approx([0, rule / 3, rule, 3 * rule, 10 * rule], rel=0.02)
+    assert sweep.local.train.config.steps == 5 and sweep.local.train.tokens == 5 * 256
+    assert sweep.full_steps == catalog.pair("jsae", "tiny", 1).train.config.steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nobody", "1"], "the catalog holds no model 'nobody'; there are: tiny"),
+        (["tiny", "7"], "tiny has layers 0 to 2; there is no layer 7"),
+    ],
+)
+def test_a_lambda_for_what_the_catalog_does_not_hold_is_a_bad_argument(
+    entries, graph, monkeypatch, tmp_path, capsys, arguments, said
+):
+    assert main(graph(entries()), monkeypatch, tmp_path, "suggest-lambda", *arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--keep", "2"], ["--steps", "0"], ["--coefficients", "-1"], ["--keep", "nan"]])
+def test_numbers_that_cannot_be_are_refused_by_the_command_line(wrong, capsys):
+    with pytest.raises(SystemExit):
+        command.arguments(["suggest-lambda", "tiny", "1", *wrong])
+    assert "is not a" in capsys.readouterr().err
+
+
+def test_without_a_recipe_for_the_model_there_is_no_lambda_to_suggest(entries, graph, monkeypatch, tmp_path, capsys):
+    without_pairs = entries() | {"pairs": []}
+    assert main(graph(without_pairs), monkeypatch, tmp_path, "suggest-lambda", "tiny", "1") == 2
+    assert "the catalog has no recipe for pairs of tiny: give it a pair with `train:`" in capsys.readouterr().err

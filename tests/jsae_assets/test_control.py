@@ -3,6 +3,7 @@
 import shutil
 
 import dagster as dg
+import pandas as pd
 import plotly.io
 import pytest
 import torch
@@ -22,6 +23,8 @@ from tests.jsae_assets.conftest import (
     metadata,
     write_catalog,
 )
+from tests.jsae_assets.test_graph import values
+from tests.jsae_assets.test_sweeps import sync
 from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, write_artifact
 
 VARIANTS = ("traditional", "jsae", "traditional_randomised", "jsae_randomised")
@@ -33,7 +36,10 @@ def controlled(fresh_home, controlled_entries, tmp_path_factory):
     folder = tmp_path_factory.mktemp("controlled")
     shutil.copytree(fresh_home, folder / "home")
     with dg.DagsterInstance.from_config(str(folder / "home")) as instance:
-        graph = Graph(load_catalog(write_catalog(folder, controlled_entries())), instance)
+        entries = controlled_entries()
+        sweep = {"model": "tiny", "layer": 1, "coefficients": [0.0, 30.0], "weights": "randomised"}
+        entries["sweeps"] = {"control": {"local": sweep | {"train": entries["pairs"][0]["train"]}}}
+        graph = Graph(load_catalog(write_catalog(folder, entries)), instance)
         graph.tokenise()
         yield graph, graph.measure(1, raise_on_error=True)
 
@@ -90,6 +96,79 @@ def test_the_control_figure_has_four_bars_a_threshold_in_the_variants_colours(co
         said = figure.layout.title.subtitle.text.replace("<br>", " ")
         assert f"{100 * accounted:.0f} / {100 * explained:.0f}%" in said
         assert "λ 0 (Traditional)" in said and "randomised" not in said.split("λ ")[1].split("·")[0]
+
+
+@pytest.fixture(scope="module")
+def swept(controlled):
+    """With the sweep on the randomised model."""
+    graph, _ = controlled
+    assert failures(sync(graph, "control")) == {}
+    return graph
+
+
+def test_a_sweep_on_the_randomised_model_trains_and_measures_on_the_twin(swept, controlled, twin):
+    runs = pd.read_parquet(swept.file("sweep_runs", None, "control", "parquet"))
+    assert runs["randomize_llm_weights"].all()
+    assert runs["name"].tolist() == [f"tiny layer 1 λ {of}, randomised weights" for of in (0, 30)]
+    pair = SAEPair.load(swept.storage / "sweep_runs" / "control" / f"{runs['run_id'][0]}.safetensors")
+    assert torch.equal(pair.mlp.W_in, twin.mlp(1).W_in)
+    # the same recipe on the same tokens: it is the control of the cell
+    of_cell = metadata(controlled[1], "traditional_randomised/jacobian_histogram")["share_above_0.01"]
+    assert runs["above_0.01"][0] == pytest.approx(of_cell, abs=1e-3)
+    quality = metadata(controlled[1], "traditional_randomised/pair_quality")
+    assert runs["explained_variance_output"][0] == pytest.approx(quality["explained_variance_output"], abs=1e-3)
+
+
+def test_the_figure_at_equal_quality_has_the_pairs_of_both_models_and_the_runs_of_the_sweep(swept, controlled):
+    path = swept.file("figures/sweep_runs/jsae_equal_quality", None, "control", "json")
+    figure = plotly.io.from_json(path.read_text(encoding="utf-8"))
+    trained, randomised = [trace for trace in figure.data if "lines" in trace.mode][:2]
+    assert {"λ 0", "λ 1"} == set(trained.text) and sorted(randomised.text) == ["λ 0", "λ 0", "λ 1", "λ 30"]
+    for variant, trace, label in (("jsae", trained, "λ 1"), ("jsae_randomised", randomised, "λ 1")):
+        place = list(trace.text).index(label)
+        explained = metadata(controlled[1], f"{variant}/pair_quality")["explained_variance_output"]
+        share = metadata(controlled[1], f"{variant}/jacobian_histogram")["share_above_0.01"]
+        assert values(trace.x)[place] == pytest.approx(100 * explained)
+        assert values(trace.y)[place] == pytest.approx(100 * share)
+    said = figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert said.startswith("At ") and "sweep control, tiny, layer 1" in said and "randomised weights" in said
+
+
+def test_the_control_figure_says_where_it_is_compared_at_equal_quality_or_that_it_is_not(
+    controlled, controlled_entries, graph
+):
+    def said(of: Graph) -> str:
+        path = of.file("figures/jsae/randomised_control", extension="json")
+        return plotly.io.from_json(path.read_text(encoding="utf-8")).layout.title.subtitle.text.replace("<br>", " ")
+
+    assert "at equal explained variance: figure jsae_equal_quality of sweep control" in said(controlled[0])
+    without = graph(controlled_entries())
+    without.tokenise()
+    assert without.measure(1).success
+    assert "not at equal explained variance: that takes a sweep by the same recipe" in said(without)
+
+
+@pytest.mark.parametrize(
+    "change", [{"weights": "trained"}, {"layer": 0}, {"seed": [0, 1]}], ids=["trained", "layer", "seeds"]
+)
+def test_a_sweep_that_made_other_pairs_is_no_control(controlled_entries, graph, change):
+    entries = controlled_entries()
+    sweep = {"model": "tiny", "layer": 1, "coefficients": [0.0], "weights": "randomised"} | change
+    entries["sweeps"] = {"other": {"local": sweep | {"train": entries["pairs"][0]["train"]}}}
+    keys = graph(entries).definitions.resolve_asset_graph().get_all_asset_keys()
+    assert dg.AssetKey(["figures", "sweep_runs", "jsae_equal_quality"]) not in keys
+
+
+def test_runs_on_the_randomised_model_are_other_runs_and_its_seed_concerns_no_others(controlled_entries, tmp_path):
+    def digest(weights: str, seed: int) -> str:
+        entries = controlled_entries()
+        entries["models"]["tiny"]["randomise_seed"] = seed
+        sweep = {"model": "tiny", "layer": 1, "coefficients": [1.0], "weights": weights}
+        entries["sweeps"] = {"one": {"local": sweep | {"train": entries["pairs"][0]["train"]}}}
+        return load_catalog(write_catalog(tmp_path, entries)).entries()["sweeps/one"]
+
+    assert digest("trained", 0) == digest("trained", 1)
+    assert len({digest("trained", 0), digest("randomised", 0), digest("randomised", 1)}) == 3
 
 
 def test_no_control_figure_where_the_catalog_holds_no_control(measured):

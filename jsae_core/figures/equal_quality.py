@@ -1,0 +1,130 @@
+"""Pairs beside such on the randomised language model, at equal explained variance: how many elements of the Jacobian
+are large, and how much the input latents account for.
+
+Here: drawing points, lines and what was read off between them. Not here: measuring, and reading it off
+(`measures.interpolation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from jsae_core.figures.style import FONT_SIZE, INK, Variant, apply_style, plain, require_variants
+
+Z95 = 1.96  # standard errors on either side of a 95% interval
+QUANTITIES = {"share": "elements with |J| ≥ 0.01 (%)", "accounted": "accounted share (%)"}
+READ_OFF = "read off at equal explained variance"
+HEIGHT = 430
+
+
+class PairNumbers(NamedTuple):
+    """A pair's numbers, each with its standard error: shares, between 0 and 1 but for the accounted one.
+
+    Attributes:
+        coefficient: λ; None for what was read off between pairs.
+        explained: variance that the output SAE explains.
+        share: elements of the Jacobian with |J| of 0.01 or more.
+        accounted: the accounted share.
+    """
+
+    coefficient: float | None
+    explained: tuple[float, float]
+    share: tuple[float, float]
+    accounted: tuple[float, float]
+
+
+def equal_quality_figure(
+    pairs: Mapping[Variant, Sequence[PairNumbers]],
+    compared: PairNumbers,
+    read_off: PairNumbers | None,
+    subtitle: str,
+) -> go.Figure:
+    """Left the share of elements with |J| of 0.01 or more, right the accounted share, against the variance that the
+    output SAE explains; a line through the pairs of each language model, a point a λ. A dotted line marks the explained
+    variance of the pair that is compared, a diamond what pairs on the randomised model have there. Bars are 95%
+    intervals.
+
+    Args:
+        pairs: those on the language model as it is, then those on the one with randomised weights, in any order.
+        compared: one of the first.
+        read_off: of the second, at its explained variance; None if no two of them enclose that.
+        subtitle: model, layer and settings.
+
+    Raises:
+        ValueError: there are not exactly two language models, or one has no pair.
+    """
+    require_variants(pairs)
+    if len(pairs) != 2 or not all(pairs.values()):
+        raise ValueError(f"there are pairs of {len(pairs)} language models; expected two, with at least one pair each")
+    figure = make_subplots(cols=2, horizontal_spacing=0.14)
+    for column, (quantity, title) in enumerate(QUANTITIES.items(), start=1):
+        for place, (variant, of_variant) in enumerate(pairs.items()):
+            line = _line(variant, of_variant, quantity, "solid" if place == 0 else "dash")
+            figure.add_trace(line.update(showlegend=column == 1), row=1, col=column)
+        if read_off is not None:
+            figure.add_trace(_diamond(read_off, quantity).update(showlegend=column == 1), row=1, col=column)
+        figure.add_vline(
+            100 * compared.explained[0], line={"dash": "dot", "color": INK, "width": 1.5}, row=1, col=column
+        )
+        figure.update_xaxes(title_text="variance explained, output SAE (%)", nticks=6, row=1, col=column)
+        figure.update_yaxes(title_text=title, nticks=6, row=1, col=column)
+    question = "Is it the training of the language model, at equal quality?"
+    return apply_style(figure, question, _answer(pairs, compared, read_off), subtitle, HEIGHT)
+
+
+def _answer(pairs: Mapping[Variant, Sequence[PairNumbers]], compared: PairNumbers, read_off: PairNumbers | None) -> str:
+    trained, randomised = (variant.label for variant in pairs)
+    explained = f"{100 * compared.explained[0]:.0f}% explained variance"
+    if read_off is None:
+        theirs = [pair.explained[0] for pair in [*pairs.values()][1]]
+        which = "larger" if min(theirs) > compared.explained[0] else "smaller"
+        return (
+            f"At {explained} no pair on the randomised model can be compared with {trained}: they explain "
+            f"{100 * min(theirs):.0f} to {100 * max(theirs):.0f}%. It takes a {which} λ in the sweep."
+        )
+    return (
+        f"At {explained}, |J| ≥ 0.01: {_said(compared.share)} ({trained}), {_said(read_off.share)} ({randomised}, "
+        f"{READ_OFF}); accounted: {_said(compared.accounted)}, {_said(read_off.accounted)}."
+    )
+
+
+def _said(number: tuple[float, float]) -> str:
+    value, error = (100 * part for part in number)
+    return f"{value:.1f} ± {Z95 * error:.1f}%".replace("-", "\N{MINUS SIGN}")
+
+
+def _line(variant: Variant, pairs: Sequence[PairNumbers], quantity: str, dash: str) -> go.Scatter:
+    ordered = sorted(pairs, key=lambda pair: pair.explained)
+    numbers = [getattr(pair, quantity) for pair in ordered]
+    return go.Scatter(
+        x=[100 * pair.explained[0] for pair in ordered],
+        y=[100 * value for value, _ in numbers],
+        error_x={"array": [100 * Z95 * pair.explained[1] for pair in ordered], "thickness": 1, "width": 3},
+        error_y={"array": [100 * Z95 * error for _, error in numbers], "thickness": 1, "width": 3},
+        mode="lines+markers+text",
+        name=plain(variant.label),
+        line={"color": variant.colour, "width": 2.5, "dash": dash},
+        marker={"size": 11, "symbol": "circle" if dash == "solid" else "square"},
+        text=[f"λ {pair.coefficient:g}" for pair in ordered],
+        textposition="top left",
+        textfont={"size": FONT_SIZE - 4},
+        cliponaxis=False,
+        hovertemplate="%{text}: %{y:.3g}% at %{x:.3g}% explained<extra>" + plain(variant.label) + "</extra>",
+    )
+
+
+def _diamond(pair: PairNumbers, quantity: str) -> go.Scatter:
+    value, error = getattr(pair, quantity)
+    return go.Scatter(
+        x=[100 * pair.explained[0]],
+        y=[100 * value],
+        error_y={"array": [100 * Z95 * error], "thickness": 2, "width": 6, "color": INK},
+        mode="markers",
+        name=READ_OFF,
+        marker={"symbol": "diamond", "size": 14, "color": "white", "line": {"color": INK, "width": 2.5}},
+        hovertemplate=f"{READ_OFF}: %{{y:.3g}}%<extra></extra>",
+    )

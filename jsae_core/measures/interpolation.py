@@ -1,0 +1,44 @@
+"""What pairs have at a quality that none of them has, from pairs of more and of less quality.
+
+A control is worth little where its pairs explain more or less than those it is a control of: a Jacobian can always be
+made smaller at the price of quality. So what the controls have is read off between them. Not here: which pairs are
+compared, and by which quality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from jsae_core.measures.moments import Estimate
+
+
+def interpolated(points: Sequence[tuple[Estimate, Estimate]], at: Estimate) -> Estimate | None:
+    """The value at a quality, on the straight line between the two points whose qualities enclose it most closely; None
+    if no two do. With the point a below and b above, t = (q - q_a) / (q_b - q_a) of the way from a to b,
+
+        v = (1 - t) v_a + t v_b,
+        error <= (1 - t) e(v_a) + t e(v_b) + |v_b - v_a| / (q_b - q_a) (e(q) + (1 - t) e(q_a) + t e(q_b)).
+
+    The error is that bound, to first order: the numbers are of the same documents, so their errors may well go
+    together, and then they add up like this; they are never more. That the line is straight is taken for granted.
+
+    Args:
+        points: quality and value of each pair, in any order.
+        at: the quality that the value is asked for at.
+    """
+    ordered = sorted(points, key=lambda point: point[0].value)
+    for (quality_a, value_a), (quality_b, value_b) in pairwise(ordered):
+        if quality_a.value <= at.value <= quality_b.value:
+            apart = quality_b.value - quality_a.value
+            share = (at.value - quality_a.value) / apart if apart else 0.0
+            slope = abs(value_b.value - value_a.value) / apart if apart else 0.0
+
+            of_quality = (1 - share) * quality_a.standard_error + share * quality_b.standard_error
+            return Estimate(
+                (1 - share) * value_a.value + share * value_b.value,
+                (1 - share) * value_a.standard_error
+                + share * value_b.standard_error
+                + slope * (at.standard_error + of_quality),
+            )
+    return None

@@ -33,6 +33,7 @@ class MLPInputs:
     Attributes:
         documents: 1-d token tensors, BOS first; gone through anew by every read.
         batch_tokens: the most tokens, padding counted, that the model is given at once (a longer document goes alone).
+        convention: of what is called the MLP's input, by its name in `LanguageModel.mlp_input_conventions`.
         budget: the memory in which batches are kept once the model has computed them; what finds no room there is
             computed again by every read. None: nothing is kept.
     """
@@ -42,6 +43,7 @@ class MLPInputs:
     layer: int
     batch_tokens: int = 8192
     budget: MemoryBudget | None = None
+    convention: str = "true"
     _kept: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)  # by batch
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -62,13 +64,19 @@ class MLPInputs:
             yield computed
 
     def digest(self) -> str:
-        """Of all that the items depend on: documents, layer, how many tokens at once, the model's weights."""
+        """Of all that the items depend on: documents, layer, convention, how many tokens at once, the model's
+        weights."""
         documents = content_digest({str(number): document for number, document in enumerate(self.documents)})
-        parts = [documents, self.language_model.digest(), self.layer, self.batch_tokens]
+        parts = [documents, self.language_model.digest(), self.layer, self.batch_tokens, self.convention]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _computed(self, batch: Batch) -> Tensor:
-        mlp_input, _ = self.language_model.mlp_activations(batch.tokens, self.layer)
+        if self.convention == "true":
+            mlp_input, _ = self.language_model.mlp_activations(batch.tokens, self.layer)
+        else:
+            conventions = self.language_model.mlp_input_conventions(batch.tokens, self.layer)
+            # a model that does not normalise its MLP's input has the true one alone
+            mlp_input = conventions.get(self.convention, conventions["true"])
         # as places, not as a mask: to see how many there are, the processor would wait for the device
         places = batch.measured.flatten().nonzero()[:, 0].to(mlp_input.device)
         return mlp_input.flatten(0, 1).index_select(0, places)

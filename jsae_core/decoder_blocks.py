@@ -41,6 +41,17 @@ class Norm:
         """x [..., d_model] normalised, without gain and bias."""
         return _standardised(x, self.centred, self.module)
 
+    def gain_and_bias(self, standardised: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each feature, [d_model] each, from what it makes, x [n, d_model], of some standardised inputs: however its
+        class keeps them, they are the line through these. An RMSNorm has no bias."""
+        z, y = standardised.double(), x.double()
+        if not self.centred:
+            gain = (z * y).sum(dim=0) / z.square().sum(dim=0)
+            return gain.to(x.dtype), torch.zeros_like(x[0])
+        apart = z - z.mean(dim=0)
+        gain = (apart * (y - y.mean(dim=0))).sum(dim=0) / apart.square().sum(dim=0)
+        return gain.to(x.dtype), (y.mean(dim=0) - gain * z.mean(dim=0)).to(x.dtype)
+
 
 @dataclass(frozen=True)
 class BlockMLP:

@@ -164,6 +164,21 @@ class LanguageModel:
         self._verify(layer)
         return self._mlps[layer].frozen()
 
+    @torch.no_grad()
+    def folded_mlp(self, layer: int) -> MLP:
+        """The MLP as TransformerLens loads a model unless asked not to: the gain and bias of what normalises its input
+        are in its weights, and, where that is a LayerNorm, what it reads from the mean of its input and adds to the
+        mean of the residual stream is taken out. It is given `folded` inputs (`mlp_input_conventions`); what it then
+        gives is what the MLP gives, less its mean over features where that is taken out. The MLP as it is, where
+        nothing normalises its input. Raises ValueError as `mlp` does.
+        """
+        mlp, norm = self.mlp(layer), self._mlps[layer].norm
+        if norm is None:
+            return mlp
+        inputs = self.mlp_input_conventions(self._probe, layer)
+        gain, bias = norm.gain_and_bias(inputs["folded"].flatten(0, -2), inputs["true"].flatten(0, -2))
+        return mlp.folded(gain, bias, norm.centred)
+
     # --- running Hugging Face's model ---
 
     def _run(self, tokens: Tensor) -> Tensor:

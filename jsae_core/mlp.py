@@ -82,6 +82,27 @@ class MLP(nn.Module):
         """The input matrices whose slopes `respond` gives, each [d_model, d_mlp]."""
         return (self.W_gate, self.W_in) if self.gated else (self.W_in,)
 
+    def folded(self, gain: Tensor, bias: Tensor, centred: bool) -> MLP:
+        """The MLP that gives at z what this one gives at gain * z + bias, [d_model] each.
+
+        Args:
+            centred: the mean over features of every z is 0, and that of outputs is of no interest: W_in and W_out are
+                without what they read from and write to it.
+        """
+        W_in, W_out, b_out = gain[:, None] * self.W_in, self.W_out, self.b_out
+        if centred:
+            W_in, W_out = W_in - W_in.mean(dim=0), W_out - W_out.mean(dim=1, keepdim=True)
+            b_out = b_out - b_out.mean()
+        return MLP(
+            W_in,
+            W_out,
+            self.activation,
+            self.b_in + bias @ self.W_in,
+            b_out,
+            gain[:, None] * self.W_gate if self.gated else None,
+            self.b_gate + bias @ self.W_gate if self.gated else None,
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d_model] -> the MLP's output [..., d_model]."""
         return self.project(self.hidden(self.branch_values(x)))

@@ -15,6 +15,8 @@ NOTEWORTHY = 0.01  # |J| and changes below it are of no interest by themselves: 
 EVALUATED_AT = ("input", "reconstruction")
 AT_RECONSTRUCTION = "_at_reconstruction"  # after the name of what is of the second, where both are told
 
+AS_PUBLISHED = "_as_published"  # after the name of what is under the convention of the reported numbers
+
 # Norms of one token's Jacobian, by which histograms are divided
 NORMS = {"l2t": "root mean square", "l4t": "fourth-power mean", "linft": "maximum"}
 

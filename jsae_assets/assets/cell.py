@@ -25,6 +25,7 @@ from jsae_assets.sources import LANGUAGE_MODEL_WEIGHTS
 if TYPE_CHECKING:
     from jsae_assets.resources import Compute
     from jsae_core import LanguageModel, SAEPair
+    from jsae_core.reported import ReportedResult
 
 OWNERS = ["team:interpretability"]
 
@@ -52,6 +53,12 @@ class Cell:
             LANGUAGE_MODEL_WEIGHTS, tuple(record.values()), lambda: self.language_model_weights(record)
         )
         return compute.language_model(self.model.source, randomised_weights=str(weights))
+
+    def reported(self, variant: str, coefficient: float) -> dict[str, ReportedResult]:
+        """What was reported of a variant's pair with this λ here, by measure."""
+        from jsae_core.reported import reported_results
+
+        return reported_results(self.model.reported_name(self.model_key), self.layer, variant, coefficient)
 
     def language_model_weights(self, record: Mapping[str, str]) -> Path:
         """The file of weights that a stored pair's artifact brought, by what the pair's configuration records of it."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from jsae_assets import groups
-from jsae_assets.assets.cell import OWNERS, Cell, cell_asset, find_cell
+from jsae_assets.assets.cell import OWNERS, cell_asset, find_cell
 from jsae_assets.assets.figures import (
     CELL_FIGURES,
     CONTROL_FIGURES,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from jsae_core.figures import Variant
-    from jsae_core.reported import ReportedResult
 
 SETTINGS = {"d_sae": "d_sae", "k": "k", "jacobian_coefficient": "λ"}  # of a pair, and what a subtitle calls them
 
@@ -142,7 +141,8 @@ def _cell_figure(
         for variant in variants:
             stored = {measure: inputs[f"{variant}__{measure}"] for measure in figure.reads}
             settings[variant] = [stored[figure.reads[0]].settings]
-            results[_style(catalog, variant)] = Results(stored, _reported(cell, variant, *settings[variant]))
+            reported = cell.reported(variant, settings[variant][0]["jacobian_coefficient"])
+            results[_style(catalog, variant)] = Results(stored, reported)
         picture = figure.draw(results, _subtitle(catalog, str(cell), figure.tokens, settings) + remark)
         yield dg.Output(
             picture,
@@ -316,13 +316,6 @@ def _style(catalog: Catalog, variant: str) -> "Variant":
 
     entry = catalog.variants[variant]
     return Variant(entry.label, entry.colour)
-
-
-def _reported(cell: Cell, variant: str, setting: Mapping[str, float]) -> "dict[str, ReportedResult]":
-    from jsae_core.reported import reported_results
-
-    model = cell.model.reported_name(cell.model_key)
-    return reported_results(model, cell.layer, variant, setting["jacobian_coefficient"])
 
 
 def _subtitle(catalog: Catalog, where: str, tokens: str, settings: Mapping[str, Sequence[Mapping[str, float]]]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsae_assets.estimates import stored_estimates
 from jsae_assets.stored import StoredTable, StoredTensors
-from jsae_core.terms import FUNCTION_SHAPES, NOTEWORTHY, RELATIVE_SHAPES, THRESHOLDS
+from jsae_core.terms import AS_PUBLISHED, FUNCTION_SHAPES, NOTEWORTHY, RELATIVE_SHAPES, THRESHOLDS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -108,9 +108,15 @@ def _draw_thresholds(results: Mapping[Variant, Results], subtitle: str, **words:
         }
         for field in ("value", "standard_error")
     )
+    likewise = {
+        variant: {
+            threshold: of[name].value for threshold in THRESHOLDS if (name := f"above_{threshold}{AS_PUBLISHED}") in of
+        }
+        for variant, of in estimates.items()
+    }
     names = {threshold: f"share_above_{threshold}" for threshold in THRESHOLDS}
     reported, how = _reported(results, names)
-    return jacobian_thresholds_figure(shares, subtitle + how, reported, errors, **words)
+    return jacobian_thresholds_figure(shares, subtitle + how, reported, errors, likewise, **words)
 
 
 def _draw_control(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:

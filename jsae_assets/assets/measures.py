@@ -26,7 +26,16 @@ from jsae_assets.estimates import estimate_columns, estimate_tensors
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.resources import Compute
 from jsae_assets.stored import StoredTensors
-from jsae_core.terms import AT_RECONSTRUCTION, DOSES, FUNCTION_SHAPES, NORMS, NOTEWORTHY, RELATIVE_SHAPES, is_above
+from jsae_core.terms import (
+    AS_PUBLISHED,
+    AT_RECONSTRUCTION,
+    DOSES,
+    FUNCTION_SHAPES,
+    NORMS,
+    NOTEWORTHY,
+    RELATIVE_SHAPES,
+    is_above,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,6 +91,13 @@ class Subject:
         size = context_size(model, language_model)
         (document,) = tokenise([model.prompt], language_model.tokenizer, size, long_documents="truncate")
         return document
+
+    @property
+    def as_published(self) -> bool:
+        """Whether something was reported of the pair that was taken on folded weights: then that is measured likewise,
+        beside what is measured of every pair."""
+        reported = self.cell.reported(self.cell.pair.variant, self.pair.config.jacobian_coefficient)
+        return any(result.weights == "folded" for result in reported.values())
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -194,6 +210,9 @@ def _jacobian_histogram(subject: Subject) -> Measured:
         subject.pair, stream, at="reconstruction", checkpoint=checkpoint.part("at_reconstruction")
     )
     estimates = sizes.estimates | {f"{name}{AT_RECONSTRUCTION}": of for name, of in at_reconstruction.items()}
+    if subject.as_published:
+        likewise = jacobian_measures(subject.pair, stream, convention="published")
+        estimates |= {f"{name}{AS_PUBLISHED}": of for name, of in likewise.items()}
     plain = sizes.histograms[None]
     normed = {
         f"{norm}.{name}": tensor
@@ -253,18 +272,23 @@ def _ablation_samples(subject: Subject) -> Measured:
 
 def _function_shapes(subject: Subject) -> Measured:
     from jsae_core.measures import function_shapes
+    from jsae_core.measures.conventions import under
 
-    stream = subject.mlp_inputs
+    stream, n_samples = subject.mlp_inputs, subject.cell.model.function_shapes
     with _explained(subject.cell, "function_shapes"):
         shapes = function_shapes(
             subject.pair,
             stream,
-            subject.cell.model.function_shapes,
+            n_samples,
             n_curves=KEPT_CURVES,
             rules=("published", "relative"),
             checkpoint=subject.checkpoint,
         )
-    said = {
+    likewise = {}
+    if subject.as_published:
+        found = function_shapes(*under("published", subject.pair, stream), n_samples)["shape"]
+        likewise = {f"share_{shape}{AS_PUBLISHED}": float((found == shape).mean()) for shape in FUNCTION_SHAPES}
+    said = likewise | {
         **{f"share_{shape}": float((shapes["shape"] == shape).mean()) for shape in FUNCTION_SHAPES},
         "share_flat": float(shapes["flat"].mean()),
         **{f"share_relative_{shape}": float((shapes["relative_shape"] == shape).mean()) for shape in RELATIVE_SHAPES},

@@ -27,6 +27,7 @@ from jsae_core.figures.style import (
 from jsae_core.terms import NOTEWORTHY
 
 REPORTED = "reported (Farnik et al., 2025)"
+LIKEWISE = "measured here by the reported definition"
 DIAMOND, NUMBER = 0.03, 0.08  # how much of the axis half a diamond and a number on a bar take
 ROOM = 0.14  # of the axis, left above the highest bar or diamond
 
@@ -36,6 +37,7 @@ def jacobian_thresholds_figure(
     subtitle: str,
     reported: Mapping[Variant, Mapping[float, float]] | None = None,
     errors: Mapping[Variant, Mapping[float, float]] | None = None,
+    likewise: Mapping[Variant, Mapping[float, float]] | None = None,
     question: str = "How many elements of the Jacobian are large?",
     answer: str | None = None,
 ) -> go.Figure:
@@ -48,6 +50,8 @@ def jacobian_thresholds_figure(
             not theirs.
         reported: of some of the variants, shares in [0, 1] above some thresholds; thresholds not drawn are ignored.
         errors: for each variant the standard error of each share. None: no error bars.
+        likewise: of variants with reported shares, what was measured here by the definition of the reported ones where
+            that is another one than the bars': circles.
         question, answer: the title, and the sentence below it. None: the share of elements that are 0.01 or more, or
             above the lowest threshold.
 
@@ -74,12 +78,17 @@ def jacobian_thresholds_figure(
     diamonds = {variant: _diamonds(variant, above, thresholds) for variant, above in reported.items()}
     diamonds = {variant: trace for variant, trace in diamonds.items() if trace.x}
     highest = max(percent for trace in [*bars.values(), *diamonds.values()] for percent in trace.y)
+    circles = [_circles(variant, (likewise or {}).get(variant, {}), thresholds) for variant in diamonds]
+    circles = [trace for trace in circles if trace.x]
+    highest = max([highest, *(percent for trace in circles for percent in trace.y)])
     # an axis from 0 to 0 if nothing is above any threshold would be no axis
     top = highest / (1 - ROOM) or 1
     for place, (variant, trace) in enumerate(diamonds.items()):
         _move_numbers(bars[variant], trace, top)
         trace.showlegend = place == 0
-    figure = go.Figure([*bars.values(), *diamonds.values()])
+    for place, trace in enumerate(circles):
+        trace.showlegend = place == 0
+    figure = go.Figure([*bars.values(), *diamonds.values(), *circles])
     figure.update_layout(barmode="group", bargap=0.15, bargroupgap=0.04, scattermode="group", scattergap=0.15)
     figure.update_xaxes(title_text=f"threshold on {MAGNITUDE}", type="category")
     figure.update_yaxes(title_text="elements above the threshold (%)", range=[0, top])
@@ -136,6 +145,15 @@ def _diamonds(variant: Variant, reported: Mapping[float, float], thresholds: lis
         cliponaxis=False,
         hovertemplate=f"{plain(variant.label)}, reported: |J| ≥ %{{x}}: %{{y:.3g}}%<extra></extra>",
     )
+
+
+def _circles(variant: Variant, likewise: Mapping[float, float], thresholds: list[float]) -> go.Scatter:
+    """On the bars of a variant with reported shares."""
+    circles = _diamonds(variant, likewise, thresholds)
+    circles.update(name=LIKEWISE, legendgroup=LIKEWISE, mode="markers")
+    circles.marker.update(symbol="circle-open", size=16, color=INK)
+    circles.hovertemplate = f"{plain(variant.label)}, {LIKEWISE}: |J| ≥ %{{x}}: %{{y:.3g}} %<extra></extra>"
+    return circles
 
 
 def _check_shares(variant: Variant, shares: Mapping[float, float]) -> None:

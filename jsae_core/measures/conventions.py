@@ -1,23 +1,31 @@
-"""Which convention of the MLP's input a pair was trained on: each is put to the input SAE and to the pair's MLP.
+"""Which convention of the MLP's input a pair was trained on: each is put to the input SAE and to the pair's MLP; and
+which convention the reported numbers were taken under.
 
 Nothing crashes where a pair is fed folded or un-normalised activations, and it may still explain most of their
 variance. So what it explains is compared between conventions: a pair explains best what it was trained on.
 
-Here: measuring that. Not here: the conventions themselves (`language_model.py`), what is refused (the caller's).
+The original's own scripts did that: its pairs were trained on the model as it is, but its histograms and functions of
+pretrained models' pairs were taken on the model as TransformerLens loads it, with folded weights (those of randomised
+models' pairs on the model as it is). `under` does as they did, so that like can be compared with like.
+
+Here: measuring that, and putting a pair under it. Not here: the conventions themselves (`language_model.py`), what is
+refused (the caller's).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from jsae_core.activations import packed
+from jsae_core.activations import MLPInputs, packed
 from jsae_core.language_model import LanguageModel
 from jsae_core.measures.reconstruction import reconstruct
 from jsae_core.sae_pair import SAEPair
+
+CONVENTIONS = ("true", "published")
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,28 @@ class InputConventions:
         others = {name: ev for name, ev in self.explained_variance.items() if self.distance[name] > margin}
         best = max(others, key=others.__getitem__, default=None)
         return best if best and not self.explained_variance["true"] >= others[best] + margin else None
+
+
+def under(convention: str, pair: SAEPair, stream: Iterable[Tensor]) -> tuple[SAEPair, Iterable[Tensor]]:
+    """A pair and its stream of MLP inputs under a convention: "true", as they are, or "published", as the original's
+    histograms have them: the pair's SAEs around the folded MLP, on folded inputs; of a pair on a randomised language
+    model as they are, too.
+
+    Raises:
+        ValueError: the convention is unknown, or the published one is asked for of a stream that is no `MLPInputs`:
+            only of its documents can other inputs be had.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"unknown convention {convention!r}; expected one of {', '.join(CONVENTIONS)}")
+    if convention == "true" or pair.config.randomize_llm_weights:
+        return pair, stream
+    if not isinstance(stream, MLPInputs):
+        raise ValueError(
+            f"the published convention needs the documents, not their MLP inputs: expected MLPInputs, not a "
+            f"{type(stream).__name__}"
+        )
+    mlp = stream.language_model.folded_mlp(pair.config.layer)
+    return SAEPair(pair.config, pair.input_sae, pair.output_sae, mlp), replace(stream, convention="folded")
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jsae_core.checkpoints import Checkpoint, State
 from jsae_core.jacobian import run_sandwich
+from jsae_core.measures.conventions import under
 from jsae_core.measures.kept_jacobians import KeptJacobians
 from jsae_core.measures.moments import Estimate, NamedMoments
 from jsae_core.measures.resuming import Computation, Resumable, Tensors
@@ -58,6 +59,7 @@ def jacobian_histogram(
     memory_bytes: int | None = None,
     at: str = "input",
     checkpoint: Checkpoint | None = None,
+    convention: str = "true",
 ) -> dict[str, Tensor]:
     """Histogram of |J| over the k x k elements of every token, and of mean |J| over all pairs of latents.
 
@@ -70,6 +72,8 @@ def jacobian_histogram(
             of output latents. None: 512 MiB on a CPU, up to 8 GiB on a CUDA device that has the room.
         at: where J is evaluated: "input", at the MLP's true input, or "reconstruction", at what the input SAE makes of
             it, as what the paper's training runs logged.
+        convention: "true", or "published": on folded inputs and weights, as the paper's histograms of pairs on
+            pretrained models (`conventions.under`, which needs a stream that is an `MLPInputs`).
         checkpoint: where the state is kept on the way, that of going through what was kept included. If it holds one of
             the same pair, stream and settings, measuring goes on from there, and the result is what it would have been
             (on a CPU: bit for bit). Remove it once the result is stored. It takes as much disk as what is kept, beside
@@ -83,11 +87,12 @@ def jacobian_histogram(
         `bin_edges`, `bin_centers` float64; `n_tokens` int64; normed: `mean_norm` float64.
 
     Raises:
-        ValueError: the stream is empty, or J is not finite, or the norm is unknown.
+        ValueError: the stream is empty, or J is not finite, or the norm or the convention is unknown, or the stream
+            does not allow it.
         OSError: the temporary file cannot be written.
         OverflowError: on a CUDA device, of more than a thousand million tokens.
     """
-    return jacobian_histograms(pair, stream, [norm], memory_bytes, at, checkpoint)[norm]
+    return jacobian_histograms(pair, stream, [norm], memory_bytes, at, checkpoint, convention)[norm]
 
 
 def jacobian_histograms(
@@ -97,9 +102,10 @@ def jacobian_histograms(
     memory_bytes: int | None = None,
     at: str = "input",
     checkpoint: Checkpoint | None = None,
+    convention: str = "true",
 ) -> dict[str | None, dict[str, Tensor]]:
     """`jacobian_histogram` for several norms at once: they share the Jacobians and the sums of |J|."""
-    return jacobian_sizes(pair, stream, norms, memory_bytes, at, checkpoint).histograms
+    return jacobian_sizes(pair, stream, norms, memory_bytes, at, checkpoint, convention).histograms
 
 
 def jacobian_sizes(
@@ -109,11 +115,13 @@ def jacobian_sizes(
     memory_bytes: int | None = None,
     at: str = "input",
     checkpoint: Checkpoint | None = None,
+    convention: str = "true",
 ) -> JacobianSizes:
     """`jacobian_histograms`, and everything else that the same pass over the same tokens says."""
     unknown = [norm for norm in norms if norm is not None and norm not in NORMS]
     if unknown:
         raise ValueError(f"unknown norm {unknown[0]!r}; expected None or one of {', '.join(NORMS)}")
+    pair, stream = under(convention, pair, stream)
     d_sae, device = pair.config.d_sae, pair.device
     memory_bytes = piece_factor(device) * MEMORY_BYTES if memory_bytes is None else memory_bytes
     wanted = [norm for norm in norms if norm is not None]
@@ -206,9 +214,14 @@ def jacobian_sizes(
 
 @torch.no_grad()
 def jacobian_measures(
-    pair: SAEPair, stream: Iterable[Tensor], at: str = "input", checkpoint: Checkpoint | None = None
+    pair: SAEPair,
+    stream: Iterable[Tensor],
+    at: str = "input",
+    checkpoint: Checkpoint | None = None,
+    convention: str = "true",
 ) -> dict[str, Estimate]:
     """The `estimates` of `jacobian_sizes` alone. Raises ValueError as it does."""
+    pair, stream = under(convention, pair, stream)
     work, moments = Computation(checkpoint, "jacobian_measures 1", pair, stream, {"at": at}), NamedMoments()
     for x, documents, _ in work.tokens(stream, {"moments": moments}):
         if len(x):

@@ -7,10 +7,15 @@ import sys
 import pandas as pd
 import plotly.io
 import pytest
+from safetensors.torch import load_file
 
 from jsae_assets.reported import comparison
+from jsae_core import MLPInputs, SAEPair, load_language_model
+from jsae_core.measures import jacobian_histogram, share_above
 from jsae_core.reported import all_reported_results, reported_results, reported_sweep
+from jsae_core.text import split_documents
 from tests.jsae_assets.conftest import REPOSITORY, metadata
+from tests.jsae_assets.test_graph import values
 
 
 def as_reported(entries: dict, coefficient: float = 1) -> dict:
@@ -61,12 +66,28 @@ def test_the_comparison_sets_what_was_measured_beside_what_was_reported(reported
     rows = {(row[0], row[2], row[4]): row for row in comparison(reported.catalog, reported.instance)}
     assert len(rows) == len(all_reported_results())
     for measure, asset in (("share_above_0.01", "jacobian_histogram"), ("share_linear", "function_shapes")):
-        share = metadata(run, f"jsae/{asset}")[measure]
+        told = metadata(run, f"jsae/{asset}")
+        share, likewise = told[measure], told[f"{measure}_as_published"]
         row = rows["pythia-70m-deduped", "jsae", measure]
         expected = {"share_above_0.01": 0.113, "share_linear": 0.868}[measure]
-        assert row[5:8] == (f"{expected:.2%}", f"{share:.2%}", f"{share - expected:+.2%}")
-        assert "folded weights" in row[8]
-    assert rows["pythia-410m-deduped", "jsae", "share_above_0.01"][6:8] == ("not in the catalog", "")
+        # like is compared with like, and what is measured of every pair is beside it
+        assert row[5:9] == (f"{expected:.2%}", f"{likewise:.2%}", f"{likewise - expected:+.2%}", f"{share:.2%}")
+        assert "folded weights" in row[9]
+    assert rows["pythia-410m-deduped", "jsae", "share_above_0.01"][6:9] == ("not in the catalog", "", "")
+
+
+def test_beside_reported_numbers_the_pair_is_measured_by_their_definition(reported, deep_model):
+    run = reported.measure(3, model="pythia-70m-deduped", raise_on_error=True)
+    lm = load_language_model(deep_model)
+    pair = SAEPair.load(reported.file("jsae/sae_pair", layer=3, model="pythia-70m-deduped"))
+    documents = split_documents(load_file(reported.file("tokens", None, "pythia-70m-deduped")))
+    expected = jacobian_histogram(pair, MLPInputs(lm, documents, 3), convention="published")
+    told = metadata(run, "jsae/jacobian_histogram")["share_above_0.01_as_published"]
+    assert told == pytest.approx(share_above(expected, 0.01), abs=1e-4)
+    path = reported.file("figures/jsae/jacobian_thresholds", 3, "pythia-70m-deduped", "json")
+    figure = plotly.io.from_json(path.read_text(encoding="utf-8"))
+    circles = [trace for trace in figure.data if trace.name == "measured here by the reported definition"]
+    assert any(100 * told == pytest.approx(y) for trace in circles for y in values(trace.y))
 
 
 def test_every_reported_number_says_how_it_was_taken():
@@ -111,6 +132,7 @@ def test_the_command_prints_the_whole_table(tmp_path):
     )
     lines = done.stdout.strip().splitlines()
     assert len(lines) == 1 + len(all_reported_results())
-    header = ["model", "layer", "variant", "λ", "measure", "reported", "measured", "difference", "reported", "as"]
+    header = ["model", "layer", "variant", "λ", "measure", "reported", "likewise", "difference", "measured"]
+    header += ["reported", "as"]
     assert lines[0].split() == header
     assert "11.30%" in done.stdout and "not in the catalog" in done.stdout

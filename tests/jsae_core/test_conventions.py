@@ -1,6 +1,7 @@
 """Which convention of the MLP's input a pair was trained on: of the embedded model, and of random ones."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,18 @@ import torch.nn.functional as F
 import transformers as T
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformer_lens.model_bridge import TransformerBridge
 
-from jsae_core import MLPInputs, TrainingConfig, load_language_model, train_pair
-from jsae_core.measures import InputConventions, input_conventions, reconstruction_quality
+from jsae_core import MLPInputs, SAEPair, TrainingConfig, load_language_model, train_pair
+from jsae_core.measures import (
+    InputConventions,
+    input_conventions,
+    jacobian_histogram,
+    jacobian_measures,
+    reconstruction_quality,
+    share_above,
+)
+from jsae_core.measures.conventions import under
 from jsae_core.mlp import MLP
 from jsae_core.text import first_tokens, standard_library, tokenise
 from tests.jsae_core.architectures import ARCHITECTURES, save_random, saved
@@ -96,6 +106,21 @@ def test_a_model_that_does_not_normalise_its_mlps_input_has_one_convention(name,
         assert list(load_language_model(directory).mlp_input_conventions(tokens, 0)) == ["true"]
 
 
+@pytest.mark.parametrize("name", ["GPT-2", "GPT-NeoX", "OLMo", "Llama", "Gemma 2", "OLMo 2"])
+@given(data=st.data())
+@settings(max_examples=1, deadline=None)
+def test_the_folded_mlp_gives_on_folded_input_what_the_mlp_gives_but_for_the_mean_of_a_layer_norm_s(name, data):
+    with saved(ARCHITECTURES[name].config(data.draw)) as directory:
+        language_model = load_language_model(directory)
+    layer = language_model.n_layers - 1
+    inputs = language_model.mlp_input_conventions(tokens, layer)
+    expected = language_model.mlp(layer)(inputs["true"])
+    if NORMS.get(name, ("", ""))[1] == LAYER_NORM:
+        expected = expected - expected.mean(dim=-1, keepdim=True)
+    found = language_model.folded_mlp(layer)(inputs.get("folded", inputs["true"]))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
 # --- What a pair says of them
 
 
@@ -131,6 +156,62 @@ def pairs(lm, inputs):
 @pytest.fixture(scope="module")
 def measured(pairs, lm, documents):
     return {name: input_conventions(pair, lm, documents) for name, pair in pairs.items()}
+
+
+# --- The convention of the reported numbers
+
+
+@pytest.fixture(scope="module")
+def folded_by_transformer_lens(documents):
+    """Of layer 1 of the embedded model, as the original's scripts load a pretrained model: the MLP, and its inputs at
+    all documents, BOS left out."""
+    bridge = TransformerBridge.boot_transformers(EMBEDDED, device="cpu")
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    hook = f"blocks.{LAYER}.ln2.hook_normalized"
+    caches = [bridge.run_with_cache(document[None], names_filter=[hook])[1] for document in documents]
+    block = bridge.blocks[LAYER].mlp
+    weights = [getattr(block, name).detach() for name in ("W_in", "W_out", "b_in", "b_out")]
+    return weights, torch.cat([cache[hook][0, 1:] for cache in caches]).detach()
+
+
+def test_the_folded_mlp_and_its_input_are_those_of_transformer_lens(lm, documents, folded_by_transformer_lens):
+    weights, inputs = folded_by_transformer_lens
+    mlp = lm.folded_mlp(LAYER)
+    for ours, theirs in zip((mlp.W_in, mlp.W_out, mlp.b_in, mlp.b_out), weights, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    found = torch.cat(list(MLPInputs(lm, documents, LAYER, convention="folded")))
+    torch.testing.assert_close(found, inputs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_published_histogram_is_that_of_the_pair_around_the_mlp_of_transformer_lens_on_its_inputs(
+    lm, documents, pairs, folded_by_transformer_lens
+):
+    (W_in, W_out, b_in, b_out), inputs = folded_by_transformer_lens
+    pair = pairs["true"]
+    around = SAEPair(pair.config, pair.input_sae, pair.output_sae, MLP(W_in, W_out, "gelu", b_in, b_out))
+    expected = jacobian_histogram(around, [inputs])
+    found = jacobian_histogram(pair, MLPInputs(lm, documents, LAYER), convention="published")
+    assert share_above(found, 0.01) == pytest.approx(share_above(expected, 0.01), abs=1e-4)
+    moved = (found["hist"].cumsum(0) - expected["hist"].cumsum(0)).abs().max()
+    assert moved < 1e-4 * expected["hist"].sum()
+    as_it_is = jacobian_histogram(pair, MLPInputs(lm, documents, LAYER))
+    assert abs(share_above(found, 0.01) - share_above(as_it_is, 0.01)) > 0.01  # it matters
+    measures = jacobian_measures(pair, MLPInputs(lm, documents, LAYER), convention="published")
+    assert measures["above_0.01"].value == pytest.approx(share_above(expected, 0.01), abs=1e-4)
+
+
+def test_a_pair_on_a_randomised_model_was_published_as_it_is(lm, documents, pairs):
+    pair = pairs["true"]
+    config = replace(pair.config, randomize_llm_weights=True)
+    randomised, stream = SAEPair(config, pair.input_sae, pair.output_sae, pair.mlp), MLPInputs(lm, documents, LAYER)
+    assert under("published", randomised, stream) == (randomised, stream)
+
+
+def test_an_unknown_convention_and_a_stream_without_documents_are_refused(pairs, inputs):
+    with pytest.raises(ValueError, match="unknown convention 'folded'; expected one of true, published"):
+        jacobian_histogram(pairs["true"], [inputs["true"]], convention="folded")
+    with pytest.raises(ValueError, match="needs the documents, not their MLP inputs: expected MLPInputs, not a list"):
+        jacobian_histogram(pairs["true"], [inputs["true"]], convention="published")
 
 
 def test_a_pair_explains_best_what_it_was_trained_on(measured):

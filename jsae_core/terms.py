@@ -10,6 +10,7 @@ from typing import Any
 
 THRESHOLDS = (0.005, 0.01, 0.015, 0.02)  # of |J|
 NOTEWORTHY = 0.01  # |J| and changes below it are of no interest by themselves: most are
+NOTEWORTHY_SHARE = 0.01  # the same on any scale, of what an output latent's activation is on the average
 
 # Where the Jacobian is evaluated: at the MLP's true input, or at the input SAE's reconstruction of it
 EVALUATED_AT = ("input", "reconstruction")
@@ -36,7 +37,7 @@ RELATIVE_SHAPES = (*FUNCTION_SHAPES, "flat")
 STRAIGHT_WITHIN_SHARE, FLAT_WITHIN_SHARE = 0.05, 0.01
 
 
-def is_above(magnitude: Any, threshold: float) -> Any:
-    """Whether magnitudes (a number, an array or a tensor) are above a threshold. The threshold itself counts as above,
-    as it does in a histogram, whose bins are [edge, edge + width)."""
+def is_above(magnitude: Any, threshold: Any) -> Any:
+    """Whether magnitudes (a number, an array or a tensor) are above a threshold, or each above its own. The threshold
+    itself counts as above, as it does in a histogram, whose bins are [edge, edge + width)."""
     return magnitude >= threshold

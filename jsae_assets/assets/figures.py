@@ -201,10 +201,20 @@ def _draw_curves(results: Mapping[Variant, Results], subtitle: str) -> go.Figure
 
 def _draw_shapes(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
     from jsae_core.figures import function_shapes_figure
+    from jsae_core.measures.samples import shares
 
+    rules = {"shape": FUNCTION_SHAPES, "relative_shape": RELATIVE_SHAPES}
+    frames = _frames(results, "function_shapes")
+    errors = {
+        variant: {
+            column: {shape: of.standard_error for shape, of in shares(frame, column, shapes).items()}
+            for column, shapes in rules.items()
+        }
+        for variant, frame in frames.items()
+    }
     names = {shape: f"share_{shape}" for shape in FUNCTION_SHAPES}
     reported, how = _reported(results, names)
-    return function_shapes_figure(_frames(results, "function_shapes"), subtitle + how, reported)
+    return function_shapes_figure(frames, subtitle + how, reported, errors)
 
 
 def _draw_edge_curve(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:

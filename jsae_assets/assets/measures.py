@@ -390,7 +390,7 @@ MEASURES = (
         "by three norms, and of the mean |J| of each pair of latents; shares above thresholds, norms and kurtosis with "
         "their standard errors.",
         _jacobian_histogram,
-        code_version="3",
+        code_version="4",
         stored_as="tensors",
         headlines=(
             Headline("share_above_0.01", "elements with |J| of 0.01 or more"),
@@ -418,7 +418,7 @@ MEASURES = (
         "What happens to an output latent when one unit of an input latent, its whole activation or twice that is "
         "taken away, beside what the Jacobian predicts: a row a sample.",
         _ablation_samples,
-        code_version="3",
+        code_version="4",
         stored_as="tables",
         headlines=(
             Headline("noteworthy_line", "of the samples not negligible, those that change as the Jacobian says"),
@@ -435,7 +435,7 @@ MEASURES = (
         "one that has no scale of its own, a row a sample, and the "
         f"curves of the {KEPT_CURVES} samples drawn first.",
         _function_shapes,
-        code_version="3",
+        code_version="4",
         stored_as="tables",
         headlines=(
             Headline("share_linear", "linear by the paper's rule, within 0.01 of a line"),

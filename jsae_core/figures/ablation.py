@@ -29,7 +29,7 @@ from jsae_core.figures.style import (
     plain,
     require_variants,
 )
-from jsae_core.terms import AGREEMENTS, DOSES, NOTEWORTHY, PUBLISHED_AGREEMENTS
+from jsae_core.terms import AGREEMENTS, DOSES, NOTEWORTHY, NOTEWORTHY_SHARE, PUBLISHED_AGREEMENTS
 
 POINTS = 2000  # of each variant; more would hide each other
 HIDDEN_SHARE = 0.01  # of a variant's values that may be too small for the axes
@@ -67,8 +67,9 @@ def ablation_figure(
 ) -> go.Figure:
     """|change| of an output latent against |J| when one unit of an input latent is taken away, both logarithmic, a
     panel for each variant (left), and bars (right). Of the samples that are not negligible: how many are on the line
-    |change| = |J|, off it, and dropped; with other doses, if they were measured, how many are on the line; and what the
-    paper's criterion calls on the line, of all samples. Per cent.
+    |change| = |J|, off it, and dropped; with other doses, if they were measured, and where negligible is told by the
+    relative rule, how many are on the line; and what the paper's criterion calls on the line, of all samples. Per
+    cent.
 
     Marginals (above and beside the panels), bars and the shares written count all samples. The points are those drawn
     first, at most 2000 of each variant. What is too small for an axis, zeros included, is drawn on its lower edge.
@@ -152,6 +153,9 @@ def _kinds_of_bars(variants: Mapping[Variant, pd.DataFrame]) -> list[_Bar]:
         if all(column in samples for samples in variants.values()):
             meaning = f"{in_words} taken away"
             bars.append(_Bar("on the line", meaning, column, line, negligible, f"noteworthy_line_{dose}"))
+    if all("relative_agreement" in samples for samples in variants.values()):
+        meaning = f"negligible below {NOTEWORTHY_SHARE:.0%} of the latent's mean"
+        bars.append(_Bar("on the line", meaning, "relative_agreement", line, negligible, "relative_noteworthy_line"))
     published = PUBLISHED_AGREEMENTS[0]
     bars.append(_Bar("the paper's line", "|J + change| < 0.1, of all", "published", published, None, "published_line"))
     return bars

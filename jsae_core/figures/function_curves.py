@@ -49,6 +49,7 @@ BARS, BARS_BELOW = 280, 90  # px: how high the bars' axis is, and what is below 
 READING = " · above each chart: input → output latent; dot: where the token was"
 RULE = f"; linear: within {STRAIGHT_WITHIN:g} of a line"
 RELATIVE, RELATIVE_RULE = "relative_shape", f"relative rule: within {STRAIGHT_WITHIN_SHARE:.0%} of its range"
+ERRORS = " · error bars: ± 2 SE, by document"
 MEASURED = " · numbers as measured here"
 
 _NUMBERS = ["drawn", "input_latent", "output_latent", "input_activation", "output_activation"]
@@ -140,6 +141,7 @@ def function_shapes_figure(
     variants: Mapping[Variant, pd.DataFrame],
     subtitle: str,
     reported: Mapping[Variant, Mapping[str, float]] | None = None,
+    errors: Mapping[Variant, Mapping[str, Mapping[str, float]]] | None = None,
 ) -> go.Figure:
     """Examples of linear, jumprelu and other functions for each variant (above), in charts like those of
     `function_curves_figure`, and bars of the share of each shape in per cent (below), the flat functions, whose range
@@ -151,6 +153,8 @@ def function_shapes_figure(
         variants: for each variant the samples as `function_shapes` returns them, with columns for curves.
         subtitle: model, layer, tokens and settings. It is added how to read a chart.
         reported: shares in [0, 1] of shapes, drawn as diamonds on the bars of their variants.
+        errors: for each variant, by the rule's column ("shape", "relative_shape"), the standard error of the share of
+            each shape. None: no error bars.
 
     Raises:
         ValueError: no variant, no sample, a column missing, numbers that are not finite, values that are no curve, an
@@ -176,12 +180,12 @@ def function_shapes_figure(
     figure.add_traces(_traces(charts))
     for row, variant in enumerate(curves):
         figure.add_annotation(_heading(variant, HEADING + row * block))
-    _add_bars(figure, variants, expected)
+    _add_bars(figure, variants, expected, errors or {})
 
     height = HEADING + len(curves) * block
     whole = height + AXIS_TITLE + HEADING + BARS
     below = BARS_BELOW + LEGEND_ROW * (_legend_rows(figure) - 1)
-    remark = READING + RULE + (MEASURED if any(expected.values()) else "")
+    remark = READING + RULE + (ERRORS if errors else "") + (MEASURED if any(expected.values()) else "")
     title = "How many of these functions are linear?"
     apply_style(figure, title, _answer_on_shapes(variants), subtitle + remark, height=whole + below)
     _use_pixels(figure, len(SHAPES) * group, height)
@@ -427,7 +431,10 @@ def _kinds(variants: Mapping[Variant, pd.DataFrame]) -> list[_Kind]:
 
 
 def _add_bars(
-    figure: go.Figure, variants: Mapping[Variant, pd.DataFrame], reported: Mapping[Variant, Mapping[str, float]]
+    figure: go.Figure,
+    variants: Mapping[Variant, pd.DataFrame],
+    reported: Mapping[Variant, Mapping[str, float]],
+    errors: Mapping[Variant, Mapping[str, Mapping[str, float]]],
 ) -> None:
     """On the second axes: of each shape a bar for each variant, by the paper's rule and beside it by the relative one,
     if the samples have it, and its reported share where there is one."""
@@ -436,14 +443,18 @@ def _add_bars(
     for place, (variant, samples) in enumerate(variants.items()):
         centres = [kind.centre - 0.4 + width * (place + 0.5) for kind in kinds]
         percents = [100 * float((samples[kind.column] == kind.shape).mean()) for kind in kinds]
+        of_variant = errors.get(variant, {})
+        reaches = [200 * of_variant.get(kind.column, {}).get(kind.shape, 0.0) for kind in kinds]
         figure.add_traces(_bars(variant, look[variant], samples, kinds, centres, percents, 0.94 * width))
+        if any(reaches):
+            figure.add_trace(_error_bars(centres, percents, reaches))
         given = reported.get(variant, {})
         numbers += [
-            (x, percent, given.get(kind.shape) if kind.column == "shape" else None)
-            for x, percent, kind in zip(centres, percents, kinds, strict=True)
+            (x, percent, percent + reach, given.get(kind.shape) if kind.column == "shape" else None)
+            for x, percent, reach, kind in zip(centres, percents, reaches, kinds, strict=True)
         ]
         diamonds += [(centres[SHAPES.index(shape)], percent, variant) for shape, percent in given.items()]
-        highest = max(highest, *percents, *given.values())
+        highest = max([highest, *(top for _, _, top, _ in numbers), *given.values()])
     both_rules = len(kinds) > len(SHAPES)
     pixel = (1.15 if not both_rules else 1.3) * highest / BARS  # the rules are named above
     figure.add_trace(_bar_numbers(numbers, pixel, FONT_SIZE - (4 if both_rules else 2)))
@@ -507,17 +518,32 @@ def _bars(
     ]
 
 
-def _bar_numbers(bars: Sequence[tuple[float, float, float | None]], pixel: float, size: int) -> go.Scatter:
-    """What is written on bars, given by centre, per cent and the reported per cent, which it must not cover. `pixel`
-    is the height of one in per cent."""
+def _error_bars(centres: list[float], percents: list[float], reaches: list[float]) -> go.Scatter:
+    """On the ends of bars; before all of them, since those of flat functions are drawn in front of the others."""
+    return go.Scatter(
+        x=centres,
+        y=percents,
+        error_y={"array": reaches, "width": 3, "thickness": 1.5, "color": INK},
+        mode="markers",
+        marker={"size": 1, "color": INK},
+        showlegend=False,
+        hoverinfo="skip",
+        xaxis="x2",
+        yaxis="y2",
+    )
+
+
+def _bar_numbers(bars: Sequence[tuple[float, float, float, float | None]], pixel: float, size: int) -> go.Scatter:
+    """What is written on bars, given by centre, per cent, where bar and error bar end, and the reported per cent, which
+    it must not cover. `pixel` is the height of one in per cent."""
     heights = [
-        above + 12 * pixel if above is not None and -10 * pixel < above - percent < 32 * pixel else percent
-        for _, percent, above in bars
+        above + 12 * pixel if above is not None and -10 * pixel < above - top < 32 * pixel else top
+        for _, _, top, above in bars
     ]
     return go.Scatter(
-        x=[centre for centre, _, _ in bars],
+        x=[centre for centre, *_ in bars],
         y=heights,
-        text=[f"{percent:.1f}" for _, percent, _ in bars],
+        text=[f"{percent:.1f}" for _, percent, *_ in bars],
         mode="text",
         textposition="top center",
         textfont={"size": size},

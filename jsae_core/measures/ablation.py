@@ -30,9 +30,9 @@ from jsae_core.measures.samples import (
     table,
     with_document,
 )
-from jsae_core.sae import inputs_at_once
+from jsae_core.sae import active_latents, inputs_at_once
 from jsae_core.sae_pair import SAEPair
-from jsae_core.terms import AGREEMENTS, DOSES, NOTEWORTHY, PUBLISHED_AGREEMENTS, is_above
+from jsae_core.terms import AGREEMENTS, DOSES, NOTEWORTHY, NOTEWORTHY_SHARE, PUBLISHED_AGREEMENTS, is_above
 
 RELATIVE_TOLERANCE = 0.1  # the change is on the line where it is off by less than this share of what J predicts
 # the paper's criteria: on the line where |J + change| is below the first; else in the cluster where J and the change
@@ -69,12 +69,14 @@ def ablation_samples(
         One row a sample, in token order: `token` (place in the stream), `output_rank`, `input_rank` (place in the
         descending order of activations), `drawn` (place in the order of drawing), `output_latent`, `input_latent`,
         `jacobian`, `change`, `input_activation`, `output_activation` (before the intervention), `ablated_activation`
-        (the output latent's after it), `agreement`, `published` and `document` (that the token is from).
+        (the output latent's after it), `typical_activation` (the output latent's mean over the tokens of the stream in
+        which it is active), `agreement`, `relative_agreement`, `published` and `document` (that the token is from).
 
         `agreement` is "dropped" where the output latent was active before and is not any more; else "negligible" where
         both |J| times the dose and |change| are below 0.01; else "line" where the change is off by less than a tenth of
-        what J predicts; else "off". `published` is by the paper's criteria: "line" where |J + change| is below 0.1,
-        else "cluster" where J is below 0.04 and the change below -0.5, else "other".
+        what J predicts; else "off". `relative_agreement` is the same on any scale: negligible is what is below 1% of
+        the output latent's typical activation. `published` is by the paper's criteria: "line" where |J + change| is
+        below 0.1, else "cluster" where J is below 0.04 and the change below -0.5, else "other".
 
         For each further dose `change_{dose}` and `agreement_{dose}`.
 
@@ -95,7 +97,9 @@ def ablation_samples(
     for part in work.steps(parts, {"rows": kept}, "samples", len(samples.token), lambda part: len(part.token)):
         kept.append(_ablate(pair, x, part, further))
     columns = {name: _at_least_float32(values) for name, values in kept.joined().items()}
+    columns["typical_activation"] = _typical_activations(pair, x)[columns["output_latent"]]
     classes = {"agreement": _agreement(columns, "unit")}
+    classes["relative_agreement"] = _agreement(columns, "unit", _relative_threshold(columns))
     classes |= {f"agreement_{dose}": _agreement(columns, dose) for dose in further}
     published = {"published": _published(columns)}
     frame = table(columns | classes | published)
@@ -108,11 +112,12 @@ def ablation_summary(samples: pd.DataFrame) -> dict[str, float]:
     """How well J predicts the change, each number with its standard error over documents under its name with `_se`.
 
     `agreement_{class}`: the share of samples of each class, and `noteworthy_{class}` that of those that are not
-    negligible. `slope` and `correlation` of the change against what J predicts, without the dropped (0 where one of
-    them does not vary), and with `_noteworthy` over those of them whose |J| is from 0.01 on. `on_line_relative`: the
-    share of all samples, dropped ones too, that are off by less than a tenth of what J predicts. `published_{class}`:
-    shares by the paper's criteria. Where the samples have further doses, the first four for each, with `_{dose}`.
-    `samples`: how many.
+    negligible; `relative_agreement_{class}` and `relative_noteworthy_{class}`: the same by the relative rule. `slope`
+    and `correlation` of the change against what J predicts, without the dropped (0 where one of them does not vary),
+    and with `_noteworthy` over those of them whose |J| is from 0.01 on. `on_line_relative`: the share of all samples,
+    dropped ones too, that are off by less than a tenth of what J predicts. `published_{class}`: shares by the paper's
+    criteria. Where the samples have further doses, all but what is relative, noteworthy by |J| or published for each,
+    with `_{dose}`. `samples`: how many.
     """
     return flat(ablation_estimates(samples)) | {"samples": float(len(samples))}
 
@@ -123,17 +128,25 @@ def ablation_estimates(samples: pd.DataFrame) -> dict[str, Estimate]:
     columns = {name: torch.tensor(samples[name].to_numpy()) for name in samples if is_numeric_dtype(samples[name])}
     for dose in (dose for dose in DOSES if _column("change", dose) in columns):
         agreement, suffix = _agreement(columns, dose), "" if dose == "unit" else f"_{dose}"
-        moments = moments_of(samples, _each(agreement, AGREEMENTS))
-        noteworthy = {name: 1.0 for name in AGREEMENTS if name != "negligible"}
-        estimates |= {f"agreement_{name}{suffix}": share for name, share in moments.estimates().items()}
-        estimates |= {f"noteworthy_{name}{suffix}": moments.ratio({name: 1.0}, noteworthy) for name in noteworthy}
+        estimates |= {f"{name}{suffix}": share for name, share in _shares(samples, agreement).items()}
         estimates |= {f"{name}{suffix}": of for name, of in _line(samples, columns, dose, agreement != DROPPED).items()}
+    relative = _agreement(columns, "unit", _relative_threshold(columns))
+    estimates |= {f"relative_{name}": share for name, share in _shares(samples, relative).items()}
     published = _each(_published(columns), [f"published_{name}" for name in PUBLISHED_AGREEMENTS])
     estimates |= moments_of(samples, published).estimates()
     large = (_agreement(columns, "unit") != DROPPED) & is_above(columns["jacobian"].abs(), NOTEWORTHY)
     estimates |= {f"{name}_noteworthy": of for name, of in _line(samples, columns, "unit", large).items()}
     on_line = _is_on_line(_predicted(columns, "unit"), columns["change"])
     return estimates | moments_of(samples, {"on_line_relative": on_line.numpy()}).estimates()
+
+
+def _shares(samples: pd.DataFrame, agreement: Tensor) -> dict[str, Estimate]:
+    """Of each class among all samples, and among those that are not negligible."""
+    moments = moments_of(samples, _each(agreement, AGREEMENTS))
+    noteworthy = {name: 1.0 for name in AGREEMENTS if name != "negligible"}
+    return {f"agreement_{name}": share for name, share in moments.estimates().items()} | {
+        f"noteworthy_{name}": moments.ratio({name: 1.0}, noteworthy) for name in noteworthy
+    }
 
 
 def _line(samples: pd.DataFrame, columns: Mapping[str, Tensor], dose: str, counted: Tensor) -> dict[str, Estimate]:
@@ -201,6 +214,17 @@ def _ablate(pair: SAEPair, x: Tensor, samples: Samples, further: Sequence[str]) 
     } | {f"change_{dose}": after[:, place] - before for place, dose in enumerate(further, start=1)}
 
 
+def _typical_activations(pair: SAEPair, x: Tensor) -> Tensor:
+    """Of each output latent, [d_sae], the mean over the tokens in which it is active; 0 where there is none."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    sums, counts = (x.new_zeros(pair.config.d_sae, dtype=wide) for _ in range(2))
+    for part in x.split(inputs_at_once(pair.output_sae)):
+        values, latents = active_latents(pair.output_sae, pair.mlp(part))
+        sums.index_add_(0, latents.flatten(), values.flatten().to(wide))
+        counts.index_add_(0, latents.flatten(), (values > 0).flatten().to(wide))
+    return sums / counts.clamp(min=1)
+
+
 def _each(classes: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:
     """For each class, by its place, whether a sample is of it."""
     return {name: (classes == place).numpy() for place, name in enumerate(names)}
@@ -231,12 +255,16 @@ def _is_on_line(predicted: Tensor, change: Tensor) -> Tensor:
     return (change - predicted).abs() < RELATIVE_TOLERANCE * predicted.abs()
 
 
-def _agreement(columns: Mapping[str, Tensor], dose: str) -> Tensor:
-    """Places in AGREEMENTS."""
+def _relative_threshold(columns: Mapping[str, Tensor]) -> Tensor:
+    return NOTEWORTHY_SHARE * columns["typical_activation"]
+
+
+def _agreement(columns: Mapping[str, Tensor], dose: str, threshold: float | Tensor = NOTEWORTHY) -> Tensor:
+    """Places in AGREEMENTS. `threshold`: from which on what is predicted, or the change, is not negligible."""
     predicted, change = _predicted(columns, dose), columns[_column("change", dose)]
     before = columns["output_activation"]
     is_dropped = (before > 0) & (change == -before)
-    small = ~is_above(predicted.abs(), NOTEWORTHY) & ~is_above(change.abs(), NOTEWORTHY)
+    small = ~is_above(predicted.abs(), threshold) & ~is_above(change.abs(), threshold)
     classes = torch.where(_is_on_line(predicted, change), LINE, OFF)
     return classes.masked_fill_(small, NEGLIGIBLE).masked_fill_(is_dropped, DROPPED)
 

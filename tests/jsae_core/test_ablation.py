@@ -24,7 +24,9 @@ COLUMNS = [
     "input_activation",
     "output_activation",
     "ablated_activation",
+    "typical_activation",
     "agreement",
+    "relative_agreement",
     "published",
     "document",
 ]
@@ -34,7 +36,7 @@ PHI = {
     "silu": lambda z: z / (1 + math.exp(-z)),
 }
 AGREEMENTS = ("line", "off", "dropped", "negligible")
-CLASSES = ["agreement", "published"]
+CLASSES = ["agreement", "relative_agreement", "published"]
 THREE = ["jacobian", "change", "output_activation"]
 
 
@@ -187,7 +189,7 @@ def test_the_change_tends_to_minus_j_as_the_step_shrinks(pair, x):
 def test_columns_and_their_types_are_fixed(pair, x):
     frame = ablation_samples(pair, [x], 7)
     assert list(frame) == COLUMNS and frame.index.tolist() == list(range(7))
-    assert [str(dtype) for dtype in frame.dtypes[:-3]] == ["int64"] * 6 + ["float64"] * 5
+    assert [str(dtype) for dtype in frame.dtypes[:-4]] == ["int64"] * 6 + ["float64"] * 6
     assert set(frame["agreement"]) <= set(AGREEMENTS)
 
 
@@ -238,7 +240,8 @@ def test_any_number_of_samples_gives_that_many_finite_rows(pair, x, n_samples, s
 def frame_of(jacobian, change, before=100.0) -> pandas.DataFrame:
     """Samples of output latents that are `before` the intervention, each from a document of its own."""
     frame = pandas.DataFrame({"jacobian": jacobian, "change": change}, dtype=float)
-    return frame.assign(output_activation=before, input_activation=1.0, document=range(len(frame)))
+    others = {"output_activation": before, "input_activation": 1.0, "typical_activation": 1.0}
+    return frame.assign(**others, document=range(len(frame)))
 
 
 def agreement_of(jacobian: float, change: float, before: float = 100.0) -> str:
@@ -312,6 +315,30 @@ def test_the_agreement_of_an_element_by_hand(jacobian, change, agreement):
     assert {name: summary[f"agreement_{name}"] for name in AGREEMENTS} == {
         name: float(name == agreement) for name in AGREEMENTS
     }
+
+
+def test_a_typical_activation_is_the_mean_over_the_tokens_of_the_stream_in_which_the_latent_is_active(pair, x):
+    frame = ablation_samples(pair, [x], ranks="all")
+    latents = pair.output_sae.encode(pair.mlp(x))
+    for row in frame.drop_duplicates("output_latent").itertuples():
+        active = latents[:, row.output_latent]
+        expected = active[active > 0].mean().item() if (active > 0).any() else 0.0
+        assert row.typical_activation == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e3])
+def test_what_is_negligible_by_the_relative_rule_does_not_depend_on_the_scale_of_the_output_latents(pair, x, scale):
+    tensors = pair.tensors()
+    scaled = changed(pair, _W_enc_out=scale * tensors["_W_enc_out"], _b_enc_out=scale * tensors["_b_enc_out"])
+    before, after = (ablation_samples(of, [x], ranks="all") for of in (pair, scaled))
+    assert (before["relative_agreement"] == after["relative_agreement"]).mean() > 0.999  # but for rounding
+    assert (set(after["agreement"]) <= {"negligible", "dropped"}) == (scale < 1)  # which the absolute rule's does
+    summary = ablation_summary(before)
+    for name in AGREEMENTS:
+        share = (before["relative_agreement"] == name).mean()
+        assert summary[f"relative_agreement_{name}"] == pytest.approx(share), name
+    noteworthy = before["relative_agreement"][before["relative_agreement"] != "negligible"]
+    assert summary["relative_noteworthy_line"] == pytest.approx((noteworthy == "line").mean())
 
 
 def test_the_summary_s_shares_are_those_of_the_table_s_own_column(pair, x):

@@ -311,6 +311,16 @@ def test_bars_count_all_samples_not_only_those_with_curves(shapes_figure):
     np.testing.assert_allclose(every.y, 100 * shares[["linear", "jumprelu", "other"]])
 
 
+def test_shares_have_error_bars_of_two_standard_errors_and_their_numbers_stand_above_them():
+    errors = {JSAE: {"shape": {"linear": 0.02, "jumprelu": 0.01, "other": 0.0}}}
+    figure = function_shapes_figure({JSAE: ONE_OF_EACH}, SUBTITLE, errors=errors)
+    (trace,) = [trace for trace in figure.data if trace.error_y.array is not None]
+    assert list(trace.error_y.array) == [4, 2, 0]
+    assert list(trace.y) == list(bars(figure)["JSAE"][0].y) and trace.x == bars(figure)["JSAE"][0].x
+    assert list(numbers_on_bars(figure).y) == pytest.approx([54, 27, 25])
+    assert "error bars: ± 2 SE, by document" in figure.layout.title.subtitle.text.replace("<br>", " ")
+
+
 def test_bars_of_a_shape_stand_together_over_its_name(shapes_figure):
     axis = shapes_figure.layout.xaxis2
     assert (axis.tickvals, axis.ticktext) == ((0, 1, 2), ("linear", "jumprelu", "other"))

@@ -91,6 +91,7 @@ class Text(Section):
 
 # as the reported numbers were measured
 C4 = Text(dataset="allenai/c4", config="en", split="validation", long_documents="truncate")
+C4_IN_WORDS = "C4 validation"
 
 
 class Model(Section):

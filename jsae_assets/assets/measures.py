@@ -21,7 +21,7 @@ from jsae_assets.assets.cell import (
     turn,
 )
 from jsae_assets.assets.summary import Headline, headlines
-from jsae_assets.catalog import Catalog
+from jsae_assets.catalog import C4_IN_WORDS, Catalog
 from jsae_assets.estimates import estimate_columns, estimate_tensors
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.resources import Compute
@@ -30,6 +30,7 @@ from jsae_core.terms import (
     AS_PUBLISHED,
     AT_RECONSTRUCTION,
     DOSES,
+    EVALUATED_AT,
     FUNCTION_SHAPES,
     NORMS,
     NOTEWORTHY,
@@ -101,7 +102,8 @@ class Subject:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """What is said of a result wherever it goes, in its file and in figures: which pair it was measured on."""
+        """What is said of a result wherever it goes, in its file and in figures: which pair it was measured on, on
+        which text, and with which weights of the language model."""
         config = self.pair.config
         return {
             "model": self.cell.model_key,
@@ -110,6 +112,8 @@ class Subject:
             "d_sae": config.d_sae,
             "k": config.k,
             "jacobian_coefficient": config.jacobian_coefficient,
+            "text": self.cell.model.text or C4_IN_WORDS,
+            "weights": "randomised" if config.randomize_llm_weights else "unprocessed",
         }
 
 
@@ -188,7 +192,7 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
             metadata={
                 **headlines(f"On {result.n_tokens:,} tokens", measure.headlines, result.said),
                 **result.said,
-                "settings": {**subject.labels, "n_tokens": result.n_tokens},
+                "settings": {**subject.labels, "n_tokens": result.n_tokens, "jacobian_at": EVALUATED_AT[0]},
                 "source": f"{variant}/sae_pair and " + ("tokens" if measure.reads_tokens else "the model's prompt"),
                 "device": compute.describe(),
                 "seconds": watch.seconds,

@@ -207,7 +207,10 @@ def test_a_stored_measure_says_in_its_header_what_it_was_measured_on(measured, n
         "d_sae": 64,
         "k": 8,
         "jacobian_coefficient": 1.0,
+        "text": "measured",
+        "weights": "unprocessed",
         "n_tokens": n_tokens.get(name, 1000),
+        "jacobian_at": "input",
     }
     assert metadata(measured.cell, f"jsae/{name}")["settings"] == stored.settings
     if isinstance(stored, StoredTable):

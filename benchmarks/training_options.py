@@ -40,14 +40,11 @@ def anti_bypass(weight: float, threshold: float) -> dict[str, Any]:
 AUXK = {"auxk": {"coefficient": 1 / 32, "k": 64, "dead_after_tokens": 5120}}
 CASES = {
     "anti_bypass": (
-        Case("traditional", 1, {}),
         Case("JSAE, λ 6.5", 1, {"jacobian_coefficient": 6.5}),
-        Case("JSAE, λ 6.5, anti_bypass 1 to 0.9", 1, {"jacobian_coefficient": 6.5} | anti_bypass(1.0, 0.9)),
-        Case("JSAE, λ 20, anti_bypass 1 to 0.9", 1, {"jacobian_coefficient": 20.0} | anti_bypass(1.0, 0.9)),
-        Case("traditional", 2, {}),
+        Case("JSAE, λ 6.5, anti_bypass", 1, {"jacobian_coefficient": 6.5} | anti_bypass(1.0, 0.9)),
         Case("JSAE, λ 20", 2, {"jacobian_coefficient": 20.0}),
-        Case("JSAE, λ 20, anti_bypass 1 to 0.9", 2, {"jacobian_coefficient": 20.0} | anti_bypass(1.0, 0.9)),
-        Case("JSAE, λ 60, anti_bypass 1 to 0.9", 2, {"jacobian_coefficient": 60.0} | anti_bypass(1.0, 0.9)),
+        Case("JSAE, λ 20, anti_bypass", 2, {"jacobian_coefficient": 20.0} | anti_bypass(1.0, 0.9)),
+        Case("JSAE, λ 60, anti_bypass", 2, {"jacobian_coefficient": 60.0} | anti_bypass(1.0, 0.9)),
     ),
     "auxk": (
         Case("learning rate 0.02", 1, {"learning_rate": 0.02}),

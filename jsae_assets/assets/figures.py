@@ -343,7 +343,7 @@ CELL_FIGURES = (
         "jacobian_thresholds",
         "Share of Jacobian elements above thresholds",
         _draw_thresholds,
-        code_version="4",
+        code_version="5",
         reads=["jacobian_histogram"],
     ),
     Figure(
@@ -357,7 +357,7 @@ CELL_FIGURES = (
         "ablation",
         "What taking one unit of an input latent away does, against what the Jacobian predicts",
         _draw_ablation,
-        code_version="3",
+        code_version="4",
         reads=["ablation_samples"],
     ),
     Figure(
@@ -371,7 +371,7 @@ CELL_FIGURES = (
         "function_shapes",
         "Linear, jumprelu and other functions, and their shares",
         _draw_shapes,
-        code_version="4",
+        code_version="5",
         reads=["function_shapes"],
     ),
     Figure(
@@ -414,7 +414,7 @@ CONTROL_FIGURES = (
         "randomised_control",
         "Share of Jacobian elements above thresholds, pretrained against randomised language model",
         _draw_control,
-        code_version="4",
+        code_version="5",
         reads=["jacobian_histogram", "latent_accounting", "pair_quality"],
     ),
 )

@@ -72,7 +72,7 @@ def equal_quality_figure(
         )
         figure.update_xaxes(title_text="variance explained, output SAE (%)", nticks=6, row=1, col=column)
         figure.update_yaxes(title_text=title, nticks=6, row=1, col=column)
-    question = "Is it the training of the language model, at equal quality?"
+    question = "Does sparsity need a trained language model, at equal quality?"
     return apply_style(figure, question, _answer(pairs, compared, read_off), subtitle, HEIGHT)
 
 

@@ -144,7 +144,9 @@ def test_the_control_figure_says_where_it_is_compared_at_equal_quality_or_that_i
     assert "at equal explained variance: figure jsae_equal_quality of sweep control" in said(controlled[0])
     without = graph(controlled_entries())
     without.tokenise()
-    assert without.measure(1).success
+    read = ("sae_pair", "jacobian_histogram", "latent_accounting", "pair_quality")
+    needed = [f"{variant}/{asset}" for variant in VARIANTS for asset in read]
+    assert without.measure(1, *needed, "figures/jsae/randomised_control").success
     assert "not at equal explained variance: that takes a sweep by the same recipe" in said(without)
 
 

@@ -153,7 +153,7 @@ def test_numbers_of_two_definitions_are_never_on_one_axis():
     assert "J at the input SAE's reconstruction" in remark(figure)
     grid = sweep_grid_figure(pd.concat([here, theirs], ignore_index=True), SUBTITLE)
     kurtosis = next(trace for trace in grid.data if trace.marker.coloraxis and "kurtosis" in trace.hovertemplate)
-    np.testing.assert_allclose(kurtosis.customdata[:5, 1], 0.5 * here["kurtosis"], rtol=1e-6)
+    np.testing.assert_allclose(kurtosis.customdata[:5, 0], 0.5 * here["kurtosis"], rtol=1e-6)
 
 
 def test_beside_runs_at_the_reconstruction_one_that_is_known_at_the_input_alone_is_incomplete():

@@ -120,6 +120,99 @@ def test_a_full_disk_leaves_the_state_before_and_is_said_while_the_computation_g
     assert [path.name for path in checkpoint.path.parent.iterdir()] == ["it.safetensors"]
 
 
+@pytest.fixture
+def growing(checkpoint):
+    """A checkpoint that was saved as two lists grew, and the lists."""
+    rows, names = [torch.arange(3), torch.zeros(0, 4)], [torch.tensor(7)]
+    checkpoint.save(TENSORS, VALUES, {"of rows": rows, "names": names, "empty": []})
+    rows.append(torch.randn(2, 2))
+    checkpoint.save(TENSORS, VALUES, {"of rows": rows, "names": names, "empty": []})
+    return checkpoint, {"of rows": rows, "names": names, "empty": []}
+
+
+def pieces(checkpoint: Checkpoint) -> list[Path]:
+    return sorted((checkpoint.path.parent / "it.parts").glob("*"))
+
+
+def has(state: State, lists) -> bool:
+    return list(state.lists) == list(lists) and all(
+        len(state.lists[name]) == len(of) and all(map(torch.equal, state.lists[name], of)) for name, of in lists.items()
+    )
+
+
+def test_lists_that_grow_are_loaded_whole_and_in_order(growing):
+    checkpoint, lists = growing
+    state = Checkpoint(checkpoint.path, "inputs").load()
+    assert same(state) and has(state, lists)
+
+
+def test_what_is_in_a_file_already_is_neither_asked_for_nor_written_again(growing):
+    checkpoint, lists = growing
+    before = {path: path.stat().st_mtime_ns for path in pieces(checkpoint)}
+    assert len(before) == 2
+
+    class Last(list):
+        def __getitem__(self, place):
+            assert place == 3
+            return super().__getitem__(place)
+
+    for resumed in (checkpoint, Checkpoint(checkpoint.path, "inputs")):
+        resumed.load()
+        resumed.save(TENSORS, {}, lists | {"of rows": Last([*lists["of rows"], torch.tensor(1)])})
+        assert {path: path.stat().st_mtime_ns for path in pieces(checkpoint) if path in before} == before
+        assert len(resumed.load().lists["of rows"]) == 4
+
+
+def test_large_lists_are_written_to_several_files(checkpoint, monkeypatch):
+    monkeypatch.setattr("jsae_core.checkpoints.PIECES_BYTES", 100)
+    lists = {name: [torch.randn(5, dtype=torch.float64) for _ in range(7)] for name in ("one", "other")}
+    checkpoint.save({}, {}, lists)
+    assert len(pieces(checkpoint)) == 5  # of 40 bytes each, three go into one
+    assert has(checkpoint.load(), lists)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "swapped"])
+def test_a_checkpoint_with_a_file_that_is_missing_or_damaged_is_ignored(growing, said, damage):
+    checkpoint, lists = growing
+    first, second = pieces(checkpoint)
+    if damage == "missing":
+        second.unlink()
+    elif damage == "cut":
+        second.write_bytes(second.read_bytes()[:-1])
+    else:
+        second.write_bytes(first.read_bytes())
+    assert checkpoint.load() is None
+    assert str(second) in said[-1] and "Beginning anew" in said[-1]
+    checkpoint.save({}, {"new": 1}, {"of rows": lists["of rows"][:1]})
+    assert has(checkpoint.load(), {"of rows": lists["of rows"][:1]})
+
+
+def test_a_full_disk_leaves_the_lists_before(growing, said):
+    checkpoint, lists = growing
+    there = pieces(checkpoint)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        checkpoint.save(TENSORS, {}, lists | {"of rows": [*lists["of rows"], torch.zeros(100_000)]})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "bytes could not be written" in said[-1] and pieces(checkpoint) == there
+    state = checkpoint.load()
+    assert same(state) and has(state, lists)
+
+
+def test_a_part_has_a_file_of_its_own_and_goes_with_the_whole(growing):
+    checkpoint, lists = growing
+    part = checkpoint.part("further")
+    assert part.load() is None
+    part.save({}, {"part": 1}, {"rows": [torch.ones(1)]})
+    assert part.load().values == {"part": 1} and has(checkpoint.load(), lists)
+    checkpoint.remove()
+    assert not list(checkpoint.path.parent.iterdir())
+
+
 def count_for_ever(path: Path, heard: Path) -> None:
     """Saves step after step, and writes down each that was saved."""
     checkpoint = Checkpoint(path, seconds=0)

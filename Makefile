@@ -33,9 +33,10 @@ $(READY): pyproject.toml $(LOCKS)
 demo: $(READY)
 	$(VENV)/bin/jsae demo
 
-# by files, side by side: what most tests wait for is not the processor, and torch has nothing to share out in them
+# side by side, whoever is done takes tests from another: what most wait for is not the processor, and torch has nothing
+# to share out in them
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # the type checker's first run takes a minute or two, the next ones seconds: it keeps what it knows in .mypy_cache
 check: $(READY)

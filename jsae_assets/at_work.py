@@ -3,7 +3,7 @@
 A process that is killed cannot say so: its run would stay "Started" for good, and keep its slot of the pool. So
 whoever begins or waits looks for runs whose lock nobody holds, marks them failed and frees their slots; with a daemon
 the sensor `dead_runs` does. A run of another machine is never judged: only that machine knows. Here: the lock of a run,
-what became of runs without one, what a run waits for. Not here: locks themselves (`locks.py`).
+what became of runs without one, what a run waits for. Not here: locks themselves (`jsae_core.locks`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from jsae_assets.locks import holder, holding, if_abandoned, this_machine
 from jsae_assets.resources import POOL
+from jsae_core.locks import holder, holding, if_free, this_machine
 
 SECONDS_BETWEEN_LOOKS = 3.0
 LOOKS_BETWEEN_REMINDERS = 20  # of what is still waited for: a minute
@@ -127,7 +127,7 @@ def release_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """
     said = []
     for lock in sorted(_locks(instance).glob("*")):
-        with if_abandoned(lock) as abandoned:
+        with if_free(lock) as abandoned:
             if not abandoned or not _is_of_this_machine(lock):
                 continue
             run_id, run = lock.name, instance.get_run_by_id(lock.name)

@@ -22,7 +22,7 @@ import sys
 import time
 import uuid
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -41,6 +41,7 @@ from jsae_assets.plan import CELL_JOB, PlannedRun, gathers, narrowed, planned_ru
 from jsae_assets.resources import POOL
 from jsae_assets.serving import URL, serve
 from jsae_assets.storage import clear_parts, is_local, storage
+from jsae_core.locks import holding
 from jsae_core.pace import duration
 from jsae_core.terms import THRESHOLDS
 
@@ -49,6 +50,7 @@ SITE_PAGE = "site/index.html"
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")  # without one, a browser would open in the terminal
 CONSOLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
 MADE, FAILED, BAD_ARGUMENTS = 0, 1, 2  # exit statuses
+STOPPED = "Stopped. What was made is kept: the same command goes on from there."
 
 
 @dg.logger({"log_level": str}, description="Only what the assets say, indented below the run they belong to.")
@@ -100,8 +102,8 @@ def run_all(
     computed, seconds = 0, 0.0  # of cells alone: the tokens' time is mostly that of importing torch
     messages: list[str] = []
     unmade: set[Place] = set()
-    for number, run in enumerate(planned, start=1):
-        # asked anew: what turned out as it was before needs nothing made downstream
+    for number, run in enumerate(_in_turn(planned, instance), start=1):
+        # asked anew: what turned out as it was before, or was made by another command, needs nothing made downstream
         freshness = freshness_of(catalog, definitions, instance)
         assets = [place.asset for place in freshness.out_of_date(run.places)]
         prefix = f"[{number}/{len(planned)}] {run.title}"
@@ -132,12 +134,22 @@ def run_all(
             messages.append(_failure(run, result))
             say(messages[-1])
             if _was_interrupted(result):
-                say("Stopped. What was made is kept: the same command goes on from there.")
+                say(STOPPED)
                 return messages
         if run.job.startswith(CELL_JOB):
             computed, seconds = computed + len(assets), seconds + time.monotonic() - began
     print(f"Done in {time.monotonic() - started:.0f} s." if not messages else "Not everything could be made.")
     return messages
+
+
+def _in_turn(runs: Iterable[PlannedRun], instance: dg.DagsterInstance) -> Iterator[PlannedRun]:
+    """Each run, to be made before the next one is asked for: of several commands that would make the same, one does,
+    and the others wait and find it made."""
+    folder = Path(instance.root_directory) / "turns"
+    folder.mkdir(exist_ok=True)
+    for run in runs:
+        with holding(folder / f"{run.job} {run.partition}", f"makes {run.title}", say):
+            yield run
 
 
 def _blocked(freshness: Freshness, places: Sequence[Place], unmade: set[Place]) -> set[Place]:
@@ -415,7 +427,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "run" and options.dry_run:
             say_plan(freshness_of(catalog, definitions, instance), wanted)
             return MADE
-        failures = run_all(catalog, definitions, instance, wanted)
+        try:
+            failures = run_all(catalog, definitions, instance, wanted)
+        except KeyboardInterrupt:  # between runs, or while it waits for another command's
+            print(STOPPED)
+            return FAILED
         if options.command == "demo":
             print("\n" + summary(catalog, instance))
             print("\nFigures:", *figure_pages(catalog, instance), sep="\n  ")

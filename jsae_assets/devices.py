@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
+from jsae_core.locks import if_free
 
 
 @contextlib.contextmanager
@@ -33,11 +33,9 @@ def _is_free(number: int, held: contextlib.ExitStack) -> bool:
     name = visible[number].strip() if number < len(visible) and visible[number] else str(number)
     folder = Path(tempfile.gettempdir()) / f"jsae-devices-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    try:
-        held.enter_context(filelock.FileLock(folder / f"cuda-{name}.lock", blocking=False))
-    except filelock.Timeout:
-        return False
-    return True
+    lock = folder / f"cuda-{name}.lock"
+    lock.touch()
+    return held.enter_context(if_free(lock))
 
 
 def on_a_device_of_its_own(body: Callable[..., Any]) -> Callable[..., Any]:

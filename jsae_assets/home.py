@@ -10,7 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from jsae_assets.locks import holding
+from jsae_core.locks import holding
 
 HOME_VARIABLE = "DAGSTER_HOME"
 SETTINGS = Path(__file__).parent / "instance.yaml"
@@ -30,7 +30,7 @@ def home() -> Path:
     if not named:
         print(f"{HOME_VARIABLE} is not set: everything is kept in {folder}", flush=True)
     os.environ[HOME_VARIABLE] = str(folder)
-    with holding(folder / "initialised", lambda sentence: print(f"{sentence}: it makes the instance", flush=True)):
+    with holding(folder / "initialised", "makes the instance", lambda sentence: print(sentence, flush=True)):
         with dg.DagsterInstance.get():
             pass  # makes its databases where there are none, at which two at once would fail
     return folder

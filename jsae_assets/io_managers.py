@@ -20,7 +20,7 @@ from upath import UPath
 
 from jsae_assets.digests import UNSEALED, file_digest, seal
 from jsae_assets.partitions import SEPARATOR, split_cell
-from jsae_assets.storage import files_below, staged, storage, stored_at
+from jsae_assets.storage import files_below, in_turn, staged, storage, stored_at
 from jsae_assets.stored import (
     COMPANIONS,
     DIGEST,
@@ -234,7 +234,7 @@ class FigureIOManager(StoringIOManager):
         # relative, so that the folder can be moved
         text = page(obj, "../" * stored.relative.count("/") + script, json.loads(header[PROVENANCE]))
         beside = {stored.page: text.encode()} | {path: content for path, content in drawn.items() if content}
-        with contextlib.ExitStack() as stack:  # all are written before the first takes its place
+        with in_turn(stored.path.parent), contextlib.ExitStack() as stack:  # all are written before one takes its place
             digests = {}
             for path, content in beside.items():
                 local = stack.enter_context(staged(path, len(content)))
@@ -288,13 +288,14 @@ class PagesIOManager(StoringIOManager):
 
     def _put(self, obj: Path, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
         folder = stored.path.parent
-        old = files_below(folder)
         files = sorted(path.relative_to(obj).as_posix() for path in obj.rglob("*") if path.is_file())
-        for name in sorted(files, key=lambda name: name == "index.html"):
-            with staged(folder / name, (obj / name).stat().st_size) as local:
-                self.write(obj / name, local, header)
-        for name in set(old) - set(files):
-            (folder / name).unlink()
+        with in_turn(folder):
+            old = files_below(folder)
+            for name in sorted(files, key=lambda name: name == "index.html"):
+                with staged(folder / name, (obj / name).stat().st_size) as local:
+                    self.write(obj / name, local, header)
+            for name in set(old) - set(files):
+                (folder / name).unlink()
         return {"page": self._link(stored.relative), "files": len(files), "megabytes": round(self.size(obj) / 1e6, 1)}
 
     def size(self, obj: Path) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
@@ -43,6 +43,10 @@ class Workshop(Protocol):
     @property
     def entry_digest(self) -> str:
         """Of the catalog's entries that the pair is made from."""
+
+    @property
+    def say(self) -> Callable[[str], None]:
+        """What the log is told with."""
 
     def train(self, recipe: Recipe) -> SAEPair: ...
 
@@ -117,7 +121,9 @@ class Pair(Section):
     def produce(self, workshop: Workshop) -> Produced:
         """The pair of the workshop's layer."""
 
-    def language_model_weights(self, layer: int, downloads: Path, record: Mapping[str, str]) -> Path:
+    def language_model_weights(
+        self, layer: int, downloads: Path, say: Callable[[str], None], record: Mapping[str, str]
+    ) -> Path:
         """The file of the randomised language model that a stored pair's artifact brought, by what was recorded of it;
         fetched again if it is no longer here."""
         raise ValueError(
@@ -153,7 +159,9 @@ class FetchedPair(Pair):
         """What the catalog names for one layer."""
 
     @abstractmethod
-    def fetch(self, layer: int, downloads: Path, version: str | None = None) -> FetchedArtifact:
+    def fetch(
+        self, layer: int, downloads: Path, say: Callable[[str], None], version: str | None = None
+    ) -> FetchedArtifact:
         """Its files, whole: what the catalog names now, or a version that it named once."""
 
     def version(self, fetched: FetchedArtifact, pair: SAEPair) -> str:
@@ -167,22 +175,24 @@ class FetchedPair(Pair):
         return self
 
     def produce(self, workshop: Workshop) -> Produced:
-        fetched = self.fetch(workshop.layer, workshop.downloads)
+        fetched = self.fetch(workshop.layer, workshop.downloads, workshop.say)
         pair = workshop.load(fetched.directory)
         record = {"source": f"{self.kind} {fetched.path}", "source_digest": fetched.digest}
         if fetched.version:
             record["artifact_version"] = fetched.version
         return Produced(_with_weights(pair, fetched, record["source"]), self.version(fetched, pair), record)
 
-    def language_model_weights(self, layer: int, downloads: Path, record: Mapping[str, str]) -> Path:
+    def language_model_weights(
+        self, layer: int, downloads: Path, say: Callable[[str], None], record: Mapping[str, str]
+    ) -> Path:
         from jsae_core.artifacts import file_digest
         from jsae_core.pair_format import LANGUAGE_MODEL_FILE
 
         if not record["source"].startswith(f"{self.kind} "):
-            return super().language_model_weights(layer, downloads, record)
+            return super().language_model_weights(layer, downloads, say, record)
         directory = downloads / self.kind / record["artifact"]  # where what is fetched is kept
         if not directory.is_dir():
-            directory = self.fetch(layer, downloads, record["version"]).directory
+            directory = self.fetch(layer, downloads, say, record["version"]).directory
         path = directory / LANGUAGE_MODEL_FILE
         if not path.is_file() or file_digest(path) != record["sha256"]:
             raise ValueError(
@@ -227,7 +237,9 @@ class PairInDirectory(FetchedPair):
     def named(self, layer: int) -> str:
         return str(self.directory.at(layer))
 
-    def fetch(self, layer: int, downloads: Path, version: str | None = None) -> FetchedArtifact:
+    def fetch(
+        self, layer: int, downloads: Path, say: Callable[[str], None], version: str | None = None
+    ) -> FetchedArtifact:
         from jsae_core.artifacts import FetchedArtifact, directory_digest
 
         place = self.directory.at(layer)
@@ -277,11 +289,13 @@ class PairInWandb(PairOnServer):
 
         return find_wandb_artifact(self.named(layer), downloads / self.kind)
 
-    def fetch(self, layer: int, downloads: Path, version: str | None = None) -> FetchedArtifact:
+    def fetch(
+        self, layer: int, downloads: Path, say: Callable[[str], None], version: str | None = None
+    ) -> FetchedArtifact:
         from jsae_core.artifacts import fetch_wandb_artifact
 
         collection, _, alias = self.named(layer).rpartition(":")
-        return fetch_wandb_artifact(f"{collection}:{version or alias}", downloads / self.kind)
+        return fetch_wandb_artifact(f"{collection}:{version or alias}", downloads / self.kind, say)
 
     def version(self, fetched: FetchedArtifact, pair: SAEPair) -> str:
         return f"{fetched.version} {fetched.digest}"
@@ -326,11 +340,13 @@ class PairOnHub(PairOnServer):
 
         return find_hub_pair(*self._address(layer))
 
-    def fetch(self, layer: int, downloads: Path, version: str | None = None) -> FetchedArtifact:
+    def fetch(
+        self, layer: int, downloads: Path, say: Callable[[str], None], version: str | None = None
+    ) -> FetchedArtifact:
         from jsae_core.hub import fetch_hub_pair
 
         repository, revision, subfolder = self._address(layer)
-        return fetch_hub_pair(repository, version or revision, subfolder, downloads / self.kind)
+        return fetch_hub_pair(repository, version or revision, subfolder, downloads / self.kind, say)
 
 
 KINDS = {kind.kind: kind for kind in (PairInDirectory, TrainedPair, PairInWandb, PairOnHub)}

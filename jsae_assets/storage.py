@@ -22,8 +22,8 @@ from typing import Any
 import dagster as dg
 from upath import UPath
 
-from jsae_assets.locks import holding, if_abandoned
 from jsae_assets.partitions import stored_below
+from jsae_core.locks import holding, holding_folder, if_free
 
 PART = ".*.part.*"  # the names of what is being written
 LOCK = "lock"  # in the folder of a part
@@ -136,6 +136,18 @@ def staged(path: UPath, size: int | None = None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def in_turn(folder: UPath) -> Iterator[None]:
+    """To be around the writing of several files that belong together: of those that write in their folder one does at a
+    time, so that no two mix theirs. Elsewhere than in a file system nobody waits."""
+    if not is_local(folder):
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with holding_folder(Path(folder.path)):
+        yield
+
+
+@contextlib.contextmanager
 def _part_folder(beside: Path, name: str) -> Iterator[Path]:
     """A folder whose writer is known to be alive for as long as the block takes."""
     folder = beside / f".{uuid.uuid4().hex}.part.{name}"
@@ -189,7 +201,7 @@ def _cleared(part: UPath) -> bool:
     """Whether a part was one that nobody writes any more."""
     with contextlib.suppress(FileNotFoundError):  # its writer, or another that clears up, was quicker
         if is_local(part) and (Path(part.path) / LOCK).exists():
-            with if_abandoned(Path(part.path) / LOCK) as abandoned:
+            with if_free(Path(part.path) / LOCK) as abandoned:
                 if abandoned:
                     shutil.rmtree(part.path)
                 return abandoned

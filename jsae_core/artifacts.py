@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from jsae_core.locks import holding
 from jsae_core.wandb_client import (
     ARTIFACT_PATH,
     WandbError,
@@ -111,7 +112,7 @@ def find_wandb_artifact(path: str, folder: str | Path) -> FoundArtifact:
     return _found(_asked(path, folder))
 
 
-def fetch_wandb_artifact(path: str, folder: str | Path) -> FetchedArtifact:
+def fetch_wandb_artifact(path: str, folder: str | Path, say: Callable[[str], None] = print) -> FetchedArtifact:
     """The files of an artifact, from `folder/<digest>/`, where they are downloaded to unless they are there already.
 
     Each file is checked against the size and the digest in the artifact's manifest, whether it was downloaded now or
@@ -124,19 +125,19 @@ def fetch_wandb_artifact(path: str, folder: str | Path) -> FetchedArtifact:
 
     Args:
         path, folder: as for `find_wandb_artifact`.
+        say: is told which process it waits for, where another one fetches the same artifact.
 
     Raises:
         ValueError, WandbError: as `find_wandb_artifact` does; also if files do not come, or are not what the manifest
             says.
         OSError: the files cannot be stored.
     """
-    from filelock import FileLock
-
     artifact = _asked(path, folder)
     found = _found(artifact)
     directory, staging = (Path(folder).absolute() / f"{found.digest}{suffix}" for suffix in ("", ".part"))
     try:
-        with FileLock(directory.with_suffix(".lock")):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with holding(directory.with_suffix(".lock"), f"fetches {found.path}", say):
             if not _is_intact(directory, found):
                 if directory.exists():
                     shutil.rmtree(staging, ignore_errors=True)
@@ -270,7 +271,7 @@ class _File:
 def _fetch_into(staging: Path, artifact: wandb.Artifact, found: FoundArtifact) -> None:
     """Every file of the artifact, verified, and nothing else."""
     files = _listed(artifact, found)
-    _check_list(files, found, staging)
+    _check_list(files, found)
     patience = _Patience.of_client()
     for stray in set(_files_in(staging)) - {staging / name for name in files}:
         stray.unlink()
@@ -307,7 +308,7 @@ def _listed(artifact: wandb.Artifact, found: FoundArtifact, names: list[str] | N
         raise WandbError(f"{found.path} is no longer in wandb; was it deleted just now?") from None
 
 
-def _check_list(files: dict[str, _File], found: FoundArtifact, staging: Path) -> None:
+def _check_list(files: dict[str, _File], found: FoundArtifact) -> None:
     if not files:
         raise WandbError(f"{found.path} has no files; expected a pair's sae_weights.safetensors and cfg.json")
     # a list that gives the artifact's digest says what the manifest says
@@ -317,10 +318,20 @@ def _check_list(files: dict[str, _File], found: FoundArtifact, staging: Path) ->
             "not this artifact's whole manifest. Run it again; if it goes on, look at the artifact's page in wandb"
         )
     for file in files.values():
-        if not (staging / file.name).resolve().is_relative_to(staging.resolve()):
-            raise WandbError(f"{found.path} holds a file {file.name!r}, which would lie outside of its directory")
+        if not _is_below_a_folder(file.name):
+            raise WandbError(
+                f"{found.path} holds a file {file.name!r}, which would lie outside of its directory, or not where it "
+                "seems to"
+            )
         if urlsplit(file.url).scheme not in ("http", "https"):
             raise WandbError(f"{found.path}: {file.name} is a reference to a file elsewhere, which cannot be fetched")
+
+
+def _is_below_a_folder(name: str) -> bool:
+    """Whether a file of this name lies below the folder that it is put in, on any system."""
+    parts = name.split("/")
+    is_plain = name.isprintable() and "\\" not in name and not re.match(r"[A-Za-z]:", name)
+    return is_plain and not any(part in ("", ".", "..") for part in parts)
 
 
 def _digests(path: Path) -> tuple[str, str]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsae_core.artifacts import FetchedArtifact, FoundArtifact
+from jsae_core.locks import holding
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -48,7 +49,9 @@ def find_hub_pair(repository: str, revision: str = "main", subfolder: str = "") 
     return _found(repository, revision, subfolder)[0]
 
 
-def fetch_hub_pair(repository: str, revision: str, subfolder: str, folder: str | Path) -> FetchedArtifact:
+def fetch_hub_pair(
+    repository: str, revision: str, subfolder: str, folder: str | Path, say: Callable[[str], None] = print
+) -> FetchedArtifact:
     """The files of a pair, from `folder/<digest>/`, where they are downloaded to unless they are there already.
 
     Each file is compared with the digest that the hub lists, whether it was downloaded now or before. Until all are
@@ -59,17 +62,16 @@ def fetch_hub_pair(repository: str, revision: str, subfolder: str, folder: str |
 
     Args:
         repository, revision, subfolder: as for `find_hub_pair`.
+        say: is told which process it waits for, where another one fetches the same pair.
 
     Raises:
         HubError: as `find_hub_pair` does; also if a file does not come, or arrives with other contents.
         OSError: the files cannot be stored.
     """
-    from filelock import FileLock
-
     found, files = _found(repository, revision, subfolder)
     directory, staging = (Path(folder).absolute() / f"{found.digest}{suffix}" for suffix in ("", ".part"))
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory.with_suffix(".lock")):
+    with holding(directory.with_suffix(".lock"), f"fetches {found.path}", say):
         if directory.exists() and not all(_is_intact(directory / name, file) for name, file in files.items()):
             shutil.rmtree(directory)
         if not directory.exists():

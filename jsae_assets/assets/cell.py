@@ -40,6 +40,7 @@ class Cell:
     pair: Pair
     randomise_seed: int | None  # of the language model's weights, if they are
     downloads: Path  # where what is fetched is kept
+    say: Callable[[str], None]  # what its run's log is told with
 
     def __str__(self) -> str:
         return f"{self.model_key}, layer {self.layer}"
@@ -62,7 +63,7 @@ class Cell:
 
     def language_model_weights(self, record: Mapping[str, str]) -> Path:
         """The file of weights that a stored pair's artifact brought, by what the pair's configuration records of it."""
-        return self.pair.language_model_weights(self.layer, self.downloads, record)
+        return self.pair.language_model_weights(self.layer, self.downloads, self.say, record)
 
 
 def cell_at(
@@ -73,7 +74,7 @@ def cell_at(
     """A cell of a variant. There is one at each of the variant's partitions."""
     model, layer = split_cell(context.partition_key)
     pair, seed = catalog.pair(variant, model, layer), catalog.randomise_seed(variant, model)
-    return Cell(model, layer, catalog.models[model], pair, seed, downloads_folder(context.instance))
+    return Cell(model, layer, catalog.models[model], pair, seed, downloads_folder(context.instance), context.log.info)
 
 
 def find_cell(context: dg.AssetExecutionContext, catalog: Catalog, variant: str) -> Cell:

@@ -24,6 +24,7 @@ from jsae_assets.assets.sweeps import ASSET as SWEEP_RUNS
 from jsae_assets.assets.sweeps import odd, sweep_entries
 from jsae_assets.catalog import Catalog
 from jsae_assets.entries import confirm, depends_on
+from jsae_assets.markdown import as_text
 from jsae_assets.partitions import cell_key, cells, models, of_all_layers, sweeps
 from jsae_assets.sources import TrainedPair
 from jsae_assets.stored import StoredTable
@@ -123,7 +124,7 @@ def _cell_figure(
         variants,
         f"figures/{owner}",
         figure.name,
-        f"{figure.description}: {labels}.",
+        f"{figure.description}: {as_text(labels)}.",
         code_version=figure.code_version,
         kinds={"plotly"},
         ins={
@@ -163,7 +164,7 @@ def _layer_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequen
     @dg.asset(
         key=["figures", owner, figure.name],
         partitions_def=partitions,
-        description=f"{figure.description}: {labels}.",
+        description=f"{figure.description}: {as_text(labels)}.",
         group_name=groups.FIGURES,
         kinds={"plotly"},
         owners=OWNERS,
@@ -273,7 +274,7 @@ def _control_figure(
         key=["figures", SWEEP_RUNS, f"{owner}_{figure.name}"],
         partitions_def=partitions,
         deps=[depends_on(entries)],
-        description=f"{figure.description}: {labels}.",
+        description=f"{figure.description}: {as_text(labels)}.",
         group_name=groups.FIGURES,
         kinds={"plotly"},
         owners=OWNERS,

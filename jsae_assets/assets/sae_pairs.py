@@ -13,6 +13,7 @@ from jsae_assets.assets.text import make_if_missing
 from jsae_assets.assets.training import trained_pair
 from jsae_assets.catalog import Catalog
 from jsae_assets.io_managers import StoringIOManager
+from jsae_assets.markdown import as_text
 from jsae_assets.resources import Compute
 from jsae_assets.sources import Recipe
 
@@ -27,8 +28,8 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
         [variant],
         variant,
         "sae_pair",
-        f"The {catalog.variants[variant].label} pair: a TopK SAE on the MLP's input, one on its output, and the MLP "
-        "between them, under the artifact format's tensor names.",
+        f"The {as_text(catalog.variants[variant].label)} pair: a TopK SAE on the MLP's input, one on its output, and "
+        "the MLP between them, under the artifact format's tensor names.",
         code_version="2",
         kinds={"pytorch", "safetensors"},
         ins={},
@@ -44,7 +45,7 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
         digest = catalog.digest(cell.model_key, "sae_pair", cell.pair)
         context.log.info(f"{variant} pair of {cell} on {compute.describe()}")
         checkpoint = checkpoint_of(tensors, context.asset_key, context.partition_key, digest, compute, context.log.info)
-        produced = cell.pair.produce(Maker(catalog, cell, compute, digest, checkpoint, context.log.info))
+        produced = cell.pair.produce(Maker(catalog, cell, compute, digest, checkpoint))
         config = produced.pair.config
         yield dg.Output(
             produced.pair,
@@ -86,7 +87,6 @@ class Maker:
     compute: Compute
     entry_digest: str
     checkpoint: "Checkpoint"
-    say: Callable[[str], None]
 
     @property
     def layer(self) -> int:
@@ -95,6 +95,10 @@ class Maker:
     @property
     def downloads(self) -> Path:
         return self.cell.downloads
+
+    @property
+    def say(self) -> Callable[[str], None]:
+        return self.cell.say
 
     def train(self, recipe: Recipe) -> "SAEPair":
         cell, text = self.cell, self.catalog.text[recipe.text]

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
+from jsae_assets.markdown import as_text
+
 SUMMARY = "summary"
 LONGEST = 90  # characters of a cell: the UI folds Markdown of 1,000 away
 
@@ -51,7 +53,4 @@ def _written(form: str, value: float) -> str:
 def _cell(text: str) -> str:
     """As Markdown shows it unchanged in a table: names come from catalogs."""
     plain = " ".join(text.split())
-    plain = plain if len(plain) <= LONGEST else plain[: LONGEST - 1] + "…"
-    for sign in "\\`*_{}[]<>#|~":
-        plain = plain.replace(sign, f"\\{sign}")
-    return plain
+    return as_text(plain if len(plain) <= LONGEST else plain[: LONGEST - 1] + "…")

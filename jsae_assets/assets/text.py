@@ -1,6 +1,5 @@
 """`tokens`: the text each model is measured on, tokenised once, so that every measure sees the same tokens."""
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from jsae_assets.catalog import Catalog, Text
 from jsae_assets.devices import on_a_device_of_its_own
 from jsae_assets.entries import DATA_VERSION, confirm, depends_on, made_from
 from jsae_assets.io_managers import StoringIOManager, header
+from jsae_assets.markdown import as_code
 from jsae_assets.partitions import models
 from jsae_assets.resources import POOL, Compute
 
@@ -137,20 +137,12 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
         "rows_without_text": source.missing,
         "source": text.recorded(),
         "seconds": watch.seconds,
-        "first_document": dg.MetadataValue.md(
-            _as_code(language_model.tokenizer.decode(made[0][1:])[:SHOWN_CHARACTERS])
-        ),
+        "first_document": dg.MetadataValue.md(as_code(language_model.tokenizer.decode(made[0][1:])[:SHOWN_CHARACTERS])),
         "source_digest": digest,
         "dataset_revision": source.revision or "none",
         "language_model_revision": language_model.revision or "none",
     }
     return Tokenised(stored, digest, metadata)
-
-
-def _as_code(text: str) -> str:
-    """A Markdown block that shows the text as it is: its fence is longer than any the text could close it with."""
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}\n{text}\n{fence}"
 
 
 def _entry(model: str) -> str:

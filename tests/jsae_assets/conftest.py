@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import dagster as dg
@@ -18,6 +22,7 @@ from jsae_assets.entries import report
 from jsae_assets.partitions import cell_key
 from jsae_assets.plan import CELL_JOB, LAYERS_JOB, TOKENS_JOB
 from jsae_assets.resources import Compute
+from jsae_core.locks import holding
 from tests.jsae_core.builders import save_language_model
 from tests.wandb_server import WandbServer
 
@@ -61,10 +66,29 @@ WORDS = "def return self class for in range print not if else import value key l
 
 
 @dataclass
+class RecordedRun:
+    """What an instance recorded of a run, in the words of one that has just ended."""
+
+    instance: dg.DagsterInstance
+    run_id: str
+
+    @property
+    def success(self) -> bool:
+        return self.instance.get_run_by_id(self.run_id).is_success
+
+    @cached_property
+    def all_events(self) -> list[dg.DagsterEvent]:
+        return [entry.dagster_event for entry in self.instance.all_logs(self.run_id) if entry.is_dagster_event]
+
+    def get_asset_materialization_events(self) -> list[dg.DagsterEvent]:
+        return [event for event in self.all_events if event.is_step_materialization]
+
+
+@dataclass
 class Results:
     """What the runs of one cell gave, as if they were one."""
 
-    runs: list[dg.ExecuteInProcessResult]
+    runs: list[dg.ExecuteInProcessResult] | list[RecordedRun]
 
     @property
     def success(self) -> bool:
@@ -149,11 +173,11 @@ class Graph:
         return "\n".join(entry.user_message for run in runs for entry in self.instance.all_logs(run.run_id))
 
 
-def materialised(result: dg.ExecuteInProcessResult | Results) -> set[str]:
+def materialised(result: dg.ExecuteInProcessResult | RecordedRun | Results) -> set[str]:
     return {event.asset_key.to_user_string() for event in result.get_asset_materialization_events()}
 
 
-def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict:
+def metadata(result: dg.ExecuteInProcessResult | RecordedRun | Results, asset: str) -> dict:
     """What an asset said of itself in a run, as plain values."""
     (event,) = [e for e in result.get_asset_materialization_events() if e.asset_key.to_user_string() == asset]
     return {name: value.value for name, value in event.materialization.metadata.items()}
@@ -185,27 +209,52 @@ def no_browser():
 
 
 @pytest.fixture(scope="session")
-def language_model(tmp_path_factory) -> Path:
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Makes a folder that all processes of a session of tests share: to be read, not changed."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # a worker's own folder is below it
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder, whole = shared / name, shared / f"{name}.whole"
+        with holding(shared / f"{name}.lock"):
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                whole.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def language_model(made_once) -> Path:
     """A random GPT-NeoX: 3 layers, d_model 16, one token a character, a context of 32."""
-    return save_language_model(tmp_path_factory.mktemp("model") / "tiny")
+    return made_once("model", lambda folder: save_language_model(folder / "tiny")) / "tiny"
 
 
 @pytest.fixture(scope="session")
-def fresh_home(tmp_path_factory) -> Path:
+def fresh_home(made_once) -> Path:
     """A DAGSTER_HOME whose databases exist; copying it is quicker than making them."""
-    home = tmp_path_factory.mktemp("home")
-    shutil.copy(SETTINGS, home)
-    with dg.DagsterInstance.from_config(str(home)) as instance:
-        instance.get_runs(limit=1)
-    return home
+
+    def make(home: Path) -> None:
+        shutil.copy(SETTINGS, home)
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            instance.get_runs(limit=1)
+
+    return made_once("home", make)
 
 
 @pytest.fixture(scope="session")
-def entries(language_model, tmp_path_factory):
+def entries(language_model, made_once):
     """Makes the entries of a tiny catalog: traditional pairs at layers 0 and 1, JSAE pairs at layer 1."""
-    texts = tmp_path_factory.mktemp("texts")
-    write_documents(texts / "train.jsonl", seed=1)
-    write_documents(texts / "measured.jsonl", count=60, seed=2)
+
+    def write_texts(folder: Path) -> None:
+        write_documents(folder / "train.jsonl", seed=1)
+        write_documents(folder / "measured.jsonl", count=60, seed=2)
+
+    texts = made_once("texts", write_texts)
 
     def make() -> dict:
         def pairs(variant: str, layers: list[int], coefficient: float) -> dict:
@@ -303,18 +352,54 @@ class Measured:
     """The tiny catalog with everything materialised once. To be read, not changed."""
 
     graph: Graph
-    tokens: dg.ExecuteInProcessResult
+    tokens: RecordedRun
     cell: Results  # layer 1, which both variants hold
 
 
 @pytest.fixture(scope="session")
-def measured(fresh_home, entries, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("measured")
-    home = folder / "home"
-    shutil.copytree(fresh_home, home)
+def measured_home(fresh_home, entries, made_once) -> Path:
+    """The home of `measured`. To be copied."""
+    return made_once("measured", lambda home: make_measured_home(home, fresh_home, entries()))
+
+
+@pytest.fixture(scope="session")
+def measured(measured_home, tmp_path_factory):
+    with opened_copy(measured_home, tmp_path_factory.mktemp("measured")) as measured:
+        yield measured
+
+
+@pytest.fixture
+def measured_again(measured_home, tmp_path):
+    """Makes the graph of some catalog entries in a copy of `measured`'s home: what they leave as it was is there."""
+    with contextlib.ExitStack() as stack:
+
+        def make(entries: dict, **resources) -> Graph:
+            instance = stack.enter_context(opened_copy(measured_home, tmp_path / "again")).graph.instance
+            return Graph(load_catalog(write_catalog(tmp_path, entries)), instance, resources)
+
+        yield make
+
+
+def make_measured_home(home: Path, fresh_home: Path, entries: dict) -> None:
+    """A home in which a tiny catalog's tokens and layer 1 are made, its catalog, and a file that names the runs."""
+    shutil.copytree(fresh_home, home, dirs_exist_ok=True)
     with dg.DagsterInstance.from_config(str(home)) as instance:
-        graph = Graph(load_catalog(write_catalog(folder, entries())), instance)
-        yield Measured(graph, graph.tokenise(), graph.measure(1, raise_on_error=True))
+        graph = Graph(load_catalog(write_catalog(home, entries)), instance)
+        tokens, cell = graph.tokenise(), graph.measure(1, raise_on_error=True)
+    runs = {"tokens": tokens.run_id, "cell": [run.run_id for run in cell.runs]}
+    (home / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def opened_copy(made: Path, folder: Path) -> Iterator[Measured]:
+    """A copy of such a home, below a folder."""
+    home = folder / "home"
+    shutil.copytree(made, home)
+    runs = json.loads((home / "runs.json").read_text(encoding="utf-8"))
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        graph = Graph(load_catalog(home / "catalog.yaml"), instance)
+        cell = Results([RecordedRun(instance, run) for run in runs["cell"]])
+        yield Measured(graph, RecordedRun(instance, runs["tokens"]), cell)
 
 
 @pytest.fixture
@@ -323,3 +408,17 @@ def server(point_client_at):
     with WandbServer() as server:
         point_client_at(server)
         yield server
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium, for tests that open pages."""
+    from playwright.sync_api import sync_playwright
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium is installed here (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()

@@ -17,7 +17,7 @@ from jsae_assets import at_work
 from jsae_assets.command import run_all
 from jsae_assets.freshness import Place
 from jsae_assets.resources import POOL
-from tests.jsae_assets.conftest import REPOSITORY, Graph, write_catalog
+from tests.jsae_assets.conftest import REPOSITORY, Graph
 
 PATIENCE = 300  # seconds for one thing to happen, on a machine that is busy with others
 ONLY_TOKENS = ["run", "--asset", "tokens"]
@@ -175,14 +175,6 @@ def test_under_a_daemon_a_sensor_clears_up(entries, graph, holder):
     with dg.build_sensor_context(instance=tiny.instance) as context:
         assert "is gone: marked as failed" in sensor.evaluate_tick(context).skip_message
     assert run_holding_the_slot(tiny.instance) is None
-
-
-def test_two_first_runs_at_once_on_a_fresh_home_both_work(entries, tmp_path):
-    catalog, home = write_catalog(tmp_path, entries()), tmp_path / "home"
-    command = ["-m", "jsae_assets.command", *ONLY_TOKENS]
-    with started(home, *command, catalog=catalog) as first, started(home, *command, catalog=catalog) as second:
-        said = [process.communicate(timeout=PATIENCE)[0] for process in (first, second)]
-    assert [first.returncode, second.returncode] == [0, 0], said
 
 
 def test_who_is_stopped_while_waiting_ends_at_once_and_leaves_the_other_at_work(entries, graph, holder, tmp_path):

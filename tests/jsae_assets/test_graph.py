@@ -205,11 +205,9 @@ def test_every_figure_names_both_variants_the_model_and_the_layer(measured, name
 # All layers
 
 
-def test_quality_by_layer_shows_every_measured_layer_of_both_variants(entries, graph):
-    tiny = graph(entries())
-    tiny.tokenise()
-    for layer in (0, 1):
-        tiny.measure(layer, raise_on_error=True)
+def test_quality_by_layer_shows_every_measured_layer_of_both_variants(entries, measured_again):
+    tiny = measured_again(entries())
+    tiny.measure(0, "traditional/sae_pair", "traditional/pair_quality", raise_on_error=True)
     told = metadata(tiny.compare_layers(), "figures/jsae/quality_by_layer")
     assert told["layers"] == "0, 1"
     text = tiny.file("figures/jsae/quality_by_layer", None, extension="json").read_text(encoding="utf-8")
@@ -560,11 +558,11 @@ def test_training_text_with_nothing_in_it_fails_the_pair_and_nothing_else(entrie
     assert materialised(result) == {"traditional/sae_pair"}
 
 
-def test_a_prompt_of_one_token_is_drawn_too(entries, graph):
+def test_a_prompt_of_one_token_is_drawn_too(entries, measured_again):
     changed = entries()
     changed["models"]["tiny"]["prompt"] = "x"
-    tiny = graph(changed)
-    tiny.tokenise()
-    result = tiny.measure(1)
+    reading_it = {f"{variant}/jacobian_examples" for variant in ("traditional", "jsae")}
+    reading_it |= {figure for figure in FIGURES if "jacobian_examples" in figure}
+    result = measured_again(changed).measure(1, *reading_it)
     assert failures(result) == {}
-    assert FIGURES <= materialised(result)
+    assert materialised(result) == reading_it

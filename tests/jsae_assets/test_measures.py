@@ -288,7 +288,13 @@ def odd(entries, graph, language_model, tmp_path):
             damage(model)
         lm = load_language_model(model)
         changed = entries()
-        changed["models"]["tiny"]["directory"] = str(model)
+        changed["models"]["tiny"] |= {
+            "directory": str(model),
+            "tokens": 200,
+            "ablation_samples": 100,
+            "function_shapes": 20,
+            "quality_tokens": 100,
+        }
         for seed, entry in enumerate(changed["pairs"]):
             tensors = random_sae_tensors(lm.d_model, 40, torch.float32, seed)
             for name in ("_b_enc", "_b_enc_out"):

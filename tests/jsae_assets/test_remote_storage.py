@@ -1,11 +1,11 @@
-"""A whole cell with the storage elsewhere: in memory, and on an S3 server on loopback."""
+"""A whole cell and the site with the storage elsewhere: on an S3 server on loopback."""
 
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 from s3fs import S3FileSystem
 from upath import UPath
 
-from jsae_assets.io_managers import FigureStore, ParquetStore, SafetensorsStore
+from jsae_assets.command import figure_pages, open_site
+from jsae_assets.serving import URL
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, materialised, metadata
 from tests.s3_server import BUCKET, s3_server
 
@@ -25,34 +25,34 @@ def s3(monkeypatch):
 def fetched(monkeypatch):
     """The paths that were fetched as whole files."""
     paths: list[str] = []
-    in_memory, from_s3 = MemoryFileSystem.get_file, S3FileSystem._get_file
-
-    def get_file(self, rpath, lpath, **options):
-        paths.append(rpath)
-        return in_memory(self, rpath, lpath, **options)
+    from_s3 = S3FileSystem._get_file
 
     async def _get_file(self, rpath, lpath, **options):
         paths.append(rpath)
         return await from_s3(self, rpath, lpath, **options)
 
-    monkeypatch.setattr(MemoryFileSystem, "get_file", get_file)
     monkeypatch.setattr(S3FileSystem, "_get_file", _get_file)
     return paths
 
 
-@pytest.mark.parametrize("place", ["memory", "s3"])
-def test_a_cell_is_made_wherever_the_storage_is_and_each_pair_is_fetched_once_a_run(
-    request, entries, graph, fetched, tmp_path, place
+def test_a_cell_and_the_site_are_made_on_s3_each_pair_is_fetched_once_and_pages_have_addresses(
+    s3, entries, graph, fetched, monkeypatch, capsys
 ):
-    base = f"memory://{tmp_path.name}" if place == "memory" else request.getfixturevalue("s3")
-    stores = {"tensors": SafetensorsStore, "tables": ParquetStore, "figures": FigureStore}
-    tiny = graph(entries(), **{kind: store(base_path=base) for kind, store in stores.items()})
+    base = s3
+    monkeypatch.setenv("JSAE_STORAGE", base)
+    tiny = graph(entries())
     tiny.tokenise()
     result = tiny.measure(1, raise_on_error=True)
     assert len(materialised(result)) == 2 * len(PER_VARIANT) + len(CELL_FIGURES)
     pairs = [path for path in fetched if "sae_pair" in path and "checkpoints" not in path]
     assert len(pairs) == len(set(pairs)) == 2
     told = metadata(result, "figures/jsae/jacobian_histogram")
-    assert told["page"] == "figures/jsae/jacobian_histogram/1/tiny.html"
-    assert (UPath(base) / told["page"]).exists() and (UPath(base) / told["path"]).exists()
-    assert str(UPath(base) / told["page"]).startswith(f"{place}://")
+    assert told["page"] == f"{URL}/figures/jsae/jacobian_histogram/1/tiny.html"  # where `jsae ui` gives it out
+    assert (UPath(base) / told["page"].removeprefix(f"{URL}/")).exists() and (UPath(base) / told["path"]).exists()
+    tiny.definitions.resolve_job_def("make_site").execute_in_process(instance=tiny.instance)
+    capsys.readouterr()
+    assert open_site(tiny.instance) == 0
+    assert capsys.readouterr().out == f"{base}/site/index.html\n"
+    assert "tiny, layer 1" in UPath(f"{base}/site/index.html").read_text(encoding="utf-8")
+    assert figure_pages(tiny.catalog, tiny.instance) == [f"{base}/figures/jsae/<figure>/<layer>/<model>.html"]
+    assert list(tiny.storage.rglob("*.html")) == []

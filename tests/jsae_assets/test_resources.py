@@ -14,7 +14,7 @@ from jsae_assets.resources import Compute
 from jsae_core import LanguageModel
 from jsae_core.activations import packed
 from jsae_core.text import split_documents
-from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, SETTINGS, materialised, metadata
+from tests.jsae_assets.conftest import PER_VARIANT, SETTINGS, materialised, metadata
 
 
 def machine(monkeypatch, cuda_devices: int = 0, mps: bool = False) -> None:
@@ -153,8 +153,9 @@ def test_a_run_loads_its_model_once_and_holds_the_one_slot_of_the_pool_while_it_
     tiny = graph(entries(), compute=Watching(device="cpu"))
     tiny.tokenise()
     assert len(loaded) == 1
-    result = tiny.measure(1, raise_on_error=True)
-    assert len(materialised(result)) == 2 * len(PER_VARIANT) + len(CELL_FIGURES)
+    made = {f"jsae/{name}" for name in PER_VARIANT} | {"traditional/sae_pair", "traditional/jacobian_histogram"}
+    result = tiny.measure(1, *made, raise_on_error=True)
+    assert materialised(result) == made and len(result.runs) == 2
     assert loaded == [tiny.catalog.models["tiny"].source[0]] * (1 + len(result.runs))  # once in each
     assert len(slots) > 8
     assert set(slots) == {(1, 1)}

@@ -308,8 +308,11 @@ def test_processes_that_fetch_at_once_download_once_and_both_end_with_the_whole(
     server.fail("stall", on="file", after=1, seconds=0.5)
     processes = [fetched_elsewhere(folder) for _ in range(2)]
     ends = [process.communicate() for process in processes]
-    directories = {Path(out.strip()) for out, _ in ends}
+    directories = {Path(out.splitlines()[-1]) for out, _ in ends}
     assert len(directories) == 1, ends
+    (waited,) = [(process.pid, out) for process, (out, _) in zip(processes, ends, strict=True) if "Waiting" in out]
+    (other,) = {process.pid for process in processes} - {waited[0]}
+    assert f"Waiting for process {other} on " in waited[1] and f", which fetches {PAIR}:v0 (its lock: " in waited[1]
     assert contents(directories.pop()) == FILES
     assert len(server.asked("file")) == 3
 
@@ -459,11 +462,16 @@ def test_an_artifact_without_files_is_refused(server, folder):
         fetch_wandb_artifact(f"{PAIR}:v0", folder)
 
 
-def test_a_file_that_would_lie_outside_of_the_directory_is_refused_before_any_download(server, folder):
-    add_pair(server, {"cfg.json": b"{}", "../../evil": b"x"})
-    with pytest.raises(WandbError, match=r"'\.\./\.\./evil', which would lie outside"):
+@pytest.mark.parametrize(
+    "name",
+    ["../../evil", "/etc/evil", "a/../../../evil", "..", ".", "a//b", "C:/evil", "c:evil", "..\\evil", "a\0b", "a\nb"],
+)
+def test_a_file_that_would_lie_outside_of_the_directory_is_refused_before_any_download(server, folder, name):
+    add_pair(server, {"cfg.json": b"{}", name: b"x"})
+    with pytest.raises(WandbError, match="which would lie outside") as refused:
         fetch_wandb_artifact(f"{PAIR}:v0", folder)
-    assert not server.asked("file")
+    assert repr(name) in str(refused.value)
+    assert not server.asked("file") and not list(folder.parent.rglob("*evil*"))
 
 
 def test_a_reference_to_a_file_elsewhere_is_refused_before_any_download(server, folder, monkeypatch):

@@ -118,18 +118,28 @@ def test_a_download_that_is_cut_leaves_nothing_that_looks_whole(hub, files, tmp_
 
 
 def test_two_fetches_of_a_pair_at_the_same_time_download_it_once(hub, files, tmp_path):
-    hub.commit(REPOSITORY, files)
-    found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(fetch_hub_pair(REPOSITORY, "main", "", tmp_path).directory))
-        for _ in range(3)
-    ]
+    commit = hub.commit(REPOSITORY, files)
+    found, said = [], []
+
+    def fetch():
+        found.append(fetch_hub_pair(REPOSITORY, "main", "", tmp_path, said.append).directory)
+
+    threads = [threading.Thread(target=fetch) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(found) == 3 and len(set(found)) == 1
     assert len(hub.downloads()) == len(files)
+    assert all(f", which fetches {REPOSITORY}@{commit} (its lock: " in sentence for sentence in said)
+
+
+def test_files_of_a_repository_that_would_lie_elsewhere_are_left_there(hub, files, tmp_path):
+    odd = {name: b"x" for name in ("../evil", "/etc/evil", "a/../../evil", "C:/evil", "..\\evil")}
+    hub.commit(REPOSITORY, files | odd)
+    fetched = fetch_hub_pair(REPOSITORY, "main", "", tmp_path / "folder")
+    assert contents(fetched.directory) == files
+    assert not list(tmp_path.rglob("*evil*"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The real web server and daemon of one machine, on a tiny catalog, driven as the UI drives them: through GraphQL.
 
-Here: starting, ending and asking them. Not here: what is to happen (`test_ui.py`).
+Here: starting, ending and asking them. Not here: what is to happen (`test_ui.py`,
+`services/test_one_machine.py`).
 """
 
 from __future__ import annotations

@@ -42,9 +42,10 @@ CASES = {
     "anti_bypass": (
         Case("JSAE, λ 6.5", 1, {"jacobian_coefficient": 6.5}),
         Case("JSAE, λ 6.5, anti_bypass", 1, {"jacobian_coefficient": 6.5} | anti_bypass(1.0, 0.9)),
+        Case("JSAE, λ 9, anti_bypass", 1, {"jacobian_coefficient": 9.0} | anti_bypass(1.0, 0.9)),
         Case("JSAE, λ 20", 2, {"jacobian_coefficient": 20.0}),
         Case("JSAE, λ 20, anti_bypass", 2, {"jacobian_coefficient": 20.0} | anti_bypass(1.0, 0.9)),
-        Case("JSAE, λ 60, anti_bypass", 2, {"jacobian_coefficient": 60.0} | anti_bypass(1.0, 0.9)),
+        Case("JSAE, λ 27, anti_bypass", 2, {"jacobian_coefficient": 27.0} | anti_bypass(1.0, 0.9)),
     ),
     "auxk": (
         Case("learning rate 0.02", 1, {"learning_rate": 0.02}),

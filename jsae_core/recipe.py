@@ -25,7 +25,7 @@ def _check_numbers(settings: AuxK | AntiBypass | TrainingConfig) -> None:
 
 @dataclass(frozen=True)
 class AuxK:
-    """An auxiliary loss that revives dead latents (AuxK; Gao et al., 2024, "Scaling and evaluating sparse
+    """An auxiliary loss for dead latents, which can revive them (AuxK; Gao et al., 2024, "Scaling and evaluating sparse
     autoencoders", appendix A.2; the defaults are theirs).
 
     Attributes:

@@ -4,7 +4,7 @@ that it is compared with, and the figures of sweeps.
 Here: which results each is given, and what its subtitle says of them. Not here: what is drawn of them (`figures.py`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -145,13 +145,7 @@ def _cell_figure(
             reported = cell.reported(variant, settings[variant][0]["jacobian_coefficient"])
             results[_style(catalog, variant)] = Results(stored, reported)
         picture = figure.draw(results, _subtitle(catalog, str(cell), figure.tokens, settings) + remark)
-        yield dg.Output(
-            picture,
-            metadata={
-                **_answer(picture),
-                "source": f"{' and '.join(figure.reads)} of {labels}",
-            },
-        )
+        yield _output(picture, source=f"{' and '.join(figure.reads)} of {labels}")
 
     return drawn
 
@@ -161,29 +155,17 @@ def _layer_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequen
     labels, partitions = _labels(catalog, variants), models(catalog, variants)
     (measure,) = figure.reads
 
-    @dg.asset(
-        key=["figures", owner, figure.name],
-        partitions_def=partitions,
-        description=f"{figure.description}: {as_text(labels)}.",
-        group_name=groups.FIGURES,
-        kinds={"plotly"},
-        owners=OWNERS,
-        code_version=figure.code_version,
-        io_manager_key="figures",
-        ins={
-            # a variant may have a name that Dagster keeps from arguments (input, meta, lambda)
-            f"{key}__{measure}": dg.AssetIn([key, measure], partition_mapping=of_all_layers(catalog, key, variants))
-            for key in variants
-        },
-        deps=[
-            depends_on(
-                {
-                    model: [entry for key in variants for entry in (f"variants/{key}", f"pairs/{key}/{model}")]
-                    for model in partitions.get_partition_keys()
-                }
-            )
-        ],
-    )
+    entries = {
+        model: [entry for key in variants for entry in (f"variants/{key}", f"pairs/{key}/{model}")]
+        for model in partitions.get_partition_keys()
+    }
+    # a variant may have a name that Dagster keeps from arguments (input, meta, lambda)
+    ins = {
+        f"{key}__{measure}": dg.AssetIn([key, measure], partition_mapping=of_all_layers(catalog, key, variants))
+        for key in variants
+    }
+
+    @_figure_asset(figure, [owner, figure.name], partitions, depends_on(entries), as_text(labels), ins)
     def drawn(context: dg.AssetExecutionContext, **inputs) -> Iterator[dg.Output]:
         import pandas as pd
 
@@ -204,52 +186,52 @@ def _layer_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequen
         settings = {key: frame.to_dict("records") for key, frame in zip(variants, frames.values(), strict=True)}
         layers = sorted({row["layer"] for rows in settings.values() for row in rows})
         picture = figure.draw(frames, _subtitle(catalog, model, figure.tokens, settings))
-        yield dg.Output(
-            picture,
-            metadata={
-                **_answer(picture),
-                "source": f"{measure} of {labels}",
-                "layers": ", ".join(map(str, layers)),
-            },
-        )
+        yield _output(picture, source=f"{measure} of {labels}", layers=", ".join(map(str, layers)))
 
     return drawn
 
 
 def _sweep_figure(catalog: Catalog, figure: Figure) -> dg.AssetsDefinition:
-    @dg.asset(
-        key=["figures", SWEEP_RUNS, figure.name],
-        partitions_def=sweeps(catalog),
-        deps=[sweep_entries(catalog)],
-        description=f"{figure.description}: a dot a finished run.",
+    path, ins = [SWEEP_RUNS, figure.name], {"runs": dg.AssetIn(SWEEP_RUNS)}
+
+    @_figure_asset(figure, path, sweeps(catalog), sweep_entries(catalog), "a dot a finished run", ins)
+    def drawn(context: dg.AssetExecutionContext, runs: StoredTable) -> Iterator[dg.Output]:
+        key = context.partition_key
+        confirm(context, catalog)
+        picture = figure.draw(runs.frame, _sweep_subtitle(key, runs.frame))
+        yield _output(picture, source=f"{SWEEP_RUNS} of {key}", odd_runs_left_out=odd(runs.frame))
+
+    return drawn
+
+
+def _figure_asset(
+    figure: Figure,
+    path: Sequence[str],
+    partitions: dg.PartitionsDefinition,
+    entries: dg.AssetDep,
+    description: str,
+    ins: Mapping[str, dg.AssetIn],
+) -> Callable[..., dg.AssetsDefinition]:
+    """`dagster.asset` with what figures have in common that are not of one cell."""
+    return dg.asset(
+        key=["figures", *path],
+        partitions_def=partitions,
+        deps=[entries],
+        description=f"{figure.description}: {description}.",
         group_name=groups.FIGURES,
         kinds={"plotly"},
         owners=OWNERS,
         code_version=figure.code_version,
         io_manager_key="figures",
-        ins={"runs": dg.AssetIn(SWEEP_RUNS)},
+        ins=ins,
     )
-    def drawn(context: dg.AssetExecutionContext, runs: StoredTable) -> Iterator[dg.Output]:
-        key = context.partition_key
-        confirm(context, catalog)
-        picture = figure.draw(runs.frame, _sweep_subtitle(key, runs.frame))
-        yield dg.Output(
-            picture,
-            metadata={
-                **_answer(picture),
-                "source": f"{SWEEP_RUNS} of {key}",
-                "odd_runs_left_out": odd(runs.frame),
-            },
-        )
-
-    return drawn
 
 
-def _answer(picture: "go.Figure") -> dict[str, str]:
-    """What a figure says in a sentence."""
+def _output(picture: "go.Figure", **metadata: str) -> dg.Output:
+    """With what the figure says in a sentence first."""
     from jsae_core.figures.style import ANSWER
 
-    return {ANSWER: picture.layout.meta[ANSWER]}
+    return dg.Output(picture, metadata={ANSWER: picture.layout.meta[ANSWER], **metadata})
 
 
 def _control_figure(
@@ -269,23 +251,14 @@ def _control_figure(
         for key, cell in served.items()
     }
     labels = _labels(catalog, variants)
+    ins = {"runs": dg.AssetIn(SWEEP_RUNS, partition_mapping=of_sweep)} | {
+        f"{variant}__{measure}": dg.AssetIn([variant, measure], partition_mapping=at_cells)
+        for variant in variants
+        for measure in figure.reads
+    }
 
-    @dg.asset(
-        key=["figures", SWEEP_RUNS, f"{owner}_{figure.name}"],
-        partitions_def=partitions,
-        deps=[depends_on(entries)],
-        description=f"{figure.description}: {as_text(labels)}.",
-        group_name=groups.FIGURES,
-        kinds={"plotly"},
-        owners=OWNERS,
-        code_version=figure.code_version,
-        io_manager_key="figures",
-        ins={"runs": dg.AssetIn(SWEEP_RUNS, partition_mapping=of_sweep)}
-        | {
-            f"{variant}__{measure}": dg.AssetIn([variant, measure], partition_mapping=at_cells)
-            for variant in variants
-            for measure in figure.reads
-        },
+    @_figure_asset(
+        figure, [SWEEP_RUNS, f"{owner}_{figure.name}"], partitions, depends_on(entries), as_text(labels), ins
     )
     def drawn(context: dg.AssetExecutionContext, runs: StoredTable, **inputs) -> Iterator[dg.Output]:
         confirm(context, catalog)
@@ -297,13 +270,7 @@ def _control_figure(
         }
         key = context.partition_key
         picture = figure.draw((results, runs.frame), _sweep_subtitle(key, runs.frame))
-        yield dg.Output(
-            picture,
-            metadata={
-                **_answer(picture),
-                "source": f"{SWEEP_RUNS} of {key}; {' and '.join(figure.reads)} of {labels}",
-            },
-        )
+        yield _output(picture, source=f"{SWEEP_RUNS} of {key}; {' and '.join(figure.reads)} of {labels}")
 
     return drawn
 

@@ -169,7 +169,10 @@ def _faults(
 
 
 def _signs_of_bad_training(pair: "SAEPair", quality: Mapping[str, float], side: str) -> Iterator[str]:
-    yield f"the Jacobian coefficient is {pair.config.jacobian_coefficient:g}"
+    if pair.config.jacobian_coefficient:
+        yield f"the Jacobian coefficient is {pair.config.jacobian_coefficient:g}"
+    else:
+        yield "without a Jacobian penalty: it may need more steps, or another learning rate"
     if (dead := quality[f"dead_{side}"]) > MANY_DEAD:
         yield f"{dead:.0%} of its latents are dead on these {quality['n_tokens']:,.0f} tokens"
 

@@ -64,8 +64,11 @@ def plain_console(context: dg.InitLoggerContext) -> logging.Logger:
 
 
 def _shorten(record: logging.LogRecord) -> bool:
-    """Dagster puts job, run and step before each message; here the run is named above it."""
+    """Dagster puts job, run and step before each message; here the run is named above it. What Dagster itself says of
+    steps is left out: `_failure` says what failed and why."""
     meta = getattr(record, "dagster_meta", None) or {}
+    if meta.get("dagster_event") is not None:
+        return False
     step = (meta.get("step_key") or "run").replace("__", "/")
     record.msg, record.args = f"{step}: {meta.get('orig_message', record.getMessage())}", ()
     return True
@@ -267,7 +270,8 @@ def run_ui(further: Sequence[str]) -> int:
     with dg.DagsterInstance.get() as instance:
         try:
             serve(storage(os.environ.get("JSAE_STORAGE"), instance))
-            print(f"The site: {URL}/{SITE_PAGE}", flush=True)
+            unmade = "" if site_page(instance).exists() else " (once the asset `site` is made)"
+            print(f"The site: {URL}/{SITE_PAGE}{unmade}", flush=True)
         except OSError as error:
             print(f"The site is not given out at {URL} ({error}): links to it will not work. `jsae site` opens it.")
     # without the advice to use `dg`, which reads another workspace
@@ -280,7 +284,9 @@ def run_ui(further: Sequence[str]) -> int:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="jsae", description=__doc__.split("\n")[0].split(": ")[1])
+    parser = argparse.ArgumentParser(
+        prog="jsae", description="Train, measure and show Jacobian sparse autoencoders, as the catalog says."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("demo", help="make the whole catalog and say what was measured")
     run = commands.add_parser(
@@ -422,6 +428,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return BAD_ARGUMENTS
         wanted = narrowed(options.model, options.layer, options.asset, catalog)
     with dg.DagsterInstance.get() as instance:
+        place = storage(os.environ.get("JSAE_STORAGE"), instance)
+        try:
+            if is_local(place):
+                place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            print(f"JSAE_STORAGE: the folder {place} cannot be made or used ({error})", file=sys.stderr)
+            return BAD_ARGUMENTS
         if options.command == "suggest-lambda":
             return suggest(options, catalog, definitions, instance)
         if options.command == "run" and options.dry_run:

@@ -72,12 +72,14 @@ class PlannedRun:
     @property
     def title(self) -> str:
         if self.job.startswith(CELL_JOB):
-            return "{}, layer {}".format(*split_cell(self.partition))
+            variants = dict.fromkeys(key.path[1 if key.path[0] == "figures" else 0] for key in self.assets)
+            return "{}, layer {}".format(*split_cell(self.partition)) + f" ({', '.join(variants)})" * bool(variants)
         if self.partition is None:
             return self.job.removeprefix("make_")
         kinds = {TOKENS_JOB: "{}: tokens", SWEEP_JOB: "sweep {}", LAYERS_JOB: "{}: layers compared"}
         (kind,) = (kinds[job] for job in kinds if self.job.startswith(job))
-        return kind.format(self.partition)
+        names = ", ".join(key.path[-1] for key in self.assets) if self.job not in kinds else ""
+        return kind.format(self.partition) + f" ({names})" * bool(names)
 
 
 def planned_runs(freshness: Freshness, wanted: Callable[[Place], bool] = lambda place: True) -> list[PlannedRun]:

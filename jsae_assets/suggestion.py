@@ -184,14 +184,17 @@ def advice(sweep: ShortSweep, runs: DataFrame, coefficient: float, keep: float) 
     """What is suggested and why, and what to write."""
     explained = runs.set_index("jacobian_coefficient")["explained_variance_output"]
     steps, tried = sweep.local.train.config.steps, max(sweep.local.coefficients)
+    accounted = runs.set_index("jacobian_coefficient")["accounted_share"]
     lines = [
         f"Suggested: λ = {coefficient:g}, the largest of these that the check `faithful` would pass and that keeps "
         f"{keep:.0%} or more of the variance explained at λ = 0 (output SAE: {explained[coefficient]:.1%} of "
         f"{explained[0]:.1%}).",
+        f"Its input latents account for {accounted[coefficient]:.1%} of what its output latents compute, at λ = 0 for "
+        f"{accounted[0]:.1%}: where that falls far, the pair bypasses its latents, and a smaller λ is better.",
         f"In the catalog, in the `config:` of the pair's `train:`:  jacobian_coefficient: {coefficient:g}",
     ]
     if coefficient == tried:
-        lines.append("No larger one was tried: --coefficients names others.")
+        lines.append("It is the largest of this sweep: --coefficients names others.")
     if steps < sweep.full_steps:
         lines.append(
             f"These pairs were trained for {steps:,} steps, the catalog's recipe asks for {sweep.full_steps:,}: look "

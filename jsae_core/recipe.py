@@ -126,11 +126,12 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.k > self.d_sae:
             raise ValueError(f"k is {self.k}, larger than d_sae, {self.d_sae}")
-        if not (0 <= self.jacobian_coefficient < math.inf and 0 < self.learning_rate < math.inf):
+        if not 0 <= self.jacobian_coefficient < math.inf:
             raise ValueError(
-                f"jacobian_coefficient is {self.jacobian_coefficient} and learning_rate {self.learning_rate}, expected "
-                "finite numbers, at least 0 and above 0"
+                f"jacobian_coefficient is {self.jacobian_coefficient}, expected a finite number, at least 0"
             )
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {self.learning_rate}, expected a finite number above 0")
         for name in ("learning_rate_warm_up", "learning_rate_decay", "jacobian_warm_up"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from jsae_assets.assets.cell import Cell, Stopwatch, cell_asset, find_cell
+from jsae_assets.assets.cell import Cell, Stopwatch, cell_asset, find_cell, turn
 from jsae_assets.assets.summary import summary
 from jsae_assets.assets.text import make_if_missing
 from jsae_assets.assets.training import trained_pair
@@ -33,6 +33,7 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
         code_version="2",
         kinds={"pytorch", "safetensors"},
         ins={},
+        priority=turn(catalog, variant),
     )
     def sae_pair(
         context: dg.AssetExecutionContext, compute: Compute, tensors: dg.ResourceParam[StoringIOManager]

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STATIC = Path(__file__).parent / "static"
-MOST_ERROR = 0.25  # of a score that a sentence tells
 MOST_ROWS = 60  # of a figure's numbers that its page shows; the file has all
 
 
@@ -230,7 +229,7 @@ class Site:
 
         if found := both("|J| ≥ 0.01"):
             said.append(
-                f"At layer {layer} of {model}, {found[0]} of the Jacobian's elements are above 0.01 in the pair "
+                f"At layer {layer} of {model}, {found[0]} of the Jacobian's elements are 0.01 or more in the pair "
                 f"“{row['label']}”, {found[1]} in “{other['label']}”."
             )
         if found := both("accounted for"):
@@ -238,16 +237,19 @@ class Site:
                 f"Its input latents account for {found[0]} of what its output latents compute, against {found[1]}: the "
                 "rest passes by them, through biases and the input SAE's error."
             )
-        # on a model that hardly depends on this MLP the score is a ratio of two numbers near zero
-        if (found := both("CE score")) and all((number.error or 0) < MOST_ERROR for number in found):
+        if found := both("KL score"):
             said.append(
-                f"With both SAEs spliced in, the language model keeps {found[0]} of what the MLP is worth to its "
-                f"predictions, against {found[1]}."
+                f"With both SAEs spliced in, the model's predictions keep {found[0]} of what the MLP gives them, "
+                f"against {found[1]} (KL score)."
             )
-        if summary := agreement(self.stores, row["variant"], model, layer):
+        of_both = [agreement(self.stores, variant, model, layer) for variant in (row["variant"], row["other"])]
+        if all(of_both):
+            ours, theirs = of_both
             said.append(
-                f"Interventions follow the Jacobian with a correlation of {summary['correlation']:.2f} over "
-                "sampled elements."
+                "Where one unit of an input latent is taken away and anything noteworthy is expected or happens "
+                f"({1 - ours['agreement_negligible']:.0%} of the samples, against "
+                f"{1 - theirs['agreement_negligible']:.0%}), the output latent changes as the Jacobian says, within a "
+                f"tenth, in {ours['noteworthy_line']:.0%}, against {theirs['noteworthy_line']:.0%}."
             )
         return said
 

@@ -490,6 +490,16 @@ def test_a_folder_that_is_a_file_is_refused_in_one_line_with_its_variable(
     assert line.startswith(said.format(place=tmp_path / "file"))
 
 
+def test_a_storage_that_cannot_be_made_is_refused_in_one_line_before_anything_begins(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("JSAE_STORAGE", str(tmp_path / "file" / "below"))
+    monkeypatch.delenv("JSAE_CATALOG", raising=False)
+    assert command.main(["run", "--dry-run"]) == command.BAD_ARGUMENTS
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"JSAE_STORAGE: the folder {tmp_path / 'file' / 'below'} cannot be made or used")
+
+
 # Which λ to begin with
 
 

@@ -566,3 +566,16 @@ def test_a_prompt_of_one_token_is_drawn_too(entries, measured_again):
     result = measured_again(changed).measure(1, *reading_it)
     assert failures(result) == {}
     assert materialised(result) == reading_it
+
+
+def test_a_pair_is_checked_before_the_next_one_is_trained(measured):
+    # a pair without its check would be trained again after an interruption
+    events = [event for run in measured.cell.runs for event in run.all_events]
+    begun = [event.step_key for event in events if event.event_type_value == "STEP_START"]
+    pairs_and_checks = [step for step in begun if step.endswith(("__sae_pair", "_faithful"))]
+    assert pairs_and_checks == [
+        "traditional__sae_pair",
+        "traditional__sae_pair_faithful",
+        "jsae__sae_pair",
+        "jsae__sae_pair_faithful",
+    ]

@@ -34,7 +34,7 @@ def site_asset(catalog: Catalog, shown: Sequence[dg.AssetsDefinition]) -> dg.Ass
         group_name=groups.SITE,
         kinds={"html"},
         owners=OWNERS,
-        code_version="3",
+        code_version="4",
         tags=GATHERS,
         io_manager_key="pages",
     )

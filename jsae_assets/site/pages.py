@@ -246,10 +246,10 @@ class Site:
         if all(of_both):
             ours, theirs = of_both
             said.append(
-                "Where one unit of an input latent is taken away and anything noteworthy is expected or happens "
-                f"({1 - ours['agreement_negligible']:.0%} of the samples, against "
-                f"{1 - theirs['agreement_negligible']:.0%}), the output latent changes as the Jacobian says, within a "
-                f"tenth, in {ours['noteworthy_line']:.0%}, against {theirs['noteworthy_line']:.0%}."
+                f"One unit of an input latent taken away: {ours['agreement_negligible']:.0%} of the samples are "
+                f"negligible, against {theirs['agreement_negligible']:.0%}; of the others "
+                f"{ours['noteworthy_line']:.0%} change as the Jacobian says, within a tenth, against "
+                f"{theirs['noteworthy_line']:.0%}."
             )
         return said
 

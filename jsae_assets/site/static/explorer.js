@@ -263,7 +263,7 @@
     const left = make("div"), right = make("div");
     if (isOutput && of.connections.length) {
       left.append(section("Which input latents feed it",
-        make("p", { class: "note" }, "A line is as thick as the mean of J·s, what an input latent contributes to first order; dashed ones are negative. Choose one to see where and how."),
+        make("p", { class: "note" }, "A line is as thick as the mean of J·s, what an input latent contributes to first order; dashed ones are negative. Those that contribute most over all tokens come first. Choose one to see where and how."),
         graph(now.latent, of.connections), connectionTable(of.connections)));
       const connection = of.connections.find(([input]) => input === now.edge);
       if (connection) left.append(await edgePanel(now.latent, connection));

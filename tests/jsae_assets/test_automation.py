@@ -243,6 +243,7 @@ def test_every_run_ends_in_which_all_of_one_kind_fail_at_every_layer_of_the_defa
         if key.to_user_string().startswith(tuple(prefixes)) and key.path[-1] in names
     }
     cells = [partition for job, partition in pretended.settle() if job == CELL_JOB]
-    assert set(cells) == {"stdlib-1m:0", "stdlib-1m:1", "stdlib-1m:2"} and len(cells) <= 6
+    # each is tried twice, and layer 1 once more for the figure that has it beside a sweep
+    assert set(cells) == {"stdlib-1m:0", "stdlib-1m:1", "stdlib-1m:2"} and len(cells) <= 7
     ended = [run.status for run in pretended.instance.get_runs() if run.job_name == CELL_JOB]
     assert ended == [dg.DagsterRunStatus.FAILURE] * len(cells)

@@ -360,7 +360,7 @@ def test_a_loss_that_is_not_finite_is_refused(x, mlp, steps):
         ({"steps": 0}, "steps is 0"),
         ({"batch_tokens": -1}, "batch_tokens is -1"),
         ({"jacobian_coefficient": -0.5}, "jacobian_coefficient is -0.5"),
-        ({"learning_rate": 0.0}, "learning_rate 0.0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"k": 4.5}, "k is 4.5, expected a whole number"),
         ({"d_sae": None}, "d_sae is None, expected a whole number"),
         ({"steps": True}, "steps is True, expected a whole number"),

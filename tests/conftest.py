@@ -21,6 +21,13 @@ settings.register_profile(
 )
 settings.load_profile("jsae")
 
+LONGEST = ("test_ui.py", "test_written.py", "test_at_once.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest begin first: where processes share the tests, none is left alone with them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="module")
 def no_wandb_process_left():

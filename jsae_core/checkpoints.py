@@ -66,14 +66,15 @@ class State:
 
     def part(self, name: str) -> State:
         """One of those that were joined."""
-        return State(*(_named(held, f"{name}.") for held in (self.tensors, self.values, self.lists)))
+        return State(*(named_below(held, f"{name}.") for held in (self.tensors, self.values, self.lists)))
 
     def to(self, device: torch.device) -> State:
         """With the tensors there; the lists stay where they are."""
         return State({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.values, self.lists)
 
 
-def _named(held: Mapping[str, Any], before: str) -> dict[str, Any]:
+def named_below(held: Mapping[str, Any], before: str) -> dict[str, Any]:
+    """What has a name that begins so, by the rest of its name."""
     return {name.removeprefix(before): value for name, value in held.items() if name.startswith(before)}
 
 

@@ -513,17 +513,17 @@ def _lenient_truth(value: Any) -> bool | None:
     return TRUTHS.get(str(value).strip().lower().removesuffix(".0"))
 
 
-def _is_told(value: Any) -> bool:
+def _is_given(value: Any) -> bool:
     return value is not None and not (isinstance(value, str) and value.strip().lower() in NOTHING)
 
 
-def _told_settings(value: Any) -> Any:
+def _settings_in_text(value: Any) -> Any:
     """The value itself, or the settings that it holds as text, as JSON or as Python writes them."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         for read in (json.loads, ast.literal_eval):
             with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                told = read(value.strip())
-                return told if isinstance(told, dict) and all(isinstance(name, str) for name in told) else value
+                found = read(value.strip())
+                return found if isinstance(found, dict) and all(isinstance(name, str) for name in found) else value
     return value
 
 
@@ -553,9 +553,9 @@ def _text(value: Any) -> str:
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """By `CONFIG_NAMES`; None where unknown."""
-    config = _flat({name: _told_settings(value) for name, value in config.items()})
+    config = _flat({name: _settings_in_text(value) for name, value in config.items()})
     first = {
-        column: next((config[name] for name in names if _is_told(config.get(name))), None)
+        column: next((config[name] for name in names if _is_given(config.get(name))), None)
         for column, names in CONFIG_NAMES.items()
     }
     return {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+Z95 = 1.96  # standard errors on either side of a 95% interval
 THRESHOLDS = (0.005, 0.01, 0.015, 0.02)  # of |J|
 NOTEWORTHY = 0.01  # |J| and changes below it are of no interest by themselves: most are
 NOTEWORTHY_SHARE = 0.01  # the same on any scale, of what an output latent's activation is on the average

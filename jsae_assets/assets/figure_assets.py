@@ -298,8 +298,8 @@ def _subtitle(catalog: Catalog, where: str, tokens: str, settings: Mapping[str, 
             values[variant] = f"{low:,g}" if low == high else f"{low:,g} to {high:,g}"
         if len(set(values.values())) == 1:
             return next(iter(values.values()))
-        told = {key: value for key, value in values.items() if value != values.get(controls[key] or "")}
-        return ", ".join(f"{value} ({catalog.variants[key].label})" for key, value in told.items())
+        differing = {key: value for key, value in values.items() if value != values.get(controls[key] or "")}
+        return ", ".join(f"{value} ({catalog.variants[key].label})" for key, value in differing.items())
 
     named = ", ".join(f"{label} {setting(name)}" for name, label in SETTINGS.items())
     n_tokens = int(next(iter(settings.values()))[0]["n_tokens"])

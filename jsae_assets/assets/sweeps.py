@@ -87,7 +87,7 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
         yield dg.Output(
             table,
             data_version=dg.DataVersion(hashlib.sha256(table.to_csv().encode()).hexdigest()),
-            metadata=_told(table)
+            metadata=_headlines(table)
             | metadata
             | {
                 "runs": len(table),
@@ -100,7 +100,7 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
     return sweep_runs
 
 
-def _told(table: "DataFrame") -> dict[str, dg.MetadataValue]:
+def _headlines(table: "DataFrame") -> dict[str, dg.MetadataValue]:
     """What a reader wants to know of the finished runs first."""
     finished = table[table["state"] == "finished"]
     rows = {"finished runs": f"{len(finished):,} of {len(table):,}"}

@@ -122,14 +122,14 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
     stored = join_documents(made)
     digest = content_digest(stored)
     longest = max(len(document) for document in made)
-    told = {
+    headlines = {
         "tokens": f"{n_tokens:,}",
         "documents": f"{len(made):,}",
         "longest document": f"{longest:,} tokens",
         "text": model.text or text.recorded(),
     }
     metadata = {
-        **summary("What is measured on", told),
+        **summary("What is measured on", headlines),
         "tokens": n_tokens,
         "tokens_asked_for": model.tokens,
         "documents": len(made),

@@ -206,6 +206,7 @@ class Site:
                     "colour": entry.colour,
                     "other": other if other and self.catalog.pair(other, model, layer) else None,
                     "numbers": measured,
+                    "agreement": agreement(self.stores, variant, model, layer),
                     "page": f"cells/{model}/{layer}.html",
                     "explorer": f"{variant}/{model}/{layer}",
                 }
@@ -242,9 +243,8 @@ class Site:
                 f"With both SAEs spliced in, the model's predictions keep {found[0]} of what the MLP gives them, "
                 f"against {found[1]} (KL score)."
             )
-        of_both = [agreement(self.stores, variant, model, layer) for variant in (row["variant"], row["other"])]
-        if all(of_both):
-            ours, theirs = of_both
+        ours, theirs = row["agreement"], other["agreement"]
+        if ours and theirs:
             said.append(
                 f"One unit of an input latent taken away: {ours['agreement_negligible']:.0%} of the samples are "
                 f"negligible, against {theirs['agreement_negligible']:.0%}; of the others "

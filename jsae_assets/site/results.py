@@ -15,7 +15,7 @@ from jsae_assets.catalog import Catalog
 from jsae_assets.estimates import stored_estimates
 from jsae_assets.partitions import cell_key
 from jsae_assets.stored import StoredFigure, StoredTable, StoredTensors
-from jsae_core.terms import THRESHOLDS
+from jsae_core.terms import THRESHOLDS, Z95
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +103,6 @@ COLUMNS = (
     Column("CE score", "of the language model with both SAEs spliced in", "pair_quality", "ce_score_pair"),
     Column("KL score", "the same by divergence of what is predicted", "pair_quality", "kl_score_pair"),
 )
-Z95 = 1.96  # standard errors on either side of a 95% interval
 
 
 def numbers(stores: Stores, variant: str, model: str, layer: int) -> dict[str, Number]:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from jsae_core.figures.style import FONT_SIZE, INK, Variant, apply_style, plain
+from jsae_core.terms import Z95
 
 ROW, GROUP, BELOW = 30, 40, 110  # px: a difference, a heading of a group, the axis below
 LEFT = 330  # px for the names
-Z95 = 1.96  # standard errors on either side of a 95% interval
 
 
 class Difference(NamedTuple):

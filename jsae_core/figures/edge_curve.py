@@ -24,8 +24,8 @@ from jsae_core.figures.style import (
     plain,
     require_variants,
 )
+from jsae_core.terms import Z95
 
-Z95 = 1.96  # standard errors on either side of a 95% interval
 TITLES = ("Explained by the input latents kept", "From input latents at all")
 
 

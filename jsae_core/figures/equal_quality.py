@@ -14,8 +14,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from jsae_core.figures.style import FONT_SIZE, INK, Variant, apply_style, plain, require_variants
+from jsae_core.terms import Z95
 
-Z95 = 1.96  # standard errors on either side of a 95% interval
 QUANTITIES = {"share": "elements with |J| ≥ 0.01 (%)", "accounted": "accounted share (%)"}
 READ_OFF = "read off at equal explained variance"
 HEIGHT = 430

@@ -23,7 +23,9 @@ from jsae_core.measures.resuming import Computation, Parts
 from jsae_core.measures.samples import (
     Ranks,
     Samples,
+    at_least_float32,
     draw_samples,
+    elements,
     joined,
     moments_of,
     named,
@@ -96,7 +98,7 @@ def ablation_samples(
     parts, kept = _by_tokens(samples, inputs_at_once(pair.input_sae)), Parts(pair.device)
     for part in work.steps(parts, {"rows": kept}, "samples", len(samples.token), lambda part: len(part.token)):
         kept.append(_ablate(pair, x, part, further))
-    columns = {name: _at_least_float32(values) for name, values in kept.joined().items()}
+    columns = {name: at_least_float32(values) for name, values in kept.joined().items()}
     columns["typical_activation"] = _typical_activations(pair, x)[columns["output_latent"]]
     classes = {"agreement": _agreement(columns, "unit")}
     classes["relative_agreement"] = _agreement(columns, "unit", _relative_threshold(columns))
@@ -181,7 +183,7 @@ def _by_tokens(samples: Samples, n_tokens: int) -> list[Samples]:
 def _ablate(pair: SAEPair, x: Tensor, samples: Samples, further: Sequence[str]) -> dict[str, Tensor]:
     """The columns of the table that are computed on the pair's device, each [n_samples]; `further`: doses beside one
     unit."""
-    token, output_rank, input_rank, drawn = samples
+    token, output_rank, input_rank, _ = samples
     tokens, row = token.unique_consecutive(return_inverse=True)
     x, k = x[tokens], pair.config.k
     sandwich = run_sandwich(pair, x)
@@ -196,22 +198,17 @@ def _ablate(pair: SAEPair, x: Tensor, samples: Samples, further: Sequence[str]) 
         input_latent=sandwich.input_latents[of_row, rank],
         steps=-torch.stack([_size(dose, occurred) for dose in ("unit", *further)], dim=1),
     )
-    output_latent = sandwich.output_latents[row, output_rank]
+    columns = elements(samples, sandwich, row)
     before = sandwich.output_activations[row, output_rank]
-    after = activations(lines, of_sample, output_latent)
-    return {
-        "token": token,
-        "output_rank": output_rank,
-        "input_rank": input_rank,
-        "drawn": drawn,
-        "output_latent": output_latent,
-        "input_latent": sandwich.input_latents[row, input_rank],
+    after = activations(lines, of_sample, columns["output_latent"])
+    columns |= {
         "jacobian": sandwich.jacobian[row, output_rank, input_rank],
         "change": after[:, 0] - before,
         "input_activation": sandwich.input_activations[row, input_rank],
         "output_activation": before,
         "ablated_activation": after[:, 0],
-    } | {f"change_{dose}": after[:, place] - before for place, dose in enumerate(further, start=1)}
+    }
+    return columns | {f"change_{dose}": after[:, place] - before for place, dose in enumerate(further, start=1)}
 
 
 def _typical_activations(pair: SAEPair, x: Tensor) -> Tensor:
@@ -228,11 +225,6 @@ def _typical_activations(pair: SAEPair, x: Tensor) -> Tensor:
 def _each(classes: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:
     """For each class, by its place, whether a sample is of it."""
     return {name: (classes == place).numpy() for place, name in enumerate(names)}
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    """What is told apart below is, by what the table holds."""
-    return values.float() if values.is_floating_point() and values.itemsize < 4 else values
 
 
 # --- The classes of samples, by columns of the table as tensors [n_samples]

@@ -72,12 +72,12 @@ def jacobian_histogram(
             of output latents. None: 512 MiB on a CPU, up to 8 GiB on a CUDA device that has the room.
         at: where J is evaluated: "input", at the MLP's true input, or "reconstruction", at what the input SAE makes of
             it, as what the paper's training runs logged.
-        convention: "true", or "published": on folded inputs and weights, as the paper's histograms of pairs on
-            pretrained models (`conventions.under`, which needs a stream that is an `MLPInputs`).
         checkpoint: where the state is kept on the way, that of going through what was kept included. If it holds one of
             the same pair, stream and settings, measuring goes on from there, and the result is what it would have been
             (on a CPU: bit for bit). Remove it once the result is stored. It takes as much disk as what is kept, beside
             the temporary file.
+        convention: "true", or "published": on folded inputs and weights, as the paper's histograms of pairs on
+            pretrained models (`conventions.under`, which needs a stream that is an `MLPInputs`).
 
     Returns:
         `hist` int64 [1100] over [0, 1.1], or [1500] over [0, 1.5] if normed; `overflow` int64: elements above that.
@@ -129,7 +129,7 @@ def jacobian_sizes(
     work = Computation(checkpoint, "jacobian_sizes 1", pair, stream, {"norms": list(norms), "at": at})
     counts, moments = _Bins(PLAIN_BINS, device), NamedMoments()
     log_counts, log_means = (
-        Tensors(bins=torch.zeros(LOGARITHMIC_BINS, dtype=torch.int64, device=device)) for _ in "12"
+        Tensors(bins=torch.zeros(LOGARITHMIC_BINS, dtype=torch.int64, device=device)) for _ in range(2)
     )
     largest = Tensors(largest=torch.zeros((), device=device))
     with KeptJacobians(d_sae, memory_bytes, device, again=bool(wanted)) as kept:
@@ -181,9 +181,8 @@ def jacobian_sizes(
     for bins in mean_counts.values():
         bins.add_zeros(d_sae**2)
     often = kept.counts >= OFTEN
-    log_means["bins"][0] += (
-        often.sum() * d_sae - log_means["bins"].sum()
-    )  # pairs that never occurred, less those that seldom did
+    # pairs that never occurred, less those that seldom did
+    log_means["bins"][0] += often.sum() * d_sae - log_means["bins"].sum()
 
     histograms: dict[str | None, dict[str, Tensor]] = {}
     for norm in norms:

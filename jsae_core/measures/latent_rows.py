@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jsae_core.checkpoints import Made, State
+from jsae_core.checkpoints import Made, State, named_below
 from jsae_core.measures.array_file import ArrayFile, InFile
 
 
@@ -86,7 +86,10 @@ class LatentRows:
             written = {name: self._file.write(tensor) for name, tensor in column.items()}
             self._batches.append(
                 _Batch(
-                    written["latents"], written["tokens"], _below(written, "of_rows."), _below(written, "of_tokens.")
+                    written["latents"],
+                    written["tokens"],
+                    named_below(written, "of_rows."),
+                    named_below(written, "of_tokens."),
                 )
             )
 
@@ -119,7 +122,3 @@ class LatentRows:
                 **{name: self._file.read(column, rows.start, rows.stop) for name, column in batch.of_rows.items()},
                 **{name: self._file.read(column)[tokens] for name, column in batch.of_tokens.items()},
             }
-
-
-def _below(named: Mapping[str, InFile], prefix: str) -> dict[str, InFile]:
-    return {name.removeprefix(prefix): kept for name, kept in named.items() if name.startswith(prefix)}

@@ -18,7 +18,7 @@ from jsae_core.checkpoints import Checkpoint
 from jsae_core.jacobian import Sandwich, run_sandwich
 from jsae_core.measures.nearby import Lines, activations, own_pre_activations
 from jsae_core.measures.resuming import Computation, Parts
-from jsae_core.measures.samples import Samples, draw_samples, joined, named, table, with_document
+from jsae_core.measures.samples import Samples, draw_samples, elements, joined, named, table, with_document
 from jsae_core.sae import active_latents, inputs_at_once
 from jsae_core.sae_pair import SAEPair
 from jsae_core.terms import (
@@ -221,33 +221,29 @@ def _kept_curves(columns: Mapping[str, Tensor], n_curves: int) -> dict[str, np.n
 def _shapes(pair: SAEPair, x: Tensor, samples: Samples, usual: Tensor | None, n_curves: int) -> dict[str, Tensor]:
     """Of some samples the columns of the table, [n_samples] each, classes by their places; `has_curve` [n_samples], and
     the curves that may be kept, [n_curves, POINTS] each."""
-    token, output_rank, input_rank, drawn = samples
-    tokens, row = token.unique(return_inverse=True)
+    tokens, row = samples.token.unique(return_inverse=True)
     sandwich = run_sandwich(pair, x[tokens])
-    output_latent = sandwich.output_latents[row, output_rank]
-    sweeps = _sweeps(pair, x[tokens], sandwich, row, input_rank)
+    columns = elements(samples, sandwich, row)
+    output_latent = columns["output_latent"]
+    sweeps = _sweeps(pair, x[tokens], sandwich, row, samples.input_rank)
     input_values = sweeps.input_values[sweeps.of_sample]
     output_values = activations(sweeps.lines, sweeps.of_sample, output_latent)
-    columns = {
-        "token": token,
-        "output_rank": output_rank,
-        "input_rank": input_rank,
-        "drawn": drawn,
-        "output_latent": output_latent,
-        "input_latent": sandwich.input_latents[row, input_rank],
+    columns |= {
         "shape": _classes(input_values, output_values, "published"),
         "flat": _reach(output_values) < STRAIGHT_WITHIN,
-        "input_activation": sandwich.input_activations[row, input_rank],
-        "output_activation": sandwich.output_activations[row, output_rank],
+        "input_activation": sandwich.input_activations[row, samples.input_rank],
+        "output_activation": sandwich.output_activations[row, samples.output_rank],
     }
-    has_curve = _drawn_first(drawn, columns["shape"], n_curves) if n_curves else torch.zeros_like(columns["flat"])
+    has_curve = (
+        _drawn_first(samples.drawn, columns["shape"], n_curves) if n_curves else torch.zeros_like(columns["flat"])
+    )
     columns |= {
         "has_curve": has_curve,
         "input_values": input_values[has_curve],
         "output_values": output_values[has_curve],
     }
     if usual is not None:
-        sweeps = _sweeps(pair, x[tokens], sandwich, row, input_rank, usual)
+        sweeps = _sweeps(pair, x[tokens], sandwich, row, samples.input_rank, usual)
         input_values = sweeps.input_values[sweeps.of_sample]
         output_values = activations(sweeps.lines, sweeps.of_sample, output_latent)
         unclipped = own_pre_activations(sweeps.lines, sweeps.of_sample, output_latent)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from jsae_core.activations import documents_of
+from jsae_core.jacobian import Sandwich
 from jsae_core.measures.moments import Estimate, NamedMoments
 from jsae_core.measures.resuming import Computation, Parts
 
@@ -105,14 +106,32 @@ def _without_repeated(numbers: Tensor) -> Tensor:
     return numbers[place[is_first].sort().values]
 
 
+def elements(samples: Samples, sandwich: Sandwich, row: Tensor) -> dict[str, Tensor]:
+    """Which element each sample is: the columns that every table of samples begins with, [n_samples] each.
+
+    Args:
+        sandwich: of some tokens.
+        row: [n_samples], the place of each sample's token among them.
+    """
+    token, output_rank, input_rank, drawn = samples
+    return {
+        "token": token,
+        "output_rank": output_rank,
+        "input_rank": input_rank,
+        "drawn": drawn,
+        "output_latent": sandwich.output_latents[row, output_rank],
+        "input_latent": sandwich.input_latents[row, input_rank],
+    }
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """16-bit floats become float32: numpy has no bfloat16."""
+    return values.float() if values.is_floating_point() and values.itemsize < 4 else values
+
+
 def table(columns: Mapping[str, Tensor]) -> pd.DataFrame:
-    """A column a tensor, each [n_samples]. 16-bit floats become float32: numpy has no bfloat16."""
-    return pd.DataFrame(
-        {
-            name: (values.float() if values.is_floating_point() and values.itemsize < 4 else values).cpu().numpy()
-            for name, values in columns.items()
-        }
-    )
+    """A column a tensor, each [n_samples], of `at_least_float32`."""
+    return pd.DataFrame({name: at_least_float32(values).cpu().numpy() for name, values in columns.items()})
 
 
 def named(places: Any, names: Sequence[str]) -> pd.api.extensions.ExtensionArray:

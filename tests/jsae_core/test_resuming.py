@@ -69,7 +69,7 @@ def test_training_that_is_killed_again_and_again_ends_bit_for_bit_as_one_that_wa
         began = time.monotonic()
         train(tmp_path / folder, stream, recipe)
     kills = times_killed((time.monotonic() - began) / 3, 0, train, tmp_path / "killed", stream, recipe)
-    assert kills
+    assert kills > 1
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
     assert not (tmp_path / "killed" / "checkpoint.safetensors").exists()
 

@@ -33,14 +33,21 @@ def ended_before(seconds: float, work: Callable[..., None], *args: Any) -> bool:
     return ended
 
 
-def times_killed(longest: float, seed: int, work: Callable[..., None], *args: Any) -> int:
-    """Begin `work` again and again, each time killed at a random moment before so many seconds, until it ends; how
-    often it was killed."""
+def killed_again_and_again(times: int, seconds: float, seed: int, work: Callable[..., None], *args: Any) -> None:
+    """Begin `work` again and again, killed so many times in all, each at a random moment before so many seconds; then
+    let it come to its end.
+
+    Where it came to its end before it could be killed, it is begun again, and killed sooner from then on: how fast the
+    machine is does not decide how often it is killed.
+    """
     moments = random.Random(seed)
-    kills = 0
-    while not ended_before(moments.uniform(0, longest), work, *args):
-        kills += 1
-    return kills
+    while times:
+        if ended_before(moments.uniform(0, seconds), work, *args):
+            seconds /= 2
+        else:
+            times -= 1
+    if not ended_before(600, work, *args):
+        raise RuntimeError("work that was killed again and again did not end within ten minutes")
 
 
 def killed_once(happened: Callable[[], bool], sign: signal.Signals, work: Callable[..., None], *args: Any) -> float:

@@ -1,7 +1,7 @@
 """`sweep_runs`: the table of a sweep's training runs, from a wandb project or trained here.
 
-Here: where the runs come from, which are still to be trained, what was stored before. Not here: the table itself and
-syncing it (`jsae_core.sweeps`), its figures (`figures.py`).
+Here: where the runs come from, which are still to be trained, what was stored before. Not here: the table itself
+(`jsae_core.training_runs`) and syncing it (`jsae_core.sweeps`), its figures (`figures.py`).
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from jsae_core import MLPInputs, SAEPair
     from jsae_core.checkpoints import Checkpoint
     from jsae_core.recipe import TrainingConfig
-    from jsae_core.sweeps import TrainingRun
+    from jsae_core.training_runs import TrainingRun
 
 ASSET = "sweep_runs"
 MEASURES = 3  # of a run: raise it when more or others are measured, and stored pairs are measured anew
@@ -146,7 +146,7 @@ def _trained_here(
 ) -> tuple["DataFrame", dict]:
     """Each run's pair is stored as soon as it is measured, so that a sweep goes on where it was interrupted."""
     from jsae_assets.checkpoints import checkpoint_of
-    from jsae_core.sweeps import runs_table
+    from jsae_core.training_runs import runs_table
 
     configs = sweep.configs()
     runs: list[tuple[str, TrainingConfig, Any]] = []
@@ -281,7 +281,7 @@ class HeldOut:
 def _stored_run(
     sweep: LocalSweep, run_id: str, config: "TrainingConfig", stored: StoredTensors, similarity: dict[str, float]
 ) -> "TrainingRun":
-    from jsae_core.sweeps import local_run
+    from jsae_core.training_runs import local_run
 
     run, cfg = json.loads(stored.header["run"]), json.loads(stored.header["cfg"])
     name = f"{sweep.model} layer {sweep.layer} {_named(sweep, config)}"

@@ -1,7 +1,7 @@
 """What sparse Jacobians cost over a sweep of the coefficient λ: the trade-off, and a grid of such charts.
 
-Here: drawing a table of runs, and finding its knee. Not here: making the table (`jsae_core.sweeps`), looking up what
-was reported (`jsae_core.reported`), and the measures of a single pair (`thresholds`, `quality`).
+Here: drawing a table of runs, and finding its knee. Not here: making the table (`jsae_core.training_runs`), looking up
+what was reported (`jsae_core.reported`), and the measures of a single pair (`thresholds`, `quality`).
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from jsae_assets.plan import SWEEP_JOB
 from jsae_core import MLPInputs, SAEPair, load_language_model
 from jsae_core.measures import jacobian_measures, latent_accounting, pair_quality
 from jsae_core.similarity import latent_similarity
-from jsae_core.sweeps import RUN_COLUMNS
 from jsae_core.tensor_files import read_tensors, write_tensors
 from jsae_core.text import first_tokens, split_documents
+from jsae_core.training_runs import RUN_COLUMNS
 from tests.jsae_assets.conftest import Graph, failures, materialised, metadata, write_catalog
 from tests.jsae_assets.test_command import run
 from tests.jsae_assets.test_graph import values

@@ -34,6 +34,9 @@ def server(request, point_client_at):
         yield server
 
 
+BOUNDED = 20  # seconds: far more than what the tests let the client wait, far less than what it waits by itself
+
+
 def failure_of(ask):
     """The message of the error, and how many seconds it took to come."""
     start = time.monotonic()
@@ -76,25 +79,23 @@ def test_what_is_no_key_is_told_from_a_key_that_is_refused(server, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("on", "fault", "says", "requests", "seconds"),
+    ("on", "fault", "says", "requests"),
     [
-        ("runs", {"what": 401}, "refuses the API key", 1, 1),
-        ("runs", {"what": 403}, "may not read this", 1, 1),
-        ("runs", {"what": 404}, "there is nothing of this name", 1, 1),
-        ("runs", {"what": 429, "retry_after": 1}, "too many requests", 2, 3),
-        ("runs", {"what": 500}, "the server fails (HTTP 500)", 2, 3),
-        ("runs", {"what": "cut"}, "cut in the middle of an answer", 3, 4),
-        ("runs", {"what": "hang"}, "no answer in time", 2, 5),
-        ("runs", {"what": "stall"}, "no answer in time", 1, 3),
-        ("viewer", {"what": 401}, "refuses the API key", 1, 1),
-        ("viewer", {"what": 404}, "there is nothing of this name", 1, 1),
-        ("viewer", {"what": 503}, "the server fails (HTTP 503)", 2, 3),
-        ("viewer", {"what": "cut"}, "cut in the middle of an answer", 3, 4),
+        ("runs", {"what": 401}, "refuses the API key", 1),
+        ("runs", {"what": 403}, "may not read this", 1),
+        ("runs", {"what": 404}, "there is nothing of this name", 1),
+        ("runs", {"what": 429, "retry_after": 1}, "too many requests", 2),
+        ("runs", {"what": 500}, "the server fails (HTTP 500)", 2),
+        ("runs", {"what": "cut"}, "cut in the middle of an answer", 3),
+        ("runs", {"what": "hang"}, "no answer in time", 2),
+        ("runs", {"what": "stall"}, "no answer in time", 1),
+        ("viewer", {"what": 401}, "refuses the API key", 1),
+        ("viewer", {"what": 404}, "there is nothing of this name", 1),
+        ("viewer", {"what": 503}, "the server fails (HTTP 503)", 2),
+        ("viewer", {"what": "cut"}, "cut in the middle of an answer", 3),
     ],
 )
-def test_a_fault_is_retried_where_that_helps_and_named_in_bounded_time(
-    server, tmp_path, on, fault, says, requests, seconds
-):
+def test_a_fault_is_retried_where_that_helps_and_named_in_bounded_time(server, tmp_path, on, fault, says, requests):
     api = connect("ent", tmp_path)
     server.forget()
     server.fail(**fault, on=on, times=None)
@@ -107,7 +108,7 @@ def test_a_fault_is_retried_where_that_helps_and_named_in_bounded_time(
     message, took = failure_of(ask)
     what = "access to ent" if on == "viewer" else "the runs of ent/proj"
     assert f"wandb did not give {what}, asked at {server.url.removeprefix('http://')}: " in message
-    assert says in message and took < seconds
+    assert says in message and took < BOUNDED
     assert len(server.asked()) == requests
 
 
@@ -115,7 +116,7 @@ def test_a_server_that_is_gone_is_told_from_one_that_fails(server, tmp_path):
     server.stop()
     message, took = failure_of(lambda: connect("ent", tmp_path))
     assert "the server cannot be reached. Check the network, proxies and WANDB_BASE_URL" in message
-    assert took < 2
+    assert took < BOUNDED
 
 
 @pytest.mark.parametrize("fault", [{"what": 500}, {"what": 429, "retry_after": 1}, {"what": "cut"}, {"what": "hang"}])

@@ -3,7 +3,8 @@
 A process that is killed cannot say so: its run would stay "Started" for good, and keep its slot of the pool. So
 whoever begins or waits looks for runs whose lock nobody holds, marks them failed and frees their slots; with a daemon
 the sensor `dead_runs` does. A run of another machine is never judged: only that machine knows. Here: the lock of a run,
-what became of runs without one, what a run waits for. Not here: locks themselves (`jsae_core.locks`).
+what became of runs without one, what a run waits for, and that it ends when it is told to. Not here: locks themselves
+(`jsae_core.locks`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ctypes
 import select
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +26,8 @@ from jsae_core.locks import holder, holding, if_free, this_machine
 
 SECONDS_BETWEEN_LOOKS = 3.0
 LOOKS_BETWEEN_REMINDERS = 20  # of what is still waited for: a minute
+SECONDS_BETWEEN_INTERRUPTIONS = 1.0
+LOOKS_WHILE_ENDING = 5  # for which a run that is on its way out is left alone
 STOPPING, END = {signal.SIGINT, signal.SIGTERM}, b"\0"
 
 
@@ -32,16 +36,20 @@ def _locks(instance: dg.DagsterInstance) -> Path:
 
 
 @contextlib.contextmanager
-def at_work(instance: dg.DagsterInstance, run_id: str, say: Callable[[str], None]) -> Iterator[None]:
+def at_work(instance: dg.DagsterInstance, run_id: str, say: Callable[[str], None]) -> Iterator[threading.Event]:
     """To be held by the process that executes a run. Says what the run has to wait for, clears up after runs that died
-    meanwhile, which it may be waiting for, and has SIGINT and SIGTERM end the waiting."""
+    meanwhile, which it may be waiting for, and has Terminate, SIGINT and SIGTERM end it.
+
+    Gives what is set once it was told to end: how the run ended does not show that where a library took the
+    interruption for an error of its own.
+    """
     _locks(instance).mkdir(parents=True, exist_ok=True)
-    lock, thread = _locks(instance) / run_id, threading.get_ident()
+    lock, thread, told_to_end = _locks(instance) / run_id, threading.current_thread(), threading.Event()
     with holding(lock), _noticed_signals() as (signals, end):
-        watch = threading.Thread(target=_watch, args=(instance, run_id, say, signals, thread), daemon=True)
+        watch = threading.Thread(target=_watch, args=(instance, run_id, say, signals, thread, told_to_end), daemon=True)
         watch.start()
         try:
-            yield
+            yield told_to_end
         finally:
             end()
             watch.join()
@@ -54,38 +62,93 @@ def _noticed_signals() -> Iterator[tuple[socket.socket, Callable[[], object]]]:
     arriving, sending = socket.socketpair()
     with arriving, sending:
         sending.setblocking(False)
-        is_main = threading.current_thread() is threading.main_thread()  # signals are noticed in this one alone
-        before = signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False) if is_main else None
+        if threading.current_thread() is not threading.main_thread():  # signals are noticed in this one alone
+            yield arriving, lambda: sending.send(END)
+            return
+        handlers = {number: signal.signal(number, _noticed) for number in STOPPING}
+        before = signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
         try:
             yield arriving, lambda: sending.send(END)
         finally:
-            if before is not None:
-                signal.set_wakeup_fd(before)
+            signal.set_wakeup_fd(before)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+def _noticed(number: int, frame: object) -> None:
+    """Nothing more: whoever watches the run has been sent the number. Dagster has a handler of its own in steps."""
 
 
 def _watch(
-    instance: dg.DagsterInstance, run_id: str, say: Callable[[str], None], signals: socket.socket, thread: int
+    instance: dg.DagsterInstance,
+    run_id: str,
+    say: Callable[[str], None],
+    signals: socket.socket,
+    thread: threading.Thread,
+    told_to_end: threading.Event,
 ) -> None:
     said, looks, received = None, 0, b""
     while True:
         if select.select([signals], [], [], SECONDS_BETWEEN_LOOKS)[0]:
             received += signals.recv(64)
+        if STOPPING & set(received):
+            told_to_end.set()
         if END in received:
             return
+        if told_to_end.is_set() or _is_terminated(instance, run_id):
+            told_to_end.set()
+            return _interrupt_until_it_ends(instance, run_id, signals, thread)
         waits_for = what_is_waited_for(instance, run_id)
         if waits_for is None:
             said, looks = None, 0
             continue
-        if STOPPING & set(received):
-            # Dagster looks for signals while a step begins and is executed, not while it waits
-            interruption = ctypes.py_object(dg.DagsterExecutionInterruptedError)
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), interruption)
-            return
         for sentence in release_dead_runs(instance):
             say(sentence)
         if waits_for != said or looks % LOOKS_BETWEEN_REMINDERS == 0:
             say(waits_for)
         said, looks = waits_for, looks + 1
+
+
+def _is_terminated(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether somebody asked for the run's end in the UI; the code server that is to signal it may be gone."""
+    run = instance.get_run_by_id(run_id)
+    return run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+
+
+def _interrupt_until_it_ends(
+    instance: dg.DagsterInstance, run_id: str, signals: socket.socket, thread: threading.Thread
+) -> None:
+    """Dagster turns a signal into an exception, in a step. That may be lost: where Python cannot raise it (a callback,
+    `__del__`), and in any library that takes it for a failed import or request and goes on without. So it comes again,
+    unless the thread is on its way out already: what clears up there is not to be interrupted."""
+    received, looks_while_ending = b"", 0
+    while END not in received:
+        if select.select([signals], [], [], SECONDS_BETWEEN_INTERRUPTIONS)[0]:
+            received = signals.recv(64)
+            continue
+        looks_while_ending = looks_while_ending + 1 if _is_ending(thread) else 0
+        if looks_while_ending % LOOKS_WHILE_ENDING == 0:
+            _interrupt(thread, what_is_waited_for(instance, run_id) is not None)
+
+
+def _interrupt(thread: threading.Thread, is_waiting: bool) -> None:
+    assert thread.ident is not None
+    # Dagster looks for signals while a step begins and is executed, not while it waits; and Python gives them to the
+    # main thread alone
+    if thread is threading.main_thread() and not is_waiting:
+        signal.pthread_kill(thread.ident, signal.SIGINT)
+    else:
+        interruption = ctypes.py_object(dg.DagsterExecutionInterruptedError)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), interruption)
+
+
+def _is_ending(thread: threading.Thread) -> bool:
+    """Whether a thread handles an interruption at this moment: an `except`, a `finally` or the end of a `with`."""
+    found = sys._current_exceptions().get(thread.ident)
+    error = found[1] if isinstance(found, tuple) else found  # as Python 3.11 and later ones give it
+    while error is not None and not isinstance(error, dg.DagsterExecutionInterruptedError):
+        error = error.__context__
+    return error is not None
 
 
 def what_is_waited_for(instance: dg.DagsterInstance, run_id: str) -> str | None:

@@ -36,6 +36,7 @@ from jsae_assets.definitions import SettingError, build_definitions
 from jsae_assets.entries import report
 from jsae_assets.freshness import Freshness, Place, latest_metadata
 from jsae_assets.home import HOME_VARIABLE, home
+from jsae_assets.left_over import left_over, said_of
 from jsae_assets.partitions import cell_key, cells
 from jsae_assets.plan import CELL_JOB, PlannedRun, gathers, narrowed, planned_runs
 from jsae_assets.resources import POOL
@@ -94,11 +95,17 @@ def run_all(
 
     Returns:
         What failed and why, a message each.
+
+    Raises:
+        KeyboardInterrupt: somebody stopped it.
     """
     for sentence in release_dead_runs(instance):
         say(sentence)
-    if n_parts := clear_parts(storage(os.environ.get("JSAE_STORAGE"), instance), below=True):
+    base = storage(os.environ.get("JSAE_STORAGE"), instance)
+    if n_parts := clear_parts(base, below=True):
         say(f"Deleted {n_parts} half-written files of processes that were killed")
+    if sizes := left_over(base, catalog, definitions.resolve_asset_graph()):
+        say(said_of(sizes, base))
     report(catalog, instance)
     started = time.monotonic()
     planned = planned_runs(freshness_of(catalog, definitions, instance), wanted)
@@ -121,7 +128,7 @@ def run_all(
         left = f", about {duration(seconds / computed * ahead)} left" if computed else ""
         say(f"{prefix}: {len(assets)} to materialise{left}")
         run_id = str(uuid.uuid4())
-        with at_work(instance, run_id, lambda sentence: say(f"      {sentence}")):
+        with at_work(instance, run_id, lambda sentence: say(f"      {sentence}")) as told_to_end:
             result = definitions.resolve_job_def(run.job).execute_in_process(
                 instance=instance,
                 partition_key=run.partition,
@@ -136,9 +143,8 @@ def run_all(
             unmade |= {Place(key, run.partition) for key in assets if key not in made or key in failed_checks}
             messages.append(_failure(run, result))
             say(messages[-1])
-            if _was_interrupted(result):
-                say(STOPPED)
-                return messages
+        if told_to_end.is_set():
+            raise KeyboardInterrupt
         if run.job.startswith(CELL_JOB):
             computed, seconds = computed + len(assets), seconds + time.monotonic() - began
     print(f"Done in {time.monotonic() - started:.0f} s." if not messages else "Not everything could be made.")
@@ -167,8 +173,7 @@ def _blocked(freshness: Freshness, places: Sequence[Place], unmade: set[Place]) 
 
 
 def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
-    """Whether somebody stopped the run (Ctrl-C, SIGTERM), in a step or while it waited for one to begin: then nothing
-    else is to begin."""
+    """Whether the run ended because somebody stopped it (Ctrl-C, SIGTERM), in a step or while it waited for one."""
     errors = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
     errors += [event.job_failure_data.error for event in result.all_events if event.is_job_failure]
     return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
@@ -435,14 +440,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             print(f"JSAE_STORAGE: the folder {place} cannot be made or used ({error})", file=sys.stderr)
             return BAD_ARGUMENTS
-        if options.command == "suggest-lambda":
-            return suggest(options, catalog, definitions, instance)
         if options.command == "run" and options.dry_run:
             say_plan(freshness_of(catalog, definitions, instance), wanted)
             return MADE
         try:
+            if options.command == "suggest-lambda":
+                return suggest(options, catalog, definitions, instance)
             failures = run_all(catalog, definitions, instance, wanted)
-        except KeyboardInterrupt:  # between runs, or while it waits for another command's
+        except KeyboardInterrupt:
             print(STOPPED)
             return FAILED
         if options.command == "demo":

@@ -16,6 +16,7 @@ LONGEST_QUOTE = 100  # characters of what was given
 SAID = "said"  # the type of an error whose message is such a sentence already
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 SETTINGS, WHOLE, NUMBER = "settings, each as `name: value`", "a whole number", "a number"
+UNROUNDED = "a whole number, in digits without a point or quotes (YAML reads 3.000 as 3)"
 EXPECTED = {
     "dict_type": SETTINGS,
     "model_type": SETTINGS,
@@ -52,7 +53,7 @@ def explained(
 
     def validated(entry: Any, handler: Callable) -> Any:
         try:
-            return handler(entry)
+            made = handler(entry)
         except ValidationError as error:
             said = [
                 InitErrorDetails(
@@ -63,8 +64,30 @@ def explained(
                 for item in error.errors(include_url=False)
             ]
             raise ValidationError.from_exception_data(error.title, said) from None
+        if fractions := [
+            InitErrorDetails(
+                type=PydanticCustomError(SAID, f"{_shown(given)}, expected {UNROUNDED}"), loc=place, input=given
+            )
+            for place, given in _made_whole(entry, made)
+        ]:
+            raise ValidationError.from_exception_data(type(made).__name__, fractions)
+        return made
 
     return validated
+
+
+def _made_whole(
+    entry: Any, made: Any, place: tuple[int | str, ...] = ()
+) -> Iterator[tuple[tuple[int | str, ...], Any]]:
+    """Where a fraction, or text, was given for what pydantic made a whole number of, and what was given."""
+    if isinstance(entry, Mapping):
+        for name, given in entry.items():
+            yield from _made_whole(given, getattr(made, str(name), None), (*place, name))
+    elif isinstance(entry, list) and isinstance(made, list):
+        for number, (given, one) in enumerate(zip(entry, made, strict=True)):
+            yield from _made_whole(given, one, (*place, number))
+    elif isinstance(entry, float | str) and isinstance(made, int):
+        yield place, entry
 
 
 def sentence(item: ErrorDetails, settings: Iterable[str] = ()) -> str:

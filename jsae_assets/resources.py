@@ -74,10 +74,16 @@ class Compute(dg.ConfigurableResource):
     _cache: dict[str, dict[Hashable, Any]] = PrivateAttr(default_factory=dict)  # by kind
     _own: int | None = PrivateAttr(default=None)  # of several CUDA devices, the one that a step holds or held last
     _halvings: int = PrivateAttr(default=0)
+    _log: Any = PrivateAttr(default=None)  # that of the run
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """What Dagster calls in the process that computes."""
         keep_freed_memory()
+        self._log = context.log
+
+    def say(self, sentence: str) -> None:
+        """To the run's log; where there is no run, on the screen."""
+        print(sentence, flush=True) if self._log is None else self._log.info(sentence)
 
     def torch_device(self) -> torch.device:
         """The device to use.
@@ -193,7 +199,7 @@ class Compute(dg.ConfigurableResource):
 
         name, revision = source
         named = (name, self.torch_device(), self.dtype, randomise_seed, randomised_weights, revision)
-        return self.cached("language model", named, lambda: load_language_model(*named))
+        return self.cached("language model", named, lambda: load_language_model(*named, say=self.say))
 
     def pair(self, stored: StoredTensors) -> SAEPair:
         """The pair, where and in the precision in which the language model computes. The last one is held, with the

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from jsae_core.locks import holding
+from jsae_core.pace import in_bytes
 from jsae_core.wandb_client import (
     ARTIFACT_PATH,
     WandbError,
@@ -125,7 +126,8 @@ def fetch_wandb_artifact(path: str, folder: str | Path, say: Callable[[str], Non
 
     Args:
         path, folder: as for `find_wandb_artifact`.
-        say: is told which process it waits for, where another one fetches the same artifact.
+        say: is told what is downloaded and how large it is, before that begins; and which process it waits for, where
+            another one fetches the same artifact.
 
     Raises:
         ValueError, WandbError: as `find_wandb_artifact` does; also if files do not come, or are not what the manifest
@@ -142,6 +144,7 @@ def fetch_wandb_artifact(path: str, folder: str | Path, say: Callable[[str], Non
                 if directory.exists():
                     shutil.rmtree(staging, ignore_errors=True)
                     directory.rename(staging)
+                say(f"Fetching {found.path} from wandb: {in_bytes(found.size)}")
                 _fetch_into(staging, artifact, found)
                 staging.rename(directory)
     except OSError as error:

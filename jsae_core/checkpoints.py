@@ -121,6 +121,14 @@ class Checkpoint:
         other.digest = hashlib.sha256(json.dumps([self.digest, *parts]).encode()).hexdigest()
         return other
 
+    def for_one_of(self, computations: int) -> Checkpoint:
+        """The same file, for the first of so many computations of the same result; each further one takes a `part` of
+        it. What was computed in less than the seconds leaves no checkpoint, and each may have been: so each has its
+        share of them."""
+        other = copy(self)
+        other.seconds = self.seconds / computations
+        return other
+
     def part(self, name: str) -> Checkpoint:
         """One for a further computation of the same result, which is removed with this one."""
         other = copy(self)

@@ -1,7 +1,7 @@
 """Pairs in the artifact format on the Hugging Face hub: which one a revision names, and its files, whole and verified.
 
-Here: asking the hub, what is kept of its files, its errors in plain words. Not here: what is inside the files
-(`pair_format.py`), wandb (`artifacts.py`).
+Here: asking the hub, what is kept of its files. Not here: what is inside the files (`pair_format.py`), the client's
+errors in plain words (`hub_errors.py`), wandb (`artifacts.py`).
 
 `huggingface_hub` finds and downloads; of what has arrived it compares the size alone, so digests are compared here.
 """
@@ -9,7 +9,6 @@ Here: asking the hub, what is kept of its files, its errors in plain words. Not 
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsae_core.artifacts import FetchedArtifact, FoundArtifact
+from jsae_core.hub_errors import in_plain_words
 from jsae_core.locks import holding
+from jsae_core.pace import in_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 LONGEST_WAIT = 20.0  # seconds for an answer; some of the client's own calls would wait for ever
-QUERIES = re.compile(r"\?[^\s\"'?]*=[^\s\"']*")
-LONGEST_QUOTE = 300  # characters of a client's own words in an error
 
 
 class HubError(RuntimeError):
@@ -62,7 +61,8 @@ def fetch_hub_pair(
 
     Args:
         repository, revision, subfolder: as for `find_hub_pair`.
-        say: is told which process it waits for, where another one fetches the same pair.
+        say: is told what is downloaded, from where and how large it is, before that begins; and which process it waits
+            for, where another one fetches the same pair.
 
     Raises:
         HubError: as `find_hub_pair` does; also if a file does not come, or arrives with other contents.
@@ -76,6 +76,7 @@ def fetch_hub_pair(
             shutil.rmtree(directory)
         if not directory.exists():
             shutil.rmtree(staging, ignore_errors=True)
+            say(f"Fetching {found.path} from {_endpoint()}: {in_bytes(found.size)}")
             _download(repository, found, files, staging)
             (staging / subfolder).rename(directory)
             shutil.rmtree(staging, ignore_errors=True)
@@ -106,6 +107,12 @@ def _found(repository: str, revision: str, subfolder: str) -> tuple[FoundArtifac
     digest = hashlib.sha256(lines.encode()).hexdigest()
     size = sum(file.size for file in files.values())
     return FoundArtifact(path, info.sha, digest, (revision,), size), files
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
 
 
 def _download(repository: str, found: FoundArtifact, files: dict[str, RepoSibling], staging: Path) -> None:
@@ -148,30 +155,4 @@ def _explained(place: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise  # of this machine: no room, no permission
         # from None, as errors are stored with their causes, and the client's may quote a signed address
-        raise HubError(_in_plain_words(place, error)) from None
-
-
-def _in_plain_words(place: str, error: Exception) -> str:
-    from huggingface_hub import constants, errors
-
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.GatedRepoError):
-        why, advice = "its owner asks for an agreement first", "Accept it on the repository's page, and set HF_TOKEN"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        why = "there is no such repository, or it is private"
-        advice = "Check its name; for a private one set HF_TOKEN, or run `hf auth login`"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        why, advice = "there is no such revision", "Name a branch, a tag or a whole commit of the repository"
-    elif isinstance(error, errors.HFValidationError):
-        why, advice = "the hub knows no such names", "Expected organisation/name, as in the repository's address"
-    elif constants.HF_HUB_OFFLINE:
-        why, advice = "the environment's HF_HUB_OFFLINE forbids to ask", "Unset it, or name a directory instead"
-    elif status in (401, 403):
-        why, advice = f"the hub refuses the token (HTTP {status})", "Set HF_TOKEN, or run `hf auth login` again"
-    elif status is not None:
-        why, advice = f"the hub answers HTTP {status}", "Run it again later; https://status.huggingface.co may tell"
-    else:
-        why, advice = "the hub did not answer, or not to the end", "Check the network, proxies and HF_ENDPOINT"
-    words = " ".join(QUERIES.sub("", f"{type(error).__name__}: {error}").split())
-    words = words if len(words) <= LONGEST_QUOTE else f"{words[:LONGEST_QUOTE]}..."
-    return f"{constants.ENDPOINT} did not give {place}: {why}. {advice}. The client's words: {words}"
+        raise HubError(in_plain_words(place, error)) from None

@@ -396,6 +396,7 @@ def load_language_model(
     randomise_seed: int | None = None,
     randomised_weights: str | Path | None = None,
     revision: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> LanguageModel:
     """Load a model from the Hugging Face hub or a local directory in its format, tokenizer included.
 
@@ -410,6 +411,7 @@ def load_language_model(
             artifacts bring them; instead of a seed.
         revision: a branch, tag or commit of a hub model. With one, text is a name on the hub even if there is such a
             folder.
+        say: is told what is fetched from the hub, and how large it is, before that begins.
 
     Raises:
         FileNotFoundError: a directory was named that does not hold a model, or there is no file of weights.
@@ -426,7 +428,7 @@ def load_language_model(
     if randomise_seed is not None and randomised_weights is not None:
         raise ValueError(f"a randomise_seed ({randomise_seed}) and randomised_weights were given; expected at most one")
     torch.empty(0, device=device)  # a missing device is refused before anything is read
-    files = find_model(name_or_directory, revision)
+    files = find_model(name_or_directory, revision, say)
     weights = None if randomised_weights is None else _read_weights(randomised_weights)
     model = read_model(files, torch_dtype)
     tokenizer = read_tokenizer(files, model.get_input_embeddings().weight.shape[0])

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from jsae_core.hub_errors import in_plain_words
+from jsae_core.pace import in_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -47,10 +50,12 @@ class ModelFiles:
         return f"{self.name} (model on the Hugging Face hub, commit {self.revision})"
 
 
-def find_model(name_or_directory: str | Path, revision: str | None = None) -> ModelFiles:
+def find_model(
+    name_or_directory: str | Path, revision: str | None = None, say: Callable[[str], None] = print
+) -> ModelFiles:
     """A `Path` is a directory, and so is text that starts with `.`, `/` or `~` or names a folder with a config.json.
     Other text, and any text with a revision, is a name on the hub, whatever folders there are. What the hub has and
-    this machine has not is fetched.
+    this machine has not is fetched; `say` is told what, from where and how large it is, before that begins.
 
     Raises:
         FileNotFoundError: the directory holds no config.json.
@@ -70,11 +75,7 @@ def find_model(name_or_directory: str | Path, revision: str | None = None) -> Mo
             )
         files = ModelFiles(name, directory)
     else:
-        wanted = f"{name} (model on the Hugging Face hub{'' if revision is None else f', revision {revision}'})"
-        with _explained(wanted, "Check name, revision and network, or download it and name its directory"):
-            from huggingface_hub import snapshot_download
-
-            snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+        snapshot = _snapshot(name, revision, say)
         files = ModelFiles(name, snapshot, snapshot.name)
     if not any((files.directory / file).is_file() for file in WEIGHTS):
         raise ValueError(
@@ -90,6 +91,27 @@ def find_model(name_or_directory: str | Path, revision: str | None = None) -> Mo
             "`git lfs pull` there"
         )
     return files
+
+
+def _snapshot(name: str, revision: str | None, say: Callable[[str], None]) -> Path:
+    """The folder of a model from the hub, in the client's cache. Raises ValueError."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import DryRunError
+
+    try:
+        with contextlib.suppress(DryRunError):  # the hub cannot be asked, but the cache may hold it
+            found = snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, dry_run=True)
+            if missing := [file for file in found if file.will_download]:
+                size = in_bytes(sum(file.file_size or 0 for file in missing))
+                say(f"Fetching the model {name}@{missing[0].commit_hash} from {constants.ENDPOINT}: {size}")
+        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+    except Exception as error:  # its own, its HTTP library's, OSError and ValueError alike
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise  # of this machine: no room, no permission
+        wanted = f"{name} (model on the Hugging Face hub{'' if revision is None else f', revision {revision}'})"
+        raise ValueError(
+            f"{in_plain_words(wanted, error)}. Or download the model, and name its directory instead"
+        ) from None
 
 
 def _is_pointer(path: Path) -> bool:

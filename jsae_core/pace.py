@@ -1,4 +1,4 @@
-"""How far something long is, how fast, and how long it still takes: what is said of it while one waits.
+"""How far something long is, how fast, how long it still takes and how large it is: what is said while one waits.
 
 Not here: what it is, and to whom it is said.
 """
@@ -62,3 +62,11 @@ def duration(seconds: float) -> str:
     if seconds < 100 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.0f} h" if seconds >= 36000 else f"{seconds / 3600:.1f} h"
+
+
+def in_bytes(size: int) -> str:
+    """In words, with two digits that matter or all of the whole ones."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}" if size < 10 * factor else f"{size / factor:,.0f} {unit}"
+    return f"{size} bytes"

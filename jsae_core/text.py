@@ -12,7 +12,7 @@ import itertools
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -164,11 +164,13 @@ def hugging_face_dataset(
     split: str = "validation",
     column: str = "text",
     revision: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> Documents:
     """Documents of a dataset on the Hugging Face hub, streamed in the dataset's own order.
 
     Args:
         revision: a branch, tag or commit. The commit it stands for is looked up first and is the one that is read.
+        say: is told what is read and from where, before that begins.
 
     Raises:
         ValueError: the dataset cannot be reached or has no such config, split or column, or the name could as well be
@@ -180,7 +182,7 @@ def hugging_face_dataset(
             "this model's text"
         )
     commit = _commit(name, revision)
-    return Documents(_dataset_rows(name, config, split, column, commit or revision), commit)
+    return Documents(_dataset_rows(name, config, split, column, commit or revision, say), commit)
 
 
 def _commit(name: str, revision: str | None) -> str | None:
@@ -193,13 +195,17 @@ def _commit(name: str, revision: str | None) -> str | None:
         return None
 
 
-def _dataset_rows(name: str, config: str | None, split: str, column: str, revision: str | None) -> Iterator[Row]:
+def _dataset_rows(
+    name: str, config: str | None, split: str, column: str, revision: str | None, say: Callable[[str], None]
+) -> Iterator[Row]:
     import datasets
+    from huggingface_hub import constants
 
     at = f", revision {revision!r}" if revision else ""
     where = f"Hugging Face dataset {name!r} (config {config!r}, split {split!r}{at})"
     number = 0
     row: dict[str, Any] = {}
+    say(f"Reading the {where} from {constants.ENDPOINT}, as much of it as is used")
     try:
         for number, row in enumerate(
             datasets.load_dataset(name, config, split=split, streaming=True, revision=revision), start=1

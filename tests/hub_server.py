@@ -84,6 +84,14 @@ def digests(contents: bytes) -> dict:
     return listed
 
 
+def _entry(path: str, contents: bytes) -> dict:
+    """A file of a commit's tree, as the hub lists it."""
+    listed = digests(contents)
+    lfs = listed.get("lfs")
+    large = {"lfs": {"oid": lfs["sha256"], "size": lfs["size"], "pointerSize": 130}} if lfs else {}
+    return {"type": "file", "path": path, "size": listed["size"], "oid": listed["blobId"]} | large
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
@@ -121,6 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
             blobs = "true" in parse_qs(address.query.lower()).get("blobs", [])
             siblings = [{"rfilename": name} | (digests(held) if blobs else {}) for name, held in files.items()]
             return self._send(json.dumps({"id": f"{owner}/{name}", "sha": commit, "siblings": siblings}).encode(), body)
+        if is_api and what == "tree":
+            return self._send(json.dumps([_entry(name, held) for name, held in files.items()]).encode(), body)
         file = "/".join(part for part in path if part)
         if what != "resolve" or file not in files:
             return self._refuse(404, "EntryNotFound")

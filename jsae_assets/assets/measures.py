@@ -207,7 +207,8 @@ def _jacobian_histogram(subject: Subject) -> Measured:
     from jsae_core.measures import jacobian_measures, jacobian_sizes
 
     stream = subject.mlp_inputs
-    memory_bytes, checkpoint = subject.compute.memory_bytes, subject.checkpoint
+    memory_bytes = subject.compute.memory_bytes
+    checkpoint = subject.checkpoint.for_one_of(3 if subject.as_published else 2)
     sizes = jacobian_sizes(subject.pair, stream, memory_bytes=memory_bytes, checkpoint=checkpoint)
     # as the paper's training runs logged it: never the same quantity as the one at the true input
     at_reconstruction = jacobian_measures(
@@ -215,7 +216,9 @@ def _jacobian_histogram(subject: Subject) -> Measured:
     )
     estimates = sizes.estimates | {f"{name}{AT_RECONSTRUCTION}": of for name, of in at_reconstruction.items()}
     if subject.as_published:
-        likewise = jacobian_measures(subject.pair, stream, convention="published")
+        likewise = jacobian_measures(
+            subject.pair, stream, convention="published", checkpoint=checkpoint.part("as_published")
+        )
         estimates |= {f"{name}{AS_PUBLISHED}": of for name, of in likewise.items()}
     plain = sizes.histograms[None]
     normed = {
@@ -361,7 +364,7 @@ def _latent_connections(subject: Subject) -> Measured:
     from jsae_core.measures import connection_curves, strongest_connections
 
     stream, least_active = subject.mlp_inputs, subject.cell.model.least_active
-    pair, checkpoint = subject.pair, subject.checkpoint
+    pair, checkpoint = subject.pair, subject.checkpoint.for_one_of(2)
     connections = strongest_connections(pair, stream, least_active=least_active, checkpoint=checkpoint)
     curves = connection_curves(pair, stream, connections, CURVES_OF_A_LATENT, checkpoint.part("curves"))
     connections = connections.join(curves)

@@ -275,7 +275,7 @@ class HeldOut:
 
         model, text = self._catalog.models[self._sweep.model], self._catalog.model_text(self._sweep.model)
         size, tokenizer = context_size(model, self.language_model), self.language_model.tokenizer
-        return tokenise(documents(text), tokenizer, size, model.tokens, text.long_documents)
+        return tokenise(documents(text, self._compute.say), tokenizer, size, model.tokens, text.long_documents)
 
 
 def _stored_run(

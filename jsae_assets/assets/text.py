@@ -27,15 +27,15 @@ CODE_VERSION = "1"
 SHOWN_CHARACTERS = 500
 
 
-def documents(text: Text) -> "Documents":
-    """The documents of a catalog entry, in order."""
+def documents(text: Text, say: Callable[[str], None]) -> "Documents":
+    """The documents of a catalog entry, in order; says from where they are read, if that is not on this machine."""
     from jsae_core import text as sources
 
     if text.standard_library:
         return sources.standard_library(text.standard_library)
     if text.files:
         return sources.local_files([str(place) for place in text.files], text.column)
-    return sources.hugging_face_dataset(text.dataset, text.config, text.split, text.column, text.revision)
+    return sources.hugging_face_dataset(text.dataset, text.config, text.split, text.column, text.revision, say)
 
 
 def tokens_asset(catalog: Catalog) -> dg.AssetsDefinition:
@@ -109,7 +109,7 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
     watch = Stopwatch()
     model, text = catalog.models[model_key], catalog.model_text(model_key)
     language_model = compute.language_model(model.source)
-    source, size = documents(text), context_size(model, language_model)
+    source, size = documents(text, compute.say), context_size(model, language_model)
     made = tokenise(source, language_model.tokenizer, size, model.tokens, text.long_documents)
     n_tokens = sum(len(document) - 1 for document in made)
     if n_tokens < model.tokens:

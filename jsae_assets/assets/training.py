@@ -56,7 +56,7 @@ def trained_pair(
 
     language_model = compute.language_model(model.source, randomise_seed)
     size = context_size(model, language_model)
-    tokens = _Tokens(recipe, text, language_model, size)
+    tokens = _Tokens(recipe, text, language_model, size, say)
     if recipe.tokens <= recipe.config.buffer_tokens:
         # the training buffer would hold all of them anyway; the other pairs of this layer are trained on the same ones
         key = (model.source, randomise_seed, layer, text.model_dump_json(), recipe.tokens, size)
@@ -102,13 +102,15 @@ class _Tokens(Iterable["Tensor"]):
     text: Text
     language_model: LanguageModel
     context_size: int
+    say: Callable[[str], None]
 
     def __iter__(self) -> Iterator[Tensor]:
         from jsae_core.text import tokens_of
 
         wanted, n_tokens = self.recipe.tokens, 0
         tokenizer, long_documents = self.language_model.tokenizer, self.text.long_documents
-        for document in tokens_of(documents(self.text), tokenizer, self.context_size, wanted, long_documents):
+        source = documents(self.text, self.say)
+        for document in tokens_of(source, tokenizer, self.context_size, wanted, long_documents):
             n_tokens += len(document) - 1
             yield document
         if n_tokens < wanted:
@@ -123,7 +125,7 @@ def _version(text: Text) -> str:
     if text.files:
         files = [path.stat() for path in matching_files([str(place) for place in text.files])]
         return json.dumps([[file.st_size, file.st_mtime_ns] for file in files])
-    return platform.python_version() if text.standard_library else documents(text).revision or ""
+    return platform.python_version() if text.standard_library else documents(text, print).revision or ""
 
 
 def _reporter(say: Callable[[str], None], config: TrainingConfig) -> Callable[[TrainingProgress], None]:

@@ -1,11 +1,14 @@
-"""Runs whose process was killed give back what they held, runs at work keep it, and who waits says for whom."""
+"""Runs whose process was killed give back what they held, runs at work keep it, who waits says for whom, and a run that
+is told to end ends, whatever becomes of the first interruption."""
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +18,9 @@ import pytest
 
 from jsae_assets import at_work
 from jsae_assets.command import run_all
+from jsae_assets.definitions import build_definitions
 from jsae_assets.freshness import Place
+from jsae_assets.plan import TOKENS_JOB
 from jsae_assets.resources import POOL
 from tests.jsae_assets.conftest import REPOSITORY, Graph
 
@@ -191,3 +196,121 @@ def test_who_is_stopped_while_waiting_ends_at_once_and_leaves_the_other_at_work(
     assert waiting.returncode == 1
     assert "it was stopped while it waited" in said and "the same command goes on from there" in said
     assert run_holding_the_slot(tiny.instance).status == dg.DagsterRunStatus.STARTED
+
+
+# Runs that are told to end. Their steps count what happens to them.
+
+
+def wait_for_ever() -> None:
+    """In a step: only an interruption ends it."""
+    wait_for("an interruption", lambda: False)
+
+
+def executed(
+    instance: dg.DagsterInstance, step: Callable[[], None], before: Callable[[], None] = lambda: None
+) -> tuple[dg.DagsterRun, bool]:
+    """A run of one step, and whether it was told to end. `before`: what happens once it is at work, before the step."""
+
+    @dg.op
+    def compute():
+        step()
+
+    @dg.job
+    def of_one_step():
+        compute()
+
+    run_id = str(uuid.uuid4())
+    with at_work.at_work(instance, run_id, print) as told_to_end:
+        before()
+        of_one_step.execute_in_process(instance=instance, run_id=run_id, raise_on_error=False)
+    return instance.get_run_by_id(run_id), told_to_end.is_set()
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    monkeypatch.setattr(at_work, "SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setattr(at_work, "SECONDS_BETWEEN_INTERRUPTIONS", 0.02)
+
+
+def test_a_run_whose_library_swallows_the_interruption_is_interrupted_until_it_ends(instance, soon):
+    swallowed = []
+
+    def step():
+        for happens in (lambda: signal.raise_signal(signal.SIGTERM), wait_for_ever, wait_for_ever):
+            try:
+                happens()
+            except BaseException as error:  # as one that tries an import, and goes on without what it wanted
+                swallowed.append(type(error))
+        wait_for_ever()
+
+    run, told_to_end = executed(instance, step)
+    assert swallowed == 3 * [dg.DagsterExecutionInterruptedError] and told_to_end
+    assert run.status == dg.DagsterRunStatus.FAILURE  # nobody asked Dagster for its end
+
+
+def test_a_run_that_is_told_to_end_before_its_step_begins_ends(instance, soon):
+    run, told_to_end = executed(instance, wait_for_ever, before=lambda: signal.raise_signal(signal.SIGTERM))
+    assert run.is_finished and told_to_end
+
+
+def test_a_run_that_took_the_interruption_for_an_error_of_its_own_is_known_to_have_been_told_to_end(instance, soon):
+    def step():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise ImportError("some module is missing") from error
+
+    run, told_to_end = executed(instance, step)
+    assert run.status == dg.DagsterRunStatus.FAILURE and told_to_end
+
+
+def test_a_run_that_is_terminated_ends_though_no_signal_reaches_it(instance, soon):
+    def step():
+        (run,) = instance.get_runs(dg.RunsFilter(job_name="of_one_step"))
+        instance.report_run_canceling(run)  # what Terminate does first
+        wait_for_ever()
+
+    run, told_to_end = executed(instance, step)
+    assert run.status == dg.DagsterRunStatus.CANCELED and told_to_end
+
+
+def test_what_clears_up_after_an_interruption_is_not_interrupted(instance, soon, monkeypatch):
+    monkeypatch.setattr(at_work, "LOOKS_WHILE_ENDING", 10**9)
+    looks, cleared_up = [], []
+    is_ending = at_work._is_ending
+    monkeypatch.setattr(at_work, "_is_ending", lambda thread: looks.append(is_ending(thread)) or looks[-1])
+
+    def step():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            wait_for("some looks at it", lambda: len(looks) >= 5)
+            cleared_up.append(True)
+
+    executed(instance, step)
+    assert cleared_up == [True]
+
+
+def test_clearing_up_that_does_not_end_is_interrupted_too(instance, soon):
+    def step():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            wait_for_ever()
+
+    run, told_to_end = executed(instance, step)
+    assert run.is_finished and told_to_end
+
+
+def test_the_command_begins_nothing_more_though_the_run_it_was_told_to_end_in_went_well(entries, graph):
+    tiny = graph(entries())
+
+    @dg.asset(key="tokens", partitions_def=tiny.definitions.get_assets_def("tokens").partitions_def)
+    def swallowing():
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+
+    definitions = build_definitions(tiny.catalog, assets=[swallowing])
+    with pytest.raises(KeyboardInterrupt):
+        run_all(tiny.catalog, definitions, tiny.instance)
+    assert [run.job_name for run in tiny.instance.get_runs()] == [TOKENS_JOB]

@@ -3,8 +3,10 @@
 import copy
 import dataclasses
 import json
+import re
 import unicodedata
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import dagster as dg
 import numpy as np
@@ -15,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jsae_assets
-from jsae_assets.catalog import CATALOG_VARIABLE, CatalogError, Model, Text, load_catalog
+from jsae_assets.catalog import CATALOG_VARIABLE, CatalogError, LocalSweep, Model, Text, load_catalog
 from jsae_assets.definitions import build_definitions
-from jsae_assets.sources import ExplainedVariance, PairOnHub, PairOnServer
-from jsae_core.recipe import TrainingConfig
+from jsae_assets.sources import ExplainedVariance, PairOnHub, PairOnServer, Recipe
+from jsae_core.recipe import AntiBypass, AuxK, TrainingConfig
 from tests.jsae_assets.conftest import TABLES
 
 CATALOGS = sorted((Path(jsae_assets.__file__).parent / "catalogs").glob("*.yaml"))
@@ -375,6 +377,51 @@ def test_a_bad_entry_is_refused_by_naming_file_entry_and_what_was_expected(tmp_p
     message = refusal(tmp_path, with_change(place, value))
     assert entry in message
     assert expected in message
+
+
+def with_every_whole_number() -> dict:
+    """GOOD, with each setting written out that is a whole number."""
+    entries = copy.deepcopy(GOOD)
+    sizes = ("ablation_samples", "function_shapes", "least_active", "quality_tokens", "context_size", "randomise_seed")
+    entries["models"]["m"] |= {"tokens": 100} | dict.fromkeys(sizes, 10)
+    further = {"auxk": {"k": 1, "dead_after_tokens": 3}, "seed": 1, "buffer_tokens": 20, "gradient_accumulation": 1}
+    entries["pairs"][0]["train"]["config"] = CONFIG | further
+    entries["sweeps"]["s"] = {"local": copy.deepcopy(LOCAL) | {"k": [4], "d_sae": [8], "seed": [0]}}
+    return entries
+
+
+def whole_numbers(entries, place: str = "") -> list[tuple[str, int]]:
+    if isinstance(entries, int):
+        return [(place, entries)]
+    inner = entries.items() if isinstance(entries, dict) else enumerate(entries) if isinstance(entries, list) else []
+    return [found for name, entry in inner for found in whole_numbers(entry, f"{place}.{name}".lstrip("."))]
+
+
+def test_each_setting_that_is_a_whole_number_is_among_those_that_are_tried_below():
+    def whole(kind: type) -> set[str]:
+        hints = get_type_hints(kind, include_extras=False)
+        return {name for name, hint in hints.items() if int in (hint, *get_args(hint)) and hint != float | int}
+
+    tried = {place.split(".")[-1] if not place[-1].isdigit() else place.split(".")[-2] for place, _ in WHOLE_NUMBERS}
+    for kind in (Model, Recipe, TrainingConfig, AuxK, AntiBypass, LocalSweep):
+        assert whole(kind) <= tried, kind
+
+
+WHOLE_NUMBERS = whole_numbers(with_every_whole_number())
+
+
+@pytest.mark.parametrize(("place", "number"), WHOLE_NUMBERS, ids=[place for place, _ in WHOLE_NUMBERS])
+@pytest.mark.parametrize("written", [float, str])
+def test_a_whole_number_with_a_point_or_in_quotes_is_refused_wherever_one_is_expected(tmp_path, place, number, written):
+    entries = with_every_whole_number()
+    load(tmp_path, entries)
+    *path, last = [int(part) if part.isdigit() else part for part in place.split(".")]
+    target = entries
+    for part in path:
+        target = target[part]
+    target[last] = written(number)
+    message = refusal(tmp_path, entries)
+    assert re.sub(r"\.(\d+)", r"[\1]", place) + f": is {written(number)!r}, expected a whole number" in message
 
 
 @pytest.mark.parametrize(

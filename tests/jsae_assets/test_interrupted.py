@@ -13,6 +13,7 @@ from upath import UPath
 
 from jsae_assets import resources
 from jsae_assets.catalog import load_catalog
+from jsae_assets.command import run_all
 from jsae_assets.io_managers import FigureStore, ParquetStore, SafetensorsStore
 from jsae_assets.plan import SWEEP_JOB
 from jsae_assets.resources import Compute
@@ -248,3 +249,21 @@ def test_checkpoints_in_a_storage_elsewhere_are_gone_on_from(long_entries, graph
         result = tiny.measure(1, asset)
         assert result.success and "going on from the checkpoint" in tiny.messages(result)
     assert not [path for path in UPath(base).rglob("*") if "checkpoints" in path.parts and path.is_file()]
+
+
+def test_checkpoints_of_what_left_the_catalog_are_named_with_their_size_and_left_alone(graph, long_entries, capsys):
+    tiny = graph(long_entries())
+    sweep = tiny.catalog.sweeps["lambdas"].local
+    held = ["jsae/sae_pair/1/tiny", f"sweep_runs/lambdas/{tiny.catalog.run_digest(sweep, sweep.configs()[0])}"]
+    sizes = {f"{place}.safetensors": 10 for place in held}
+    sizes |= {"jsae/sae_pair/7/gone.safetensors": 70, "jsae/sae_pair/7/gone.parts/0.safetensors": 50}
+    for place, size in sizes.items():
+        path = tiny.storage / "checkpoints" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * size)
+    assert run_all(tiny.catalog, tiny.definitions, tiny.instance, lambda place: False) == []
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "heckpoints" in line]
+    assert f"take 120 bytes in {tiny.storage / 'checkpoints'}: jsae/sae_pair/7/gone (120 bytes). If" in said
+    assert sorted(path.relative_to(tiny.storage / "checkpoints").as_posix() for path in checkpoints(tiny)) == sorted(
+        sizes
+    )

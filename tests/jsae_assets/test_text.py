@@ -98,7 +98,7 @@ def test_a_dataset_s_revision_is_asked_for_and_what_it_stood_for_recorded(entrie
 
     asked = {}
 
-    def dataset(name, config, split, column, revision):
+    def dataset(name, config, split, column, revision, say):
         asked.update(name=name, revision=revision)
         return text.Documents([("row 1", TEXT)], revision="c0ffee")
 

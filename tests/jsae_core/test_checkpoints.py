@@ -5,6 +5,7 @@ import random
 import resource
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -246,3 +247,21 @@ def test_nothing_of_a_checkpoint_is_a_pickle(checkpoint):
     raw = checkpoint.path.read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     assert header["__metadata__"]["values"] == json.dumps(VALUES)
+
+
+@pytest.mark.parametrize("lengths", [(29, 60), (59, 59), (5, 200), (100, 29), (30, 30)])
+def test_computations_of_one_result_lose_no_more_together_than_one_would(tmp_path, monkeypatch, lengths):
+    clock = [0]
+    monkeypatch.setattr("jsae_core.checkpoints.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    first = Checkpoint(tmp_path / "it.safetensors", seconds=60).for_one_of(2)
+    lost = {}
+    for checkpoint, length in zip((first, first.part("second")), lengths, strict=True):
+        for _ in range(length):
+            clock[0] += 1
+            lost[checkpoint.path] = lost.get(checkpoint.path, 0) + 1
+            if checkpoint.due():
+                checkpoint.save({}, {})
+                lost[checkpoint.path] = 0
+            assert sum(lost.values()) <= 60
+        if checkpoint.exists():  # then it is kept as a whole
+            lost[checkpoint.path] = 0

@@ -131,6 +131,9 @@ def test_two_fetches_of_a_pair_at_the_same_time_download_it_once(hub, files, tmp
         thread.join()
     assert len(found) == 3 and len(set(found)) == 1
     assert len(hub.downloads()) == len(files)
+    (fetching,) = [sentence for sentence in said if sentence.startswith("Fetching ")]
+    assert fetching.startswith(f"Fetching {REPOSITORY}@{commit} from {hub.url}: ") and fetching.endswith(" kB")
+    said.remove(fetching)
     assert all(f", which fetches {REPOSITORY}@{commit} (its lock: " in sentence for sentence in said)
 
 

@@ -168,7 +168,7 @@ def test_a_tokenizer_whose_bos_the_model_does_not_know_is_refused(tmp_path):
 
 
 @pytest.fixture
-def hub(directory, tmp_path, monkeypatch):
+def cached(directory, tmp_path, monkeypatch):
     """A cache of the hub that holds `org/tiny`, of 3 layers at `main` and of 1 at the tag `small`."""
     import huggingface_hub.constants
 
@@ -184,13 +184,13 @@ def hub(directory, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_hub_model_is_loaded_at_its_revision_and_the_commit_is_recorded(hub):
+def test_a_hub_model_is_loaded_at_its_revision_and_the_commit_is_recorded(cached):
     main, small = load_language_model("org/tiny"), load_language_model("org/tiny", revision="small")
     assert (main.name, main.n_layers, main.revision) == ("org/tiny", 3, COMMIT)
     assert (small.name, small.n_layers, small.revision) == ("org/tiny", 1, COMMIT[::-1])
 
 
-def test_a_folder_of_the_same_name_does_not_stand_in_the_way_of_a_hub_model(hub, tmp_path):
+def test_a_folder_of_the_same_name_does_not_stand_in_the_way_of_a_hub_model(cached, tmp_path):
     (tmp_path / "org" / "tiny").mkdir(parents=True)
     assert load_language_model("org/tiny").revision == COMMIT
     save_language_model(tmp_path / "org" / "tiny", num_hidden_layers=2)
@@ -198,7 +198,7 @@ def test_a_folder_of_the_same_name_does_not_stand_in_the_way_of_a_hub_model(hub,
     assert load_language_model("org/tiny", revision="main").n_layers == 3
 
 
-def test_a_revision_that_the_hub_model_does_not_have_is_refused_by_name(hub):
+def test_a_revision_that_the_hub_model_does_not_have_is_refused_by_name(cached):
     with pytest.raises(ValueError, match=r"org/tiny \(model on the Hugging Face hub, revision large\)"):
         load_language_model("org/tiny", revision="large")
 
@@ -207,6 +207,44 @@ def test_a_revision_of_a_directory_is_refused(directory):
     with pytest.raises(ValueError, match="a directory has none"):
         load_language_model(directory, revision="main")
     assert load_language_model(directory).revision is None
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def test_what_is_fetched_from_the_hub_is_said_with_its_size_before_it_begins_and_not_again(directory, empty_cache, hub):
+    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    commit = hub.commit("org/tiny", files | {"pytorch_model.bin": b"x" * 10**6})
+    said = []
+
+    def say(sentence):
+        said.append((sentence, hub.downloads()))
+
+    assert load_language_model("org/tiny", say=say).revision == commit
+    size = sum(map(len, files.values()))
+    assert said == [(f"Fetching the model org/tiny@{commit} from {hub.url}: {size / 1000:.0f} kB", [])]
+    load_language_model("org/tiny", say=say)
+    assert len(said) == 1 and len(hub.downloads()) == len(files)
+
+
+@pytest.mark.parametrize(
+    ("happens", "why"),
+    [
+        (lambda hub: setattr(hub, "private_to", "a token"), "no such repository, or it is private. Check its name"),
+        (lambda hub: setattr(hub, "status", 503), "the hub answers HTTP 503. Run it again later"),
+        (lambda hub: hub.stop(), "the hub did not answer, or not to the end. Check the network"),
+    ],
+)
+def test_a_model_that_the_hub_does_not_give_is_named_with_why_and_what_to_do(empty_cache, hub, happens, why):
+    hub.commit("org/tiny", {"config.json": b"{}"})
+    happens(hub)
+    with pytest.raises(ValueError) as refused:
+        load_language_model("org/tiny", revision="main")
+    message = str(refused.value)
+    assert f"{hub.url} did not give org/tiny (model on the Hugging Face hub, revision main): " in message
+    assert why in message and message.endswith("Or download the model, and name its directory instead")
 
 
 # --- shapes ---

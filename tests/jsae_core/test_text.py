@@ -122,8 +122,14 @@ def test_an_unknown_split_is_refused_naming_the_two_there_are():
 
 def test_a_dataset_s_documents_come_in_its_own_order(tmp_path):
     write(tmp_path / "train.jsonl", "".join(json.dumps({"text": f"document {n}"}) + "\n" for n in range(5)))
-    documents = text.hugging_face_dataset(str(tmp_path), split="train")
+    said = []
+    documents = text.hugging_face_dataset(str(tmp_path), split="train", say=said.append)
+    assert said == []  # nothing is read yet
     assert list(documents) == [f"document {n}" for n in range(5)]
+    (sentence,) = said
+    assert sentence.startswith(
+        f"Reading the Hugging Face dataset '{tmp_path}' (config None, split 'train') from https:"
+    )
 
 
 def test_a_dataset_without_the_column_is_refused_naming_those_it_has(tmp_path):

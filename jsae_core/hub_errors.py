@@ -1,0 +1,40 @@
+"""Why the Hugging Face hub did not give something, in plain words, and what to do.
+
+Here: the client's errors. Not here: asking the hub (`hub.py`, `model_files.py`, `text.py`).
+"""
+
+from __future__ import annotations
+
+import re
+
+QUERIES = re.compile(r"\?[^\s\"'?]*=[^\s\"']*")
+LONGEST_QUOTE = 300  # characters of a client's own words in an error
+
+
+def in_plain_words(place: str, error: Exception) -> str:
+    """What was not given, why, what to do, and the client's own words, without what a signed address holds."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # why the hub was not asked, which is what can be mended
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        why, advice = "its owner asks for an agreement first", "Accept it on the repository's page, and set HF_TOKEN"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        why = "there is no such repository, or it is private"
+        advice = "Check its name; for a private one set HF_TOKEN, or run `hf auth login`"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        why, advice = "there is no such revision", "Name a branch, a tag or a whole commit of the repository"
+    elif isinstance(error, errors.HFValidationError):
+        why, advice = "the hub knows no such names", "Expected organisation/name, as in the repository's address"
+    elif constants.HF_HUB_OFFLINE:
+        why, advice = "the environment's HF_HUB_OFFLINE forbids to ask", "Unset it, or name a directory instead"
+    elif status in (401, 403):
+        why, advice = f"the hub refuses the token (HTTP {status})", "Set HF_TOKEN, or run `hf auth login` again"
+    elif status is not None:
+        why, advice = f"the hub answers HTTP {status}", "Run it again later; https://status.huggingface.co may tell"
+    else:
+        why, advice = "the hub did not answer, or not to the end", "Check the network, proxies and HF_ENDPOINT"
+    words = " ".join(QUERIES.sub("", f"{type(error).__name__}: {error}").split())
+    words = words if len(words) <= LONGEST_QUOTE else f"{words[:LONGEST_QUOTE]}..."
+    return f"{constants.ENDPOINT} did not give {place}: {why}. {advice}. The client's words: {words}"

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import sqlalchemy
 import yaml
 
 from jsae_assets.catalog import Catalog, load_catalog
@@ -198,6 +200,14 @@ def write_documents(path: Path, count: int = 200, seed: int = 0) -> None:
     generator = random.Random(seed)
     lines = [json.dumps({"text": " ".join(generator.choices(WORDS, k=10))}) for _ in range(count)]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+@sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
+def _without_waiting_for_the_disk(connection, record) -> None:
+    """A run writes each of some 300 events to two databases at once. No test takes this machine's power, which is all
+    that the waiting is for: what a killed process wrote is there."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous=OFF")
 
 
 @pytest.fixture(scope="session", autouse=True)

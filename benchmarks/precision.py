@@ -2,8 +2,9 @@
 
     python -m benchmarks.precision
 
-The language model and the pair compute in the precision, as with JSAE_DTYPE. Pairs and tokens are those that
-`make demo` has stored. Not here: what fewer digits do to speed.
+The language model and the pair compute in the precision, as with JSAE_DTYPE; last, in float32 with tables of bfloat16,
+as with a model's setting `jacobian_tables`. Pairs and tokens are those that `make demo` has stored. Not here: what
+fewer digits do to speed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from jsae_core.text import split_documents
 
 MODEL, LAYER, VARIANTS = "stdlib-1m", 1, ("traditional", "jsae")
 STORED = HOME / "storage"
-EXACT, COARSER = torch.float64, (torch.float32, torch.bfloat16)
+EXACT = torch.float64
+COARSER = ((torch.float32, None), (torch.bfloat16, None), (torch.float32, torch.bfloat16))  # of the pair, of its tables
 THRESHOLD = 0.01
 HEADINGS = ("pair", "precision", "other inputs", "other outputs", "error of J, relative", f"|J| above {THRESHOLD}")
 
@@ -43,11 +45,14 @@ class Difference(NamedTuple):
     error: float
 
 
-def sandwiches(path: Path, documents: list[Tensor], dtype: torch.dtype) -> Sandwich:
+def sandwiches(
+    path: Path, documents: list[Tensor], dtype: torch.dtype, table_dtype: torch.dtype | None = None
+) -> Sandwich:
     """Of all tokens, everything but the latents in float64."""
     language_model = load_language_model(SHAPES["embedded"].directory, dtype=dtype)
     stream = MLPInputs(language_model, documents, LAYER)
-    whole = run_sandwich(SAEPair.load(path).to(dtype), torch.cat(list(stream)))
+    pair = SAEPair.load(path, table_dtype=table_dtype).to(dtype)
+    whole = run_sandwich(pair, torch.cat(list(stream)))
     return Sandwich(*(tensor.double() if tensor.is_floating_point() else tensor for tensor in vars(whole).values()))
 
 
@@ -85,11 +90,12 @@ def main() -> None:
     for variant, path in paths.items():
         exact = sandwiches(path, documents, EXACT)
         rows.append((variant, _name(EXACT), "", "", "", _share_above(exact)))
-        for dtype in COARSER:
-            coarser = sandwiches(path, documents, dtype)
+        for dtype, table_dtype in COARSER:
+            coarser = sandwiches(path, documents, dtype, table_dtype)
             between = difference(exact, coarser)
             shares = (f"{100 * share:.2g}%" for share in (between.inputs, between.outputs))
-            rows.append((variant, _name(dtype), *shares, f"{between.error:.1g}", _share_above(coarser)))
+            precision = _name(dtype) + (f", tables {_name(table_dtype)}" if table_dtype else "")
+            rows.append((variant, precision, *shares, f"{between.error:.1g}", _share_above(coarser)))
     print(f"{len(exact.input_latents):,} tokens of {MODEL}, layer {LAYER}")
     print(tabulate(rows, HEADINGS, tablefmt="plain", disable_numparse=True))
 

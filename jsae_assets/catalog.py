@@ -104,6 +104,7 @@ class Model(Section):
     elements of the Jacobians these look at. Connections of latents that were active together in fewer than
     `least_active` tokens are left out. `prompt` is what example Jacobians are drawn from. `randomise_seed` is that
     of the twin with randomised weights, on which the variants that are a `control_of` another are trained and measured.
+    `jacobian_tables`: "bfloat16" rounds the rows that Jacobians are made of (`SAEPair.table_dtype`).
     """
 
     directory: ModelDirectory | None = None
@@ -118,6 +119,7 @@ class Model(Section):
     function_shapes: int = Field(default=5_000, ge=1)
     least_active: int = Field(default=20, ge=1)
     quality_tokens: int = Field(default=20_000, ge=2)
+    jacobian_tables: Literal["bfloat16"] | None = None
     prompt: str = Field(default="The quick brown fox jumps over the lazy dog.", min_length=1, max_length=LONGEST_TEXT)
 
     @property
@@ -157,6 +159,7 @@ SETTING_OF = {
     "least_active": "latent_connections",
     "prompt": "jacobian_examples",
 }
+TABLES = "jacobian_tables"  # the setting that concerns every asset that Jacobians are part of
 
 
 class Variant(Section):
@@ -342,7 +345,7 @@ class Catalog(Section):
     def digest(self, model: str, asset: str, pair: Pair | None = None) -> str:
         """Which catalog entries an asset was made from: a hash that changes when what concerns it does in the model,
         its text or the pair, but not when other layers join the pair's."""
-        others = {setting for setting, concerned in SETTING_OF.items() if concerned != asset}
+        others = {TABLES} | {setting for setting, concerned in SETTING_OF.items() if concerned != asset}
         if pair is None or self.randomise_seed(pair.variant, model) is None:
             others.add("randomise_seed")
         entries = [self.models[model].canonical(others)]
@@ -365,6 +368,7 @@ class Catalog(Section):
     def run_digest(self, sweep: LocalSweep, config: TrainingConfig) -> str:
         """Which catalog entries a run of a local sweep is made from; other runs may join the sweep."""
         others = {setting for setting, concerned in SETTING_OF.items() if concerned not in ("tokens", "pair_quality")}
+        others.add(TABLES)
         seed = self.randomise_seed_of_sweep(sweep)
         return _hash(
             [
@@ -380,7 +384,7 @@ class Catalog(Section):
     def entries(self) -> dict[str, str]:
         """The digest of everything in the catalog that something is made from, by a name that says where it stands:
         `pairs/jsae/my-model:3`, `pairs/jsae/my-model` (all its layers), `models/my-model/tokens`, `variants/jsae`,
-        `sweeps/mine`."""
+        `sweeps/mine`; `models/my-model/jacobian_tables` where these are not as usual."""
         settings = {
             f"models/{key}/{asset}": self.digest(key, asset)
             for key in self.models
@@ -399,7 +403,13 @@ class Catalog(Section):
             if (layers := self.layers(model, variant))
         }
         sweeps = {f"sweeps/{key}": self.sweep_digest(key) for key in self.sweeps}
-        return settings | styles | pairs | of_all_layers | sweeps
+        tables = {entry: _hash([str(self.models[key].jacobian_tables)]) for key, entry in self.table_entries().items()}
+        return settings | tables | styles | pairs | of_all_layers | sweeps
+
+    def table_entries(self) -> dict[str, str]:
+        """The names of the entries of those models whose Jacobians are not made of rows in the pair's own dtype: what
+        was made before there was such a setting does not depend on one."""
+        return {key: f"models/{key}/{TABLES}" for key, model in self.models.items() if model.jacobian_tables}
 
     def layers(self, model: str, variant: str | None = None) -> list[int]:
         """The layers of a model at which the catalog holds a pair (of this variant)."""

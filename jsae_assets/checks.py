@@ -62,7 +62,7 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
         # read like this since a check has no partition mapping: as an input they would be those of this cell's name
         tokens = tensors.stored(TOKENS, cell.model_key)
         try:
-            pair = compute.pair(sae_pair)  # refuses weights that are not finite
+            pair = compute.pair(sae_pair, cell.model.jacobian_tables)  # refuses weights that are not finite
         except ValueError as error:
             return dg.AssetCheckResult(passed=False, description=str(error))
         subject = Subject(cell, compute, pair, tokens)

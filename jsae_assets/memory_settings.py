@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jsae_assets.resources import Compute
 from jsae_core.memory import TemporaryFileError
 
 SMALLER = (
@@ -20,7 +21,8 @@ MORE = "A histogram keeps more in memory, and less in that file, with a larger J
 
 
 def naming_settings(body: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """An asset's body, whose errors about memory name the settings that help."""
+    """An asset's body, whose errors about memory say what its run holds on the device, and name the settings that
+    help."""
 
     @functools.wraps(body)
     def named(*args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -29,11 +31,17 @@ def naming_settings(body: Callable[..., Iterator[Any]]) -> Callable[..., Iterato
         except TemporaryFileError as error:
             raise TemporaryFileError(f"{error}. {MORE}") from error
         except MemoryError as error:
-            raise MemoryError(f"{error}. {SMALLER}") from error
+            raise MemoryError(f"{error}. {_held(args, kwargs)}{SMALLER}") from error
         except RuntimeError as error:
             torch = sys.modules.get("torch")  # not imported for this: who has not, cannot have met this error
             if torch is None or not isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise MemoryError(f"{error}. {SMALLER}") from error
+            raise MemoryError(f"{error}. {_held(args, kwargs)}{SMALLER}") from error
 
     return named
+
+
+def _held(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """What the compute resource among an asset's arguments holds."""
+    said = [compute.held() for compute in (*args, *kwargs.values()) if isinstance(compute, Compute)]
+    return "".join(f"{one}. " for one in said if one)

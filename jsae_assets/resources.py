@@ -201,14 +201,37 @@ class Compute(dg.ConfigurableResource):
         named = (name, self.torch_device(), self.dtype, randomise_seed, randomised_weights, revision)
         return self.cached("language model", named, lambda: load_language_model(*named, say=self.say))
 
-    def pair(self, stored: StoredTensors) -> SAEPair:
+    def pair(self, stored: StoredTensors, jacobian_tables: str | None = None) -> SAEPair:
         """The pair, where and in the precision in which the language model computes. The last one is held, with the
-        tables of its Jacobian: what is measured on a pair is measured in a row."""
+        tables of its Jacobian: what is measured on a pair is measured in a row.
+
+        Args:
+            jacobian_tables: the dtype of these; None: that of the pair.
+        """
+        import torch
+
         from jsae_core import SAEPair
 
         device, dtype = self.torch_device(), self.torch_dtype()
-        key = (stored.version, device, dtype)
-        return self.cached("pair", key, lambda: SAEPair.load(stored.local, device=device).to(dtype), at_most=1)
+        tables = getattr(torch, jacobian_tables) if jacobian_tables else None
+
+        def loaded() -> SAEPair:
+            return SAEPair.load(stored.local, device=device, table_dtype=tables).to(dtype)
+
+        return self.cached("pair", (stored.version, device, dtype, tables), loaded, at_most=1)
+
+    def held(self) -> str:
+        """What this run holds on the device beside what it computes, in words; "" if nothing."""
+        from jsae_core.memory import in_words, weights_bytes
+
+        models = {
+            f"the language model {model.name}": weights_bytes(model.hugging_face)
+            for model in self._cache.get("language model", {}).values()
+        }
+        pairs = list(self._cache.get("pair", {}).values())
+        sizes = models | {"the pair": sum(map(weights_bytes, pairs)), "its tables": sum(p.tables_bytes for p in pairs)}
+        named = ", ".join(f"{name} ({in_words(size)})" for name, size in sizes.items() if size)
+        return f"This run holds on {self.torch_device()}: {named}" if named else ""
 
     def mlp_inputs(
         self, language_model: LanguageModel, layer: int, key: Hashable, documents: Callable[[], Sequence[Tensor]]

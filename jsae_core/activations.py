@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from jsae_core.memory import moved
 from jsae_core.tensor_files import content_digest
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class MLPInputs:
             if number < first:
                 continue
             if number in self._kept:
-                yield self._kept[number].to(self.language_model.device)
+                yield moved(self._kept[number], self.language_model.device)
                 continue
             computed = self._computed(batch)
             kept = None if self.budget is None else self.budget.kept(computed)
@@ -78,7 +79,7 @@ class MLPInputs:
             # a model that does not normalise its MLP's input has the true one alone
             mlp_input = conventions.get(self.convention, conventions["true"])
         # as places, not as a mask: to see how many there are, the processor would wait for the device
-        places = batch.measured.flatten().nonzero()[:, 0].to(mlp_input.device)
+        places = moved(batch.measured.flatten().nonzero()[:, 0], mlp_input.device)
         return mlp_input.flatten(0, 1).index_select(0, places)
 
     @property

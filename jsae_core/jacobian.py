@@ -96,7 +96,7 @@ def gather_jacobian(tables: Tables, input_latents: Tensor, output_latents: Tenso
     """The kernel: J [n, k_out, k_in] from latents [n, k] and slopes, each [n, d_mlp]. No gradient."""
     if kernels := _fused(tables, input_latents, output_latents):
         return kernels.jacobian(tables, input_latents, output_latents, slopes)
-    jacobian = tables.outputs.new_empty(len(input_latents), output_latents.shape[1], input_latents.shape[1])
+    jacobian = slopes[0].new_empty(len(input_latents), output_latents.shape[1], input_latents.shape[1])
     for part, E, D in _gathered(tables, input_latents, output_latents, slopes):
         torch.bmm(E, D.transpose(1, 2), out=jacobian[part])
     return jacobian
@@ -233,25 +233,33 @@ def _fused(tables: Tables, input_latents: Tensor, output_latents: Tensor) -> Mod
 def _gathered(
     tables: Tables, input_latents: Tensor, output_latents: Tensor, slopes: Sequence[Tensor]
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Tokens in chunks, with E [chunk, k_out, d_mlp] and sum_b c_b D_b [chunk, k_in, d_mlp]. Both lie in buffers that
-    the next chunk overwrites: fresh pages would cost more than the copy into them."""
+    """Tokens in chunks, with E [chunk, k_out, d_mlp] and sum_b c_b D_b [chunk, k_in, d_mlp], in the slopes' dtype. Both
+    lie in buffers that the next chunk overwrites: fresh pages would cost more than the copy into them."""
     n, k_in = input_latents.shape
     k_out, d_mlp = output_latents.shape[1], tables.outputs.shape[1]
-    row_bytes = tables.outputs.element_size() * max(k_in * tables.inputs.shape[1], k_out * d_mlp)
+    row_bytes = slopes[0].element_size() * max(k_in * tables.inputs.shape[1], k_out * d_mlp)
     chunk = max(1, min(n, piece_factor(tables.outputs.device) * GATHER_BYTES // row_bytes))
-    input_rows = tables.inputs.new_empty(chunk * k_in, tables.inputs.shape[1])
-    output_rows = tables.outputs.new_empty(chunk * k_out, d_mlp)
+    input_rows = slopes[0].new_empty(chunk * k_in, tables.inputs.shape[1])
+    output_rows = slopes[0].new_empty(chunk * k_out, d_mlp)
     for start in range(0, n, chunk):
         part = slice(start, min(n, start + chunk))
         size = part.stop - part.start
         D, E = input_rows[: size * k_in], output_rows[: size * k_out]
-        torch.index_select(tables.inputs, 0, input_latents[part].reshape(-1), out=D)
-        torch.index_select(tables.outputs, 0, output_latents[part].reshape(-1), out=E)
+        _gather(tables.inputs, input_latents[part].reshape(-1), D)
+        _gather(tables.outputs, output_latents[part].reshape(-1), E)
         first, *others = D.view(size, k_in, len(slopes), d_mlp).unbind(2)
         first.mul_(slopes[0][part, None])
         for branch, slope in zip(others, slopes[1:], strict=True):
             first.addcmul_(branch, slope[part, None])
         yield part, E.view(size, k_out, d_mlp), first
+
+
+def _gather(table: Tensor, rows: Tensor, out: Tensor) -> None:
+    """Rows of a table, which may have fewer digits than they are multiplied in."""
+    if table.dtype == out.dtype:
+        torch.index_select(table, 0, rows, out=out)
+    else:
+        out.copy_(table.index_select(0, rows))
 
 
 def check_input(pair: SAEPair, mlp_input: Tensor) -> None:

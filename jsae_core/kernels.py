@@ -27,10 +27,12 @@ GRADIENT_ROWS_BYTES = 2**29  # of all tokens' gradient rows at once, before they
 
 
 def jacobian(tables: Tables, input_rows: Tensor, output_rows: Tensor, slopes: Sequence[Tensor]) -> Tensor:
-    """J [n, k_out, k_in] from rows of the tables [n, k] and slopes, each [n, d_mlp]."""
+    """J [n, k_out, k_in] from rows of the tables [n, k] and slopes, each [n, d_mlp], in the slopes' dtype.
+
+    Tables of fewer digits are multiplied in theirs: input rows are rounded to them again once they are scaled."""
     n, k_in = input_rows.shape
     k_out, d_mlp = output_rows.shape[1], tables.outputs.shape[1]
-    J = tables.outputs.new_empty(n, k_out, k_in)
+    J = slopes[0].new_empty(n, k_out, k_in)
     sizes = _sizes(max(k_in, k_out))
     if n:
         _jacobian[(n,)](

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from jsae_core.decoder_blocks import BlockMLP, alone, decoder_blocks, find_mlps, hidden_state, hooked
-from jsae_core.memory import fitting
+from jsae_core.memory import fitting, moved, weights_bytes
 from jsae_core.mlp import MLP
 from jsae_core.model_files import find_model, read_model, read_tokenizer
 from jsae_core.recipe import LARGEST_SEED
@@ -250,7 +250,7 @@ class LanguageModel:
                 f"{tokens.shape[-1]} tokens in a row were given, but {self.name} has a context of {self.context_size}; "
                 "cut the documents (the context_size of tokenise, or of the model in the catalog)"
             )
-        return tokens.reshape(-1, tokens.shape[-1]).to(self.device)
+        return moved(tokens.reshape(-1, tokens.shape[-1]), self.device)
 
     def _verify(self, layer: int) -> None:
         """At the first use of a layer: what is read from it and built for it, against the model's own forward."""
@@ -441,7 +441,7 @@ def load_language_model(
             raise ValueError(f"{randomised_weights}: {error}") from error
     randomised = randomise_seed is not None or randomised_weights is not None
     name = f"{files.name} (weights randomised)" if randomised else files.name
-    with fitting(f"the language model {files.name}", device):
+    with fitting(f"the language model {files.name}", device, weights_bytes(model)):
         return LanguageModel(name, model.to(device), tokenizer, files.revision)
 
 

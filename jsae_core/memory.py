@@ -1,6 +1,6 @@
 """The memory of a device: how much there is, how large the pieces of work may be, what becomes of what was freed.
 
-Not here: how much memory a measure takes.
+Here too: how what is on the host gets to a device. Not here: how much memory a measure takes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 # glibc's numbers for what `mallopt` sets, by their names in malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BLOCK_BYTES = 2**29
+WHAT_TO_DO = "compute on another device, with fewer digits (bfloat16), or with nothing else beside it"
 # a CUDA device's pieces are larger than a CPU's by a factor of its memory / 4 GB, at most 16
 LARGEST_PIECE_FACTOR, BYTES_PER_FACTOR = 16, 4 * 10**9
+CACHED_PIECES = 8  # times as large again are pieces that on a CPU are so small that they stay in its cache
 
 
 class TemporaryFileError(OSError):
@@ -60,6 +62,20 @@ def piece_factor(device: torch.device) -> int:
     return max(1, min(LARGEST_PIECE_FACTOR, total // BYTES_PER_FACTOR))
 
 
+def cached_piece(n_bytes: int, device: torch.device) -> int:
+    """Bytes of a piece of work that stays in a CPU's cache with `n_bytes`. A CUDA device has no use for so small ones:
+    it computes many steps of a piece in less time than it takes to ask for them."""
+    return n_bytes * (CACHED_PIECES * piece_factor(device) if device.type == "cuda" else 1)
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on a device. A CUDA device copies it by itself, from pinned memory, in its turn, so neither
+    waits for the other. (Torch uses that memory again only when the copy is done.)"""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 class MemoryBudget:
     """Room for tensors that are kept because they will be needed again: first on the device they are on, then on the
     host.
@@ -93,19 +109,54 @@ class MemoryBudget:
         return (available_bytes(self._device if kind == self._device.type else torch.device(kind)) or 0) // 4
 
 
+def check_room(what: str, n_bytes: int, device: torch.device) -> None:
+    """Raises MemoryError: a device has no room for what is not there yet. The message says how much it takes, how much
+    there is, and what to do."""
+    available = available_bytes(device)
+    if available is not None and n_bytes > available:
+        raise MemoryError(
+            f"{device} has no room for {what}: {in_words(n_bytes)} are needed, {in_words(available)} are left of "
+            f"{in_words(_total_bytes(device))}; {WHAT_TO_DO}"
+        )
+
+
+def weights_bytes(module: torch.nn.Module) -> int:
+    """What its parameters and buffers take."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def in_words(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.3g} MB"
+
+
+def _total_bytes(device: torch.device) -> int:
+    """Of a device of which `available_bytes` is known."""
+    if device.type == "cpu":
+        return psutil.virtual_memory().total
+    import torch
+
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 @contextlib.contextmanager
-def fitting(what: str, device: torch.device | str) -> Iterator[None]:
+def fitting(what: str, device: torch.device | str, n_bytes: int) -> Iterator[None]:
     """Says what it was that did not fit a device, and what to do.
 
+    Args:
+        n_bytes: that are moved to the device, if it is not the CPU, which has them already.
+
     Raises:
-        MemoryError: in the place of the OutOfMemoryError that says neither.
+        MemoryError: at once where it is known that they do not fit; else in the place of the OutOfMemoryError that says
+            neither.
     """
     import torch
 
+    if torch.device(device).type != "cpu":
+        check_room(what, n_bytes, torch.device(device))
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise MemoryError(
-            f"{what} does not fit {device} beside what is there already; compute on another device, with fewer digits "
-            f"(bfloat16), or with nothing else on it ({error})"
+            f"{what} does not fit {device} beside what is there already: {in_words(n_bytes)} are needed; {WHAT_TO_DO} "
+            f"({error})"
         ) from error

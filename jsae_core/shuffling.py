@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jsae_core.checkpoints import State
+from jsae_core.memory import moved
 from jsae_core.tensor_files import content_digest
 
 
@@ -111,7 +112,8 @@ class ShuffledBatches(Iterator[Tensor]):
             rounds, keep = -(-batch_tokens // n), 0
         else:
             rounds, keep = 1, n // 2 if self._following is not None else n % batch_tokens
-        order = torch.cat([torch.randperm(n, generator=self._generator) for _ in range(rounds)]).to(self._buffer.device)
+        order = torch.cat([torch.randperm(n, generator=self._generator) for _ in range(rounds)])
+        order = moved(order, self._buffer.device)
         whole = keep + (len(order) - keep) // batch_tokens * batch_tokens
         self._order, self._left = order[keep:whole], torch.cat([order[:keep], order[whole:]])
         self._served = 0

@@ -1,7 +1,7 @@
 """The rows that the Jacobian is built from, and when they are built.
 
-Here: the two tables of a pair and their cache. Not here: why the Jacobian is a product of their rows (`jacobian.py`
-derives it), which weights they are made of (`sae_pair.py`).
+Here: the two tables of a pair and their cache, in the weights' precision or in fewer digits. Not here: why the Jacobian
+is a product of their rows (`jacobian.py` derives it), which weights they are made of (`sae_pair.py`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jsae_core.memory import available_bytes
+from jsae_core.memory import check_room
 from jsae_core.mlp import MLP
+
+ROWS_AT_ONCE = 4096  # that are built before they are rounded to fewer digits
 
 
 class Tables(NamedTuple):
@@ -36,9 +38,13 @@ class TableCache:
     """The tables of all latents of a pair: built at first use, and again when a weight was replaced, moved or changed.
 
     Each method is given the weights as they are now: W_dec_in [d_sae, d_model], W_enc_out [d_model, d_sae], the MLP.
+
+    Args:
+        dtype: that the rows are rounded to once they are multiplied out. None: that of the weights.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self._dtype = dtype
         self._built: tuple[Any, Tables, tuple[Tensor, ...]] | None = None
         self._rows_built = 0
 
@@ -47,15 +53,10 @@ class TableCache:
         weights = (W_dec_in, W_enc_out, mlp.W_out, *mlp.branches)
         if not self._is_current(weights):
             self._built = None  # free the old ones first: they are the largest thing here
-            needed, available = tables_bytes(len(W_dec_in), mlp), available_bytes(W_dec_in.device)
-            if available is not None and needed > available:
-                raise MemoryError(
-                    f"the tables that this pair's Jacobians are made of take {needed / 1e9:.1f} GB, but "
-                    f"{W_dec_in.device} has {available / 1e9:.1f} GB left; compute on another device, with fewer "
-                    "digits (bfloat16), or with nothing else beside it"
-                )
+            needed = tables_bytes(len(W_dec_in), mlp, self._dtype)
+            check_room("the tables that this pair's Jacobians are made of", needed, W_dec_in.device)
             with torch.no_grad():
-                tables = build_tables(W_dec_in, W_enc_out, mlp)
+                tables = self._rounded(W_dec_in, W_enc_out, mlp)
             # the weights are kept with them, so that no later weight can come to lie at the same address
             self._built = (_state(weights), tables, tuple(weight.detach() for weight in weights))
             self._rows_built = 0
@@ -78,15 +79,35 @@ class TableCache:
         (inputs, input_rows), (outputs, output_rows) = (
             latents.unique(return_inverse=True) for latents in (input_latents, output_latents)
         )
-        return build_tables(W_dec_in[inputs], W_enc_out[:, outputs], mlp), input_rows, output_rows
+        return self._rounded(W_dec_in[inputs], W_enc_out[:, outputs], mlp), input_rows, output_rows
+
+    def _rounded(self, W_dec_in: Tensor, W_enc_out: Tensor, mlp: MLP) -> Tables:
+        """`build_tables` in the dtype asked for; never all of them in more digits than that."""
+        if self._dtype in (None, W_dec_in.dtype):
+            return build_tables(W_dec_in, W_enc_out, mlp)
+        d_mlp = mlp.W_in.shape[1]
+        tables = Tables(
+            W_dec_in.new_empty(len(W_dec_in), len(mlp.branches) * d_mlp, dtype=self._dtype),
+            W_dec_in.new_empty(W_enc_out.shape[1], d_mlp, dtype=self._dtype),
+        )
+        for first in range(0, max(map(len, tables)), ROWS_AT_ONCE):
+            part = slice(first, first + ROWS_AT_ONCE)
+            for table, built in zip(tables, build_tables(W_dec_in[part], W_enc_out[:, part], mlp), strict=True):
+                table[part] = built
+        return tables
+
+    @property
+    def n_bytes(self) -> int:
+        """What the tables take, if they are built."""
+        return 0 if self._built is None else sum(table.nbytes for table in self._built[1])
 
     def _is_current(self, weights: tuple[Tensor, ...]) -> bool:
         return self._built is not None and self._built[0] == _state(weights)
 
 
-def tables_bytes(d_sae: int, mlp: MLP) -> int:
-    """What the tables of all latents take, built or not."""
-    return d_sae * mlp.W_in.shape[1] * (len(mlp.branches) + 1) * mlp.W_in.element_size()
+def tables_bytes(d_sae: int, mlp: MLP, dtype: torch.dtype | None = None) -> int:
+    """What the tables of all latents take, built or not; in the weights' dtype unless another is named."""
+    return d_sae * mlp.W_in.shape[1] * (len(mlp.branches) + 1) * (dtype or mlp.W_in.dtype).itemsize
 
 
 def _state(weights: tuple[Tensor, ...]) -> tuple:

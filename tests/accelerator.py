@@ -2,7 +2,8 @@
 refuse what a real device refuses.
 
 Here: where each tensor is said to be, which operations mix devices, and which of them make the processor wait for the
-device. Not here: how fast anything is, and how kernels of a real device round.
+device. Not here: what is done on NVIDIA's GPUs alone (`pretended_gpu.py`), how fast anything is, and how kernels of a
+real device round.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Accelerator(TorchFunctionMode):
         operation = name.removesuffix(".__get__").removesuffix(".__set__").rsplit(".", 1)[-1]
         if name == "torch.Tensor.device.__get__":
             return self.device if _is_there(args[0]) else func(*args)
-        asked, args, kwargs = _asked_device(operation, args, kwargs or {})
+        asked, args, kwargs = self._asked_device(operation, args, kwargs or {})
+        if operation in ("pin_memory", "is_pinned") or "pin_memory" in kwargs:
+            return self._pinned(operation, func, args, kwargs)
         there = self._is_its_own(operation, args, kwargs)
         self._count_wait(operation, args, kwargs, there, asked)
         result = func(*args, **kwargs)
@@ -88,6 +91,14 @@ class Accelerator(TorchFunctionMode):
             value = value.clone()  # it may share its storage with what was to be moved
         return _put_there(value) if there else value
 
+    def _pinned(self, operation: str, func, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Memory of the host that a device reads and writes by itself: no CPU-only build of torch has any."""
+        if operation == "is_pinned":
+            return _is_pinned(args[0])
+        pinned = args[0].clone() if operation == "pin_memory" else func(*args, **kwargs | {"pin_memory": False})
+        pinned.untyped_storage().is_pinned_there = operation == "pin_memory" or kwargs["pin_memory"]
+        return pinned
+
     def _count_wait(
         self, operation: str, args: tuple, kwargs: dict[str, Any], there: bool, asked: torch.device | None
     ) -> None:
@@ -96,35 +107,44 @@ class Accelerator(TorchFunctionMode):
         moved = asked is not None and asked.type == self.device.type and operation == "to" and not _is_there(args[0])
         if there and (operation in WAITING or by_mask or asked == CPU) and not known_size:
             self.waits[operation] += 1
-        if moved and args[0].nbytes > BUFFERED:
+        if moved and args[0].nbytes > BUFFERED and not _is_overlapped(args[0], kwargs):
             self.waits["to"] += 1
+        if operation == "copy_" and there and not _is_there(args[0]) and not _is_overlapped(args[0], kwargs):
+            self.waits["copy_"] += 1
 
+    def _asked_device(
+        self, operation: str, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[torch.device | None, tuple, dict[str, Any]]:
+        """The device that an operation's result is to be on, if one is named, and the arguments with the CPU in the
+        place of the pretended one."""
+        if operation == "cpu":
+            return CPU, args, kwargs
+        if operation == "to" and len(args) > 1 and isinstance(args[1], Tensor):  # as this other tensor is
+            tensor, other, *rest = args
+            asked = self.device if _is_there(other) else other.device
+            return asked, (tensor, self._real(asked), other.dtype, *rest), kwargs
+        if operation == "to" and len(args) > 1 and isinstance(args[1], (str, torch.device)):
+            tensor, device, *rest = args
+            return torch.device(device), (tensor, self._real(device), *rest), kwargs
+        if kwargs.get("device") is None:
+            return None, args, kwargs
+        return torch.device(kwargs["device"]), args, kwargs | {"device": self._real(kwargs["device"])}
 
-def _asked_device(
-    operation: str, args: tuple, kwargs: dict[str, Any]
-) -> tuple[torch.device | None, tuple, dict[str, Any]]:
-    """The device that an operation's result is to be on, if one is named, and the arguments with the CPU in the place
-    of the pretended one."""
-    if operation == "cpu":
-        return CPU, args, kwargs
-    if operation == "to" and len(args) > 1 and isinstance(args[1], Tensor):  # as this other tensor is
-        self, other, *rest = args
-        asked = Accelerator.device if _is_there(other) else other.device
-        return asked, (self, _real(asked), other.dtype, *rest), kwargs
-    if operation == "to" and len(args) > 1 and isinstance(args[1], (str, torch.device)):
-        self, device, *rest = args
-        return torch.device(device), (self, _real(device), *rest), kwargs
-    if kwargs.get("device") is None:
-        return None, args, kwargs
-    return torch.device(kwargs["device"]), args, kwargs | {"device": _real(kwargs["device"])}
-
-
-def _real(device: str | torch.device | int) -> torch.device:
-    return CPU if torch.device(device).type == Accelerator.device.type else torch.device(device)
+    def _real(self, device: str | torch.device | int) -> torch.device:
+        return CPU if torch.device(device).type == self.device.type else torch.device(device)
 
 
 def _is_there(tensor: Tensor) -> bool:
     return getattr(tensor.untyped_storage(), "is_there", False)
+
+
+def _is_pinned(tensor: Tensor) -> bool:
+    return getattr(tensor.untyped_storage(), "is_pinned_there", False)
+
+
+def _is_overlapped(on_host: Tensor, kwargs: dict[str, Any]) -> bool:
+    """Whether a copy from or to the host goes on while both compute."""
+    return kwargs.get("non_blocking", False) and _is_pinned(on_host)
 
 
 def _put_there(value: Any) -> Any:

@@ -22,7 +22,7 @@ from jsae_assets.assets.figures import (
 )
 from jsae_assets.assets.sweeps import ASSET as SWEEP_RUNS
 from jsae_assets.assets.sweeps import odd, sweep_entries
-from jsae_assets.catalog import Catalog
+from jsae_assets.catalog import TABLES, Catalog
 from jsae_assets.entries import confirm, depends_on
 from jsae_assets.markdown import as_text
 from jsae_assets.partitions import cell_key, cells, models, of_all_layers, sweeps
@@ -303,7 +303,8 @@ def _subtitle(catalog: Catalog, where: str, tokens: str, settings: Mapping[str, 
 
     named = ", ".join(f"{label} {setting(name)}" for name, label in SETTINGS.items())
     n_tokens = int(next(iter(settings.values()))[0]["n_tokens"])
-    return f"{where}, {tokens.format(n_tokens)}, {named}"
+    rounded = any(one.get(TABLES) for partitions in settings.values() for one in partitions)
+    return f"{where}, {tokens.format(n_tokens)}, {named}" + (", Jacobians of bfloat16 tables" if rounded else "")
 
 
 def _sweep_subtitle(key: str, runs: "DataFrame") -> str:

@@ -21,9 +21,10 @@ from jsae_assets.assets.cell import (
     turn,
 )
 from jsae_assets.assets.summary import Headline, headlines
-from jsae_assets.catalog import C4_IN_WORDS, Catalog
+from jsae_assets.catalog import C4_IN_WORDS, TABLES, Catalog
 from jsae_assets.estimates import estimate_columns, estimate_tensors
 from jsae_assets.io_managers import StoringIOManager
+from jsae_assets.partitions import cell_key
 from jsae_assets.resources import Compute
 from jsae_assets.stored import StoredTensors
 from jsae_core.terms import (
@@ -138,6 +139,7 @@ class Measure:
         reads_tokens: whether it reads the model's tokens besides the pair.
         headlines: the five numbers at most of what it says that a reader wants first.
         settings: of a model in the catalog, those that concern it; where one is changed it is asked for again.
+        of_jacobians: whether Jacobians are part of what it gives: then the rows that they are made of concern it.
     """
 
     name: str
@@ -148,6 +150,7 @@ class Measure:
     headlines: Sequence[Headline]
     reads_tokens: bool = True
     settings: Sequence[str] = ()
+    of_jacobians: bool = False
 
 
 def measure_assets(catalog: Catalog, variant: str) -> list[dg.AssetsDefinition]:
@@ -168,6 +171,7 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
         | ({"tokens": tokens_of(catalog, variant)} if measure.reads_tokens else {}),
         io_manager_key=measure.stored_as,
         priority=turn(catalog, variant),
+        also=_table_entries(catalog, variant) if measure.of_jacobians else {},
     )
     def measured(
         context: dg.AssetExecutionContext,
@@ -185,14 +189,20 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
         checkpoint = checkpoint_of(
             tensors, context.asset_key, context.partition_key, measure.code_version, compute, context.log.info
         )
-        subject = Subject(cell, compute, compute.pair(sae_pair), checkpoint=checkpoint, **others)
+        pair = compute.pair(sae_pair, cell.model.jacobian_tables)
+        subject = Subject(cell, compute, pair, checkpoint=checkpoint, **others)
         result = compute.fitting(lambda: measure.body(subject), context.log.warning)
         yield dg.Output(
             result.value,
             metadata={
                 **headlines(f"On {result.n_tokens:,} tokens", measure.headlines, result.said),
                 **result.said,
-                "settings": {**subject.labels, "n_tokens": result.n_tokens, "jacobian_at": EVALUATED_AT[0]},
+                "settings": {
+                    **subject.labels,
+                    "n_tokens": result.n_tokens,
+                    "jacobian_at": EVALUATED_AT[0],
+                    **({TABLES: cell.model.jacobian_tables} if measure.of_jacobians and pair.table_dtype else {}),
+                },
                 "source": f"{variant}/sae_pair and " + ("tokens" if measure.reads_tokens else "the model's prompt"),
                 "device": compute.describe(),
                 "seconds": watch.seconds,
@@ -201,6 +211,15 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
         checkpoint.remove()  # the result is stored
 
     return measured
+
+
+def _table_entries(catalog: Catalog, variant: str) -> dict[str, list[str]]:
+    """By cell, the entry of the rows that its Jacobians are made of, where these are not in the pair's own dtype."""
+    return {
+        cell_key(model, layer): [entry]
+        for model, entry in catalog.table_entries().items()
+        for layer in catalog.layers(model, variant)
+    }
 
 
 def _jacobian_histogram(subject: Subject) -> Measured:
@@ -406,6 +425,7 @@ MEASURES = (
             Headline("l1_over_l2", "L1/L2 of J (lower: sparser, on any scale)", "{:.3f}"),
             Headline("latents_often_active", "output latents active often enough for a mean |J|", "{:,}"),
         ),
+        of_jacobians=True,
     ),
     Measure(
         "jacobian_examples",
@@ -419,6 +439,7 @@ MEASURES = (
         ),
         reads_tokens=False,
         settings=("prompt",),
+        of_jacobians=True,
     ),
     Measure(
         "ablation_samples",
@@ -435,6 +456,7 @@ MEASURES = (
             Headline("correlation", "correlation of both", "{:.2f}"),
         ),
         settings=("ablation_samples",),
+        of_jacobians=True,
     ),
     Measure(
         "function_shapes",
@@ -483,6 +505,7 @@ MEASURES = (
             Headline("n90", "input latents that have 90% of the attribution", "{:.1f}"),
             Headline("participation_ratio", "input latents in effect (participation ratio)", "{:.1f}"),
         ),
+        of_jacobians=True,
     ),
     Measure(
         "latent_activity",
@@ -525,5 +548,6 @@ MEASURES = (
             Headline("share_strongest_median", "attribution from the strongest input latent, median"),
         ),
         settings=("least_active",),
+        of_jacobians=True,
     ),
 )

@@ -28,7 +28,7 @@ from jsae_core.checkpoints import Checkpoint, State
 from jsae_core.jacobian import run_sandwich
 from jsae_core.measures.moments import Estimate, NamedMoments, flat
 from jsae_core.measures.resuming import Computation, RandomNumbers
-from jsae_core.memory import piece_factor
+from jsae_core.memory import cached_piece, moved
 from jsae_core.sae import decode, pre_activations
 from jsae_core.sae_pair import SAEPair
 
@@ -115,7 +115,7 @@ def latent_accountings(
     # what an output latent's pre-activation is where the hidden layer is zero
     constants = pre_activations(pair.output_sae, pair.mlp.b_out[None])[0]
     k, hidden = pair.config.k, pair.mlp.W_in[0]
-    at_once = max(1, piece_factor(pair.device) * HIDDEN_BYTES // (k * hidden.nbytes))
+    at_once = max(1, cached_piece(HIDDEN_BYTES, pair.device) // (k * hidden.nbytes))
     generator = torch.Generator().manual_seed(seed)
     sums = _Sums(pair)
     settings = {"kept": list(kept), "orders": list(orders), "seed": seed}
@@ -232,7 +232,7 @@ def _errors(
     elif order == "ablation":
         importance = (levels["p"][:, :, None] - tokens.lacking_each()).abs()
     else:
-        importance = torch.rand(attribution.shape, generator=generator).to(attribution.device)
+        importance = moved(torch.rand(attribution.shape, generator=generator), attribution.device)
     place = importance.argsort(dim=2, descending=True, stable=True).argsort(dim=2)
     return {
         f"error_{order}_{n}": (tokens.keeping(place < n) - levels["p"]).square() if n else levels["unkept"]

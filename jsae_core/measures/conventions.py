@@ -70,7 +70,8 @@ def under(convention: str, pair: SAEPair, stream: Iterable[Tensor]) -> tuple[SAE
             f"{type(stream).__name__}"
         )
     mlp = stream.language_model.folded_mlp(pair.config.layer)
-    return SAEPair(pair.config, pair.input_sae, pair.output_sae, mlp), replace(stream, convention="folded")
+    folded = SAEPair(pair.config, pair.input_sae, pair.output_sae, mlp, pair.table_dtype)
+    return folded, replace(stream, convention="folded")
 
 
 @torch.no_grad()

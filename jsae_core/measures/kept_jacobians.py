@@ -15,7 +15,7 @@ from torch import Tensor
 from jsae_core.checkpoints import Made, State
 from jsae_core.measures.array_file import ArrayFile, InFile
 from jsae_core.measures.pair_sums import PairSums, sums_fit
-from jsae_core.memory import piece_factor
+from jsae_core.memory import moved, piece_factor
 
 SUMS_AT_ONCE = 2**20  # 8 MiB of sums and 4 MiB of numbers, which stay in a CPU's cache
 ROWS_AT_ONCE = 2**15  # of k elements: what is made of them takes tens of MiB
@@ -186,7 +186,7 @@ class KeptJacobians:
         """Rows [start, stop) of what was kept."""
         if isinstance(kept, Tensor):
             return kept[start:stop]
-        return torch.from_numpy(self._file.read(kept, start, stop)).to(self._device)
+        return moved(torch.from_numpy(self._file.read(kept, start, stop)), self._device)
 
 
 def _ranges(counts: Sequence[int], most: int, longest: int) -> Iterator[range]:

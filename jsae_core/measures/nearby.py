@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jsae_core.memory import piece_factor
+from jsae_core.memory import cached_piece
 from jsae_core.sae import active_latents, inputs_at_once, largest_pre_activations, pre_activations
 from jsae_core.sae_pair import SAEPair
 
@@ -146,7 +146,7 @@ def _from_tokens(lines: Lines, line: Tensor, output_latent: Tensor, n_rivals: in
     encoder_rows = sae.W_enc.T.contiguous()
     longest_row, largest_bias = encoder_rows.norm(dim=1).max(), sae.b_enc.abs().max()
 
-    at_once = max(1, piece_factor(device) * GATHER_BYTES // (n_rivals * encoder_rows[0].nbytes))
+    at_once = max(1, cached_piece(GATHER_BYTES, device) // (n_rivals * encoder_rows[0].nbytes))
     starts = torch.arange(0, len(mlp_output) + at_once, at_once, device=device)
     first_line = torch.searchsorted(lines.token, starts)
     order = line.argsort()
@@ -341,7 +341,7 @@ def _largest_offset(pair: SAEPair) -> Tensor:
 
 def _hidden_layers_at_once(lines: Lines) -> int:
     values = lines.branch_values[0]
-    return piece_factor(values.device) * HIDDEN_BYTES // (values.shape[1] * values.element_size())
+    return cached_piece(HIDDEN_BYTES, values.device) // (values.shape[1] * values.element_size())
 
 
 def _place_in_run(ascending: Tensor) -> Tensor:

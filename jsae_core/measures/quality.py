@@ -21,7 +21,7 @@ from jsae_core.measures.moments import Estimate, NamedMoments, flat
 from jsae_core.measures.reconstruction import ReconstructionSums, reconstruct
 from jsae_core.measures.resuming import Computation, Resumable
 from jsae_core.measures.token_jacobians import token_measures
-from jsae_core.memory import piece_factor
+from jsae_core.memory import moved, piece_factor
 from jsae_core.sae import decode
 from jsae_core.sae_pair import SAEPair
 
@@ -186,11 +186,11 @@ class _Places:
         self.measured = _numbers(measured, device)
         self.measured_among_spliced = _numbers(measured[spliced], device)
         self.predicting = _numbers(predicts[measured], device)
-        self.successor = batch.tokens.roll(-1, dims=1)[measured].to(device)
+        self.successor = moved(batch.tokens.roll(-1, dims=1)[measured], device)
 
 
 def _numbers(mask: Tensor, device: torch.device) -> Tensor:
-    return mask.flatten().nonzero()[:, 0].to(device)
+    return moved(mask.flatten().nonzero()[:, 0], device)
 
 
 def _at(values: Tensor, places: Tensor) -> Tensor:

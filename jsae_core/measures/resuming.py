@@ -81,7 +81,9 @@ class Computation:
 
         def belongs_to() -> list[str]:
             known = stream.digest() if hasattr(stream, "digest") else ""
-            return [name, json.dumps(dict(settings or {})), repr(pair.config), content_digest(pair.tensors()), known]
+            tables = [] if pair.table_dtype is None else [str(pair.table_dtype)]
+            of_pair = [repr(pair.config), content_digest(pair.tensors()), *tables]
+            return [name, json.dumps(dict(settings or {})), *of_pair, known]
 
         self._belongs_to = belongs_to
         if checkpoint is not None and checkpoint.exists():

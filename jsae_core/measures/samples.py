@@ -20,8 +20,10 @@ from jsae_core.activations import documents_of
 from jsae_core.jacobian import Sandwich
 from jsae_core.measures.moments import Estimate, NamedMoments
 from jsae_core.measures.resuming import Computation, Parts
+from jsae_core.memory import moved
 
 Ranks = Literal["random", "diagonal", "all"]
+CPU = torch.device("cpu")
 PERMUTED = 2**22  # elements up to which all are permuted; of more, half can be drawn with repeated ones passed over
 
 
@@ -43,7 +45,7 @@ class Samples(NamedTuple):
 
 
 def draw_samples(
-    n_tokens: int, k: int, n_samples: int | None, ranks: Ranks, seed: int, device: torch.device | str = "cpu"
+    n_tokens: int, k: int, n_samples: int | None, ranks: Ranks, seed: int, device: torch.device = CPU
 ) -> Samples:
     """Elements of `n_tokens` Jacobians of k x k.
 
@@ -77,17 +79,17 @@ def draw_samples(
     return Samples(token, element // k, element % k, drawn)
 
 
-def _draw(available: int, n: int, seed: int, device: torch.device | str) -> Tensor:
+def _draw(available: int, n: int, seed: int, device: torch.device) -> Tensor:
     """n different numbers below `available`, each draw a continuation of every shorter one with the same seed.
 
     numpy's generator draws on every device, so that the numbers are the same; all else is done on the device."""
     if available <= PERMUTED:
-        return torch.from_numpy(np.random.default_rng(seed).permutation(available)[:n]).to(device)
+        return moved(torch.from_numpy(np.random.default_rng(seed).permutation(available)[:n]), device)
     first_half = size = min(n, available // 2)
     drawn = torch.empty(0, dtype=torch.int64, device=device)
     while len(drawn) < first_half:
         numbers = torch.from_numpy(np.random.default_rng(seed).integers(available, size=size))
-        drawn, size = _without_repeated(numbers.to(device)), 2 * size
+        drawn, size = _without_repeated(moved(numbers, device)), 2 * size
     drawn = drawn[:first_half]
     if n == first_half:
         return drawn
@@ -95,7 +97,7 @@ def _draw(available: int, n: int, seed: int, device: torch.device | str) -> Tens
     is_left[drawn] = False
     left = is_left.nonzero()[:, 0]
     order = torch.from_numpy(np.random.default_rng([seed, 1]).permutation(len(left))[: n - first_half])
-    return torch.cat([drawn, left[order.to(device)]])
+    return torch.cat([drawn, left[moved(order, device)]])
 
 
 def _without_repeated(numbers: Tensor) -> Tensor:

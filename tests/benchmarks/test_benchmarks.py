@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks import __main__ as command_line
-from benchmarks import cases, cost, growth, machine, operators, original, parts, precision, report, timing
+from benchmarks import cases, cost, growth, launches, machine, operators, original, parts, precision, report, timing
 from benchmarks.agreement import Disagreement, agree
 from benchmarks.results import Results, read_all
 from benchmarks.shapes import SHAPES, random_inputs, random_pair
@@ -247,3 +248,16 @@ def test_memory_is_what_a_call_takes_at_its_peak_above_what_is_there():
     result, size = timing.peak_memory(lambda: float(torch.ones(2**25).sum()), CPU)
     assert result == 2**25 and len(there) == 2**24
     assert size is None or abs(size - 2**27) < 2**24
+
+
+def test_launches_and_waits_of_every_part_are_counted_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(launches, "BATCH_TOKENS", 32)
+    monkeypatch.setattr(launches, "CURVE_TOKENS", 16)
+    monkeypatch.setattr(launches, "TRAINING_BATCHES", (16,))
+    monkeypatch.setattr("sys.argv", ["launches", "--shape", "tiny"])
+    launches.main()
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [row[:20].strip() for row in rows] == list(launches.PARTS)
+    counted = {row[:20].strip(): re.search(r"(?:tokens|samples|steps)\s+(\d+)\s+(\d+)", row) for row in rows}
+    assert all(int(one[1]) > int(one[2]) for one in counted.values())
+    assert int(counted["training, lambda 1"][1]) > int(counted["training, lambda 0"][1])  # it has a Jacobian, too

@@ -740,6 +740,7 @@ DEFAULTS = {
         "ablation_samples": 20_000,
         "function_shapes": 5_000,
         "quality_tokens": 20_000,
+        "jacobian_tables": None,
         "prompt": "The quick brown fox jumps over the lazy dog.",
     },
     Text: {
@@ -854,6 +855,7 @@ def test_the_digest_of_the_tokens_changes_with_the_models_text(tmp_path):
         ("pairs.0.layers", [0, 1, 2], {"pairs/a/m", "pairs/a/m:1"}),
         ("models.m.tokens", 7, {"models/m/tokens"}),
         ("models.m.quality_tokens", 7, {"models/m/pair_quality"}),
+        ("models.m.jacobian_tables", "bfloat16", {"models/m/jacobian_tables"}),
     ],
 )
 def test_an_edit_changes_the_entries_that_hold_it_and_no_others(tmp_path, place, value, changed):

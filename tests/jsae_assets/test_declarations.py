@@ -3,10 +3,13 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from jsae_assets.assets import figure_assets, measures
 from jsae_assets.catalog import SETTING_OF
 from jsae_assets.freshness import Freshness, Place
+from tests.jsae_assets.conftest import metadata
 
 
 def out_of_date(graph) -> set[str]:
@@ -40,6 +43,28 @@ def test_a_measure_whose_code_changed_is_measured_again_with_the_figures_that_sh
         "figures/jsae/function_shapes",
         "figures/jsae/differences",
     }
+
+
+def test_rounded_tables_ask_again_for_what_jacobians_are_part_of_and_for_nothing_else(measured_again, entries):
+    edited = entries()
+    edited["models"]["tiny"]["jacobian_tables"] = "bfloat16"
+    graph = measured_again(edited)
+    asked_again = out_of_date(graph)
+    measured = {f"{variant}/{one.name}" for variant in ("traditional", "jsae") for one in measures.MEASURES}
+    of_jacobians = {
+        f"{variant}/{name}"
+        for variant in ("traditional", "jsae")
+        for name in ("jacobian_histogram", "jacobian_examples", "ablation_samples", "latent_accounting")
+    } | {"traditional/latent_connections", "jsae/latent_connections"}
+    assert asked_again & measured == of_jacobians
+
+    before = load_file(graph.file("jsae/jacobian_histogram"))
+    result = graph.measure(1, "jsae/jacobian_histogram", "figures/jsae/jacobian_histogram", raise_on_error=True)
+    after = load_file(graph.file("jsae/jacobian_histogram"))
+    assert metadata(result, "jsae/jacobian_histogram")["settings"]["jacobian_tables"] == "bfloat16"
+    assert not torch.equal(before["log_hist"], after["log_hist"])
+    assert after["hist"].sum() + after["overflow"] == before["hist"].sum() + before["overflow"]
+    assert "jsae/jacobian_histogram" not in out_of_date(graph)
 
 
 def test_the_catalog_counts_a_setting_to_the_measure_that_declares_it():

@@ -46,6 +46,10 @@ def on_device(tables: Tables, input_latents, output_latents, slopes, dtype=torch
     return moved, input_latents.to(DEVICE), output_latents.to(DEVICE), [slope.to(DEVICE, dtype) for slope in slopes]
 
 
+def on_host(slopes: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [slope.cpu() for slope in slopes]
+
+
 @sizes
 @plain_and_gated
 def test_the_fused_jacobian_is_the_plain_one(k_in, k_out, d_mlp, branches):
@@ -60,6 +64,20 @@ def test_the_fused_jacobian_of_fewer_digits_is_off_by_their_rounding(dtype, bran
     ours = kernels.jacobian(*on_device(*given, dtype))
     assert ours.dtype == dtype
     close(ours, jacobian.gather_jacobian(*given), FEWER_DIGITS[dtype])
+
+
+@plain_and_gated
+@pytest.mark.parametrize("dtype", FEWER_DIGITS, ids=str)
+def test_the_fused_jacobian_of_rounded_tables_has_the_slopes_dtype_and_is_off_by_their_rounding(dtype, branches):
+    given = operands(32, 32, 512, branches)
+    tables, *others = on_device(*given)
+    rounded = Tables(*(table.to(dtype) for table in tables))
+    ours, expected = kernels.jacobian(rounded, *others), jacobian.gather_jacobian(*given)
+    assert ours.dtype == torch.float32
+    close(ours, expected, FEWER_DIGITS[dtype] / 2)
+    # the plain way rounds the rows alone, the kernel what it multiplies too
+    plain = jacobian.gather_jacobian(Tables(*(table.cpu() for table in rounded)), *given[1:3], on_host(others[2]))
+    assert (plain.double() - expected).norm() <= (ours.cpu().double() - expected).norm()
 
 
 @sizes

@@ -274,6 +274,9 @@ OTHERS = {
     "another seed": lambda pair, stream: {"seed": 1},
     "another order": lambda pair, stream: {"orders": ["random"]},
     "another version": lambda pair, stream: {"digest": "2"},
+    "tables of fewer digits": lambda pair, stream: {
+        "pair": SAEPair.from_tensors(pair.tensors(), pair.config, table_dtype=torch.bfloat16)
+    },
 }
 
 

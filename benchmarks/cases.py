@@ -39,14 +39,13 @@ from benchmarks.timing import in_turn, peak_memory, per_unit, ratios, spread, us
 from jsae_core import SAEPair, TrainingConfig, run_sandwich, train_pair
 from jsae_core.jacobian import Sandwich
 from jsae_core.measures import ablation_samples, function_shapes, jacobian_histogram, pair_quality
-from jsae_core.memory import keep_freed_memory
+from jsae_core.memory import keep_freed_memory, usual_batch
 from jsae_core.mlp import MLP
 from jsae_core.sae import active_latents
 from jsae_core.training import _initial_weights
 
 Row = dict[str, Any]
 
-BATCH_TOKENS = 4096  # what measures are given at once, as `MLPInputs` would
 ROUNDS = {"pythia-410m": 2}
 DEFAULT_ROUNDS = 3
 SMALL = "pythia-410m"  # the shape that gets less work, since a call of the original takes seconds there
@@ -123,7 +122,8 @@ def histograms_agree(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list
 
 
 def _batches(documents: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return torch.cat(list(documents)).split(BATCH_TOKENS)
+    tokens = torch.cat(list(documents))
+    return tokens.split(usual_batch(tokens.device))
 
 
 def ablation(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:

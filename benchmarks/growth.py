@@ -10,11 +10,12 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.cases import BATCH_TOKENS, Row
+from benchmarks.cases import Row
 from benchmarks.machine import Rates
 from benchmarks.shapes import Shape, random_inputs, random_pair
 from benchmarks.timing import peak_memory, per_unit, spread
 from jsae_core.measures import jacobian_histogram
+from jsae_core.memory import usual_batch
 
 FEWEST_TOKENS, TIMES_MORE_TOKENS = 8192, (1, 4, 16)
 TOKENS = 4096  # of the other series
@@ -37,7 +38,7 @@ def _sizes(usual: int, times: tuple[float, ...]) -> list[int]:
 
 def _measured(series: str, value: int, shape: Shape, n_tokens: int, device: torch.device) -> Row:
     pair = random_pair(shape, device)
-    batches = random_inputs(shape, n_tokens, device).split(BATCH_TOKENS)
+    batches = random_inputs(shape, n_tokens, device).split(usual_batch(device))
     _, memory = peak_memory(lambda: jacobian_histogram(pair, batches), device)
     measure = per_unit(lambda: jacobian_histogram(pair, batches), n_tokens, device)
     return {

@@ -18,7 +18,7 @@ from tabulate import tabulate
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.cases import BATCH_TOKENS, TRAINING_BATCHES
+from benchmarks.cases import TRAINING_BATCHES
 from benchmarks.shapes import SHAPES, Shape, language_model, random_documents, random_inputs, random_mlp, random_pair
 from jsae_core import SAEPair, TrainingConfig, train_pair
 from jsae_core.measures import (
@@ -30,10 +30,10 @@ from jsae_core.measures import (
     latent_connections,
     pair_quality,
 )
-from jsae_core.memory import keep_freed_memory
+from jsae_core.memory import keep_freed_memory, usual_batch
 from tests.pretended_gpu import PretendedGPU
 
-BATCHES = 2
+STREAM_TOKENS = 16_384  # what an H100 is given at once
 CURVE_TOKENS = 512
 SHOWN = 6  # operators
 
@@ -51,13 +51,13 @@ Measure = Callable[[SAEPair, list[Tensor]], object]
 
 
 def _of_stream(measure: Measure, unit: str = "tokens") -> Callable[[Shape, PretendedGPU], Work]:
-    """What a measure does on a stream of batches; the tables are built before."""
+    """What a measure does on a stream; the tables are built before."""
 
     def counted(shape: Shape, gpu: PretendedGPU) -> Work:
-        pair, x = random_pair(shape, gpu.device), random_inputs(shape, BATCHES * BATCH_TOKENS, gpu.device)
+        pair, x = random_pair(shape, gpu.device), random_inputs(shape, STREAM_TOKENS, gpu.device)
         pair.tables()
         amount = len(x) * (shape.k if unit == "samples" else 1)
-        return _counted(gpu, amount, unit, lambda: measure(pair, list(x.split(BATCH_TOKENS))))
+        return _counted(gpu, amount, unit, lambda: measure(pair, list(x.split(usual_batch(gpu.device)))))
 
     return counted
 
@@ -72,7 +72,7 @@ def _function_shapes(shape: Shape, gpu: PretendedGPU) -> Work:
 
 def _quality(shape: Shape, gpu: PretendedGPU) -> Work:
     """One batch, as large as an H100 is given it."""
-    documents = random_documents(shape, 4 * BATCH_TOKENS // shape.document_tokens)
+    documents = random_documents(shape, STREAM_TOKENS // shape.document_tokens)
     with language_model(shape, gpu.device) as lm:
         pair = random_pair(shape, gpu.device, lm.mlp(shape.layer))
         pair.tables()

@@ -21,17 +21,17 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.cases import BATCH_TOKENS, ON_CUDA, TRAINING_BATCHES, WARM_UP_STEPS
+from benchmarks.cases import ON_CUDA, TRAINING_BATCHES, WARM_UP_STEPS
 from benchmarks.machine import chosen_device
 from benchmarks.shapes import SHAPES, Shape, language_model, random_documents, random_inputs, random_mlp, random_pair
 from jsae_core import TrainingConfig, train_pair
 from jsae_core.measures import jacobian_histogram, pair_quality
-from jsae_core.memory import keep_freed_memory
+from jsae_core.memory import keep_freed_memory, usual_batch
 
 REPEATS = 5
 SHOWN = 12
 NAME_WIDTH = 70  # kernels of a GPU have the names of C++ templates
-HISTOGRAM_TOKENS, QUALITY_DOCUMENTS = 2 * BATCH_TOKENS, 4
+HISTOGRAM_TOKENS, QUALITY_DOCUMENTS = 8192, 4
 
 
 class Profile(NamedTuple):
@@ -67,7 +67,7 @@ def profile_training(shape: Shape, batch: int, device: torch.device) -> None:
 
 def profile_histogram(shape: Shape, device: torch.device) -> None:
     pair, x = random_pair(shape, device), random_inputs(shape, HISTOGRAM_TOKENS * _times(device), device)
-    found = profiled(repeated(lambda: jacobian_histogram(pair, x.split(BATCH_TOKENS))), device)
+    found = profiled(repeated(lambda: jacobian_histogram(pair, x.split(usual_batch(device)))), device)
     show(f"histogram of {len(x):,} tokens, {shape.name}", found, device)
 
 

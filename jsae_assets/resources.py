@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, PrivateAttr
 from jsae_assets.devices import one_of
 from jsae_assets.sections import project_path
 from jsae_assets.stored import StoredTensors
-from jsae_core.memory import MemoryBudget, keep_freed_memory
+from jsae_core.memory import MemoryBudget, keep_freed_memory, usual_batch
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,12 @@ class Compute(dg.ConfigurableResource):
 
     device: Annotated[str, AfterValidator(_device)] = Field(default="auto", description=DEVICES)
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-    batch_tokens: int = Field(default=4096, ge=1, description="tokens the model and the pair are given at once")
+    batch_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens the model and the pair are given at once (unset: 4096, on CUDA up to four times as many, by "
+        "its memory)",
+    )
     memory_gib: float | None = Field(
         default=None,
         gt=0,
@@ -148,9 +153,14 @@ class Compute(dg.ConfigurableResource):
         return None if self.memory_gib is None else round(self.memory_gib * 2**30)
 
     @property
+    def most_tokens_at_once(self) -> int:
+        """How many tokens the model and the pair are given at once as long as memory suffices."""
+        return self.batch_tokens or usual_batch(self.torch_device())
+
+    @property
     def tokens_at_once(self) -> int:
-        """How many tokens the model and the pair are given at once: `batch_tokens`, halved where memory ran out."""
-        return max(1, self.batch_tokens >> self._halvings)
+        """The same, halved where memory ran out."""
+        return max(1, self.most_tokens_at_once >> self._halvings)
 
     def fitting(self, compute: Callable[[], T], say: Callable[[str], None]) -> T:
         """What `compute` gives. Where the device's memory does not suffice it is computed again, with half as many

@@ -21,6 +21,7 @@ KEPT_BLOCK_BYTES = 2**29
 WHAT_TO_DO = "compute on another device, with fewer digits (bfloat16), or with nothing else beside it"
 # a CUDA device's pieces are larger than a CPU's by a factor of its memory / 4 GB, at most 16
 LARGEST_PIECE_FACTOR, BYTES_PER_FACTOR = 16, 4 * 10**9
+BATCH_TOKENS, MOST_BATCHES = 4096, 4  # on a CPU, and how many of them on a CUDA device at once
 CACHED_PIECES = 8  # times as large again are pieces that on a CPU are so small that they stay in its cache
 
 
@@ -60,6 +61,12 @@ def piece_factor(device: torch.device) -> int:
 
     total = torch.cuda.get_device_properties(device).total_memory
     return max(1, min(LARGEST_PIECE_FACTOR, total // BYTES_PER_FACTOR))
+
+
+def usual_batch(device: torch.device) -> int:
+    """How many tokens a language model and a pair are given at once: fewer launches on a CUDA device, for the same
+    work."""
+    return BATCH_TOKENS * min(MOST_BATCHES, piece_factor(device))
 
 
 def cached_piece(n_bytes: int, device: torch.device) -> int:

@@ -81,6 +81,8 @@ def largest_pre_activations(sae: TopKSAE, x: Tensor, n_latents: int) -> tuple[Te
     rows = inputs_at_once(sae)
     memory = x.new_empty(min(len(x), rows), sae.cfg.d_sae)
     parts = [top_k(pre_activations(sae, part, memory), n_latents) for part in x.split(rows)]
+    if len(parts) == 1:
+        return parts[0]
     return torch.cat([values for values, _ in parts]), torch.cat([latents for _, latents in parts])
 
 

@@ -63,11 +63,11 @@ def trained_pair(
         stream: Iterable[Tensor] = compute.cached(
             "training inputs",
             key,
-            lambda: torch.cat(list(MLPInputs(language_model, list(tokens), layer, compute.batch_tokens))),
+            lambda: torch.cat(list(MLPInputs(language_model, list(tokens), layer, compute.most_tokens_at_once))),
         )
     else:
-        stream = MLPInputs(language_model, tokens, layer, compute.batch_tokens)
-        checkpoint = checkpoint.of(_version(text), str(compute.batch_tokens))
+        stream = MLPInputs(language_model, tokens, layer, compute.most_tokens_at_once)
+        checkpoint = checkpoint.of(_version(text), str(compute.most_tokens_at_once))
     name = model.hub or model_key
     say_progress = _reporter(say, recipe.config)
     with _logged_in_wandb(compute, downloads, name, layer, recipe.config) as logged:

@@ -261,6 +261,8 @@ def _parts(magnitude: Tensor) -> Sequence[Tensor]:
 
 
 def _joined(of_parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    if len(of_parts) == 1:
+        return dict(of_parts[0])
     return {name: torch.cat([part[name] for part in of_parts]) for name in of_parts[0]}
 
 

@@ -232,7 +232,10 @@ class NamedMoments:
     def add(self, values: Mapping[str, Tensor], documents: Tensor | None = None) -> None:
         """A quantity a name, each [n_tokens]; the same names each time. `documents` as for `Moments.add`."""
         self._names = list(values)
-        self._moments.add(torch.stack([tensor.double() for tensor in values.values()], dim=1), documents)
+        columns = list(values.values())
+        if len({column.dtype for column in columns}) > 1:
+            columns = [column.double() for column in columns]  # together they may lose digits before they are wide
+        self._moments.add(torch.stack(columns, dim=1), documents)
 
     def estimates(self) -> dict[str, Estimate]:
         """The mean of each quantity."""

@@ -21,13 +21,11 @@ from jsae_core.measures.moments import Estimate, NamedMoments, flat
 from jsae_core.measures.reconstruction import ReconstructionSums, reconstruct
 from jsae_core.measures.resuming import Computation, Resumable
 from jsae_core.measures.token_jacobians import token_measures
-from jsae_core.memory import moved, piece_factor
+from jsae_core.memory import moved, piece_factor, usual_batch
 from jsae_core.sae import decode
 from jsae_core.sae_pair import SAEPair
 
 LOGIT_BYTES = 64 * 2**20  # of all predictions at once
-BATCH_TOKENS = 4096
-MOST_BATCHES = 4  # of them that an accelerator is given at once: fewer launches, for the same work
 
 
 class Quality(NamedTuple):
@@ -94,7 +92,7 @@ def measured_quality(
     layer = pair.config.layer
     mlp = language_model.mlp(layer)
     if batch_tokens is None:
-        batch_tokens = BATCH_TOKENS * min(MOST_BATCHES, piece_factor(language_model.device))
+        batch_tokens = usual_batch(language_model.device)
     cross_entropy, divergence, jacobian = NamedMoments(), NamedMoments(), NamedMoments()
     reconstruction = ReconstructionSums(pair)
     check = _SameMLP(language_model.name, layer)

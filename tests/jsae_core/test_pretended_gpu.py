@@ -17,7 +17,7 @@ from jsae_core.measures import (
 )
 from jsae_core.measures.array_file import ArrayFile
 from jsae_core.measures.histogram import jacobian_histograms
-from jsae_core.memory import MemoryBudget
+from jsae_core.memory import MemoryBudget, usual_batch
 from tests.jsae_core.builders import random_inputs, random_pair, save_language_model
 from tests.pretended_gpu import PretendedGPU, _Event
 
@@ -135,6 +135,13 @@ def test_a_larger_gpu_is_asked_for_fewer_and_larger_pieces(measure, monkeypatch)
             measure(pair, x)
             launches.append(gpu.launches.total())
     assert launches[1] < launches[0] / 2
+
+
+@pytest.mark.parametrize(("gigabytes", "tokens"), [(4, 4096), (8, 8192), (80, 16384)])
+def test_a_larger_gpu_is_given_more_tokens_at_once(gigabytes, tokens):
+    with PretendedGPU(gigabytes * 10**9) as gpu:
+        assert usual_batch(gpu.device) == tokens
+        assert usual_batch(torch.device("cpu")) == 4096
 
 
 def refused(gpu: PretendedGPU, load) -> str:

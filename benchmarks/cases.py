@@ -53,6 +53,7 @@ ON_CUDA = 16  # times the work of ours: a round must outlast what starts and end
 DENSE_SUMS_BYTES = 8 * 2**30  # up to which the original is given its d_sae x d_sae matrix
 
 TOLERANCE = 1e-4
+ROUNDED_TOLERANCE = 5e-3  # of Jacobians whose rows have the eight binary digits of bfloat16
 TIES = 1e-3  # share of values that rounding may decide
 CLASS_TIES = 1e-2  # of classes of curves: a residual may lie as near to its bound
 PROMPT_TOKENS = 64
@@ -81,7 +82,7 @@ def _rounds(shape: Shape) -> int:
 
 
 def histogram(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
-    """Histograms of |J| and of mean |J| over documents of MLP inputs."""
+    """Histograms of |J| and of mean |J| over documents of MLP inputs; and the same of rounded tables."""
     # the original looks for NaN every 20 documents, and its last pass over all sums is to weigh as little as ours
     work = _work(Work(40, 40), Work(17, 2), shape, device)
     pair = random_pair(shape, device)
@@ -94,9 +95,10 @@ def histogram(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
     few = documents[:2]
     theirs = original.histogram(pair, few, with_means)
     agreement = histograms_agree(jacobian_histogram(pair, _batches(few)), theirs)
+    n_tokens = sum(map(len, batches))
     seconds = in_turn(
         {
-            "ours": per_unit(lambda: jacobian_histogram(pair, batches), sum(map(len, batches)), device),
+            "ours": per_unit(lambda: jacobian_histogram(pair, batches), n_tokens, device),
             "original": per_unit(
                 lambda: original.histogram(pair, documents[: work.original], with_means),
                 work.original * shape.document_tokens,
@@ -107,7 +109,25 @@ def histogram(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
         _rounds(shape),
     )
     note = "" if with_means else f"the original without its sums of |J| ({sums_bytes / 1e9:.0f} GB), ours with them"
-    return [_row("histogram", shape, "token", seconds, cost.histogram(shape), rates, memory, agreement, note=note)]
+    row = _row("histogram", shape, "token", seconds, cost.histogram(shape), rates, memory, agreement, note=note)
+    return [row, _histogram_of_rounded_tables(pair, batches, shape, device, rates)]
+
+
+def _histogram_of_rounded_tables(
+    pair: SAEPair, batches: Sequence[Tensor], shape: Shape, device: torch.device, rates: Rates
+) -> Row:
+    """Beside a float32 pair, which the original does not have; Jacobians compared with the pair's own."""
+    rounded = SAEPair(pair.config, pair.input_sae, pair.output_sae, pair.mlp, torch.bfloat16)
+    _, memory = peak_memory(lambda: jacobian_histogram(rounded, batches), device)
+    J, ours = (run_sandwich(one, batches[0][: shape.document_tokens]).jacobian for one in (pair, rounded))
+    error = (ours - J).norm() / J.norm()
+    agreement = [agree("histogram, J of bfloat16 tables, relative", error, ROUNDED_TOLERANCE)]
+    n_tokens = sum(map(len, batches))
+    seconds = in_turn(
+        {"ours": per_unit(lambda: jacobian_histogram(rounded, batches), n_tokens, device)}, _rounds(shape)
+    )
+    limit, setting = cost.histogram(shape), "tables bfloat16"
+    return _row("histogram", shape, "token", seconds, limit, rates, memory, agreement, setting=setting)
 
 
 def histograms_agree(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[Agreement]:

@@ -57,8 +57,8 @@ class Compute(dg.ConfigurableResource):
     batch_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="tokens the model and the pair are given at once (unset: 4096, on CUDA up to four times as many, by "
-        "its memory)",
+        description="tokens the model and the pair are given at once (unset: 4096, on CUDA up to four times as many, "
+        "by its memory)",
     )
     memory_gib: float | None = Field(
         default=None,

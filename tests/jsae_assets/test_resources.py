@@ -235,7 +235,7 @@ def test_a_run_gives_the_model_the_tokens_of_a_cell_once(monkeypatch, entries, g
     result = tiny.measure(1, *(f"jsae/{name}" for name in read), raise_on_error=True)
     assert len(materialised(result)) == len(read)
     documents = split_documents(load_file(tiny.file("tokens", None)))
-    batches = [batch.tokens for batch in packed(documents, Compute(device="cpu").batch_tokens)]
+    batches = [batch.tokens for batch in packed(documents, Compute(device="cpu").tokens_at_once)]
     prompt = tiny.catalog.models["tiny"].prompt
     assert sorted(tokens.numel() for tokens in given) == sorted(
         [*(tokens.numel() for tokens in batches), 1 + len(prompt)]

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-import sqlalchemy
 import yaml
 
 from jsae_assets.catalog import Catalog, load_catalog
@@ -25,6 +23,7 @@ from jsae_assets.partitions import cell_key
 from jsae_assets.plan import CELL_JOB, LAYERS_JOB, TOKENS_JOB
 from jsae_assets.resources import Compute
 from jsae_core.locks import holding
+from tests.jsae_assets.databases import quick_databases
 from tests.jsae_core.builders import save_language_model
 from tests.wandb_server import WandbServer
 
@@ -202,12 +201,10 @@ def write_documents(path: Path, count: int = 200, seed: int = 0) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
-@sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
-def _without_waiting_for_the_disk(connection, record) -> None:
-    """A run writes each of some 300 events to two databases at once. No test takes this machine's power, which is all
-    that the waiting is for: what a killed process wrote is there."""
-    if isinstance(connection, sqlite3.Connection):
-        connection.execute("PRAGMA synchronous=OFF")
+@pytest.fixture(scope="session", autouse=True)
+def quick():
+    with quick_databases():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -363,7 +360,7 @@ class Measured:
 
     graph: Graph
     tokens: RecordedRun
-    cell: Results  # layer 1, which both variants hold
+    cell: Results  # that both variants hold: layer 1, unless another one was made
 
 
 @pytest.fixture(scope="session")
@@ -390,12 +387,12 @@ def measured_again(measured_home, tmp_path):
         yield make
 
 
-def make_measured_home(home: Path, fresh_home: Path, entries: dict) -> None:
-    """A home in which a tiny catalog's tokens and layer 1 are made, its catalog, and a file that names the runs."""
+def make_measured_home(home: Path, fresh_home: Path, entries: dict, model: str = "tiny", layer: int = 1) -> None:
+    """A home in which a tiny catalog's tokens and one cell are made, its catalog, and a file that names the runs."""
     shutil.copytree(fresh_home, home, dirs_exist_ok=True)
     with dg.DagsterInstance.from_config(str(home)) as instance:
         graph = Graph(load_catalog(write_catalog(home, entries)), instance)
-        tokens, cell = graph.tokenise(), graph.measure(1, raise_on_error=True)
+        tokens, cell = graph.tokenise(model), graph.measure(layer, model=model, raise_on_error=True)
     runs = {"tokens": tokens.run_id, "cell": [run.run_id for run in cell.runs]}
     (home / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import yaml
 
 from tests.jsae_assets.conftest import REPOSITORY, write_catalog
@@ -96,6 +97,19 @@ class Server:
             for process in self.processes.values():
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=20)
+        self.processes = {}
+
+    def kill(self, with_all_they_started: bool) -> None:
+        """kill -9 for both, or for their code servers and runs as well, as when the machine loses its power."""
+        both = [psutil.Process(process.pid) for process in self.processes.values()]
+        started = [child for process in both for child in process.children(recursive=True)]
+        killed = [*both, *started] if with_all_they_started else both
+        for process in killed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        for process in self.processes.values():
+            process.wait()
+        psutil.wait_procs(killed)
         self.processes = {}
 
     def ask(self, query: str, **variables: Any) -> dict:

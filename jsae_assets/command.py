@@ -34,6 +34,7 @@ from jsae_assets.at_work import at_work, release_dead_runs
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
 from jsae_assets.definitions import SettingError, build_definitions
 from jsae_assets.entries import report
+from jsae_assets.executing import WORKSPACE, execute_here
 from jsae_assets.freshness import Freshness, Place, latest_metadata
 from jsae_assets.home import HOME_VARIABLE, home
 from jsae_assets.left_over import left_over, said_of
@@ -46,7 +47,6 @@ from jsae_core.locks import holding
 from jsae_core.pace import duration
 from jsae_core.terms import THRESHOLDS
 
-PACKAGE = Path(__file__).parent
 SITE_PAGE = "site/index.html"
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")  # without one, a browser would open in the terminal
 CONSOLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
@@ -129,14 +129,8 @@ def run_all(
         say(f"{prefix}: {len(assets)} to materialise{left}")
         run_id = str(uuid.uuid4())
         with at_work(instance, run_id, lambda sentence: say(f"      {sentence}")) as told_to_end:
-            result = definitions.resolve_job_def(run.job).execute_in_process(
-                instance=instance,
-                partition_key=run.partition,
-                asset_selection=assets,
-                run_config=CONSOLE,
-                raise_on_error=False,
-                run_id=run_id,
-            )
+            job = definitions.resolve_job_def(run.job)
+            result = execute_here(job, instance, run.partition, assets, CONSOLE, run_id)
         if not result.success:
             made = {event.asset_key for event in result.get_asset_materialization_events()}
             failed_checks = {check.asset_key for check in result.get_asset_check_evaluations() if not check.passed}
@@ -172,20 +166,21 @@ def _blocked(freshness: Freshness, places: Sequence[Place], unmade: set[Place]) 
     return blocked
 
 
-def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
+def _was_interrupted(result: dg.JobExecutionResult) -> bool:
     """Whether the run ended because somebody stopped it (Ctrl-C, SIGTERM), in a step or while it waited for one."""
     errors = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
     errors += [event.job_failure_data.error for event in result.all_events if event.is_job_failure]
     return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
 
 
-def _failure(run: PlannedRun, result: dg.ExecuteInProcessResult) -> str:
+def _failure(run: PlannedRun, result: dg.JobExecutionResult) -> str:
     """What failed in a run and why: the error that the asset raised, or what its check found."""
     found = [check for check in result.get_asset_check_evaluations() if not check.passed]
     lines = [f"{check.asset_key.to_user_string()}, check {check.check_name}: {check.description}" for check in found]
-    for event in result.all_events:
-        error = event.step_failure_data.error if event.is_step_failure else None
-        if error and not (error.cls_name or "").startswith("DagsterAssetCheckFailed"):
+    for event in result.get_step_failure_events():
+        error, told = event.step_failure_data.error, event.step_failure_data.user_failure_data
+        is_a_checks = told is not None and told.description in {check.description for check in found}
+        if error and not is_a_checks:
             # the error that the asset raised, which names the file or entry; not what it was raised from in turn
             lines.append(f"{event.step_key.replace('__', '/')}: {(error.cause or error).message.strip()}")
     if not lines and _was_interrupted(result):
@@ -281,7 +276,7 @@ def run_ui(further: Sequence[str]) -> int:
             print(f"The site is not given out at {URL} ({error}): links to it will not work. `jsae site` opens it.")
     # without the advice to use `dg`, which reads another workspace
     command = [sys.executable, "-W", "ignore::FutureWarning", "-m", "dagster", "dev"]
-    dagster = subprocess.Popen([*command, "--workspace", str(PACKAGE / "workspace.yaml"), *further])
+    dagster = subprocess.Popen([*command, "--workspace", str(WORKSPACE), *further])
     signal.signal(signal.SIGTERM, lambda *_: dagster.terminate())  # whoever stops this stops all of it
     while True:
         with contextlib.suppress(KeyboardInterrupt):  # which Dagster is sent, too

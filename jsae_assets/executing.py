@@ -1,0 +1,51 @@
+"""Executing assets of a job in this process, as a run of the code location that `jsae ui` shows.
+
+`execute_in_process` records no code location, and what has none the UI leaves out of its overview and offers no second
+try of. So the run is created here, as Dagster's own daemon creates one, and executed as `execute_in_process` would.
+
+Not here: which runs there are to be (`plan.py`), what is said of them (`command.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
+from dagster._core.execution.api import execute_run
+from dagster._core.remote_origin import RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.workspace.load import location_origins_from_yaml_paths
+
+WORKSPACE = Path(__file__).parent / "workspace.yaml"
+
+
+def execute_here(
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    partition: str | None,
+    assets: Sequence[dg.AssetKey],
+    run_config: Mapping[str, Any],
+    run_id: str,
+) -> dg.JobExecutionResult:
+    """Execute these assets of a job at a partition. What fails is in the result, and raised from nothing."""
+    selected = job.as_ephemeral_job(resource_defs={}, input_values={}, asset_selection=assets)
+    partition_tags = job.get_tags_for_partition_key(partition, selected_asset_keys=assets) if partition else {}
+    run = instance.create_run_for_job(
+        job_def=selected,
+        run_id=run_id,
+        run_config=run_config,
+        # whoever began it goes on with the same command: the daemon is not to begin it again where it was ended
+        tags={**job.run_tags, **partition_tags, "dagster/max_retries": "0"},
+        asset_selection=frozenset(assets),
+        remote_job_origin=_origin(job.name),
+    )
+    return execute_run(InMemoryJob(selected), run, instance)
+
+
+def _origin(job: str) -> RemoteJobOrigin:
+    """Where the UI finds the job."""
+    (location,) = location_origins_from_yaml_paths([str(WORKSPACE)])
+    return RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME).get_job_origin(job)

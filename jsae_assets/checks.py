@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
 
-from jsae_assets.assets.cell import cell_at, step_priority, turn
+from jsae_assets.assets.cell import Cell, cell_at, step_priority, turn
 from jsae_assets.assets.measures import Subject
 from jsae_assets.assets.text import TOKENS
 from jsae_assets.catalog import Catalog
 from jsae_assets.devices import on_a_device_of_its_own
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.partitions import cells
+from jsae_assets.refusals import CHECK
 from jsae_assets.resources import POOL, Compute
 from jsae_assets.sources import ExplainedVariance
 from jsae_assets.stored import StoredTensors
@@ -41,7 +42,7 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
     MLP than the model, or was trained badly."""
 
     @dg.asset_check(
-        name="faithful",
+        name=CHECK,
         asset=[variant, "sae_pair"],
         partitions_def=cells(catalog, [variant]),
         blocking=True,
@@ -57,43 +58,46 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
         compute: Compute,
         tensors: dg.ResourceParam[StoringIOManager],
         sae_pair: StoredTensors,
-    ) -> dg.AssetCheckResult:
+    ) -> Iterator[dg.AssetCheckResult]:
         cell = cell_at(context, catalog, variant)
         # read like this since a check has no partition mapping: as an input they would be those of this cell's name
         tokens = tensors.stored(TOKENS, cell.model_key)
-        try:
-            pair = compute.pair(sae_pair, cell.model.jacobian_tables)  # refuses weights that are not finite
-        except ValueError as error:
-            return dg.AssetCheckResult(passed=False, description=str(error))
-        subject = Subject(cell, compute, pair, tokens)
-        d_model = subject.language_model.d_model
-        if pair.config.d_in != d_model:
-            return dg.AssetCheckResult(
-                passed=False, description=f"the pair's d_in is {pair.config.d_in}, the model's d_model {d_model}"
-            )
-        found = examined(
-            pair,
-            subject.language_model,
-            subject.documents,
-            lambda: subject.mlp_inputs,
-            cell.pair.least_explained_variance,
-            compute,
-            context.log.warning,
-        )
-        remark = _remark_on_context(pair, max(map(len, subject.documents)))
-        return dg.AssetCheckResult(
-            passed=not found.faults,
-            description=("; ".join(found.faults) or _praise(found.quality, found.conventions)) + remark,
-            metadata=found.quality
-            | {
-                f"explained_variance_input_{name}": value
-                for name, value in found.conventions.explained_variance.items()
-                if name != "true"
-            }
-            | {"mlp_difference": found.conventions.mlp_difference["true"]},
-        )
+        result = _looked_at(cell, compute, tokens, sae_pair, context.log.warning)
+        yield result
+        if not result.passed:
+            # else the run says that a check has failed, and not what it found
+            raise dg.Failure(result.description, metadata=result.metadata, allow_retries=False)
 
     return faithful
+
+
+def _looked_at(
+    cell: Cell, compute: Compute, tokens: StoredTensors, sae_pair: StoredTensors, say: Callable[[str], None]
+) -> dg.AssetCheckResult:
+    try:
+        pair = compute.pair(sae_pair, cell.model.jacobian_tables)  # refuses weights that are not finite
+    except ValueError as error:
+        return dg.AssetCheckResult(passed=False, description=str(error))
+    subject = Subject(cell, compute, pair, tokens)
+    d_model = subject.language_model.d_model
+    if pair.config.d_in != d_model:
+        return dg.AssetCheckResult(
+            passed=False, description=f"the pair's d_in is {pair.config.d_in}, the model's d_model {d_model}"
+        )
+    least = cell.pair.least_explained_variance
+    found = examined(pair, subject.language_model, subject.documents, lambda: subject.mlp_inputs, least, compute, say)
+    remark = _remark_on_context(pair, max(map(len, subject.documents)))
+    return dg.AssetCheckResult(
+        passed=not found.faults,
+        description=("; ".join(found.faults) or _praise(found.quality, found.conventions)) + remark,
+        metadata=found.quality
+        | {
+            f"explained_variance_input_{name}": value
+            for name, value in found.conventions.explained_variance.items()
+            if name != "true"
+        }
+        | {"mlp_difference": found.conventions.mlp_difference["true"]},
+    )
 
 
 class Examined(NamedTuple):

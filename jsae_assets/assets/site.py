@@ -19,6 +19,7 @@ from jsae_assets.catalog import Catalog
 from jsae_assets.entries import CATALOG, confirm
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.plan import GATHERS
+from jsae_assets.refusals import refusal
 
 ASSET = "site"
 
@@ -34,7 +35,7 @@ def site_asset(catalog: Catalog, shown: Sequence[dg.AssetsDefinition]) -> dg.Ass
         group_name=groups.SITE,
         kinds={"html"},
         owners=OWNERS,
-        code_version="4",
+        code_version="5",
         tags=GATHERS,
         io_manager_key="pages",
     )
@@ -67,6 +68,7 @@ def site_asset(catalog: Catalog, shown: Sequence[dg.AssetsDefinition]) -> dg.Ass
                 Path(folder),
                 functools.partial(_token_texts, catalog),
                 {measure.name: measure.description for measure in MEASURES},
+                functools.partial(refusal, context.instance),
                 context.log.info,
             )
             made.write()

@@ -59,6 +59,7 @@ class Site:
         folder: where to.
         token_texts: the texts of tokens, given a model's key and token ids.
         definitions: what each measure is, in words, by its name.
+        refusal: why a pair was refused, given variant, model and layer; None where it was not.
         say: what is done, for the log.
     """
 
@@ -69,9 +70,11 @@ class Site:
     folder: Path
     token_texts: Callable[[str, Sequence[int]], list[str]]
     definitions: Mapping[str, str]
+    refusal: Callable[[str, str, int], str | None]
     say: Callable[[str], None]
     missing: list[str] = field(default_factory=list)
     _known_texts: dict[str, tuple[np.ndarray, list[int]]] = field(default_factory=dict, init=False)
+    _chosen: dict[str, Any] | None = field(default=None, init=False)  # the row that the start page is about
 
     def write(self) -> None:
         """All of it. What is not stored yet is left out and named in `missing`."""
@@ -84,27 +87,30 @@ class Site:
         explored = [row["explorer"] for row in rows if self._write_explorer(row)]
         for row in rows:
             row["explorable"] = row["explorer"] in explored
+        self._chosen = self._telling_cell(rows)
         shown = [cell for cell in cells if any(row["cell"] == cell for row in rows)]
         for cell in shown:
             self._cell_page(cell, [row for row in rows if row["cell"] == cell], shown)
         models = [model for model in self.catalog.models if any(row["model"] == model for row in rows)]
         for model in models:
             self._model_page(model, [row for row in rows if row["model"] == model])
-        sweeps = [key for key in self.catalog.sweeps if self._sweep_page(key)]
+        sweeps = [key for key in self.catalog.sweeps if self._sweep_page(key, rows)]
         write_script(self.folder, "cells", [self._of_explorer(row) for row in rows if row["explorable"]])
-        self._page("explorer.html", "explorer.html", title="Explorer")
+        self._page("explorer.html", "explorer.html", rows, title="Explorer")
         self._start_page(rows, shown, models, sweeps)
 
     # --- pages ---
 
-    def _page(self, path: str, template: str, **values: Any) -> None:
+    def _page(self, path: str, template: str, rows: list[dict], **values: Any) -> None:
+        """A page about these pairs."""
         target = self.folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        text = self._pages.get_template(template).render(root="../" * path.count("/"), **values)
+        opens, root = self._opened_first(rows), "../" * path.count("/")
+        text = self._pages.get_template(template).render(root=root, rows=rows, opens=opens, **values)
         target.write_text(text, encoding="utf-8")
 
     def _start_page(self, rows: list[dict], shown: list, models: list[str], sweeps: list[str]) -> None:
-        chosen = self._telling_cell(rows)
+        chosen = self._chosen
         names = ("jacobian_thresholds", "edge_curve", "ablation")
         figures = (
             []
@@ -114,9 +120,9 @@ class Site:
         self._page(
             "index.html",
             "index.html",
+            rows,
             title="What was measured",
             columns=COLUMNS,
-            rows=rows,
             cells=shown,
             models=models,
             sweeps=sweeps,
@@ -129,21 +135,23 @@ class Site:
     def _cell_page(self, cell: tuple[str, int], rows: list[dict], shown: list) -> None:
         model, layer = cell
         groups = []
-        for variant in self.catalog.variants:
+        refused = {row["variant"] for row in rows if row["refused"]}
+        for variant, entry in self.catalog.variants.items():
+            if {variant, entry.compared_with} & refused:
+                continue  # what is drawn is of a pair that was there before
             found = [self._figure(variant, name, cell_key(*cell)) for name in self.figures.of_cells]
             if figures := [figure for figure in found if figure]:
-                other = self.catalog.variants[variant].compared_with
-                labels = [self.catalog.variants[key].label for key in (other, variant) if key]
+                labels = [self.catalog.variants[key].label for key in (entry.compared_with, variant) if key]
                 groups.append({"key": variant, "title": " beside ".join(labels), "figures": figures})
         self._page(
             f"cells/{model}/{layer}.html",
             "cell.html",
+            rows,
             title=f"{model}, layer {layer}",
             model=model,
             layer=layer,
             layers=[other for held, other in shown if held == model],
             columns=COLUMNS,
-            rows=rows,
             groups=groups,
             provenance=list(self._provenance(cell, rows)),
             sentences=[sentence for row in rows if row["other"] for sentence in self._sentences(row, rows)],
@@ -159,15 +167,15 @@ class Site:
         self._page(
             f"models/{model}.html",
             "comparison.html",
+            rows,
             title=f"{model}: layers compared",
             lead="The same measures at every layer that is measured, each variant in its colour.",
             columns=COLUMNS,
-            rows=rows,
             figures=figures,
             table=None,
         )
 
-    def _sweep_page(self, key: str) -> bool:
+    def _sweep_page(self, key: str, rows: list[dict]) -> bool:
         stored = self.stores.sweep(key)
         figures = [figure for name in self.figures.of_sweeps if (figure := self._figure("sweep_runs", name, key))]
         if stored is None:
@@ -178,10 +186,10 @@ class Site:
         self._page(
             f"sweeps/{key}.html",
             "comparison.html",
+            rows,
             title=f"Sweep {key}",
             lead="One training run a row: what a larger λ makes sparser, and what it costs.",
             columns=[],
-            rows=[],
             figures=figures,
             table={"head": list(runs.columns), "rows": cells},
         )
@@ -192,10 +200,12 @@ class Site:
     def _rows(self, model: str, layer: int) -> Iterator[dict]:
         """What each variant has measured at a cell."""
         for variant in variants_at(self.catalog, model, layer):
-            measured = numbers(self.stores, variant, model, layer)
-            if len(measured) < len(COLUMNS):
+            refused = self.refusal(variant, model, layer)
+            # what is stored beside a refused pair was measured on the one before it
+            measured = {} if refused else numbers(self.stores, variant, model, layer)
+            if len(measured) < len(COLUMNS) and not refused:
                 self.missing.append(f"{variant}, {model}, layer {layer}")
-            if measured:
+            if measured or refused:
                 entry, other = self.catalog.variants[variant], self.catalog.variants[variant].compared_with
                 yield {
                     "cell": (model, layer),
@@ -206,7 +216,8 @@ class Site:
                     "colour": entry.colour,
                     "other": other if other and self.catalog.pair(other, model, layer) else None,
                     "numbers": measured,
-                    "agreement": agreement(self.stores, variant, model, layer),
+                    "refused": refused,
+                    "agreement": None if refused else agreement(self.stores, variant, model, layer),
                     "page": f"cells/{model}/{layer}.html",
                     "explorer": f"{variant}/{model}/{layer}",
                 }
@@ -216,6 +227,13 @@ class Site:
         whole = [row for row in rows if row["other"] and len(row["numbers"]) == len(COLUMNS)]
         first = [row for row in whole if (row["variant"], row["model"]) == (whole[0]["variant"], whole[0]["model"])]
         return first[len(first) // 2] if first else None
+
+    def _opened_first(self, rows: list[dict]) -> str | None:
+        """The pair that the explorer opens with: that of the start page, else one that is compared with another."""
+        explorable = [row for row in rows if row["explorable"]]
+        compared = [row for row in explorable if row["other"]]
+        first = [row for row in explorable if row is self._chosen] or compared or explorable
+        return first[0]["explorer"] if first else None
 
     def _sentences(self, row: dict, rows: list[dict]) -> list[str]:
         """What a pair's numbers say beside those of the variant that it is compared with."""
@@ -257,7 +275,7 @@ class Site:
         """What made what the page shows, from the headers of the stored files: of each variant the pair, and what was
         measured on it."""
         for row in rows:
-            for name in ("sae_pair", *self.definitions):
+            for name in ("sae_pair", *(() if row["refused"] else self.definitions)):
                 find = self.stores.table if name in self.stores.in_tables else self.stores.tensor_file
                 if (stored := find(row["variant"], name, *cell)) is not None:
                     made, settings = json.loads(stored.header[PROVENANCE]), stored.settings
@@ -318,6 +336,8 @@ class Site:
 
     def _write_explorer(self, row: dict) -> bool:
         model, layer, variant = row["model"], row["layer"], row["variant"]
+        if row["refused"]:
+            return False
         contexts = self.stores.table(variant, "latent_contexts", model, layer)
         connections = self.stores.table(variant, "latent_connections", model, layer)
         if contexts is None or connections is None or self.stores.tokens(model) is None:

@@ -109,6 +109,17 @@ def test_a_pair_that_was_trained_on_folded_activations_fails_and_is_not_measured
     assert not folded.file("jsae/jacobian_histogram").exists()
 
 
+def test_the_failure_of_the_run_says_what_the_check_found_and_its_numbers(graph_of, artifacts):
+    """Dagster's own would say that a blocking check has failed, and not why."""
+    result = graph_of(artifacts["folded"]).measure(LAYER, CHECKED)
+    (failed,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    check = evaluation(result)
+    assert failed.user_failure_data.description == check.description
+    assert failed.user_failure_data.metadata == check.metadata
+    assert "explained_variance_input_folded" in check.metadata
+    assert check.description in failed.error.message
+
+
 def test_folded_activations_are_found_whatever_the_catalog_asks_to_be_explained(entries, graph, artifacts):
     """The SAE explains much of the true input, too, so the bound alone does not find it."""
     changed = entries()

@@ -149,6 +149,33 @@ def test_a_site_is_made_of_what_is_there_and_says_what_is_missing(entries, graph
     assert "jsae, tiny, layer 1" in metadata(result, "site")["missing"]
 
 
+def test_a_refused_pair_has_a_row_that_says_why_with_its_numbers_and_no_measures_of_the_pair_before_it(
+    entries, measured_again
+):
+    strict = entries()
+    strict["pairs"][1]["least_explained_variance"] = {"output": 1.0}
+    tiny = measured_again(strict)
+    check = next(iter(tiny.measure(1, "jsae/sae_pair").get_asset_check_evaluations()))
+    assert not check.passed and tiny.file("jsae/pair_quality", extension="parquet").exists()
+    assert "jsae, tiny" not in metadata(make_site(tiny), "site")["missing"]
+    for page in ("index.html", "cells/tiny/1.html"):
+        text = (tiny.storage / "site" / page).read_text(encoding="utf-8")
+        traditional, jsae = re.findall(r"<tr>.*?</tr>", text.split("<tbody>")[1], re.DOTALL)[:2]
+        assert "Refused, so not measured." in jsae and "Refused" not in traditional
+        assert "expected at least 100%" in jsae and 'class="number"' not in jsae
+        for side in ("input", "output"):
+            assert f"{check.metadata[f'explained_variance_{side}'].value:.1%} by the {side} SAE" in jsae
+        assert "<figure" not in text
+    _, cells = received(tiny.storage / "site" / "data" / "cells.js")
+    assert [cell["cell"] for cell in cells] == ["traditional/tiny/1"]
+
+
+def test_every_page_leads_to_the_explorer_of_the_pair_that_it_is_about(site):
+    for page in site.rglob("*.html"):
+        (link,) = {link for link in Links(page).found if "explorer.html" in link and "traditional" not in link}
+        assert link.endswith("explorer.html#jsae/tiny/1"), page
+
+
 def test_pages_of_what_is_no_longer_stored_go(entries, graph):
     tiny = graph(entries())
     make_site(tiny)
@@ -262,6 +289,33 @@ def test_a_screen_reader_finds_its_way(open_page):
         assert explorer.get_by_role(role, name=name, exact=True).count() == 1, (role, name)
 
 
+@pytest.mark.parametrize("path", ["index.html", "cells/tiny/1.html", "models/tiny.html"])
+def test_headings_are_in_order_and_none_is_left_out(open_page, path):
+    levels = open_page(path).evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map((one) => +one.tagName[1])")
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(below - above <= 1 for above, below in zip(levels, levels[1:], strict=False)), levels
+
+
+def test_the_explorer_keeps_the_keyboard_s_place(measured, open_page):
+    connections = pd.read_parquet(measured.graph.file("jsae/latent_connections", extension="parquet"))
+    latent = connections.loc[connections["n_output"].idxmax(), "output_latent"]
+    page = open_page(f"explorer.html#jsae/tiny/1/output/{latent}")
+    page.wait_for_selector(".graph g[role=button]")
+    edge = page.locator(".graph g[role=button]").first
+    chosen = edge.get_attribute("data-input")
+    edge.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#edge")
+    assert page.evaluate("document.activeElement.dataset.input") == chosen
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.activeElement.textContent.startsWith('Input latent')")
+    assert page.get_by_role("status").filter(has_text=f"Input latent {chosen}, JSAE").count() == 1
+    second = page.locator("#latents a").nth(1)
+    second.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.activeElement.getAttribute('aria-current') === 'true'")
+
+
 PAGES = ("index.html", "cells/tiny/1.html", "models/tiny.html", "explorer.html#jsae/tiny/1/output/5")
 
 
@@ -301,6 +355,12 @@ def test_the_explorer_goes_from_an_output_latent_along_an_edge_to_its_input_late
     assert "Traditional" in page.inner_text("#latent .variant")
     page.go_back()
     page.wait_for_function(f"document.body.dataset.shown === '#jsae/tiny/1/input/{chosen}'")
+
+
+def test_the_explorer_opens_with_the_pair_that_the_start_page_is_about(open_page):
+    page = open_page("explorer.html")
+    page.wait_for_selector("#latent h1")
+    assert page.url.split("#")[1].startswith("jsae/tiny/1/output/")
 
 
 def test_the_explorer_finds_latents_by_number_token_and_text_and_is_moved_by_keys(open_page):

@@ -32,10 +32,13 @@
     const { cell, side, latent, edge } = { ...state, edge: null, ...change };
     return "#" + [cell, side, latent, edge].filter((part) => part !== null && part !== undefined).join("/");
   };
+  // What is made anew loses the keyboard's focus: whose it was, "" if it says nothing of itself, null if it was elsewhere.
+  const focusedIn = (id, name) => ($(id).contains(document.activeElement) ? document.activeElement.dataset[name] ?? "" : null);
   const parse = () => {
     const [variant, model, layer, side, latent, edge] = decodeURIComponent(location.hash.slice(1)).split("/");
     const cell = [variant, model, layer].join("/");
-    const known = cells.find((one) => one.cell === cell) ?? cells[0];
+    const named = (wanted) => cells.find((one) => one.cell === wanted);
+    const known = named(cell) ?? named($("content").dataset.opens) ?? cells[0];
     const whole = (text) => (/^\d+$/.test(text ?? "") ? Number(text) : null);
     return {
       cell: known?.cell,
@@ -87,7 +90,7 @@
 
   async function showList() {
     const { density, tokens } = await listed();
-    const current = state.latent;
+    const current = state.latent, held = focusedIn("latents", "latent");
     $("latents").replaceChildren(
       ...order.slice(0, shown).map((n) =>
         make("li", {},
@@ -95,6 +98,7 @@
             make("span", {}, String(n)),
             make("span", { class: "tokens" }, tokens[n].map(visible).join("  ")),
             make("span", {}, percent(density[n]))))));
+    if (held) $("latents").querySelector(`[data-latent="${held}"]`)?.focus({ preventScroll: true });
     $("more").hidden = order.length <= shown;
     const there = $("latents").querySelector("[aria-current]");
     if (there) $("latents").scrollTop = Math.max(0, there.offsetTop - $("latents").offsetTop - 120);
@@ -177,7 +181,7 @@
         make("g", {
           role: "button", tabindex: 0, "aria-label": said, "aria-pressed": String(input === state.edge), "data-input": input,
           onclick: choose,
-          onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); event.stopPropagation(); choose(); } },
+          onkeydown: (event) => { if (event.key === " " || (event.key === "Enter" && input !== state.edge)) { event.preventDefault(); event.stopPropagation(); choose(); } },
         },
           make("title", {}, said),
           make("path", { class: attribution < 0 ? "minus" : "plus", d: `M ${node + 2} ${y} C ${node + bend} ${y}, ${out - bend} ${middle}, ${out} ${middle}`, "stroke-width": 1 + 9 * Math.abs(attribution) / largest }),
@@ -282,7 +286,10 @@
       "Keys: ", make("kbd", {}, "←"), " ", make("kbd", {}, "→"), " latents of the list, ", make("kbd", {}, "↑"), " ", make("kbd", {}, "↓"), " connections, ",
       make("kbd", {}, "Enter"), " go to the input latent, ", make("kbd", {}, "c"), " the other pair, ", make("kbd", {}, "/"), " search."));
     if (now !== state) return;
+    const held = focusedIn("latent", "input");
     place.replaceChildren(...parts);
+    if (held !== null) (place.querySelector(`g[data-input="${held}"][aria-pressed="true"]`) ?? place.querySelector("h1")).focus();
+    $("said").textContent = `${name} latent ${now.latent}, ${pair.label}`;
     document.title = `${name} latent ${now.latent} · ${pair.label}, ${pair.title}`;
   }
 

@@ -151,13 +151,16 @@ def _kinds_of_bars(variants: Mapping[Variant, pd.DataFrame]) -> list[_Bar]:
     for dose, in_words in DOSES.items():
         column = f"agreement_{dose}"
         if all(column in samples for samples in variants.values()):
-            meaning = f"{in_words} taken away"
-            bars.append(_Bar("on the line", meaning, column, line, negligible, f"noteworthy_line_{dose}"))
+            title = f"on the line for {in_words}"
+            bars.append(
+                _Bar(title, "taken away instead of one unit", column, line, negligible, f"noteworthy_line_{dose}")
+            )
     if all("relative_agreement" in samples for samples in variants.values()):
-        meaning = f"negligible below {NOTEWORTHY_SHARE:.0%} of the latent's mean"
-        bars.append(_Bar("on the line", meaning, "relative_agreement", line, negligible, "relative_noteworthy_line"))
-    published = PUBLISHED_AGREEMENTS[0]
-    bars.append(_Bar("the paper's line", "|J + change| < 0.1, of all", "published", published, None, "published_line"))
+        title = f"on the line, if below {NOTEWORTHY_SHARE:.0%} is negligible"
+        meaning = "of the output latent's mean activation"
+        bars.append(_Bar(title, meaning, "relative_agreement", line, negligible, "relative_noteworthy_line"))
+    published, meaning = PUBLISHED_AGREEMENTS[0], "|J + change| < 0.1, of all: negligible ones too"
+    bars.append(_Bar("the paper's line", meaning, "published", published, None, "published_line"))
     return bars
 
 
@@ -365,7 +368,7 @@ def _describe_axes(figure: go.Figure, bins: np.ndarray, last: int, n_kinds: int)
         figure.update_yaxes(unlabelled, row=row, col=2)
     figure.update_yaxes(matches=None, row=2, col=1)  # the y3 that the others follow
     largest = max(max(bar.x) for bar in figure.select_traces({"type": "bar"}))
-    figure.update_xaxes(title_text="not negligible samples (%)", range=[0, 1.25 * largest], col=3)
+    figure.update_xaxes(title_text="samples (%), negligible ones left out", range=[0, 1.25 * largest], col=3)
     figure.update_yaxes(unlabelled, range=[n_kinds, 0], showgrid=False, col=3)
 
 

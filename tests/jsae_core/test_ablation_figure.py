@@ -231,13 +231,13 @@ def test_further_doses_have_bars_where_every_variant_has_them():
     one = FIVE.assign(agreement_whole=["line", "off", "negligible", "line", "line"])
     figure = ablation_figure({TRADITIONAL: one, JSAE: one}, SUBTITLE)
     np.testing.assert_allclose(bars(figure)["JSAE"].x, [50, 25, 25, 75, 60])
-    assert any("its whole activation taken away" in note for note in notes(figure))
+    assert any("<b>on the line for its whole activation</b>" in note for note in notes(figure))
     assert len(bars(ablation_figure({TRADITIONAL: one, JSAE: FIVE}, SUBTITLE))["JSAE"].x) == 4
 
 
 def test_the_names_stand_above_the_scatters_and_cover_no_point(figure):
     for note in figure.layout.annotations:
-        if "negligible" in note.text:
+        if "% negligible" in note.text:
             assert (note.y, note.yanchor, note.yref.endswith("domain")) == (1, "bottom", True)
 
 
@@ -275,6 +275,15 @@ def test_bars_of_a_kind_are_together_below_a_heading_that_explains_it(figure):
         assert all(part in heading.text for part in bars(figure)["JSAE"].customdata[place].split(", ", 1))
 
 
+def test_no_two_kinds_of_bars_have_one_heading_and_that_of_all_samples_says_so():
+    one = FIVE.assign(agreement_whole="line", agreement_double="line", relative_agreement="line")
+    figure = ablation_figure({JSAE: one}, SUBTITLE)
+    named = [name.split(", ")[0] for name in bars(figure)["JSAE"].customdata]
+    titles = [note.split("</b>")[0] for note in notes(figure) if note.startswith("<b>") and 'style="' not in note]
+    assert len(titles) == len(set(titles)) == len(named) == 7
+    assert "of all: negligible ones too" in notes(figure)[-1]
+
+
 def test_the_dropped_have_a_symbol_of_their_own(figure):
     symbols = {trace.hovertemplate.split(":")[0]: trace.marker.symbol for trace in points(figure, "JSAE")}
     assert symbols["dropped"] != symbols["on the line"] == symbols["off the line"] == symbols["negligible"]
@@ -301,7 +310,7 @@ def test_a_variant_has_its_colour_in_points_marginals_bars_and_name(figure):
 def test_axes_name_their_unit(figure):
     titles = [axis.title.text for axis in [*figure.select_xaxes(), *figure.select_yaxes()] if axis.title.text]
     assert titles == [
-        "not negligible samples (%)",
+        "samples (%), negligible ones left out",
         "|J| (output per unit of input)",
         *["|change| (output activation)"] * 2,
     ]

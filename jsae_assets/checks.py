@@ -182,15 +182,18 @@ def _signs_of_bad_training(pair: "SAEPair", quality: Mapping[str, float], side: 
 
 
 def _praise(quality: Mapping[str, float], conventions: "InputConventions") -> str:
-    said = [
-        f"the {side} SAE explains {quality[f'explained_variance_{side}']:.1%} of the variance"
-        for side in ("input", "output")
+    others = [
+        f"{value:.1%} of that of {CONVENTIONS[name]}"
+        for name, value in conventions.explained_variance.items()
+        if name != "true"
     ]
-    others = {name: value for name, value in conventions.explained_variance.items() if name != "true"}
-    said += [f"{value:.1%} of {CONVENTIONS[name]}" for name, value in others.items()]
-    if not others:
-        said.append("the model does not normalise the MLP's input, so there was no other convention to compare")
-    return "; ".join(said)
+    aside = ", ".join(others) or (
+        "the model does not normalise the MLP's input, so there was no other convention to compare"
+    )
+    return (
+        f"the input SAE explains {quality['explained_variance_input']:.1%} of the variance ({aside}); "
+        f"the output SAE explains {quality['explained_variance_output']:.1%}"
+    )
 
 
 def _remark_on_context(pair: "SAEPair", longest: int) -> str:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from weakref import WeakValueDictionary
 
 import dagster as dg
 from pydantic import AfterValidator, Field, PrivateAttr
@@ -31,6 +32,8 @@ T = TypeVar("T")
 POOL = "gpu"  # the assets that compute share it; dagster.yaml limits it to one at a time, jsae ui to one a device
 DEVICES = "auto, cuda, cuda:N, mps or cpu"
 LEAST_TOKENS = 64  # at once: where even so few do not fit, it is not for their number
+# Dagster makes a run its own resource. What is around a run, as `jsae suggest-lambda` is, may hold the same model.
+_held: WeakValueDictionary[Hashable, LanguageModel] = WeakValueDictionary()
 
 
 def downloads_folder(instance: dg.DagsterInstance) -> Path:
@@ -204,12 +207,20 @@ class Compute(dg.ConfigurableResource):
         randomise_seed: int | None = None,
         randomised_weights: str | None = None,
     ) -> LanguageModel:
-        """A model of the catalog (its `source`), or its randomised twin; loaded once a run."""
+        """A model of the catalog (its `source`), or its randomised twin; loaded once a run, and not at all while
+        somebody else in this process holds it."""
         from jsae_core import load_language_model
 
         name, revision = source
         named = (name, self.torch_device(), self.dtype, randomise_seed, randomised_weights, revision)
-        return self.cached("language model", named, lambda: load_language_model(*named, say=self.say))
+
+        def held_or_loaded() -> LanguageModel:
+            language_model = _held.get(named)
+            if language_model is None:
+                language_model = _held[named] = load_language_model(*named, say=self.say)
+            return language_model
+
+        return self.cached("language model", named, held_or_loaded)
 
     def pair(self, stored: StoredTensors, jacobian_tables: str | None = None) -> SAEPair:
         """The pair, where and in the precision in which the language model computes. The last one is held, with the

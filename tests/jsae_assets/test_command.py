@@ -539,6 +539,23 @@ def test_a_short_sweep_suggests_the_largest_lambda_that_keeps_enough_and_is_not_
     assert tiny.stored() == before
 
 
+def test_to_suggest_a_lambda_the_language_model_is_loaded_once(entries, graph, monkeypatch, tmp_path):
+    loaded = []
+
+    def load(*named):
+        loaded.append(named)
+        return load_language_model(*named)
+
+    monkeypatch.setattr("jsae_core.load_language_model", load)
+    own = entries()
+    # in a folder of its own: other tests may hold the usual one
+    tiny = own["models"]["tiny"]
+    tiny["directory"] = str(shutil.copytree(tiny["directory"], tmp_path / "model"))
+    asked = ("suggest-lambda", "tiny", "1", "--coefficients", "0.1", "--steps", "3", "--keep", "0")
+    main(graph(own), monkeypatch, tmp_path, *asked)
+    assert len(loaded) == 1
+
+
 @pytest.mark.parametrize(
     ("explained", "faults", "keep", "expected"),
     [

@@ -224,16 +224,16 @@ class FigureIOManager(StoringIOManager):
     def _put(self, obj: go.Figure, stored: StoredFigure, header: Mapping[str, str]) -> dict[str, Any]:
         import plotly.offline
 
-        from jsae_core.figures.export import page, pdf, png, preview
+        from jsae_core.figures.export import page, pictures
 
-        picture, reason = png(obj)
-        drawn = {}
-        if picture is not None:
-            drawn = {stored.picture: picture, stored.preview: preview(picture), stored.document: pdf(obj)}
+        drawn, reason = pictures(obj)
         script = f"plotly-{plotly.offline.get_plotlyjs_version()}.min.js"
         # relative, so that the folder can be moved
         text = page(obj, "../" * stored.relative.count("/") + script, json.loads(header[PROVENANCE]))
-        beside = {stored.page: text.encode()} | {path: content for path, content in drawn.items() if content}
+        beside = {stored.page: text.encode()}
+        if drawn is not None:
+            beside |= {stored.picture: drawn.png, stored.preview: drawn.preview}
+            beside |= {} if drawn.pdf is None else {stored.document: drawn.pdf}
         with in_turn(stored.path.parent), contextlib.ExitStack() as stack:  # all are written before one takes its place
             digests = {}
             for path, content in beside.items():
@@ -247,9 +247,7 @@ class FigureIOManager(StoringIOManager):
             path.unlink(missing_ok=True)  # it showed an older figure
         without_suffix = stored.relative.removesuffix(self.extension)
         return {
-            "picture": dg.MetadataValue.text(reason)
-            if picture is None
-            else self._shown(f"{without_suffix}~preview.png"),
+            "picture": dg.MetadataValue.text(reason) if drawn is None else self._shown(f"{without_suffix}~preview.png"),
             "page": self._link(f"{without_suffix}.html"),
             DIGEST: digest,
         }

@@ -21,6 +21,8 @@ LATENTS_A_FILE = 32
 TOKENS_A_FILE = 2_000  # the contexts of a latent may lie in as many files as it has contexts
 WITH_EXAMPLES, EXAMPLES = 20, 3  # connections of an output latent that show tokens, and how many
 FED = ["input_latent", "output_latent", "n_both", "mean_attribution", "share"]  # what is said of an input latent's
+NUMBERS = ["mean_jacobian", "sd_jacobian", "mean_abs_jacobian", "mean_attribution", "share", "sign_agreement"]
+OF_EXAMPLES = ["jacobian", "input_activation", "output_activation"]
 FEEDS = 20  # output latents that an input latent's page names
 IN_LIST = 4  # tokens of a latent that the list of all latents shows
 DIGITS = 3
@@ -98,20 +100,44 @@ def write_cell(
                 if side == "input":
                     names[n] = latent["top_tokens"][:IN_LIST]
                 listed["density"].append(latent["density"])
-                listed["strength"].append(_round(strength[side].get(n, 0)))
+                listed["strength"].append(strength[side].get(n, 0))
                 listed["tokens"].append(latent["top_tokens"][:IN_LIST])
+        listed["strength"] = with_digits(listed["strength"])
         write_script(folder, f"cell/{cell}/{side}s", listed)
     _write_places(folder, cell, contexts, text_starts)
     write_script(folder, f"cell/{cell}/about", {**about, "text_starts": list(text_starts), "a_file": LATENTS_A_FILE})
 
 
-def _round(value: float) -> float | None:
-    value = float(value)
-    return float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None
+def with_digits(values: Any, digits: int = DIGITS) -> list[float | None]:
+    """Numbers [n] with so many digits, as `f"{number:.3g}"` writes them; None where one is not finite. A site has
+    millions of them: at once it takes a tenth of the time."""
+    x = np.asarray(values, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        decimals = digits - 1 - np.floor(np.log10(np.abs(x)))
+        # powers of ten are exact up to here, and so is what is divided by them: the nearest number to the decimal
+        power = 10.0 ** np.abs(decimals).clip(max=22)
+        scaled = np.where(decimals >= 0, x * power, x / power)
+        whole = np.rint(scaled)
+        rounded = np.where(decimals >= 0, whole / power, whole * power)
+        halfway = np.abs(np.abs(scaled - np.trunc(scaled)) - 0.5) < 1e-6
+    rounded[x == 0] = 0.0
+    for place in np.flatnonzero(np.isfinite(x) & (x != 0) & (halfway | (np.abs(decimals) > 22))):
+        rounded[place] = float(f"{x[place]:.{digits}g}")
+    numbers = rounded.tolist()
+    for place in np.flatnonzero(~np.isfinite(x)):
+        numbers[place] = None
+    return numbers
 
 
-def _rounded(values: Any) -> list[float | None]:
-    return [_round(value) for value in values]
+def _each_with_digits(lists: Sequence[Any]) -> list[list[float | None]]:
+    """The same of lists of numbers, together."""
+    return _split(with_digits(np.concatenate(lists)), lists) if len(lists) else []
+
+
+def _split(values: list, like: Sequence[Any]) -> list[list]:
+    """A list in parts as long as these."""
+    ends = np.cumsum([len(part) for part in like]).tolist()
+    return [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _latents(contexts: pd.DataFrame) -> dict[int, dict[str, Any]]:
@@ -119,25 +145,29 @@ def _latents(contexts: pd.DataFrame) -> dict[int, dict[str, Any]]:
     activation, the first position, and activations there as hundredths of the latent's largest; then the quantile."""
     latents: dict[int, dict[str, Any]] = {}
     rows = contexts[contexts["kind"] == "latent"].sort_values("latent")
-    for row in rows.itertuples():
+    for row, density in zip(rows.itertuples(), with_digits(rows["density"]), strict=True):
         latent = {
-            "density": _round(row.density),
+            "density": density,
             "top_tokens": list(row.top_tokens),
-            "top_token_shares": _rounded(row.top_token_shares),
+            "top_token_shares": with_digits(row.top_token_shares),
             "contexts": [],
             "quantiles": [],
         }
         if row.raised_tokens is not None and isinstance(row.raised_tokens, list | np.ndarray):
             latent |= {
-                "raised": list(zip(row.raised_tokens, _rounded(row.raised_logits), strict=True)),
-                "lowered": list(zip(row.lowered_tokens, _rounded(row.lowered_logits), strict=True)),
+                "raised": list(zip(row.raised_tokens, with_digits(row.raised_logits), strict=True)),
+                "lowered": list(zip(row.lowered_tokens, with_digits(row.lowered_logits), strict=True)),
             }
         latents[int(row.latent)] = latent
     shown = contexts[contexts["kind"] != "latent"]
-    largest = shown.groupby("latent")["activation"].max().to_dict()
-    for row in shown.itertuples():
-        shades = [round(100 * float(value) / largest[row.latent]) for value in row.activations]
-        context = [int(row.document), int(row.position), _round(row.activation), int(row.position - row.place), shades]
+    if shown.empty:
+        return latents
+    largest = shown.groupby("latent")["activation"].transform("max").to_numpy(np.float64)
+    lengths = [len(part) for part in shown["activations"]]
+    there = np.concatenate(shown["activations"].to_list()).astype(np.float64)
+    shades = _split(np.rint(100 * there / largest.repeat(lengths)).astype(int).tolist(), shown["activations"])
+    for row, activation, of_row in zip(shown.itertuples(), with_digits(shown["activation"]), shades, strict=True):
+        context = [int(row.document), int(row.position), activation, int(row.position - row.place), of_row]
         if row.kind == "top":
             latents[row.latent]["contexts"].append(context)
         else:
@@ -151,48 +181,47 @@ def _connections(
     """Of each output latent, the strongest first: input latent, n_both, n_output, mean J, its spread, mean |J|,
     mean J s, share, sign agreement, examples (document, position, J, s of both), curve, top tokens."""
     found: dict[int, list[list[Any]]] = {}
-    for row in connections.itertuples():
-        rows = found.setdefault(int(row.output_latent), [])
-        examples = []
-        if len(rows) < WITH_EXAMPLES:
-            for values in list(zip(row.token, row.jacobian, row.input_activation, row.output_activation, strict=True))[
-                :EXAMPLES
-            ]:
-                token = int(values[0])
-                document = int(np.searchsorted(document_ends, token, side="right"))
-                start = int(document_ends[document - 1]) if document else 0
-                examples.append([document, token - start + 1, *_rounded(values[1:])])
-        has_curve = isinstance(row.curve, list | np.ndarray)
-        rows.append(
+    numbers = zip(*(with_digits(connections[name]) for name in NUMBERS), strict=True)
+    has_curve = [isinstance(curve, list | np.ndarray) for curve in connections["curve"]]
+    curves = iter(_each_with_digits(connections["curve"][has_curve].to_list()))
+    ends = with_digits(connections["curve_end"])
+    shown = (connections.groupby("output_latent").cumcount() < WITH_EXAMPLES).to_numpy()
+    examples = iter(_examples(connections[shown], document_ends))
+    for place, (row, of_row) in enumerate(zip(connections.itertuples(), numbers, strict=True)):
+        found.setdefault(int(row.output_latent), []).append(
             [
                 int(row.input_latent),
                 int(row.n_both),
                 int(row.n_output),
-                *_rounded(
-                    (
-                        row.mean_jacobian,
-                        row.sd_jacobian,
-                        row.mean_abs_jacobian,
-                        row.mean_attribution,
-                        row.share,
-                        row.sign_agreement,
-                    )
-                ),
-                examples,
-                [_round(row.curve_end), _rounded(row.curve)] if has_curve else None,
+                *of_row,
+                next(examples) if shown[place] else [],
+                [ends[place], next(curves)] if has_curve[place] else None,
                 names.get(int(row.input_latent), []),
             ]
         )
     return found
 
 
+def _examples(connections: pd.DataFrame, document_ends: np.ndarray) -> list[list[list[Any]]]:
+    """Of each connection the first tokens in which it shows: document, position, J, s of both."""
+    if connections.empty:
+        return []
+    columns = {name: [list(values[:EXAMPLES]) for values in connections[name]] for name in ("token", *OF_EXAMPLES)}
+    token = np.concatenate(columns["token"]).astype(np.int64)
+    document = np.searchsorted(document_ends, token, side="right")
+    position = token - np.concatenate([[0], document_ends])[document] + 1
+    numbers = (with_digits(np.concatenate(columns[name])) for name in OF_EXAMPLES)
+    rows = [list(row) for row in zip(document.tolist(), position.tolist(), *numbers, strict=True)]
+    return _split(rows, columns["token"])
+
+
 def _fed(by_share: pd.DataFrame) -> dict[int, list[list[Any]]]:
     """Of each input latent, the output latents of which it has the largest share: latent, n_both, mean J s, share."""
     found: dict[int, list[list[Any]]] = {}
-    for row in by_share.itertuples():
-        rows = found.setdefault(int(row.input_latent), [])
-        if len(rows) < FEEDS:
-            rows.append([int(row.output_latent), int(row.n_both), _round(row.mean_attribution), _round(row.share)])
+    first = by_share[by_share.groupby("input_latent").cumcount() < FEEDS]
+    numbers = (with_digits(first[name]) for name in ("mean_attribution", "share"))
+    for row, *of_row in zip(first.itertuples(), *numbers, strict=True):
+        found.setdefault(int(row.input_latent), []).append([int(row.output_latent), int(row.n_both), *of_row])
     return found
 
 

@@ -10,7 +10,8 @@ import io
 import json
 import threading
 from collections.abc import Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import plotly.graph_objects as go
 import psutil
@@ -19,6 +20,7 @@ from jsae_core.figures.style import WIDTH
 
 if TYPE_CHECKING:
     from kaleido import Kaleido
+    from PIL import Image
 
 T = TypeVar("T")
 
@@ -30,7 +32,7 @@ HOW_TO_GET_PICTURES = (
 
 
 PREVIEW_WIDTH = 560  # px
-NARROWEST = 720  # px: a figure does not shrink further with its page, which then scrolls
+NARROWEST = 800  # px, which the longest lines above a figure take: below that it does not shrink, its page scrolls
 
 
 def page(figure: go.Figure, plotly_js: str, provenance: Mapping[str, str]) -> str:
@@ -64,25 +66,42 @@ def png(figure: go.Figure) -> tuple[bytes | None, str]:
     similar ones become one.
     """
     try:
-        picture = browser.picture(figure)
+        return _with_palette(_image(browser.picture(figure))), ""
     except BrowserError as error:
-        return None, f"{HOW_TO_GET_PICTURES} ({error})"
-    return _with_palette(picture), ""
+        return None, _without_pictures(error)
 
 
-def preview(picture: bytes) -> bytes:
-    """A picture as narrow as a column of text: the Dagster UI shows pictures at their own size."""
+class Pictures(NamedTuple):
+    """A figure as `png` gives it; the same as narrow as a column of text, as the Dagster UI shows pictures at their own
+    size; and as PDF, unless the browser failed at that."""
+
+    png: bytes
+    preview: bytes
+    pdf: bytes | None
+
+
+def pictures(figure: go.Figure) -> tuple[Pictures | None, str]:
+    """All of them, or None and a reason as `png` gives it. The browser, a process of its own, draws the PDF while the
+    PNG is made small here."""
     from PIL import Image
 
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
-    height = round(image.height * PREVIEW_WIDTH / image.width)
-    smaller = io.BytesIO()
-    image.resize((PREVIEW_WIDTH, height), Image.Resampling.LANCZOS).save(smaller, "PNG", optimize=True)
-    return _with_palette(smaller.getvalue())
+    with ThreadPoolExecutor(1) as beside:
+        try:
+            drawn = browser.picture(figure)
+        except BrowserError as error:
+            return None, _without_pictures(error)
+        document = beside.submit(_pdf, figure)
+        image = _image(drawn)
+        height = round(image.height * PREVIEW_WIDTH / image.width)
+        narrow = image.resize((PREVIEW_WIDTH, height), Image.Resampling.LANCZOS)
+        return Pictures(_with_palette(image), _with_palette(narrow), document.result()), ""
 
 
-def pdf(figure: go.Figure) -> bytes | None:
-    """The same as PDF, or None where there is no picture either."""
+def _without_pictures(error: BrowserError) -> str:
+    return f"{HOW_TO_GET_PICTURES} ({error})"
+
+
+def _pdf(figure: go.Figure) -> bytes | None:
     try:
         return browser.picture(figure, "pdf")
     except BrowserError:
@@ -156,11 +175,16 @@ class Browser:
 browser = Browser()
 
 
-def _with_palette(picture: bytes) -> bytes:
-    """The PNG with a palette, about a third as large."""
+def _image(picture: bytes) -> Image.Image:
     from PIL import Image
 
-    image = Image.open(io.BytesIO(picture)).convert("RGB").quantize(dither=Image.Dither.NONE)
+    return Image.open(io.BytesIO(picture)).convert("RGB")
+
+
+def _with_palette(image: Image.Image) -> bytes:
+    """As PNG with a palette, about a third as large."""
+    from PIL import Image
+
     smaller = io.BytesIO()
-    image.save(smaller, "PNG", optimize=True)
+    image.quantize(dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
     return smaller.getvalue()

@@ -175,7 +175,7 @@ class _Tokens:
     def keeping(self, kept: Tensor) -> Tensor:
         """p [n, k_out], each output latent with the input latents that `kept` [n, k_out, k_in] marks for it."""
         hidden = self._hidden(kept * self.activations[:, None])
-        return torch.linalg.vecdot(hidden, self._readers) + self._constants
+        return hidden.mul_(self._readers).sum(dim=2) + self._constants
 
     def lacking_each(self) -> Tensor:
         """p [n, k_out, k_in], each input latent taken away alone."""
@@ -233,7 +233,9 @@ def _errors(
         importance = (levels["p"][:, :, None] - tokens.lacking_each()).abs()
     else:
         importance = moved(torch.rand(attribution.shape, generator=generator), attribution.device)
-    place = importance.argsort(dim=2, descending=True, stable=True).argsort(dim=2)
+    in_order = importance.argsort(dim=2, descending=True, stable=True)
+    places = torch.arange(in_order.shape[2], device=in_order.device).expand_as(in_order)
+    place = torch.empty_like(in_order).scatter_(2, in_order, places)  # of each input latent in the order
     return {
         f"error_{order}_{n}": (tokens.keeping(place < n) - levels["p"]).square() if n else levels["unkept"]
         for n in kept

@@ -249,9 +249,11 @@ def _with_examples(
     number = np.full(len(latents) * d_sae, -1)
     number[pairs] = np.arange(len(pairs))
     best = pd.DataFrame({name: [] for name in ("connection", *EXAMPLES)})
+    least = np.zeros(len(pairs))  # |J s| that an element needs to be among the examples of its connection
     for part in elements:
         connection = number[part["pair"]]
         chosen = np.flatnonzero(connection >= 0)
+        chosen = chosen[np.abs(part["attribution"][chosen]) >= least[connection[chosen]]]
         row = part["row"][chosen]
         found = pd.DataFrame(
             {
@@ -263,6 +265,8 @@ def _with_examples(
             }
         )
         best = _largest(pd.concat([best, found]) if len(best) else found, n_examples)
+        full = best[best.groupby("connection").cumcount() == n_examples - 1]
+        least[full["connection"].to_numpy(np.int64)] = np.abs(full["jacobian"] * full["input_activation"])
     best["token"] = best["token"].astype(np.int64)
     best["connection"] = best["connection"].astype(np.int64)
     ends = np.searchsorted(best["connection"], np.arange(1, len(connections)))

@@ -378,8 +378,8 @@ def picture(monkeypatch):
     """A browser that draws in no time; calling it sets the picture that it draws next."""
 
     def draws(data: bytes) -> bytes:
-        monkeypatch.setattr("jsae_core.figures.export.png", lambda figure: (data, ""))
-        monkeypatch.setattr("jsae_core.figures.export.preview", lambda picture: picture)
+        drawn = export.Pictures(data, data, None)
+        monkeypatch.setattr("jsae_core.figures.export.pictures", lambda figure: (drawn, ""))
         return data
 
     draws(b"\x89PNG first")

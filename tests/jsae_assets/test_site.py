@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import urllib.error
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from upath import UPath
 
 from jsae_assets.command import main
 from jsae_assets.serving import URL, serve
+from jsae_assets.site.explorer import with_digits
 from tests.jsae_assets.conftest import Graph, failures, materialised, metadata
 
 
@@ -378,3 +382,9 @@ def test_the_explorer_finds_latents_by_number_token_and_text_and_is_moved_by_key
     page.keyboard.press("ArrowRight")
     second = page.locator("#latents a").nth(1).get_attribute("data-latent")
     page.wait_for_function(f"document.body.dataset.shown === '#jsae/tiny/1/output/{second}'")
+
+
+@given(st.lists(st.floats(allow_subnormal=True) | st.integers(-(10**6), 10**6).map(lambda n: n / 2000), max_size=60))
+def test_the_explorers_numbers_have_three_digits_as_python_writes_them(numbers):
+    expected = [float(f"{number:.3g}") if math.isfinite(number) else None for number in numbers]
+    assert with_digits(numbers) == expected

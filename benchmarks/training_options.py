@@ -1,7 +1,8 @@
 """What the options of a recipe do to pairs of the embedded model: `python -m benchmarks.training_options`.
 
 `anti_bypass` against the same recipe without it, and `auxk` against a recipe in which latents die, by what the demo's
-default catalog trains and measures on. It prints the tables of docs/training.md (some minutes on two cores).
+default catalog trains and measures on. It prints the tables of docs/training.md, in percent with 95% intervals over
+documents (some minutes on two cores).
 
 Here: which recipes are compared. Not here: training and measuring (`jsae_core`), speed (the other benchmarks).
 """
@@ -19,6 +20,8 @@ from tabulate import tabulate
 from jsae_assets.catalog import DEFAULT_CATALOG, load_catalog
 from jsae_core import MLPInputs, load_language_model, train_pair
 from jsae_core.measures import jacobian_measures, latent_accountings, latent_activity, pair_quality
+from jsae_core.measures.moments import flat
+from jsae_core.terms import Z95
 from jsae_core.text import first_tokens, standard_library, tokenise
 
 MODEL = "stdlib-1m"
@@ -83,7 +86,7 @@ class Bench:
         return (
             latent_accountings(pair, stream).overall
             | pair_quality(pair, language_model, first)
-            | {name: jacobian[name].value for name in ("above_0.01", "kurtosis", "l1_over_l2")}
+            | flat({name: jacobian[name] for name in ("above_0.01", "kurtosis", "l1_over_l2")})
             | {f"dead_{side}": float(activity.loc[side, "dead"]) for side in activity.index}
         )
 
@@ -100,6 +103,12 @@ COLUMNS = {
 }
 
 
+def in_percent(numbers: dict[str, float], name: str) -> str:
+    """With its 95% interval over documents, where it has one."""
+    error = numbers.get(f"{name}_se")
+    return f"{100 * numbers[name]:.1f}" + ("" if error is None else f" ± {100 * Z95 * error:.1f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=CASES, help="one of the comparisons")
@@ -111,7 +120,8 @@ def main() -> None:
             continue
         numbers = [(case, bench.measured(case)) for case in cases]
         rows = [
-            [str(case.layer), case.label, *(f"{of[column]:.1%}" for column in COLUMNS.values())] for case, of in numbers
+            [str(case.layer), case.label, *(in_percent(of, column) for column in COLUMNS.values())]
+            for case, of in numbers
         ]
         print(tabulate(rows, ["layer", "pair", *COLUMNS], tablefmt="github", disable_numparse=True), flush=True)
         print()

@@ -1,15 +1,22 @@
-"""Takes the pictures that the documentation shows, of what `make demo` stored: its figures and its site.
+"""Takes pictures of what `make demo` stored: those that the documentation shows, of its figures and its site; or, to
+look at them, of every figure of a storage.
 
-.venv/bin/python tools/pictures.py dagster_home/storage docs
+    .venv/bin/python tools/pictures.py dagster_home/storage docs
+    .venv/bin/python tools/pictures.py --every dagster_home/storage a-folder
 
-It drives the Chromium that is installed. Run it again once figures, numbers or the site look different.
+Every figure is there three times: `full`, as it is stored, 900 px wide; `half`, the same at 450 px, as a narrow column
+shows it; `narrow`, drawn by its page in a window of 450 px. It drives the Chromium that is installed. Run it again once
+figures, numbers or the site look different.
 """
 
+import argparse
 import shutil
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
 
 OF_CELL = "figures/jsae/{}/1/stdlib-1m.png"
 FIGURES = {
@@ -35,21 +42,56 @@ FIGURES = {
 PAGES = {"site": "index.html", "explorer": "explorer.html#jsae/stdlib-1m/1/output/0/895"}
 
 
-def main(storage: Path, target: Path) -> None:
+HALF = 450  # px
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The one that is installed."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def of_documentation(storage: Path, target: Path) -> None:
     for name, path in FIGURES.items():
         shutil.copy(storage / path, target / f"{name}.png")
     site = (storage / "site").resolve().as_uri()
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with chromium() as browser:
         for name, path in PAGES.items():
             page = browser.new_page(viewport={"width": 1560, "height": 1180})
             page.goto(f"{site}/{path}")
             page.wait_for_selector(".plot .main-svg, #edge .curve")
             page.wait_for_timeout(500)  # what was asked for last is still being drawn
             page.screenshot(path=target / f"{name}.png")
-        browser.close()
+
+
+def of_every_figure(storage: Path, target: Path) -> None:
+    with chromium() as browser:
+        window = browser.new_page(viewport={"width": HALF, "height": 900})
+        for stored in sorted((storage / "figures").rglob("*.json")):
+            name = ".".join(stored.relative_to(storage / "figures").with_suffix("").parts)
+            full = shutil.copy(stored.with_suffix(".png"), target / f"{name}.full.png")
+            with Image.open(full) as image:
+                size = (HALF, round(image.height * HALF / image.width))
+                image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(target / f"{name}.half.png")
+            window.goto(stored.with_suffix(".html").resolve().as_uri())
+            window.wait_for_selector(".main-svg")
+            window.locator(".plotly-graph-div").screenshot(path=target / f"{name}.narrow.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--every", action="store_true", help="every figure, instead of the documentation's pictures")
+    parser.add_argument("storage", type=Path)
+    parser.add_argument("target", type=Path, help="a folder, which is made")
+    options = parser.parse_args()
+    options.target.mkdir(parents=True, exist_ok=True)
+    take = of_every_figure if options.every else of_documentation
+    take(options.storage, options.target)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main()

@@ -350,7 +350,7 @@ CELL_FIGURES = (
         "jacobian_sparsity",
         "Sparsity of the Jacobian by many measures at once: sparse, or merely small?",
         _draw_sparsity,
-        code_version="3",
+        code_version="4",
         reads=["jacobian_histogram", "latent_accounting"],
     ),
     Figure(
@@ -400,7 +400,7 @@ CELL_FIGURES = (
             "jacobian_examples" + (f"_{normalise}" if normalise else ""),
             f"Example Jacobians of {EXAMPLE_TOKENS} tokens, {in_words}",
             functools.partial(_draw_examples, normalise=normalise),
-            code_version="2",
+            code_version="3",
             reads=["jacobian_examples"],
             tokens=f"{EXAMPLE_TOKENS} of the {{:,}} tokens of the prompt",
         )
@@ -428,6 +428,7 @@ SWEEP_CONTROL_FIGURES = (
         "Large elements of the Jacobian and accounted share at equal explained variance, pretrained against randomised "
         "language model",
         _draw_equal_quality,
+        code_version="2",
         reads=["pair_quality", "jacobian_histogram", "latent_accounting"],
     ),
 )
@@ -449,7 +450,7 @@ SWEEP_FIGURES = (
         "tradeoff",
         "Cross-entropy score and accounted share against the share of Jacobian elements above 0.01",
         _draw_tradeoff,
-        code_version="5",
+        code_version="6",
     ),
-    Figure("grid", "Many measures of quality against many of sparsity", _draw_grid, code_version="5"),
+    Figure("grid", "Many measures of quality against many of sparsity", _draw_grid, code_version="6"),
 )

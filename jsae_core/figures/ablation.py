@@ -34,6 +34,7 @@ from jsae_core.terms import AGREEMENTS, DOSES, NOTEWORTHY, NOTEWORTHY_SHARE, PUB
 POINTS = 2000  # of each variant; more would hide each other
 HIDDEN_SHARE = 0.01  # of a variant's values that may be too small for the axes
 DECADES = 7  # that an axis has at most; with more its numbers would overlap
+ACROSS, DOWN = 4, 7  # numbers that there is room for beside and above each other
 EDGE = 0.08  # decades that the axes go on below their lower edges, so that points there are seen whole
 BINS_PER_DECADE = 8  # of the marginals
 # of each of AGREEMENTS: its name in the figure, and when it is said
@@ -347,15 +348,9 @@ def _heading(place: int, name: str, meaning: str) -> dict:
 def _describe_axes(figure: go.Figure, bins: np.ndarray, last: int, n_kinds: int) -> None:
     """`last` is the row of the last scatter, `n_kinds` the number of kinds of bars."""
     decades = range(round(np.log10(bins[0])), int(np.floor(np.log10(bins[-1]))) + 1)
-    powers = [f"10<sup>{decade}</sup>".replace("-", "−") for decade in decades]
-    magnitude = {
-        "type": "log",
-        "range": _range(bins),
-        "tickvals": [10.0**decade for decade in decades],
-        "ticktext": [f"≤ {powers[0]}", *powers[1:]],
-    }
+    magnitude = {"type": "log", "range": _range(bins), "tickvals": [10.0**decade for decade in decades], "tickangle": 0}
     unlabelled = {"showticklabels": False, "ticks": ""}
-    figure.update_xaxes(magnitude, col=1)
+    figure.update_xaxes(magnitude, ticktext=_powers(decades, ACROSS), col=1)
     figure.update_xaxes(title_text=MAGNITUDE, row=last, col=1)
     marginals = (("tozeroy", "y"), ("tozerox", "x"))
     fullest = max(max(line[across]) for fill, across in marginals for line in figure.select_traces({"fill": fill}))
@@ -363,7 +358,7 @@ def _describe_axes(figure: go.Figure, bins: np.ndarray, last: int, n_kinds: int)
     figure.update_yaxes(share, row=1, col=1)
     figure.update_xaxes(share, showline=False, col=2)
     for row in range(2, last + 1):
-        figure.update_yaxes(magnitude, matches="y3", row=row)
+        figure.update_yaxes(magnitude, ticktext=_powers(decades, DOWN), matches="y3", row=row)
         figure.update_yaxes(title_text="|change| (output activation)", row=row, col=1)
         figure.update_yaxes(unlabelled, row=row, col=2)
     figure.update_yaxes(matches=None, row=2, col=1)  # the y3 that the others follow
@@ -372,13 +367,21 @@ def _describe_axes(figure: go.Figure, bins: np.ndarray, last: int, n_kinds: int)
     figure.update_yaxes(unlabelled, range=[n_kinds, 0], showgrid=False, col=3)
 
 
+def _powers(decades: Sequence[int], most: int) -> list[str]:
+    """At most so many powers of ten, evenly spaced among decades, and nothing at the others; the first is a border."""
+    step = -(-len(decades) // most)
+    powers = [f"10<sup>{decade}</sup>".replace("-", "\N{MINUS SIGN}") for decade in decades]
+    shown = [power if place % step == 0 else "" for place, power in enumerate(powers)]
+    return [f"≤ {shown[0]}", *shown[1:]]
+
+
 def _remarks(variants: Mapping[Variant, pd.DataFrame], summaries: Mapping | None) -> str:
     """On errors, on samples that are no points, and on zeros, which a logarithmic axis does not have; empty if there
     are none."""
     remarks = " · error bars: ± 2 SE, by document; slope and correlation r without the dropped" if summaries else ""
     most = max(map(len, variants.values()))
     if most > POINTS:
-        remarks += f" · {POINTS} of {most} samples drawn as points, all counted"
+        remarks += f" · {POINTS:,} of {most:,} samples drawn as points, all counted"
     if any((samples[["jacobian", "change"]] == 0).any(axis=None) for samples in variants.values()):
         remarks += " · zeros on the lower edges"
     return remarks

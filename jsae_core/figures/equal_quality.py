@@ -19,6 +19,8 @@ from jsae_core.terms import Z95
 QUANTITIES = {"share": "elements with |J| ≥ 0.01 (%)", "accounted": "accounted share (%)"}
 READ_OFF = "read off at equal explained variance"
 HEIGHT = 430
+# of what the axis of explained variance spans (percentage points): left of it the first label stands
+LABEL_ROOM, RIGHT_ROOM, LEAST_SPAN = 0.25, 0.08, 1.0
 
 
 class PairNumbers(NamedTuple):
@@ -61,6 +63,9 @@ def equal_quality_figure(
     if len(pairs) != 2 or not all(pairs.values()):
         raise ValueError(f"there are pairs of {len(pairs)} language models; expected two, with at least one pair each")
     figure = make_subplots(cols=2, horizontal_spacing=0.14)
+    explained = [100 * pair.explained[0] for of_variant in pairs.values() for pair in of_variant]
+    span = max(max(explained) - min(explained), LEAST_SPAN)
+    reach = [min(explained) - LABEL_ROOM * span, max(explained) + RIGHT_ROOM * span]
     for column, (quantity, title) in enumerate(QUANTITIES.items(), start=1):
         for place, (variant, of_variant) in enumerate(pairs.items()):
             line = _line(variant, of_variant, quantity, "solid" if place == 0 else "dash")
@@ -70,7 +75,7 @@ def equal_quality_figure(
         figure.add_vline(
             100 * compared.explained[0], line={"dash": "dot", "color": INK, "width": 1.5}, row=1, col=column
         )
-        figure.update_xaxes(title_text="variance explained, output SAE (%)", nticks=6, row=1, col=column)
+        figure.update_xaxes(title_text="variance explained, output SAE (%)", nticks=6, range=reach, row=1, col=column)
         figure.update_yaxes(title_text=title, nticks=6, row=1, col=column)
     question = "Does sparsity need a trained language model, at equal quality?"
     return apply_style(figure, question, _answer(pairs, compared, read_off), subtitle, HEIGHT)

@@ -97,7 +97,7 @@ def jacobian_examples_figure(
             where = f"{plain(variant.label)}, token {plain(_visible(token))}"
             figure.add_trace(_heat_map(matrix, of_token, where, generator), row=row, col=column)
         figure.update_yaxes(title_text=_row_title(variant), row=row, col=1)
-    figure.update_annotations(font_size=FONT_SIZE, yshift=4)
+    figure.update_annotations(font_size=FONT_SIZE, yshift=7)
     figure.update_xaxes(title_text="input latents", row=len(variants))
     shuffled = f"{subtitle} · rows and columns shuffled"
     answer = _large(measured) if normalise is None else _concentrated(measured)

@@ -261,7 +261,8 @@ def _markers(look: Mapping[Variant, Look]) -> dict:
 
 def _with_error(value: float, error: float) -> str:
     """Both to the first digit of the error."""
-    decimals = min(max(-math.floor(math.log10(error)), 0), 4) if error else 4
+    # of 0.00096 that digit is 0.001
+    decimals = min(max(-math.floor(math.log10(float(f"{error:.0e}"))), 0), 4) if error else 4
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 

@@ -237,7 +237,7 @@ def sweep_grid_figure(
         figure.update_yaxes(title_text=_title(down), row=row, col=1)
     for column, across in enumerate(columns, start=1):
         # more numbers, or larger ones, would touch
-        layout = axes[across].layout(nticks=5 if axes[across].measure.unit == 100 else 3)
+        layout = axes[across].layout(nticks=4 if axes[across].measure.unit == 100 else 3)
         figure.update_xaxes(col=column, tickangle=0, tickfont={"size": SMALL - 2}, **layout)
         figure.update_xaxes(title_text=_title(across), row=len(rows), col=column)
     figure.add_traces(_symbols(groups, {}))
@@ -254,7 +254,8 @@ def _answer(drawn: pd.DataFrame, groups: pd.Series, *names: str) -> str:
     """How far numbers go over a sweep: of one group from the smallest λ to the largest, of several all together."""
     if len(groups.cat.categories) > 1 or drawn[LAMBDA].nunique() == 1:
         said = [_said(name, drawn[name].min(), drawn[name].max()) for name in names]
-        return f"Over all runs, {', '.join(said)}."
+        which = "Over all runs" if len(drawn) > 1 else f"The only run, λ = {drawn[LAMBDA].iloc[0]:g}"
+        return f"{which}: {', '.join(said)}."
     means = drawn.groupby(LAMBDA)[[*names]].mean()
     said = [_said(name, *means[name].dropna().iloc[[0, -1]]) for name in names]
     return f"From λ = {means.index[0]:g} to {means.index[-1]:g}, {', '.join(said)}."

@@ -141,7 +141,7 @@ def test_at_most_2000_points_are_drawn_those_drawn_first_and_that_is_remarked(fi
         first = samples[samples["drawn"] < 2000]
         drawn = np.concatenate([trace.customdata for trace in points(figure, name)])
         assert sorted(drawn[:, 2]) == sorted(first["jacobian"])
-    assert "2000 of 5000 samples drawn as points" in details(figure)
+    assert "2,000 of 5,000 samples drawn as points" in details(figure)
 
 
 def test_the_line_and_the_border_of_the_negligible_are_drawn_in_every_scatter_and_named_once(figure):

@@ -592,7 +592,7 @@ def test_the_answer_is_how_far_the_numbers_go_from_the_smallest_to_the_largest_c
     assert answer(sweep_grid_figure(runs, SUBTITLE)).startswith("From λ = 0 to 30, |J| ≥ 0.01 80% → 20%, kurtosis ")
     assert "The curve bends at λ = 1." in answer(tradeoff(twice(table())))
     both = pd.concat([table(layer=1), table(layer=5)])
-    assert answer(tradeoff(both)).startswith("Over all runs, |J| ≥ 0.01 ")
+    assert answer(tradeoff(both)).startswith("Over all runs: |J| ≥ 0.01 ")
 
 
 def test_charts_in_a_row_share_their_y_axis_and_charts_in_a_column_their_x_axis():

@@ -121,7 +121,10 @@ def ablation_figure(
 
 def _answer(variants: Mapping[Variant, pd.DataFrame]) -> str:
     line = _kinds_of_bars(variants)[0]
-    agreeing = of_each({variant: percent(_percent(samples, line) / 100) for variant, samples in variants.items()})
+    shares = {variant: _percent(samples, line) for variant, samples in variants.items()}
+    agreeing = of_each(
+        {variant: "none" if share is None else percent(share / 100) for variant, share in shares.items()}
+    )
     return (
         f"One unit of an input latent taken away: of the samples that are not negligible, {agreeing} change as the "
         "Jacobian says, within a tenth."
@@ -295,9 +298,10 @@ def _label(variant: Variant, samples: pd.DataFrame, summary: Mapping[str, float]
     }
 
 
-def _percent(samples: pd.DataFrame, bar: _Bar) -> float:
+def _percent(samples: pd.DataFrame, bar: _Bar) -> float | None:
+    """None where no sample is counted: all are of the class that is left out."""
     counted = samples[samples[bar.column] != bar.left_out]
-    return 100 * float((counted[bar.column] == bar.of_class).mean()) if len(counted) else 0.0
+    return 100 * float((counted[bar.column] == bar.of_class).mean()) if len(counted) else None
 
 
 def _bars(
@@ -314,7 +318,7 @@ def _bars(
     errors = [200 * summary.get(f"{bar.number}_se", 0.0) for bar in bars]
     thickness = 0.5 / n_variants
     return go.Bar(
-        x=percents,
+        x=[share or 0.0 for share in percents],
         y=[kind + 0.44 + thickness * (place + 0.5) for kind in range(len(percents))],
         orientation="h",
         width=0.94 * thickness,
@@ -322,7 +326,7 @@ def _bars(
         showlegend=False,
         marker=bar_marker(variant, look),
         # a number stands beyond its error bar
-        text=[f"{'&nbsp;' * (3 if any(errors) else 0)}{percent:.1f}" for percent in percents],
+        text=[f"{'&nbsp;' * (3 if any(errors) else 0)}{_written(share)}" for share in percents],
         textposition="outside",
         textfont={"size": FONT_SIZE - 2},
         error_x={"array": errors, "visible": any(errors), "width": 3, "thickness": 1.5, "color": INK},
@@ -330,6 +334,10 @@ def _bars(
         customdata=[f"{bar.title}, {bar.meaning}" for bar in bars],
         hovertemplate="%{customdata}: %{x:.3~g}%",
     )
+
+
+def _written(share: float | None) -> str:
+    return "all are negligible" if share is None else f"{share:.1f}"
 
 
 def _heading(place: int, name: str, meaning: str) -> dict:

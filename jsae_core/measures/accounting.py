@@ -135,7 +135,7 @@ def latent_accountings(
             attribution = sandwich.jacobian[part] * tokens.activations[:, None]
             levels = _levels(tokens, pair.input_sae.b_dec)
             values = levels | _concentration(attribution)
-            for order in orders:
+            for order in orders if kept else ():
                 values |= _errors(tokens, attribution, levels, order, kept, generator)
             sums.add(tokens.output_latents, values, None if documents is None else documents[part])
     return Accounting(sums.estimates(), sums.n_tokens, sums.by_latent())

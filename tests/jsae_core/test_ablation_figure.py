@@ -218,6 +218,9 @@ def test_bars_show_the_shares_of_the_samples_that_are_not_negligible_with_the_nu
     np.testing.assert_allclose(bars(figure)["Traditional"].x, [50, 25, 25, 60])
     assert list(bars(figure)["Traditional"].text) == ["50.0", "25.0", "25.0", "60.0"]
     np.testing.assert_allclose(bars(figure)["JSAE"].x, [0, 0, 0, 100])
+    # a share of nothing is no 0%
+    assert list(bars(figure)["JSAE"].text) == [*["all are negligible"] * 3, "100.0"]
+    assert "50% (Traditional), none (JSAE)" in figure.layout.meta["answer"]
 
 
 def test_many_negligible_samples_make_no_variant_look_worse():
@@ -378,3 +381,11 @@ def test_a_variant_of_no_sample_is_refused():
 def test_a_figure_of_no_variant_is_refused():
     with pytest.raises(ValueError, match="no variant"):
         ablation_figure({}, SUBTITLE)
+
+
+def test_however_many_decades_are_drawn_few_are_written_beside_each_other():
+    samples = pd.concat([many(500, scale).assign(drawn=range(500)) for scale in (1e-3, 1.0, 1e3)], ignore_index=True)
+    figure = ablation_figure({JSAE: samples}, SUBTITLE)
+    axis = axis_of(figure, points(figure, "JSAE")[0], "x")
+    written = [text for text in axis.ticktext if text]
+    assert len(axis.tickvals) > 4 >= len(written) >= 2 and axis.tickangle == 0 and written[0].startswith("≤")

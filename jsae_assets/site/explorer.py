@@ -110,7 +110,7 @@ def write_cell(
 
 def with_digits(values: Any, digits: int = DIGITS) -> list[float | None]:
     """Numbers [n] with so many digits, as `f"{number:.3g}"` writes them; None where one is not finite. A site has
-    millions of them: at once it takes a tenth of the time."""
+    millions, which one by one would take most of its time."""
     x = np.asarray(values, dtype=np.float64)
     with np.errstate(all="ignore"):
         decimals = digits - 1 - np.floor(np.log10(np.abs(x)))

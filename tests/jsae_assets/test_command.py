@@ -542,9 +542,9 @@ def test_a_short_sweep_suggests_the_largest_lambda_that_keeps_enough_and_is_not_
 def test_to_suggest_a_lambda_the_language_model_is_loaded_once(entries, graph, monkeypatch, tmp_path):
     loaded = []
 
-    def load(*named):
+    def load(*named, **settings):
         loaded.append(named)
-        return load_language_model(*named)
+        return load_language_model(*named, **settings)
 
     monkeypatch.setattr("jsae_core.load_language_model", load)
     own = entries()

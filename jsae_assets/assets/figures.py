@@ -357,7 +357,7 @@ CELL_FIGURES = (
         "ablation",
         "What taking one unit of an input latent away does, against what the Jacobian predicts",
         _draw_ablation,
-        code_version="5",
+        code_version="6",
         reads=["ablation_samples"],
     ),
     Figure(

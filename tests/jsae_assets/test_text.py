@@ -126,3 +126,14 @@ def test_the_words_of_the_catalog_are_those_of_the_core():
     from jsae_core.text import LongDocuments
 
     assert get_args(Text.model_fields["long_documents"].annotation) == get_args(LongDocuments)
+
+
+def test_what_a_run_downloads_is_said_in_its_log(entries, graph, hub, language_model, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    commit = hub.commit("org/tiny", {path.name: path.read_bytes() for path in language_model.iterdir()})
+    changed = entries()
+    del changed["models"]["tiny"]["directory"]
+    changed["models"]["tiny"]["hub"] = "org/tiny"
+    tiny = graph(changed)
+    said = tiny.messages(tiny.tokenise())
+    assert f"Fetching the model org/tiny@{commit} from {hub.url}: " in said

@@ -34,6 +34,7 @@ from jsae_core.memory import keep_freed_memory, usual_batch
 from tests.pretended_gpu import PretendedGPU
 
 STREAM_TOKENS = 16_384  # what an H100 is given at once
+SLOW_TOKENS = 8_192  # of what takes minutes here; its pieces are as large as they get
 CURVE_TOKENS = 512
 SHOWN = 6  # operators
 
@@ -50,11 +51,13 @@ class Work(NamedTuple):
 Measure = Callable[[SAEPair, list[Tensor]], object]
 
 
-def _of_stream(measure: Measure, unit: str = "tokens") -> Callable[[Shape, PretendedGPU], Work]:
+def _of_stream(
+    measure: Measure, unit: str = "tokens", n_tokens: int | None = None
+) -> Callable[[Shape, PretendedGPU], Work]:
     """What a measure does on a stream; the tables are built before."""
 
     def counted(shape: Shape, gpu: PretendedGPU) -> Work:
-        pair, x = random_pair(shape, gpu.device), random_inputs(shape, STREAM_TOKENS, gpu.device)
+        pair, x = random_pair(shape, gpu.device), random_inputs(shape, n_tokens or STREAM_TOKENS, gpu.device)
         pair.tables()
         amount = len(x) * (shape.k if unit == "samples" else 1)
         return _counted(gpu, amount, unit, lambda: measure(pair, list(x.split(usual_batch(gpu.device)))))
@@ -102,10 +105,10 @@ def _counted(gpu: PretendedGPU, amount: int, unit: str, compute: Callable[[], ob
 
 PARTS: dict[str, Callable[[Shape, PretendedGPU], Work]] = {
     "histogram": _of_stream(jacobian_histogram),
-    "ablation": _of_stream(lambda pair, x: ablation_samples(pair, x, ranks="diagonal"), "samples"),
+    "ablation": _of_stream(lambda pair, x: ablation_samples(pair, x, ranks="diagonal"), "samples", SLOW_TOKENS),
     "function_shapes": _function_shapes,
     "quality": _quality,
-    "accounting": _of_stream(latent_accounting),
+    "accounting": _of_stream(latent_accounting, n_tokens=SLOW_TOKENS),
     "activity": _of_stream(latent_activity),
     "connections": _of_stream(latent_connections),
     "training, lambda 1": _training(1.0),

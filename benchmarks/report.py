@@ -6,6 +6,7 @@ Here: rows of `results.py` as text and as Plotly figures in the house style. Not
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,14 +100,17 @@ def _row_cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _notes(rows: Iterable[dict[str, Any]]) -> list[str]:
+def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What a cell has no room for; shapes of which the same is to be said, together."""
+    ((usual, _), *_) = Counter(row["commit"] for row in rows).most_common()
     shapes: dict[tuple[str, str], list[str]] = {}
     for row in in_order(rows):
         about = ", ".join(filter(None, (NAMES.get(row["part"], row["part"]), row["setting"])))
         notes = [row["note"]] if row["note"] else []
         if "over_traditional" in row:
             notes.append(f"{_ratio(row['over_traditional'])} the time of a step at lambda 0")
+        if row["commit"] != usual:
+            notes.append(f"measured at commit {row['commit']}, the others at {usual}")
         for note in notes:
             shapes.setdefault((about, note), []).append(row["shape"])
     return [f"{about} ({', '.join(named)}): {note}" for (about, note), named in shapes.items()]

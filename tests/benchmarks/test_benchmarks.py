@@ -252,6 +252,7 @@ def test_memory_is_what_a_call_takes_at_its_peak_above_what_is_there():
 
 def test_launches_and_waits_of_every_part_are_counted_without_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(launches, "STREAM_TOKENS", 32)
+    monkeypatch.setattr(launches, "SLOW_TOKENS", 32)
     monkeypatch.setattr(launches, "CURVE_TOKENS", 16)
     monkeypatch.setattr(launches, "TRAINING_BATCHES", (16,))
     monkeypatch.setattr("sys.argv", ["launches", "--shape", "tiny"])

@@ -104,7 +104,9 @@ def write_cell(
                 listed["tokens"].append(latent["top_tokens"][:IN_LIST])
         listed["strength"] = with_digits(listed["strength"])
         write_script(folder, f"cell/{cell}/{side}s", listed)
-    _write_places(folder, cell, contexts, text_starts)
+    top = contexts[(contexts["kind"] == "top") & (contexts["side"] == "output")]
+    _write_peaks(folder, cell, top)
+    _write_places(folder, cell, top, text_starts)
     write_script(folder, f"cell/{cell}/about", {**about, "text_starts": list(text_starts), "a_file": LATENTS_A_FILE})
 
 
@@ -225,10 +227,20 @@ def _fed(by_share: pd.DataFrame) -> dict[int, list[list[Any]]]:
     return found
 
 
-def _write_places(folder: Path, cell: str, contexts: pd.DataFrame, text_starts: Sequence[int]) -> None:
+def _write_peaks(folder: Path, cell: str, top: pd.DataFrame) -> None:
+    """Which output latents have their top contexts at a token, the one with the most first, for a search that reads no
+    texts: [token in lower case, latents] of each token."""
+    tokens = [str(tokens[place]).lower() for tokens, place in zip(top["tokens"], top["place"], strict=True)]
+    counts = top.assign(peak=tokens).groupby(["peak", "latent"], sort=False).size()
+    found: dict[str, list[int]] = {}
+    for token, latent in counts.sort_values(ascending=False, kind="stable").index:
+        found.setdefault(token, []).append(int(latent))
+    write_script(folder, f"cell/{cell}/peaks", list(found.items()))
+
+
+def _write_places(folder: Path, cell: str, top: pd.DataFrame, text_starts: Sequence[int]) -> None:
     """Where output latents have their top contexts, for a search in the texts: a file for each file of texts, with
     document, position and latent."""
-    top = contexts[(contexts["kind"] == "top") & (contexts["side"] == "output")]
     file = np.searchsorted(text_starts, top["document"].to_numpy(np.int64), side="right") - 1
     for number in range(len(text_starts)):
         rows = top[file == number]

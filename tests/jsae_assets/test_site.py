@@ -361,6 +361,26 @@ def test_the_explorer_goes_from_an_output_latent_along_an_edge_to_its_input_late
     page.wait_for_function(f"document.body.dataset.shown === '#jsae/tiny/1/input/{chosen}'")
 
 
+def test_a_search_for_a_token_finds_the_latents_with_top_contexts_at_it_and_reads_no_texts(measured, site, open_page):
+    contexts = pd.read_parquet(measured.graph.file("jsae/latent_contexts", extension="parquet"))
+    top = contexts[(contexts["side"] == "output") & (contexts["kind"] == "top")]
+    peaks = [tokens[place].lower() for tokens, place in zip(top["tokens"], top["place"], strict=True)]
+    expected = {token: set(of["latent"]) for token, of in top.assign(peak=peaks).groupby("peak")}
+    _, stored = received(site / "data" / "cell" / "jsae" / "tiny" / "1" / "peaks.js")
+    assert {token: set(latents) for token, latents in stored} == expected
+    page = open_page("explorer.html#jsae/tiny/1/output/5")
+    page.wait_for_selector("#latents a[aria-current]")
+    token = max(expected, key=lambda one: len(expected[one]) * one.isalpha())
+    page.fill("#search", token)
+    page.wait_for_function("document.querySelector('#found').textContent.includes('by their contexts')")
+    shown = page.evaluate("[...document.querySelectorAll('#latents a')].map((one) => +one.dataset.latent)")
+    assert expected[token] <= set(shown)
+    read = "[...document.scripts].filter((one) => one.src.includes('/places/')).length"
+    assert page.evaluate(read) == 0
+    page.fill("#search", "import")  # which is of several tokens here
+    page.wait_for_function(f"{read} > 0")
+
+
 def test_the_explorer_opens_with_the_pair_that_the_start_page_is_about(open_page):
     page = open_page("explorer.html")
     page.wait_for_selector("#latent h1")

@@ -72,7 +72,7 @@
     else if (asked) {
       const wanted = asked.toLowerCase();
       const byToken = all.filter((n) => tokens[n].some((token) => token.toLowerCase().includes(wanted)));
-      const byText = state.side === "output" ? await inTexts(asked) : [];
+      const byText = state.side === "output" ? await inContexts(wanted) : [];
       const inTokens = new Set(byToken);
       order = [...byToken, ...byText.filter((n) => !inTokens.has(n))];
       note = `${byToken.length} by their top tokens` + (state.side === "output" ? `, ${order.length - byToken.length} more by their contexts` : "");
@@ -104,10 +104,17 @@
     if (there) $("latents").scrollTop = Math.max(0, there.offsetTop - $("latents").offsetTop - 120);
   }
 
-  // Output latents that have a top context within a few tokens of the text
-  async function inTexts(asked) {
+  // Output latents that have a top context at a token that holds this; the texts are read for what goes over several.
+  async function inContexts(wanted) {
+    const peaks = await jsae.load(`cell/${state.cell}/peaks`);
+    const found = new Set(peaks.filter(([token]) => token.includes(wanted)).flatMap(([, latents]) => latents));
+    return found.size ? [...found] : inTexts(wanted);
+  }
+
+  // Output latents that have a top context within the text
+  async function inTexts(wanted) {
     const { text_starts, cell } = await about();
-    const wanted = asked.toLowerCase(), found = new Map();
+    const found = new Map();
     for (let file = 0; file < text_starts.length; file++) {
       const [documents, [at, positions, latents]] = await Promise.all([
         jsae.load(`text/${cell.split("/")[1]}/${file}`), jsae.load(`cell/${cell}/places/${file}`)]);

@@ -128,6 +128,7 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
         "longest document": f"{longest:,} tokens",
         "text": model.text or text.recorded(),
     }
+    revisions = {"dataset_revision": source.revision, "language_model_revision": language_model.revision}
     metadata = {
         **summary("What is measured on", headlines),
         "tokens": n_tokens,
@@ -139,8 +140,7 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
         "seconds": watch.seconds,
         "first_document": dg.MetadataValue.md(as_code(language_model.tokenizer.decode(made[0][1:])[:SHOWN_CHARACTERS])),
         "source_digest": digest,
-        "dataset_revision": source.revision or "none",
-        "language_model_revision": language_model.revision or "none",
+        **{name: revision for name, revision in revisions.items() if revision},
     }
     return Tokenised(stored, digest, metadata)
 

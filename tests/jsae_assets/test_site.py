@@ -165,7 +165,7 @@ def test_a_refused_pair_has_a_row_that_says_why_with_its_numbers_and_no_measures
     for page in ("index.html", "cells/tiny/1.html"):
         text = (tiny.storage / "site" / page).read_text(encoding="utf-8")
         traditional, jsae = re.findall(r"<tr>.*?</tr>", text.split("<tbody>")[1], re.DOTALL)[:2]
-        assert "Refused, so not measured." in jsae and "Refused" not in traditional
+        assert "Refused, so not measured:" in jsae and "Refused" not in traditional
         assert "expected at least 100%" in jsae and 'class="number"' not in jsae
         for side in ("input", "output"):
             assert f"{check.metadata[f'explained_variance_{side}'].value:.1%} by the {side} SAE" in jsae

@@ -385,7 +385,7 @@ CELL_FIGURES = (
         "differences",
         "What the variant has more and less of, in paired differences over documents",
         _draw_differences,
-        code_version="2",
+        code_version="3",
         reads=["jacobian_histogram", "latent_accounting", "ablation_samples", "function_shapes", "pair_quality"],
     ),
     Figure(

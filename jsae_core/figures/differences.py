@@ -16,6 +16,7 @@ from jsae_core.terms import Z95
 
 ROW, GROUP, BELOW = 30, 40, 110  # px: a difference, a heading of a group, the axis below
 LEFT = 330  # px for the names
+AROUND = 1.4  # times the largest difference, which the axis shows on both sides where an interval goes further
 
 
 class Difference(NamedTuple):
@@ -88,6 +89,11 @@ def differences_figure(
     )
     figure.update_yaxes(range=[y, 0], tickvals=ticks, ticktext=names, ticks="", showgrid=False, showline=False)
     reading = f" · bars: 95%, documents paired; right: {one.label} / {other.label} (%)"
+    reach = 100 * AROUND * max(abs(row.one - row.other) for row in rows)
+    if reach and any(100 * (abs(row.one - row.other) + Z95 * row.standard_error) > reach for row in rows):
+        # a number that is hardly known would press all others together
+        figure.update_xaxes(range=[-reach, reach])
+        reading += " · bars that are longer than the axis are cut"
     title = f"What has {plain(one.label)} more and less of?"
     apply_style(figure, title, _answer(rows), subtitle + reading, round(y) + BELOW)
     figure.layout.margin.l = LEFT
@@ -96,7 +102,9 @@ def differences_figure(
 
 def _answer(rows: Sequence[Difference]) -> str:
     sure = [row for row in rows if abs(row.one - row.other) > Z95 * row.standard_error]
-    most = max(rows, key=lambda row: abs(row.one - row.other))
+    if not sure:
+        return f"None of {len(rows)} numbers differs by more than chance."
+    most = max(sure, key=lambda row: abs(row.one - row.other))
     points = f"{100 * (most.one - most.other):+.1f}".replace("-", "\N{MINUS SIGN}")
     return (
         f"{len(sure)} of {len(rows)} numbers differ by more than chance; most of all {most.name}, by {points} points."

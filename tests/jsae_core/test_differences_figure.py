@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jsae_core.figures import Difference, Variant, differences_figure
-from tests.jsae_core.subtitles import answer
+from tests.jsae_core.subtitles import answer, details
 
 TRADITIONAL, JSAE = Variant("Traditional", "#0072B2"), Variant("JSAE", "#D55E00")
 GROUPS = {
@@ -46,6 +46,24 @@ def test_headings_stand_above_their_rows(figure):
 
 def test_the_answer_counts_what_differs_by_more_than_its_interval_and_names_the_largest(figure):
     assert answer(figure) == "2 of 3 numbers differ by more than chance; most of all |J| ≥ 0.01, by −60.0 points."
+
+
+def with_unknown(standard_error: float) -> dict:
+    return GROUPS | {"Scores": [Difference("CE of a model that needs no MLP", 1.6, 0.5, standard_error, "")]}
+
+
+def test_a_number_that_is_hardly_known_is_neither_named_nor_does_it_press_the_others_together():
+    figure = differences_figure(JSAE, TRADITIONAL, with_unknown(3.0), "tiny, layer 1")
+    assert answer(figure) == "2 of 4 numbers differ by more than chance; most of all |J| ≥ 0.01, by −60.0 points."
+    low, high = figure.layout.xaxis.range
+    assert low == -high and 110 < high < 200 and "longer than the axis" in details(figure)
+    known = differences_figure(JSAE, TRADITIONAL, with_unknown(0.01), "tiny, layer 1")
+    assert known.layout.xaxis.range is None and "by +110.0 points" in answer(known)
+
+
+def test_where_nothing_is_known_the_answer_names_nothing():
+    rows = {"Quality": [Difference("CE score", 0.75, 0.85, 0.2, "")]}
+    assert answer(differences_figure(JSAE, TRADITIONAL, rows, "")) == "None of 1 numbers differs by more than chance."
 
 
 @pytest.mark.parametrize("groups", [{}, {"Jacobian": []}])

@@ -6,6 +6,7 @@ latent (`function_curves`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ from jsae_core.terms import AGREEMENTS, DOSES, NOTEWORTHY, NOTEWORTHY_SHARE, PUB
 POINTS = 2000  # of each variant; more would hide each other
 HIDDEN_SHARE = 0.01  # of a variant's values that may be too small for the axes
 DECADES = 7  # that an axis has at most; with more its numbers would overlap
+SPACES = 0.6  # as wide as a percentage point of the bars
 ACROSS, DOWN = 4, 7  # numbers that there is room for beside and above each other
 EDGE = 0.08  # decades that the axes go on below their lower edges, so that points there are seen whole
 BINS_PER_DECADE = 8  # of the marginals
@@ -326,7 +328,10 @@ def _bars(
         showlegend=False,
         marker=bar_marker(variant, look),
         # a number stands beyond its error bar
-        text=[f"{'&nbsp;' * (3 if any(errors) else 0)}{_written(share)}" for share in percents],
+        text=[
+            f"{'&nbsp;' * (2 + math.ceil(SPACES * error) if any(errors) else 0)}{_written(share)}"
+            for share, error in zip(percents, errors, strict=True)
+        ],
         textposition="outside",
         textfont={"size": FONT_SIZE - 2},
         error_x={"array": errors, "visible": any(errors), "width": 3, "thickness": 1.5, "color": INK},

@@ -101,6 +101,11 @@ class _Axis(NamedTuple):
         return layout | {"type": "log", **_log_ticks(self.low, self.high)} if self.measure.log else layout
 
 
+def _three_digits(coefficient: float) -> str:
+    """Without an exponent as long as it is short: 3,000."""
+    return f"{float(f'{coefficient:.3g}'):,g}"
+
+
 class _Knee(NamedTuple):
     coefficient: float
     x: float
@@ -108,7 +113,7 @@ class _Knee(NamedTuple):
 
     @property
     def text(self) -> str:
-        return f"knee: λ = {self.coefficient:.3g}"
+        return f"knee: λ = {_three_digits(self.coefficient)}"
 
 
 def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, reported: pd.DataFrame | None = None) -> go.Figure:
@@ -270,7 +275,9 @@ def _said(name: str, first: float, last: float) -> str:
 
 def _at_knees(knees: Mapping[str, _Knee]) -> str:
     """Where the curve of the only group bends; the legend says it of several."""
-    return "".join(f" The curve bends at λ = {knee.coefficient:.3g}." for knee in knees.values() if len(knees) == 1)
+    return "".join(
+        f" The curve bends at λ = {_three_digits(knee.coefficient)}." for knee in knees.values() if len(knees) == 1
+    )
 
 
 def _drawn(
@@ -401,14 +408,19 @@ def _axis(measure: _Measure, values: pd.Series) -> _Axis:
 
 def _log_ticks(low: float, high: float) -> dict:
     """For an axis or a colour bar from 10**low to 10**high: powers of ten; between few of them also 2 and 5 times
-    these."""
+    these; between hardly any all digits, of which, if they are many, 1, 2 and 5 are written."""
     decades = 10.0 ** np.arange(np.floor(low), np.ceil(high) + 1)
     for steps in ([1], [1, 2, 5], [1, 2, 3, 4, 5, 6, 7, 8, 9]):
         ticks = np.outer(decades, steps).ravel()
         ticks = ticks[(ticks >= 10**low) & (ticks <= 10**high)]
         if ticks.size > 2:
             break
-    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    round_ones = np.isin([f"{tick:.0e}"[0] for tick in ticks], ["1", "2", "5"])
+    written = round_ones if ticks.size > 3 and round_ones.sum() > 1 else np.ones_like(round_ones)
+    return {
+        "tickvals": ticks,
+        "ticktext": [f"{tick:g}" if shown else "" for tick, shown in zip(ticks, written, strict=True)],
+    }
 
 
 def _groups(runs: pd.DataFrame) -> pd.Series:
@@ -613,7 +625,7 @@ def _write_labels(
         labels, labelled = [], set()
         at = _pixels(axes, trace.x, trace.y)
         for x, y, mark, run in zip(trace.x, trace.y, at, zip(runs["group"], runs[LAMBDA], strict=True), strict=True):
-            text = f"\xa0{run[1]:.3g}\xa0"
+            text = f"\xa0{_three_digits(run[1])}\xa0"
             known = run in labelled or (x, y) in named
             place = None if known else room.first_free(beside(mark, trace.marker.size, len(text)))
             labels.append((text, place) if place else ("", "middle right"))

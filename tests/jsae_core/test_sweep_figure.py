@@ -782,3 +782,8 @@ def test_odd_runs_are_told_by_their_place_in_the_table():
     runs = of(of(of(table(), 0, state="running", ce_score=np.inf), 3, ce_score=np.inf), 4, jacobian_coefficient=-2)
     assert odd_runs(runs).to_dict() == {3: "ce_score = inf", 4: "jacobian_coefficient = -2"}
     assert odd_runs(table()).empty
+
+
+def test_a_large_lambda_is_written_out():
+    figure = tradeoff(table([0.0, 300.0, 3000.0], [0.6, 0.3, 0.1], [0.9, 0.7, 0.5]))
+    assert "3,000" in [label.strip("\xa0") for label in labels(dots(figure))]

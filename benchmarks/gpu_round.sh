@@ -13,7 +13,7 @@ try() {
     "$@" || { failed=1; echo "FAILED: $*"; }
 }
 # compiled kernels, those of bfloat16 among them, which the interpreter does not multiply
-TRITON_INTERPRET=0 try "$python" -m pytest -n0 -q -p no:cacheprovider tests/jsae_core/test_kernels.py
+try env TRITON_INTERPRET=0 "$python" -m pytest -n0 -q -p no:cacheprovider tests/jsae_core/test_kernels.py
 try "$python" -m benchmarks --device cuda --shape pythia-70m --quick --output "$output"
 try "$python" -m benchmarks.devices --device cuda --tokens 2000 --steps 60
 try "$python" -m benchmarks histogram ablation --device cuda --shape pythia-410m --quick --output "$output"

@@ -1,11 +1,16 @@
-# make demo: materialise the default catalog.  make test: run the tests.  make ui: the Dagster UI.
-# make check: the form of the code, its types and which way its imports run.
-# make test-services: an installation of several machines, on this one: PostgreSQL, S3, a Ray cluster. It takes Debian's
-# postgresql, and minutes.
-# make bench: measure speed (about 50 minutes on two cores), and draw what docs/speed.md shows. It wants the machine to itself.
-# make audit: whether a pinned package has a known vulnerability, where the list of them can be reached (tools/audit.py).
-# make lock: pin the packages that pyproject.toml asks for anew, with the hashes of their files (tools/lock.py).
-# All of them prepare .venv first, where it is missing or older than the pinned packages.
+# make demo           make everything in the default catalog and show the results
+# make ui             start the Dagster UI
+# make test           run the tests
+# make check          check the formatting and style of the code, its types and the direction of its imports
+# make test-wheel     test the built wheel in an empty environment, outside the checkout
+# make test-services  test an installation for several machines on this one: PostgreSQL, S3 and a Ray cluster. Needs
+#                     Debian's postgresql and several minutes
+# make bench          measure speed (about 50 minutes on two cores) and update the table and figures of docs/speed.md.
+#                     Nothing else should run on the machine meanwhile
+# make audit          look up whether a pinned package has a known vulnerability (tools/audit.py)
+# make lock           pin the packages of pyproject.toml again, with the hashes of their files (tools/lock.py)
+#
+# Each of them first makes .venv (make setup) if it is missing or older than the pinned packages.
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,11 +25,11 @@ export TOKENIZERS_PARALLELISM := false
 
 setup: $(READY)
 
-# Torch comes first, and with it setuptools, which builds what comes without a wheel.
+# Torch's lock file comes first, because it has setuptools, which builds the packages without a wheel.
 $(READY): pyproject.toml $(LOCKS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	@echo 'PyTorch: a CPU build if pip is set up to find one (its absence is no error), else the build of the package index'
+	@echo 'PyTorch: the CPU build if pip can find it; otherwise pip reports an error, which is expected, and the build of the package index is installed'
 	$(PIP_INSTALL) --require-hashes --requirement requirements-torch-cpu.lock || $(PIP_INSTALL) --require-hashes --requirement requirements-torch.lock
 	$(PIP_INSTALL) --require-hashes --requirement requirements.lock
 	$(PIP_INSTALL) --editable .
@@ -33,19 +38,18 @@ $(READY): pyproject.toml $(LOCKS)
 demo: $(READY)
 	$(VENV)/bin/jsae demo
 
-# side by side, whoever is done takes tests from another: what most wait for is not the processor, and torch has nothing
-# to share out in them
+# In up to four processes, since most tests do not wait for the processor; a process that is done takes over tests of
+# another. One thread for torch in each, since the tensors of the tests are too small for more.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-# the type checker's first run takes a minute or two, the next ones seconds: it keeps what it knows in .mypy_cache
+# The first run of the type checker takes a minute or two, later ones seconds, because it keeps results in .mypy_cache.
 check: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/mypy
 
-# the wheel in an empty environment, outside the checkout
 test-wheel: $(READY)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m wheel tests/test_wheel.py
 

@@ -1,4 +1,4 @@
-"""Whether two ways of computing the same thing agree. Not here: what is compared."""
+"""Checks that two ways of computing the same values agree. Not here: what is compared (`cases.py`)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ class Disagreement(AssertionError):
 
 @dataclass(frozen=True)
 class Agreement:
-    """What was compared, the largest difference found, the largest allowed.
+    """A comparison that succeeded.
 
-    `ties` is how many values differed by more, and were few enough to be decided by rounding: where two latents are as
-    good as equal, one of them is in the TopK and which one it is depends on the order of a sum.
+    Attributes:
+        what: what was compared.
+        difference: the largest difference within the tolerance.
+        tolerance: the largest difference allowed.
+        ties: how many values differed by more. They are few enough to be explained by rounding: if two latents have
+            almost equal pre-activations, the order of a sum decides which of them is in the TopK.
     """
 
     what: str
@@ -27,13 +31,13 @@ class Agreement:
 
 
 def agree(what: str, difference: Tensor, tolerance: float, exempt: float = 0.0) -> Agreement:
-    """Differences of any shape, all but a share `exempt` of which must be within the tolerance.
+    """Check that all differences (of any shape), except a share `exempt`, are within the tolerance.
 
     Raises:
-        Disagreement: they are not, or there is no difference to look at.
+        Disagreement: they are not, or `difference` is empty.
     """
     difference = difference.detach().double().abs().flatten().cpu()
-    beyond = ~(difference <= tolerance)  # NaN is beyond
+    beyond = ~(difference <= tolerance)  # NaN counts as beyond the tolerance
     if not difference.numel() or beyond.sum() > exempt * difference.numel():
         raise Disagreement(
             f"{what}: {int(beyond.sum())} of {difference.numel()} values differ from the original's procedure by more "
@@ -43,6 +47,6 @@ def agree(what: str, difference: Tensor, tolerance: float, exempt: float = 0.0) 
 
 
 def relative(ours: Tensor, original: Tensor) -> Tensor:
-    """Differences as shares of the original's values."""
+    """Return the differences relative to the original's values."""
     original = original.double().cpu()
     return (ours.double().cpu() - original).abs() / original.abs().clamp(min=torch.finfo(torch.float64).tiny)

@@ -1,10 +1,10 @@
 """The parts of the benchmark: each runs one measure of `jsae_core` and the original's procedure on the same inputs,
-checks that they agree, times them in turn, and compares with the limit.
+checks that the results agree, measures both times in alternation, and compares with the limit.
 
-A part is a function of (shape, device, rates) and gives rows of plain values, which `report.py` shows. Not here: the
-procedures (`original.py`), the limit (`cost.py`), how cost grows (`growth.py`).
+A part is a function of (shape, device, rates) that returns rows of plain values, which `report.py` shows. Not here: the
+procedures (`original.py`), the limit (`cost.py`), the growth of time and memory (`growth.py`).
 
-How much work a round does is chosen so that all parts at all shapes take about 50 minutes on two cores.
+The amount of work in a round is chosen so that all parts at all shapes take about 50 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from benchmarks.shapes import (
     random_mlp,
     random_pair,
 )
-from benchmarks.timing import in_turn, peak_memory, per_unit, ratios, spread, usual_memory
+from benchmarks.timing import alternating, peak_memory, per_unit, ratios, spread, usual_memory
 from jsae_core import SAEPair, TrainingConfig, run_sandwich, train_pair
 from jsae_core.jacobian import Sandwich
 from jsae_core.measures import ablation_samples, function_shapes, jacobian_histogram, pair_quality
@@ -48,33 +48,33 @@ Row = dict[str, Any]
 
 ROUNDS = {"pythia-410m": 2}
 DEFAULT_ROUNDS = 3
-SMALL = "pythia-410m"  # the shape that gets less work, since a call of the original takes seconds there
-ON_CUDA = 16  # times the work of ours: a round must outlast what starts and ends it
-DENSE_SUMS_BYTES = 8 * 2**30  # up to which the original is given its d_sae x d_sae matrix
+SLOW = "pythia-410m"  # the shape with less work per round, since a call of the original takes seconds there
+CUDA_FACTOR = 16  # times as much work for `jsae_core` on CUDA, so that a round is long compared with its overhead
+DENSE_SUMS_BYTES = 8 * 2**30  # the original computes its d_sae x d_sae matrix only up to this size
 
 TOLERANCE = 1e-4
-ROUNDED_TOLERANCE = 5e-3  # of Jacobians whose rows have the eight binary digits of bfloat16
-TIES = 1e-3  # share of values that rounding may decide
-CLASS_TIES = 1e-2  # of classes of curves: a residual may lie as near to its bound
+ROUNDED_TOLERANCE = 5e-3  # of Jacobians from tables in bfloat16, which has eight binary digits
+TIES = 1e-3  # the share of values that may differ because of rounding
+CLASS_TIES = 1e-2  # the share of curves that may get another class, since a residual can lie very close to its bound
 PROMPT_TOKENS = 64
 TRAINING_BATCHES = (1024, 4096)
-COMPARED_BATCH = TRAINING_BATCHES[0]  # the original takes too long at the other
+COMPARED_BATCH = TRAINING_BATCHES[0]  # with the other one the original takes too long
 COEFFICIENTS = (1.0, 0.0)
 COMPARED_STEPS = 3
-WARM_UP_STEPS, TIMED_STEPS = 7, 5  # a process has all the memory that a step takes after about seven
-FEWER_STEPS = 3, 2  # of the shape that gets less work, whose steps take seconds
+WARM_UP_STEPS, TIMED_STEPS = 7, 5  # after about seven steps, a process has allocated all the memory that a step needs
+FEWER_STEPS = 3, 2  # warm-up and timed steps at the shape SLOW, whose steps take seconds
 
 
 class Work(NamedTuple):
-    """Documents or tokens in one round."""
+    """The number of documents or tokens in one round."""
 
     ours: int
     original: int
 
 
-def _work(usual: Work, less: Work, shape: Shape, device: torch.device) -> Work:
-    work = less if shape.name == SMALL else usual
-    return Work(work.ours * (ON_CUDA if device.type == "cuda" else 1), work.original)
+def _work(usual: Work, at_slow_shape: Work, shape: Shape, device: torch.device) -> Work:
+    work = at_slow_shape if shape.name == SLOW else usual
+    return Work(work.ours * (CUDA_FACTOR if device.type == "cuda" else 1), work.original)
 
 
 def _rounds(shape: Shape) -> int:
@@ -82,8 +82,9 @@ def _rounds(shape: Shape) -> int:
 
 
 def histogram(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
-    """Histograms of |J| and of mean |J| over documents of MLP inputs; and the same of rounded tables."""
-    # the original looks for NaN every 20 documents, and its last pass over all sums is to weigh as little as ours
+    """Histograms of |J| and of mean |J| over documents of MLP inputs, and the same with tables in bfloat16."""
+    # many documents, since the original searches for NaN every 20 of them, and so that its last pass over all sums,
+    # once per call, counts for as little as ours
     work = _work(Work(40, 40), Work(17, 2), shape, device)
     pair = random_pair(shape, device)
     documents = [random_inputs(shape, shape.document_tokens, device, seed) for seed in range(max(work))]
@@ -96,7 +97,7 @@ def histogram(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
     theirs = original.histogram(pair, few, with_means)
     agreement = histograms_agree(jacobian_histogram(pair, _batches(few)), theirs)
     n_tokens = sum(map(len, batches))
-    seconds = in_turn(
+    seconds = alternating(
         {
             "ours": per_unit(lambda: jacobian_histogram(pair, batches), n_tokens, device),
             "original": per_unit(
@@ -108,7 +109,7 @@ def histogram(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
         },
         _rounds(shape),
     )
-    note = "" if with_means else f"the original without its sums of |J| ({sums_bytes / 1e9:.0f} GB), ours with them"
+    note = "" if with_means else f"the original runs without sums of |J| ({sums_bytes / 1e9:.0f} GB), ours with them"
     row = _row("histogram", shape, "token", seconds, cost.histogram(shape), rates, memory, agreement, note=note)
     return [row, _histogram_of_rounded_tables(pair, batches, shape, device, rates)]
 
@@ -116,14 +117,16 @@ def histogram(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
 def _histogram_of_rounded_tables(
     pair: SAEPair, batches: Sequence[Tensor], shape: Shape, device: torch.device, rates: Rates
 ) -> Row:
-    """Beside a float32 pair, which the original does not have; Jacobians compared with the pair's own."""
+    """Return the row of a float32 pair with tables in bfloat16. The original has no such tables, so its Jacobians are
+    compared with those of the pair's own tables."""
     rounded = SAEPair(pair.config, pair.input_sae, pair.output_sae, pair.mlp, torch.bfloat16)
     _, memory = peak_memory(lambda: jacobian_histogram(rounded, batches), device)
-    J, ours = (run_sandwich(one, batches[0][: shape.document_tokens]).jacobian for one in (pair, rounded))
-    error = (ours - J).norm() / J.norm()
+    document = batches[0][: shape.document_tokens]
+    J, rounded_J = (run_sandwich(each_pair, document).jacobian for each_pair in (pair, rounded))
+    error = (rounded_J - J).norm() / J.norm()
     agreement = [agree("histogram, J of bfloat16 tables, relative", error, ROUNDED_TOLERANCE)]
     n_tokens = sum(map(len, batches))
-    seconds = in_turn(
+    seconds = alternating(
         {"ours": per_unit(lambda: jacobian_histogram(rounded, batches), n_tokens, device)}, _rounds(shape)
     )
     limit, setting = cost.histogram(shape), "tables bfloat16"
@@ -131,10 +134,11 @@ def _histogram_of_rounded_tables(
 
 
 def histograms_agree(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[Agreement]:
-    """Of what is counted, the share that lies in another bin: |J| within rounding of a bin's edge."""
+    """Check that the share of counts in another bin is small. Such counts are values that lie within rounding of a
+    bin's edge."""
     agreement = []
     for name, counts in theirs.items():
-        # a mean of zero, which nearly all are, is nothing that was measured
+        # without the first bin of the means: nearly all of it are pairs of latents that never occurred together
         start = 1 if name == "mean_jac_hist" else 0
         moved = (ours[name] - counts)[start:].abs().sum() / 2 / counts[start:].sum()
         agreement.append(agree(f"histogram, {name}, share in another bin", moved, TIES))
@@ -147,7 +151,8 @@ def _batches(documents: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def ablation(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
-    """The diagonal of every token: one unit of the i-th input latent less, the change of the i-th output latent."""
+    """Ablations on the diagonal of every token: the change of the i-th output latent when one unit of the i-th input
+    latent is taken away."""
     work = _work(Work(512, 8), Work(128, 1), shape, device)
     pair = random_pair(shape, device)
     x = random_inputs(shape, work.ours, device)
@@ -162,7 +167,7 @@ def ablation(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
         agree(f"ablation, {name}", torch.tensor(frame[name]) - theirs.cpu(), TOLERANCE, TIES)
         for name, theirs in (("jacobian", predicted), ("change", changes))
     ]
-    seconds = in_turn(
+    seconds = alternating(
         {
             "ours": per_unit(lambda: ours(x), len(x) * shape.k, device),
             "original": per_unit(lambda: original.ablation(pair, few), len(few) * shape.k, device, usual_memory),
@@ -174,7 +179,7 @@ def ablation(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
 
 
 def shapes_of_functions(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
-    """Curves of k random elements a token, as many as the original draws, and their classes."""
+    """Curves and their classes, for k random elements of each token's Jacobian, as many as in the original."""
     work = _work(Work(64, 4), Work(10, 1), shape, device)
     pair = random_pair(shape, device)
     x = random_inputs(shape, work.ours, device)
@@ -187,7 +192,7 @@ def shapes_of_functions(shape: Shape, device: torch.device, rates: Rates) -> lis
     frame = ours(few, n_curves=shape.k * len(few))
     samples = list(frame[["token", "output_rank", "input_rank"]].itertuples(index=False, name=None))
     agreement = curves_agree(frame, original.function_shapes(pair, few, samples))
-    seconds = in_turn(
+    seconds = alternating(
         {
             "ours": per_unit(lambda: ours(x), shape.k * len(x), device),
             "original": per_unit(
@@ -201,7 +206,7 @@ def shapes_of_functions(shape: Shape, device: torch.device, rates: Rates) -> lis
 
 
 def curves_agree(frame: pd.DataFrame, curves: Sequence[original.Curve]) -> list[Agreement]:
-    """Both axes of all curves, and their classes."""
+    """Check that both axes of all curves, and their classes, agree."""
     agreement = [
         agree(
             f"function_shapes, {name}",
@@ -211,12 +216,12 @@ def curves_agree(frame: pd.DataFrame, curves: Sequence[original.Curve]) -> list[
         )
         for name in ("input_values", "output_values")
     ]
-    other = torch.tensor([ours != curve.shape for ours, curve in zip(frame["shape"], curves, strict=True)])
-    return [*agreement, agree("function_shapes, shape", other, 0.0, CLASS_TIES)]
+    differs = torch.tensor([ours != curve.shape for ours, curve in zip(frame["shape"], curves, strict=True)])
+    return [*agreement, agree("function_shapes, shape", differs, 0.0, CLASS_TIES)]
 
 
 def quality(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
-    """What a language model loses with reconstructions spliced in, and sparsity, over documents of tokens."""
+    """The losses of a language model with reconstructions spliced in, and the Jacobian's sparsity, over documents."""
     work = _work(Work(4, 4), Work(1, 1), shape, device)
     documents = random_documents(shape, max(work))
     few = documents[: work.original]
@@ -235,7 +240,7 @@ def quality(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
         agreement = [
             agree(f"quality, {name}, relative", value, TOLERANCE) for name, value in zip(names, difference, strict=True)
         ]
-        seconds = in_turn(
+        seconds = alternating(
             {
                 "ours": per_unit(lambda: ours(documents[: work.ours]), work.ours * shape.document_tokens, device),
                 "original": per_unit(
@@ -247,12 +252,12 @@ def quality(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
             },
             _rounds(shape),
         )
-    note = "ours with both reconstructions at once and the reconstruction's quality, which the original does not give"
+    note = "ours also splices both reconstructions at once and measures their quality, which the original does not do"
     return [_row("quality", shape, "token", seconds, cost.quality(shape), rates, memory, agreement, note=note)]
 
 
 def training(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
-    """Steps at two batch sizes, with and without the Jacobian's penalty."""
+    """Training steps at two batch sizes, with and without the penalty on the Jacobian."""
     mlp = random_mlp(shape).to(device)
     inputs = {batch: random_inputs(shape, batch, device) for batch in TRAINING_BATCHES}
     settings = [(batch, coefficient) for batch in TRAINING_BATCHES for coefficient in COEFFICIENTS]
@@ -264,11 +269,11 @@ def training(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
     agreement, trainer = _training_agreement(inputs[COMPARED_BATCH], mlp, shape)
     measures: dict[Any, Callable[[], float]] = dict(steps)
     measures["original"] = per_unit(partial(trainer.step, inputs[COMPARED_BATCH]), 1, device, usual_memory)
-    seconds = in_turn(measures, _rounds(shape))
+    seconds = alternating(measures, _rounds(shape))
     rows = []
     for batch, coefficient in settings:
         compared = batch == COMPARED_BATCH
-        active, note = None, "the original computes the Jacobian at lambda 0 too" if compared else ""
+        active, note = None, "the original also computes the Jacobian at lambda 0" if compared else ""
         if coefficient:
             active = _active_latents(inputs[batch], mlp, shape)
             note = f"{sum(active):,} of {2 * shape.d_sae:,} latents are active"
@@ -291,7 +296,8 @@ def training(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
 
 
 def _active_latents(x: Tensor, mlp: MLP, shape: Shape) -> tuple[int, int]:
-    """How many input and output latents are active in a batch, at weights like those that training begins with."""
+    """Return how many input and output latents are active in a batch, with weights like those at the start of
+    training."""
     pair = random_pair(shape, x.device, mlp)
     return tuple(
         len(active_latents(sae, inputs)[1].unique())
@@ -304,11 +310,12 @@ def _training_config(batch: int, shape: Shape, coefficient: float, steps: int) -
 
 
 def _step_seconds(x: Tensor, mlp: MLP, shape: Shape, coefficient: float) -> float:
-    """Between reports, which come after every step where there are few: neither what training begins with nor the pair
-    it ends with is part of a step. A report's losses wait for the device."""
+    """Return the median time between two reports of `train_pair`, which reports after every step if there are few
+    steps. This leaves out the preparation before the first step and making the pair after the last. The device has
+    finished a step when it is reported, since the report needs its losses."""
     keep_freed_memory()
     clock: list[float] = []
-    warm_up, timed = FEWER_STEPS if shape.name == SMALL else (WARM_UP_STEPS, TIMED_STEPS)
+    warm_up, timed = FEWER_STEPS if shape.name == SLOW else (WARM_UP_STEPS, TIMED_STEPS)
     config = _training_config(len(x), shape, coefficient, warm_up + timed)
     train_pair(x, mlp, config, report=lambda progress: clock.append(time.perf_counter()))
     if len(clock) != config.steps:
@@ -318,9 +325,9 @@ def _step_seconds(x: Tensor, mlp: MLP, shape: Shape, coefficient: float) -> floa
 
 
 def _training_agreement(x: Tensor, mlp: MLP, shape: Shape) -> tuple[list[Agreement], original.Trainer]:
-    """Losses of every step from the same weights on the same tokens: those after the first say that the step itself
-    agrees. (Weights would say less: at first Adam moves each by the learning rate and the sign of its gradient, which
-    rounding decides where it is nearly zero.)"""
+    """Compare the losses of the first steps from the same weights on the same tokens. The losses after the first step
+    show that the update agrees as well. (Comparing weights would show less: at first Adam changes each weight by the
+    learning rate times the sign of its gradient, and rounding decides the sign of a gradient that is almost zero.)"""
     config = _training_config(len(x), shape, COEFFICIENTS[0], COMPARED_STEPS)
     ours: list[list[float]] = []
     train_pair(x, mlp, config, report=lambda p: ours.append([p.input_loss, p.output_loss, p.jacobian_loss]))
@@ -333,12 +340,12 @@ def _training_agreement(x: Tensor, mlp: MLP, shape: Shape) -> tuple[list[Agreeme
 
 
 def examples(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
-    """The Jacobians of one prompt."""
+    """The Jacobians of one short prompt."""
     pair = random_pair(shape, device)
     x = random_inputs(shape, min(PROMPT_TOKENS, shape.document_tokens), device)
 
     def ours() -> Sandwich:
-        # as it is when an asset has just loaded it: its tables are not built
+        # a new pair without tables, as if an asset had just loaded it
         return run_sandwich(SAEPair(pair.config, pair.input_sae, pair.output_sae, pair.mlp), x)
 
     @torch.no_grad()
@@ -348,20 +355,20 @@ def examples(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
     result, memory = peak_memory(ours, device)
     difference = result.jacobian - theirs().jacobian
     agreement = [agree("examples, jacobian", difference, TOLERANCE, TIES)]
-    seconds = in_turn(
+    seconds = alternating(
         {
             "ours": per_unit(ours, len(x), device),
             "original": per_unit(theirs, len(x), device, usual_memory),
         },
         _rounds(shape),
     )
-    note = "of a pair that was just loaded; the limit leaves out the table rows that are built for the prompt"
+    note = "the pair was just loaded; the limit leaves out building the table rows that the prompt needs"
     limit = cost.examples(shape, len(x))
     return [_row("examples", shape, "token", seconds, limit, rates, memory, agreement, note=note)]
 
 
 def loading(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
-    """A pair from an artifact's directory."""
+    """Loading a pair from an artifact's directory."""
     with tempfile.TemporaryDirectory() as directory, torch.no_grad():
         random_pair(shape, torch.device("cpu")).save(directory)
         size = sum(path.stat().st_size for path in Path(directory).iterdir())
@@ -371,7 +378,7 @@ def loading(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
             [(tensor - theirs[name].cpu()).abs().max() for name, tensor in pair.tensors().items()]
         )
         agreement = [agree("loading, weights", difference, 0.0)]
-        seconds = in_turn(
+        seconds = alternating(
             {
                 "ours": per_unit(lambda: SAEPair.load(directory, device), 1, device),
                 "original": per_unit(lambda: original.load(Path(directory), device), 1, device, usual_memory),
@@ -394,7 +401,11 @@ def _row(
     limit_of: str = "",
     note: str = "",
 ) -> Row:
-    """Plain values. `limit_of` says that it is the limit of one way of doing it, which another way may pass."""
+    """Return a row of results as plain values.
+
+    Args:
+        limit_of: the method that `limit` applies to, if another method can be faster than that limit.
+    """
     row: Row = {
         "part": part,
         "shape": shape.name,
@@ -410,7 +421,7 @@ def _row(
             "of": limit_of,
         },
         "share_of_limit": limit.seconds(rates) / statistics.median(seconds["ours"]),
-        "agreement": [asdict(one) for one in agreement],
+        "agreement": [asdict(comparison) for comparison in agreement],
         "note": note,
     }
     if "original" in seconds:

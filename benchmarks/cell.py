@@ -1,9 +1,9 @@
-"""A whole cell, end to end: every pair, measure and figure of one layer of the default catalog, through Dagster.
+"""Measures the time of a whole cell: all pairs, measures and figures of a layer of the default catalog, in Dagster.
 
     python -m benchmarks.cell [--layer LAYER] [--device auto|cpu|cuda]
 
-It works in a home of its own, which is deleted. Not here: the parts of the benchmark that measure one thing at a time
-(`cases.py`), starting Dagster's processes (`startup.py`).
+It uses a temporary instance. Not here: benchmarks of single measures (`cases.py`), the start of Dagster's processes
+(`startup.py`).
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ from jsae_assets.plan import CELL_JOB, TOKENS_JOB
 from jsae_assets.resources import Compute
 from jsae_core import LanguageModel
 
-MODEL, LAYER = "stdlib-1m", 1  # where the default catalog holds all four variants
+MODEL, LAYER = "stdlib-1m", 1  # here the default catalog has pairs of all four variants
 
 
 @dataclass
 class Steps:
-    """What each step of a run took.
+    """The time and the tokens of each step of a run, by the step's name.
 
     Attributes:
-        seconds, processor: wall clock and this process's processor time, in order.
-        to_mlp, to_end: tokens that the model was given, to stop at the MLP of the layer or to run all blocks.
+        seconds: wall-clock time, in the order of the steps.
+        processor: processor time of this process, in seconds.
+        to_mlp: the number of tokens for which the model ran up to the MLP of the layer.
+        to_end: the number of tokens for which the model ran all blocks.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -53,7 +55,7 @@ class Steps:
     _began: tuple[float, float] = (0.0, 0.0)
 
     def note(self, event: dg.DagsterEvent) -> None:
-        """Takes notice of a step that begins or ends."""
+        """Record the time if the event says that a step begins or ends."""
         now = time.perf_counter(), time.process_time()
         name = (event.step_key or "").replace("__", "/")
         if event.event_type == dg.DagsterEventType.STEP_START:
@@ -64,7 +66,7 @@ class Steps:
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Counts the tokens that any language model is given."""
+        """Context manager that counts the tokens which any language model processes."""
         with contextlib.ExitStack() as stack:
             for name, counter in (("mlp_activations", self.to_mlp), ("clean_pass", self.to_end)):
                 stack.enter_context(mock.patch.object(LanguageModel, name, self._counted(name, counter)))
@@ -81,7 +83,7 @@ class Steps:
 
 
 def measured_cell(catalog: Catalog, model: str, layer: int, device: str) -> Steps:
-    """Materialise the tokens of a model and then, timed, one cell. Raises what a failing step raises."""
+    """Materialise the tokens of a model, then measure the steps of one cell. An error of a step is raised."""
     steps = Steps()
 
     class Handler(logging.Handler):
@@ -116,7 +118,7 @@ def measured_cell(catalog: Catalog, model: str, layer: int, device: str) -> Step
 
 
 def as_text(steps: Steps) -> str:
-    """A line a step, and what all of them add up to."""
+    """Return a table with a line for each step and a line with the totals."""
     total = sum(steps.seconds.values())
     rows = [
         (
@@ -142,7 +144,7 @@ def as_text(steps: Steps) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cell", description=__doc__.split("\n\n")[0])
     parser.add_argument("--layer", type=int, default=LAYER)
-    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
+    parser.add_argument("--device", default="auto", help="auto (CUDA if there is a device), cpu, cuda, cuda:N")
     options = parser.parse_args()
     disable_progress_bar()
     print(as_text(measured_cell(load_catalog(), MODEL, options.layer, options.device)))

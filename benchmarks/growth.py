@@ -1,7 +1,7 @@
-"""How the histogram's time and memory grow with the number of tokens, with d_sae and with k.
+"""Measures how the histogram's time and memory grow with the number of tokens, with d_sae and with k.
 
-Each series starts from one shape and changes one number. Only ours is measured. Not here: what the numbers are compared
-with (`cases.py`).
+Each series starts from one shape and changes one of these numbers. Only `jsae_core` is measured. Not here: comparisons
+with the original's procedure (`cases.py`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from jsae_core.measures import jacobian_histogram
 from jsae_core.memory import usual_batch
 
 FEWEST_TOKENS, TIMES_MORE_TOKENS = 8192, (1, 4, 16)
-TOKENS = 4096  # of the other series
+TOKENS = 4096  # in the series of d_sae and k
 TIMES_D_SAE = (1 / 4, 1 / 2, 1, 2, 4)
 TIMES_K = (1 / 2, 1, 2, 4)
 ROUNDS = 2
 
 
 def growth(shape: Shape, device: torch.device, rates: Rates) -> list[Row]:
-    """Rows of three series: `tokens`, `d_sae` and `k`."""
+    """Return the rows of the three series `tokens`, `d_sae` and `k`."""
     by_tokens = [("tokens", times * FEWEST_TOKENS, shape, times * FEWEST_TOKENS) for times in TIMES_MORE_TOKENS]
     by_d_sae = [("d_sae", size, replace(shape, d_sae=size), TOKENS) for size in _sizes(shape.d_sae, TIMES_D_SAE)]
     by_k = [("k", size, replace(shape, k=size), TOKENS) for size in _sizes(shape.k, TIMES_K)]

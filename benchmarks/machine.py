@@ -1,4 +1,5 @@
-"""The machine a row was measured on: what it is, how fast it multiplies matrices and copies memory, and which code ran.
+"""The machine that a row was measured on: its name, its speed of matrix products and memory copies, and the code's
+version.
 
 Not here: how much of either a measure needs (`cost.py`).
 """
@@ -24,21 +25,22 @@ TRIES = 6
 
 @dataclass(frozen=True)
 class Rates:
-    """The best this machine did, in the process that a row was measured in."""
+    """The best rates that this machine reached, in the process that measured a row."""
 
-    matmul: float  # float32 operations a second, 2 for a multiply-add
-    copy: float  # bytes read and written a second, in memory larger than any cache
+    matmul: float  # float32 operations per second; a multiply-add counts as 2
+    copy: float  # bytes read and written per second, in a block larger than any cache
 
 
 def chosen_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU."""
+    """Return the device of this name. `auto` is CUDA if there is a device, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
 
 
 def measured_rates(shape: Shape, device: torch.device) -> Rates:
-    """The better of two products: large squares, and the shape's own encoder, which most of the work is."""
+    """Measure the machine's rates. The rate of matrix products is the better one of two: of large square matrices, and
+    of the shape's encoder, which is most of the work."""
     side, rows, copied = (2048, 512, 2**26) if device.type == "cpu" else (8192, 8192, 2**28)
     squares = _product_rate(side, side, side, device)
     encoder = _product_rate(rows, shape.d_model, shape.d_sae, device)
@@ -59,7 +61,7 @@ def _best(call: Callable[[], object], device: torch.device) -> float:
 
 
 def described_device(device: torch.device) -> str:
-    """The processor's name and how many threads torch uses, or the accelerator's name."""
+    """Return the processor's name and the number of torch's threads, or the accelerator's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -75,7 +77,7 @@ def _processor() -> str:
 
 
 def provenance() -> dict[str, str | bool]:
-    """When and with what: date, commit (and whether files differ from it), versions."""
+    """Return the date, the commit (and whether files differ from it), and the versions of torch and Python."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": _git("rev-parse", "--short", "HEAD") or "unknown",
@@ -87,7 +89,7 @@ def provenance() -> dict[str, str | bool]:
 
 def _git(*arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        completed = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
     except FileNotFoundError:
         return ""
-    return done.stdout.strip()
+    return completed.stdout.strip()

@@ -1,11 +1,10 @@
-"""Where the time of a training step or of a measure goes, operator by operator: what stands between it and its limit.
+"""Profiles a training step or a measure by operator, to see what takes its time.
 
     python -m benchmarks.operators [training|histogram|quality] [--shape NAME] [--batch TOKENS] [--device cpu|cuda]
 
-On a CUDA device: its kernels, and the share of the time in which it computes at all; the rest it waits for the
-processor. On a CPU, beside the profiler, whose records break up the memory that is freed, some of it must be found
-anew: part of what operators take that write much (`fill_`, `copy_`, `_log_softmax`) is that. Not here: how long
-something takes without a profiler (`cases.py`).
+On a CUDA device it shows the device's kernels, and the share of the time in which the device computes; in the remaining
+time it waits for the CPU. On a CPU, the records of the profiler fragment the freed memory, so operators that write much
+(`fill_`, `copy_`, `_log_softmax`) take longer than without a profiler. Not here: times without a profiler (`cases.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.cases import ON_CUDA, TRAINING_BATCHES, WARM_UP_STEPS
+from benchmarks.cases import CUDA_FACTOR, TRAINING_BATCHES, WARM_UP_STEPS
 from benchmarks.machine import chosen_device
 from benchmarks.shapes import SHAPES, Shape, language_model, random_documents, random_inputs, random_mlp, random_pair
 from jsae_core import TrainingConfig, train_pair
@@ -29,18 +28,18 @@ from jsae_core.measures import jacobian_histogram, pair_quality
 from jsae_core.memory import keep_freed_memory, usual_batch
 
 REPEATS = 5
-SHOWN = 12
+SHOWN = 12  # operators in the table
 NAME_WIDTH = 70  # kernels of a GPU have the names of C++ templates
 HISTOGRAM_TOKENS, QUALITY_DOCUMENTS = 8192, 4
 
 
 class Profile(NamedTuple):
-    """Means over the repeats.
+    """The result of the profiler: means over the repeats.
 
     Attributes:
-        milliseconds: of a repeat, beside the profiler.
-        operators: name, milliseconds that it takes itself, and calls of each operator, or of each kernel of a CUDA
-            device; those that take the most first.
+        milliseconds: the time of one repeat, under the profiler.
+        operators: for each operator, or each kernel of a CUDA device: its name, its own time in milliseconds (without
+            operators that it calls), and the number of its calls; sorted by time, the longest first.
     """
 
     milliseconds: float
@@ -61,26 +60,26 @@ def profile_training(shape: Shape, batch: int, device: torch.device) -> None:
     x, mlp = random_inputs(shape, batch, device), random_mlp(shape).to(device)
     for coefficient in (1.0, 0.0):
         config = TrainingConfig(shape.d_sae, shape.k, coefficient, steps=WARM_UP_STEPS + REPEATS, batch_tokens=batch)
-        found = profiled(lambda done, c=config: train_pair(x, mlp, c, report=lambda progress: done()), device)
-        show(f"a step of {shape.name}, batch {batch}, lambda {coefficient:g}", found, device)
+        result = profiled(lambda done, c=config: train_pair(x, mlp, c, report=lambda progress: done()), device)
+        show(f"a training step of {shape.name}, batch {batch}, lambda {coefficient:g}", result, device)
 
 
 def profile_histogram(shape: Shape, device: torch.device) -> None:
     pair, x = random_pair(shape, device), random_inputs(shape, HISTOGRAM_TOKENS * _times(device), device)
-    found = profiled(repeated(lambda: jacobian_histogram(pair, x.split(usual_batch(device)))), device)
-    show(f"histogram of {len(x):,} tokens, {shape.name}", found, device)
+    result = profiled(repeated(lambda: jacobian_histogram(pair, x.split(usual_batch(device)))), device)
+    show(f"histogram of {len(x):,} tokens, {shape.name}", result, device)
 
 
 def profile_quality(shape: Shape, device: torch.device) -> None:
     documents = random_documents(shape, QUALITY_DOCUMENTS * _times(device))
     with language_model(shape, device) as lm:
         pair = random_pair(shape, device, lm.mlp(shape.layer))
-        found = profiled(repeated(lambda: pair_quality(pair, lm, documents)), device)
-    show(f"quality over {sum(map(len, documents)):,} tokens, {shape.name}", found, device)
+        result = profiled(repeated(lambda: pair_quality(pair, lm, documents)), device)
+    show(f"quality over {sum(map(len, documents)):,} tokens, {shape.name}", result, device)
 
 
 def _times(device: torch.device) -> int:
-    return ON_CUDA if device.type == "cuda" else 1
+    return CUDA_FACTOR if device.type == "cuda" else 1
 
 
 def repeated(call: Callable[[], object]) -> Callable[[Callable[[], None]], None]:
@@ -93,7 +92,7 @@ def repeated(call: Callable[[], object]) -> Callable[[Callable[[], None]], None]
 
 
 def profiled(run: Callable[[Callable[[], None]], object], device: torch.device) -> Profile:
-    """Over REPEATS repeats, after each of which `run` calls what it is given."""
+    """Profile the last REPEATS repeats of `run`, which must call the function that it is given after each repeat."""
     on_gpu = device.type == "cuda"
     steps = schedule(wait=0, warmup=WARM_UP_STEPS, active=REPEATS, repeat=1)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
@@ -111,21 +110,21 @@ def profiled(run: Callable[[Callable[[], None]], object], device: torch.device) 
     rows = profiler.key_averages()
     if on_gpu:
         kernels = [row for row in rows if row.device_type == DeviceType.CUDA and not row.is_user_annotation]
-        taken = [(row.key, row.self_device_time_total, row.count) for row in kernels]
+        times = [(row.key, row.self_device_time_total, row.count) for row in kernels]
     else:
-        taken = [(row.key, row.self_cpu_time_total, row.count) for row in rows]
-    operators = [(name, microseconds / 1e3 / REPEATS, count // REPEATS) for name, microseconds, count in taken]
+        times = [(row.key, row.self_cpu_time_total, row.count) for row in rows]
+    operators = [(name, microseconds / 1e3 / REPEATS, count // REPEATS) for name, microseconds, count in times]
     return Profile(milliseconds, sorted(operators, key=lambda row: -row[1]))
 
 
-def show(title: str, found: Profile, device: torch.device) -> None:
+def show(title: str, result: Profile, device: torch.device) -> None:
     if device.type == "cuda":
-        share = 100 * found.busy / found.milliseconds
-        title += f": {found.milliseconds:.1f} ms, the device is busy {found.busy:.1f} ms ({share:.0f}%)"
+        share = 100 * result.busy / result.milliseconds
+        title += f": {result.milliseconds:.1f} ms, the device is busy {result.busy:.1f} ms ({share:.0f}%)"
     digits = 2 if device.type == "cuda" else 0
     rows = [
-        (name[:NAME_WIDTH], f"{ms:.{digits}f}", f"{100 * ms / found.busy:.0f}%", str(calls))
-        for name, ms, calls in found.operators[:SHOWN]
+        (name[:NAME_WIDTH], f"{ms:.{digits}f}", f"{100 * ms / result.busy:.0f}%", str(calls))
+        for name, ms, calls in result.operators[:SHOWN]
     ]
     table = tabulate(rows, ("operator", "ms", "share", "calls"), tablefmt="plain", disable_numparse=True)
     print(title, table, sep="\n", end="\n\n", flush=True)

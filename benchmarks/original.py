@@ -1,12 +1,14 @@
-"""The original's procedure (Farnik et al., 2025), written anew: what the measures of `jsae_core` are compared with.
+"""A new implementation of the original's procedure (Farnik et al., 2025), with which the measures of `jsae_core` are
+compared.
 
-One plain function a measure. It is the order of work that is kept: a document, a token or a sample at a time; both
-tables of the Jacobian rebuilt at every call; activations as dense vectors of d_sae; both SAEs decoded densely, whether
-the reconstruction is needed or not; sums of |J| in a dense d_sae x d_sae matrix. The results are those of `jsae_core`,
-in a form that can be compared. Pairs are expected without `apply_b_dec_to_input`, as the paper's are.
+Each measure is one plain function. It works in the same order as the original: one document, token or sample at a time;
+both tables of the Jacobian built again at every call; activations as dense vectors of length d_sae; both SAEs decoded
+densely, even if the reconstruction is not needed; sums of |J| in a dense d_sae x d_sae matrix. The results have the
+same meaning as those of `jsae_core`, in a form that can be compared. Pairs must not use `apply_b_dec_to_input`; the
+paper's do not.
 
-Nothing here may call what `jsae_core` makes fast: of a pair and a language model only the weights and the hooks are
-used. Gated MLPs, which the original does not have, are treated alike.
+Nothing here may call the optimised code of `jsae_core`: of a pair and of a language model, only the weights and the
+hooks are used. Gated MLPs, which the original does not support, are treated in the same way.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class Sandwich(NamedTuple):
 
 
 def encode(sae: TopKSAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [..., d_in] -> dense activations [..., d_sae] and the k latents [..., k] in descending order."""
+    """Return the dense activations [..., d_sae] of x [..., d_in], and the k active latents [..., k] in descending
+    order."""
     return _top(x @ sae.W_enc + sae.b_enc, sae.cfg.k)
 
 
@@ -57,12 +60,13 @@ def _top(pre_activations: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def decode(sae: TopKSAE, activations: Tensor) -> Tensor:
-    """Dense activations [..., d_sae] -> [..., d_in]."""
+    """Return the reconstruction [..., d_in] from dense activations [..., d_sae]."""
     return activations @ sae.W_dec + sae.b_dec
 
 
 def respond(mlp: MLP, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """x [..., d_model] -> the MLP's output, and the derivative of its hidden layer by each branch [..., d_mlp]."""
+    """Return the MLP's output for x [..., d_model], and the derivative of its hidden layer with respect to each branch
+    [..., d_mlp]."""
     z = x @ mlp.W_in + mlp.b_in
     with torch.enable_grad():
         argument = (x @ mlp.W_gate + mlp.b_gate if mlp.gated else z).detach().requires_grad_()
@@ -76,7 +80,7 @@ def respond(mlp: MLP, x: Tensor) -> tuple[Tensor, list[Tensor]]:
 def jacobian(
     W_dec_in: Tensor, W_enc_out: Tensor, mlp: MLP, input_latents: Tensor, output_latents: Tensor, slopes: list[Tensor]
 ) -> Tensor:
-    """J [..., k_out, k_in], from tables that are built for this call alone."""
+    """Return J [..., k_out, k_in], from tables that are built for this call."""
     outputs = mlp.W_out @ W_enc_out
     moved = sum(
         (W_dec_in @ branch)[input_latents] * slope[..., None, :]
@@ -86,7 +90,7 @@ def jacobian(
 
 
 def sandwich(pair: SAEPair, x: Tensor) -> Sandwich:
-    """A document's (or a token's) latents and Jacobians; x [..., d_model]."""
+    """Return the latents and Jacobians of a document or a token, x [..., d_model]."""
     input_activations, input_latents = encode(pair.input_sae, x)
     decode(pair.input_sae, input_activations)
     mlp_output, slopes = respond(pair.mlp, x)
@@ -98,11 +102,11 @@ def sandwich(pair: SAEPair, x: Tensor) -> Sandwich:
 
 @torch.no_grad()
 def histogram(pair: SAEPair, documents: Iterable[Tensor], with_means: bool = True) -> dict[str, Tensor]:
-    """`hist`, `count_jac` and, from a dense d_sae x d_sae matrix of float64 sums, `mean_jac_hist`.
+    """Return `hist`, `count_jac` and, from a dense d_sae x d_sae matrix of float64 sums, `mean_jac_hist`.
 
     Args:
         documents: MLP inputs, each [n_tokens, d_model].
-        with_means: False leaves the matrix and `mean_jac_hist` out, where there is no memory for them.
+        with_means: False leaves out the matrix and `mean_jac_hist`, if they do not fit in memory.
     """
     d_sae = pair.config.d_sae
     hist = torch.zeros(BINS, device=pair.device)
@@ -120,11 +124,11 @@ def histogram(pair: SAEPair, documents: Iterable[Tensor], with_means: bool = Tru
             )
             sums.index_put_(places, magnitude.flatten().double(), accumulate=True)
             if number % NAN_SCAN_EVERY == 0 and sums.isnan().any():
-                raise ValueError("the sums of |J| hold NaN")
+                raise ValueError("the sums of |J| contain NaN")
     result = {"hist": hist.long().cpu(), "count_jac": count.cpu()}
     if with_means:
         means = sums / count.clamp(min=1)[:, None]
-        # block by block: float32 cannot count to d_sae^2
+        # in blocks, because counts in float32 are not exact up to d_sae^2
         blocks = (torch.histc(block, BINS, 0, RANGE).long() for block in means.flatten().split(2**20))
         result["mean_jac_hist"] = torch.stack(list(blocks)).sum(dim=0).cpu()
     return result
@@ -132,8 +136,8 @@ def histogram(pair: SAEPair, documents: Iterable[Tensor], with_means: bool = Tru
 
 @torch.no_grad()
 def ablation(pair: SAEPair, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The diagonal: J[i, i] and the change of the i-th output latent without one unit of the i-th input latent, for
-    every token of x [n, d_model]; two [n * k]."""
+    """Return J[i, i], and the change of the i-th output latent when one unit of the i-th input latent is taken away,
+    for every token of x [n, d_model]; both are [n * k]."""
     predicted, changes = [], []
     for token in x:
         before = sandwich(pair, token)
@@ -154,7 +158,8 @@ class Curve(NamedTuple):
 
 @torch.no_grad()
 def function_shapes(pair: SAEPair, x: Tensor, samples: Sequence[tuple[int, int, int]]) -> list[Curve]:
-    """A curve for each (token, output rank, input rank), sorted by token; x [n, d_model]."""
+    """Return a curve for each sample (token, output rank, input rank). Samples must be sorted by token; x [n,
+    d_model]."""
     curves: list[Curve] = []
     encoded = None
     for token, output_rank, input_rank in samples:
@@ -176,7 +181,7 @@ def _shape(x: np.ndarray, y: np.ndarray) -> str:
     if _is_line(x, y):
         return "linear"
     nonzero = np.flatnonzero(y)
-    first, last = nonzero[0], nonzero[-1]  # a curve of zeros alone is a line
+    first, last = nonzero[0], nonzero[-1]  # there are nonzero values, since a curve of zeros is a line
     if first > 0 and _is_line(x[first:], y[first:]):
         return "jumprelu"
     if last < len(y) - 1 and _is_line(x[: last + 1], y[: last + 1]):
@@ -191,7 +196,7 @@ def _is_line(x: np.ndarray, y: np.ndarray) -> bool:
 
 
 def hooked_model(language_model: LanguageModel) -> TransformerBridge:
-    """The same model with TransformerLens's hooks, which the original reads and splices with."""
+    """Return the same model with TransformerLens's hooks, with which the original reads and splices activations."""
     from transformer_lens.model_bridge import TransformerBridge
 
     bridge = TransformerBridge.boot_transformers(
@@ -199,15 +204,15 @@ def hooked_model(language_model: LanguageModel) -> TransformerBridge:
         device=str(language_model.device),
         dtype=language_model.dtype,
         tokenizer=language_model.tokenizer,
-        hf_model=copy.deepcopy(language_model.hugging_face),  # the bridge puts its own parts into it
+        hf_model=copy.deepcopy(language_model.hugging_face),  # a copy, because the bridge changes the model
     )
     return bridge.eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def quality(pair: SAEPair, bridge: TransformerBridge, documents: Sequence[Tensor]) -> dict[str, float]:
-    """Five passes of the whole language model a document, and one sandwich. Names as in `pair_quality`; means over
-    tokens, BOS left out."""
+    """Return means over tokens (without BOS), with the names of `pair_quality`. For each document the whole language
+    model runs five times, and the sandwich once."""
     sums: dict[str, float] = {}
     layer = pair.config.layer
     predicted = measured = 0
@@ -249,15 +254,17 @@ def _spliced(bridge: TransformerBridge, tokens: Tensor, hook: str, replacement: 
 
 
 def _cross_entropy(log_probabilities: Tensor, tokens: Tensor) -> Tensor:
-    """Summed over the tokens that positions after BOS predict; [1, position, vocabulary], [1, position]."""
+    """Return the cross-entropy, summed over the tokens that positions after BOS predict. `log_probabilities` is
+    [1, position, vocabulary], `tokens` is [1, position]."""
     return -log_probabilities[0, 1:-1].gather(-1, tokens[0, 2:, None]).sum()
 
 
 class Trainer:
-    """A pair in training: unit-norm decoder rows, forward, backward, clipped gradient, Adam.
+    """Trains a pair: each step normalises the decoder rows, runs forward and backward, clips the gradient, and updates
+    with Adam.
 
     Args:
-        weights: for the input and the output SAE W_enc, b_enc, W_dec, b_dec; changed in place.
+        weights: W_enc, b_enc, W_dec and b_dec of the input SAE and of the output SAE; they are changed in place.
     """
 
     def __init__(self, weights: Sequence[dict[str, Tensor]], mlp: MLP, config: TrainingConfig):
@@ -266,8 +273,8 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, betas=(0.9, 0.999))
 
     def step(self, x: Tensor) -> list[float]:
-        """A step on x [batch, d_model] -> losses of the input SAE, of the output SAE, and mean |J|, which is computed
-        whatever the coefficient is. Learning rate and coefficient stay as they are."""
+        """Take a step on x [batch, d_model]. Return the losses of the input SAE and of the output SAE, and mean |J|,
+        which is computed even if the coefficient is 0. Learning rate and coefficient are constant."""
         with torch.no_grad():
             for side in self.weights:
                 side["W_dec"] /= side["W_dec"].norm(dim=1, keepdim=True)
@@ -290,8 +297,8 @@ class Trainer:
 
 
 def load(directory: Path, device: torch.device) -> dict[str, Tensor]:
-    """Both SAEs, drawn at random by their constructors and then given the artifact's weights, and the MLP's weights;
-    all tensors under their artifact names."""
+    """Return the tensors of both SAEs and of the MLP by their names in the artifact. The SAEs are constructed with
+    random weights first, and then get the artifact's weights."""
     config = json.loads((directory / "cfg.json").read_text())
     tensors = load_file(directory / "sae_weights.safetensors", device=str(device))
     loaded = {name: tensor for name, tensor in tensors.items() if name.startswith("mlp.")}

@@ -1,7 +1,7 @@
-"""One part of the benchmark at one shape, in a process of its own.
+"""Runs one part of the benchmark at one shape, in a process of its own.
 
-Such a process has a peak of memory of its own, and takes no other part with it when it fails. Not here: what the parts
-do (`cases.py`, `growth.py`), which are asked for (`__main__.py`).
+A process of its own has its own peak of memory, and its failure does not affect other parts. Not here: what the parts
+do (`cases.py`, `growth.py`), the command line (`__main__.py`).
 """
 
 from __future__ import annotations
@@ -33,22 +33,24 @@ PARTS: dict[str, Callable[[Shape, torch.device, machine.Rates], list[cases.Row]]
 
 
 def measured_apart(part: str, shape_name: str, device_name: str) -> Results:
-    """`measured`, in a process of its own. Raises what it raised, or BrokenProcessPool if it was killed."""
+    """Return `measured(...)`, computed in a process of its own. Raises the error of that process, or BrokenProcessPool
+    if it was killed."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(measured, part, shape_name, device_name).result()
 
 
 def measured_quickly(part: str, shape_name: str, device_name: str) -> Results:
-    """`measured` in this process and in one round. Its peak of memory on a CPU is that of all parts so far."""
+    """Return `measured(...)`, computed in this process with a single round. On a CPU, the peak of memory is that of all
+    parts so far."""
     cases.ROUNDS, cases.DEFAULT_ROUNDS = {}, 1
     return measured(part, shape_name, device_name)
 
 
 def measured(part: str, shape_name: str, device_name: str) -> Results:
-    """The rows of one part at one shape, with what they were measured on."""
+    """Return the rows of one part at one shape, with the device and the versions that they were measured with."""
     disable_progress_bar()
-    keep_freed_memory()  # as the asset graph's runs do
+    keep_freed_memory()  # as in runs of the asset graph
     shape, device = SHAPES[shape_name], machine.chosen_device(device_name)
     rates = machine.measured_rates(shape, device)
-    known = machine.provenance() | {"machine": asdict(rates)}
-    return Results(machine.described_device(device), [row | known for row in PARTS[part](shape, device, rates)])
+    circumstances = machine.provenance() | {"machine": asdict(rates)}
+    return Results(machine.described_device(device), [row | circumstances for row in PARTS[part](shape, device, rates)])

@@ -1,4 +1,4 @@
-"""The JSON files that rows are kept in, one a device. Not here: measuring and showing them."""
+"""The JSON files that store the rows of results, one file for each device. Not here: measuring, showing results."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Results:
-    """Rows measured on one device."""
+    """The rows of results that were measured on one device."""
 
     device: str
     rows: list[dict[str, Any]]
 
     def merged_into(self, directory: Path) -> Path:
-        """Write the device's file: these rows take the place of the kept ones of the same part and shape."""
+        """Write these rows to the device's file, in place of the rows there of the same part and shape. Return the
+        file's path."""
         path = directory / f"{slug(self.device)}.json"
-        kept = read_file(path).rows if path.exists() else []
+        earlier = read_file(path).rows if path.exists() else []
         replaced = {(row["part"], row["shape"]) for row in self.rows}
-        rows = [row for row in kept if (row["part"], row["shape"]) not in replaced] + self.rows
+        rows = [row for row in earlier if (row["part"], row["shape"]) not in replaced] + self.rows
         directory.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"device": self.device, "rows": rows}, indent=1) + "\n")
         return path
@@ -34,10 +35,10 @@ def read_file(path: Path) -> Results:
 
 
 def read_all(directory: Path) -> list[Results]:
-    """One a device, in the order of their files' names."""
+    """Return the results of all devices, in the order of their files' names."""
     return [read_file(path) for path in sorted(directory.glob("*.json"))]
 
 
 def slug(device: str) -> str:
-    """The device's name as a file's name."""
+    """Return the device's name in a form that suits a file name."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")

@@ -1,12 +1,14 @@
-"""How a large installation fares: a catalog of 20 models, 48 layers and 6 variants (5,760 pairs, some 80,000 places).
+"""Measures the platform with a large catalog: 20 models, 48 layers and 6 variants (5,760 pairs, and some 80,000
+partitions of assets).
 
     python -m benchmarks.scale [--models 20] [--layers 48] [--made]
     python -m benchmarks.scale --event-log HOME
 
-It times loading the definitions, one round of the switch `keep_up_to_date`, a tick of `catalog_entries`, and what
-`jsae run --dry-run` asks, in a fresh instance on SQLite; with `--made`, again with every place recorded as made (which
-takes a while to record). Nothing is computed. The second form says how many bytes each run of a cell wrote to the event
-log of an instance, which must be there. Not here: what measures cost (`cases.py`).
+The first form measures the time to load the definitions, of a tick of the sensors `keep_up_to_date` and
+`catalog_entries`, and of the plan that `jsae run --dry-run` makes, in a fresh instance on SQLite. With `--made`, it
+measures again with all partitions recorded as materialised (recording them takes a while). Nothing is computed. The
+second form prints how many bytes each run of a cell wrote to the event log of an existing instance. Not here: the time
+of measures (`cases.py`).
 """
 
 from __future__ import annotations
@@ -23,15 +25,16 @@ import yaml
 
 from jsae_assets.catalog import Catalog, load_catalog
 from jsae_assets.definitions import build_definitions
-from jsae_assets.entries import CATALOG, DATA_VERSION, READ_VERSION, news
+from jsae_assets.entries import CATALOG, DATA_VERSION, READ_VERSION, change_events
 from jsae_assets.freshness import Freshness, Place, partition_keys
 from jsae_assets.plan import planned_runs
 
-COMPARISONS = 3  # each a traditional and a JSAE variant
+COMPARISONS = 3  # each adds a traditional and a JSAE variant
 RECIPE = {"d_sae": 64, "k": 8, "jacobian_coefficient": 0.0, "steps": 40, "batch_tokens": 256, "learning_rate": 0.005}
 
 
 def write_catalog(folder: Path, models: int, layers: int) -> Path:
+    """Write a catalog of this size into a folder, and return its path."""
     variants: dict[str, dict[str, str]] = {}
     for number in range(COMPARISONS):
         variants[f"traditional_{number}"] = {"label": f"Traditional {number}", "colour": "#0072B2"}
@@ -59,22 +62,20 @@ def write_catalog(folder: Path, models: int, layers: int) -> Path:
 
 @contextmanager
 def timed(what: str) -> Iterator[None]:
-    began, computing = time.perf_counter(), time.process_time()
+    began, processor_began = time.perf_counter(), time.process_time()
     yield
-    print(
-        f"{what}: {time.perf_counter() - began:.2f} s, {time.process_time() - computing:.2f} s of them computing",
-        flush=True,
-    )
+    seconds, processor_seconds = time.perf_counter() - began, time.process_time() - processor_began
+    print(f"{what}: {seconds:.2f} s, of which {processor_seconds:.2f} s computing", flush=True)
 
 
 class Installation:
-    """A large catalog's definitions, and an instance."""
+    """The definitions of a large catalog, and an instance to use them with."""
 
     def __init__(self, path: Path, instance: dg.DagsterInstance):
         self.instance = instance
-        with timed("catalog read"):
+        with timed("reading the catalog"):
             self.catalog: Catalog = load_catalog(path)
-        with timed("definitions made"):
+        with timed("building the definitions"):
             self.definitions = build_definitions(self.catalog)
             self.repository = self.definitions.get_repository_def()
         self.graph = self.definitions.resolve_asset_graph()
@@ -84,27 +85,28 @@ class Installation:
             if key in self.graph.materializable_asset_keys
             for partition in partition_keys(self.graph.get(key).partitions_def)
         ]
-        print(f"{len(self.places):,} places, {len(self.catalog.entries()):,} entries of the catalog")
+        print(f"{len(self.places):,} partitions of assets, {len(self.catalog.entries()):,} entries of the catalog")
 
     def freshness(self) -> Freshness:
         return Freshness(self.catalog, self.graph, self.definitions.resources, self.instance)
 
     def dry_run(self) -> None:
-        with timed("what jsae run --dry-run asks"):
+        with timed("the plan of jsae run --dry-run"):
             runs = planned_runs(self.freshness())
         print(f"  {sum(len(run.assets) for run in runs):,} to materialise in {len(runs):,} runs")
 
     def tick(self, sensor: str, cursor: str | None = None) -> str | None:
         context = dg.build_sensor_context(self.instance, cursor=cursor, repository_def=self.repository)
         with timed(f"a tick of {sensor}"):
-            found = self.definitions.resolve_sensor_def(sensor).evaluate_tick(context)
-        print(f"  {len(found.run_requests)} runs asked for, {len(found.asset_events)} events, cursor {found.cursor!r}")
-        return found.cursor
+            result = self.definitions.resolve_sensor_def(sensor).evaluate_tick(context)
+        n_runs, n_events = len(result.run_requests), len(result.asset_events)
+        print(f"  {n_runs} runs requested, {n_events} events, cursor {result.cursor!r}")
+        return result.cursor
 
     def record_all_as_made(self) -> None:
-        """What a materialisation of each place would record, upstream first, and its file (empty)."""
+        """Record a materialisation of each place, upstream first, and make an empty file for it."""
         freshness = self.freshness()
-        for event in news(self.catalog, self.instance):
+        for event in change_events(self.catalog, self.instance):
             self.instance.report_runless_asset_event(event)
         for place in self.places:
             node = self.graph.get(place.asset)
@@ -128,8 +130,8 @@ class Installation:
                 )
 
 
-def say_event_log(home: Path) -> None:
-    """Bytes of each run of cells in the event log."""
+def print_event_log_sizes(home: Path) -> None:
+    """Print how many bytes each successful run wrote to the event log."""
     with dg.DagsterInstance.from_config(str(home)) as instance:
         for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS])):
             events = [dg.serialize_value(event) for event in instance.all_logs(run.run_id)]
@@ -144,11 +146,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.split("\n")[0])
     parser.add_argument("--models", type=int, default=20)
     parser.add_argument("--layers", type=int, default=48)
-    parser.add_argument("--made", action="store_true", help="measure also with every place recorded as made")
-    parser.add_argument("--event-log", type=Path, metavar="HOME", help="the folder of an instance: what its runs wrote")
+    parser.add_argument("--made", action="store_true", help="also measure with all partitions materialised")
+    parser.add_argument(
+        "--event-log", type=Path, metavar="HOME", help="print the sizes of runs in the event log of HOME"
+    )
     options = parser.parse_args()
     if options.event_log:
-        return say_event_log(options.event_log)
+        return print_event_log_sizes(options.event_log)
     with tempfile.TemporaryDirectory() as folder, dg.DagsterInstance.local_temp(folder) as instance:
         path = write_catalog(Path(folder), options.models, options.layers)
         large = Installation(path, instance)

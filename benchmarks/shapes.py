@@ -1,7 +1,7 @@
-"""The sizes that speed is measured at, and random models, pairs and inputs of these sizes.
+"""The sizes at which speed is measured, and random models, pairs and inputs of these sizes.
 
-Speed depends on shapes alone, so weights are drawn, not trained: their scale keeps every number finite and every
-Jacobian of a believable size. Not here: how much work a measurement does (`cases.py`).
+Speed depends only on sizes, so weights are random, not trained. Their scale keeps all numbers finite and gives
+Jacobians of a realistic size. Not here: how much work a measurement does (`cases.py`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Shape:
     Attributes:
         model_type: "gpt_neox" (plain MLP) or "llama" (gated MLP).
         context: the longest document, in tokens.
-        directory: a model that exists; None: one is drawn.
+        directory: the files of an existing model; None for a model with random weights.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Shape:
 
     @property
     def branches(self) -> int:
-        """Linear maps that the MLP's hidden layer is a function of."""
+        """The number of linear maps from which the MLP's hidden layer is computed."""
         return 2 if self.gated else 1
 
     @property
@@ -101,7 +101,8 @@ def random_mlp(shape: Shape, seed: int = 0) -> MLP:
 
 
 def random_pair(shape: Shape, device: torch.device, mlp: MLP | None = None, seed: int = 0) -> SAEPair:
-    """Unit-norm decoder rows, the encoder their transpose, biases zero; float32. `mlp` None: a random one."""
+    """Return a pair with random decoder rows of unit norm, encoders that are their transpose, and zero biases, in
+    float32. It is around `mlp`, by default a random one."""
     generator = torch.Generator().manual_seed(seed + 1)
     mlp = random_mlp(shape, seed) if mlp is None else mlp
     tensors = {f"mlp.{name}": tensor.cpu() for name, tensor in mlp.named_buffers(recurse=False)}
@@ -127,12 +128,12 @@ def random_pair(shape: Shape, device: torch.device, mlp: MLP | None = None, seed
 
 
 def random_inputs(shape: Shape, n_tokens: int, device: torch.device, seed: int = 0) -> Tensor:
-    """MLP inputs [n_tokens, d_model], float32, of the unit variance that a LayerNorm gives."""
+    """Return random MLP inputs [n_tokens, d_model], float32, of unit variance, as after a LayerNorm."""
     return torch.randn(n_tokens, shape.d_model, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def random_documents(shape: Shape, n: int, seed: int = 0) -> list[Tensor]:
-    """Documents of random tokens, 1-d int64, BOS (0) first."""
+    """Return n documents of random tokens, 1-d int64, each beginning with BOS (0)."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(1, shape.vocabulary, (n, shape.document_tokens), generator=generator)
     rows[:, 0] = 0
@@ -141,7 +142,8 @@ def random_documents(shape: Shape, n: int, seed: int = 0) -> list[Tensor]:
 
 @contextlib.contextmanager
 def language_model(shape: Shape, device: torch.device, seed: int = 0) -> Iterator[LanguageModel]:
-    """The shape's language model. A random one goes through a temporary directory in Hugging Face format."""
+    """Context manager that gives the shape's language model. A random model is saved to a temporary directory in
+    Hugging Face format and loaded from there."""
     if shape.directory is not None:
         yield load_language_model(shape.directory, device)
         return
@@ -161,7 +163,7 @@ def _save_random_model(shape: Shape, directory: str, seed: int) -> None:
         num_attention_heads=shape.n_heads,
         vocab_size=shape.vocabulary,
         max_position_embeddings=shape.context,
-        # logits of about unit variance: predictions that notice what is spliced in
+        # gives logits of about unit variance, so that the predictions change with spliced activations
         initializer_range=shape.d_model**-0.5,
         bos_token_id=0,
         eos_token_id=0,
@@ -169,6 +171,6 @@ def _save_random_model(shape: Shape, directory: str, seed: int) -> None:
     )
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-    words = Tokenizer(models.WordLevel({BOS: 0, "word": 1}, BOS))  # documents are drawn as token ids, none is looked up
+    words = Tokenizer(models.WordLevel({BOS: 0, "word": 1}, BOS))  # unused, since documents are random token ids
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token=BOS, eos_token=BOS, unk_token=BOS)
     tokenizer.save_pretrained(directory)

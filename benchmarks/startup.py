@@ -1,10 +1,10 @@
-"""How long people wait before anything is computed: loading the definitions, and a run that is launched as the UI
-launches it, until the asset's own code begins.
+"""Measures the time before anything is computed: loading the definitions, and, for a run launched as in the UI, the
+time until the asset's own code begins.
 
     python -m benchmarks.startup
 
 It copies dagster_home, where `make demo` has stored a small partition, and starts the real web server and daemon on the
-copy. Not here: what the parts of the benchmark measure (`cases.py`).
+copy. Not here: the speed of measures and training (`cases.py`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / "dagster_home"
-ASSET, PARTITION, BEGINS = ["jsae", "jacobian_examples"], "stdlib-1m:1", "jacobian examples, jsae"
+ASSET, PARTITION = ["jsae", "jacobian_examples"], "stdlib-1m:1"
+FIRST_MESSAGE = "jacobian examples, jsae"  # part of the first log message of the asset's own code
 STORED = HOME / "storage" / "jsae" / "sae_pair" / "1" / "stdlib-1m.safetensors"
 TRIES = 5
-PATIENCE = 120  # seconds
+LONGEST_WAIT = 120  # seconds
 LAUNCH = """mutation($params: ExecutionParams!) { launchPipelineExecution(executionParams: $params) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 LOGS = """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { events {
@@ -36,7 +37,7 @@ LOGS = """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { ev
 
 
 def definitions_seconds() -> float:
-    """A process that imports and assembles the definitions, from its start to its end."""
+    """Return the time of a process that imports and builds the definitions, from its start to its end."""
     program = "from jsae_assets.definitions import defs; defs()"
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
@@ -45,7 +46,8 @@ def definitions_seconds() -> float:
 
 @contextlib.contextmanager
 def web_server() -> Iterator[Callable[..., dict]]:
-    """`dagster dev` on a copy of the home; gives what asks it."""
+    """Context manager that runs `dagster dev` on a copy of dagster_home, and gives a function that sends it GraphQL
+    queries."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         home = shutil.copytree(HOME, Path(folder) / "home")
         free.bind(("127.0.0.1", 0))
@@ -66,7 +68,7 @@ def web_server() -> Iterator[Callable[..., dict]]:
             request = urllib.request.Request(
                 f"http://127.0.0.1:{port}/graphql", body, {"Content-Type": "application/json"}
             )
-            with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            with urllib.request.urlopen(request, timeout=LONGEST_WAIT) as response:
                 return json.load(response)["data"]
 
         try:
@@ -84,17 +86,18 @@ def answers(ask: Callable[..., dict]) -> bool:
 
 
 def wait_for(what: str, condition: Callable[[], object]) -> object:
-    """The first true answer of `condition`."""
-    end = time.monotonic() + PATIENCE
+    """Return the first true result of `condition`, which is called repeatedly. Raises TimeoutError."""
+    end = time.monotonic() + LONGEST_WAIT
     while time.monotonic() < end:
         if answer := condition():
             return answer
         time.sleep(0.1)
-    raise TimeoutError(f"{what} did not come within {PATIENCE} s")
+    raise TimeoutError(f"{what} did not come within {LONGEST_WAIT} s")
 
 
 def run_seconds(ask: Callable[..., dict]) -> tuple[float, float]:
-    """One run of the small partition: from its launch until its code begins, and until it has ended."""
+    """Launch a run of the small partition. Return the seconds from the launch until the asset's code begins, and until
+    the run has ended."""
     tags = [{"key": "dagster/partition", "value": PARTITION}]
     selector = {
         "repositoryLocationName": "jsae",
@@ -116,8 +119,8 @@ def run_seconds(ask: Callable[..., dict]) -> tuple[float, float]:
         return answer["logsForRun"]["events"] if answer["runOrError"]["status"] == "SUCCESS" else None
 
     events = wait_for("the end of the run", ended)
-    begun = [float(event["timestamp"]) for event in events if BEGINS in event.get("message", "")]
-    return min(begun) / 1000 - start, max(float(event["timestamp"]) for event in events) / 1000 - start
+    begins = [float(event["timestamp"]) for event in events if FIRST_MESSAGE in event.get("message", "")]
+    return min(begins) / 1000 - start, max(float(event["timestamp"]) for event in events) / 1000 - start
 
 
 def main() -> None:
@@ -127,10 +130,10 @@ def main() -> None:
     print(f"definitions load in {loads[TRIES // 2]:.1f} s ({loads[0]:.1f} to {loads[-1]:.1f})")
     with web_server() as ask:
         runs = [run_seconds(ask) for _ in range(TRIES)]
-    for what, seconds in zip(("begins to compute", "has ended"), zip(*runs, strict=True), strict=True):
+    for event, seconds in zip(("begins to compute", "has ended"), zip(*runs, strict=True), strict=True):
         ordered = sorted(seconds)
         print(
-            f"a run of {'/'.join(ASSET)} at {PARTITION} {what} {ordered[TRIES // 2]:.1f} s after its launch "
+            f"a run of {'/'.join(ASSET)} at {PARTITION} {event} {ordered[TRIES // 2]:.1f} s after its launch "
             f"({ordered[0]:.1f} to {ordered[-1]:.1f})"
         )
 

@@ -1,4 +1,4 @@
-"""The clock and the memory gauge. Not here: what is timed."""
+"""Measures time and peak memory of calls. Not here: what is measured (`cases.py`)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import torch
 from jsae_core.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
 
 T = TypeVar("T")
-LEAST_SECONDS = 0.2  # what is quicker is repeated until it took as long: the clock's and the scheduler's noise is 1 ms
+LEAST_SECONDS = 0.2  # shorter calls are repeated until they took this long, since clock and scheduler add 1 ms of noise
 
 
 class Spread(NamedTuple):
-    """Of the rounds of one run."""
+    """The median and the range of a number over the rounds of one run."""
 
     median: float
     min: float
@@ -31,7 +31,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call, with the device's work finished before and after."""
+    """Return the wall time of one call, waiting for the device's work before and after it."""
     _finish(device)
     start = time.perf_counter()
     call()
@@ -42,7 +42,7 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 def per_unit(
     call: Callable[[], object], units: int, device: torch.device, prepare: Callable[[], None] = keep_freed_memory
 ) -> Callable[[], float]:
-    """What measures the seconds that one of the `units` of a call takes, after `prepare`."""
+    """Return a function that calls `prepare` and then measures how many seconds `call` takes per unit."""
 
     def measure() -> float:
         prepare()
@@ -55,9 +55,9 @@ def per_unit(
     return measure
 
 
-def in_turn(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """A B A B ...: a machine that becomes slower or faster on the way does so for all of them. Each is expected to have
-    run before."""
+def alternating(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each measure in each round. The measures alternate (A B A B ...), so that a machine that
+    becomes slower or faster meanwhile affects all of them. Each must have run once before, to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(rounds):
         for name, measure in measures.items():
@@ -66,13 +66,13 @@ def in_turn(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
 
 
 def ratios(slower: Sequence[float], faster: Sequence[float]) -> Spread:
-    """Round by round: what disturbs a round disturbs both."""
+    """Return the spread of the ratios of each round, since a disturbance of a round affects both of its times."""
     return spread([a / b for a, b in zip(slower, faster, strict=True)])
 
 
 def peak_memory(call: Callable[[], T], device: torch.device) -> tuple[T, int | None]:
-    """The call's result, and by how many bytes it went at most above what was in use before; None where this machine
-    cannot say (it takes Linux, or CUDA)."""
+    """Return the call's result, and by how many bytes its peak exceeded the memory in use before. The number is None on
+    a machine that cannot measure it (neither Linux nor CUDA)."""
     gc.collect()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -83,16 +83,16 @@ def peak_memory(call: Callable[[], T], device: torch.device) -> tuple[T, int | N
     if device.type != "cpu" or not (status.exists() and references.exists()):
         return call(), None
     _give_back_freed_memory()
-    references.write_text("5")  # sets the high-water mark down to what is in use now
+    references.write_text("5")  # resets the peak (VmHWM) to the memory that is in use now
     before = _kib(status, "VmRSS")
     result = call()
     return result, 1024 * max(0, _kib(status, "VmHWM") - before)
 
 
 def usual_memory() -> None:
-    """Undo `keep_freed_memory`, which is one of our means, before a call of the original: as glibc comes to do by
-    itself where large blocks are allocated again and again (those below 32 MiB are used again, at most 64 MiB kept).
-    """
+    """Undo `keep_freed_memory` before a call of the original, since that is an optimisation of `jsae_core`. The values
+    are those that glibc adapts to by itself when large blocks are allocated repeatedly: blocks below 32 MiB are reused,
+    and at most 64 MiB are kept."""
     c_library = ctypes.CDLL(None)
     if hasattr(c_library, "mallopt"):
         c_library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
@@ -101,7 +101,7 @@ def usual_memory() -> None:
 
 
 def _give_back_freed_memory() -> None:
-    """To the system: the C library keeps freed memory, which the call would fill without being seen."""
+    """Return freed memory from the C library to the system. A call that reuses it would not raise the measured peak."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)

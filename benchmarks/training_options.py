@@ -1,10 +1,10 @@
-"""What the options of a recipe do to pairs of the embedded model: `python -m benchmarks.training_options`.
+"""`python -m benchmarks.training_options`: the effect of a recipe's options on pairs of the embedded model.
 
-`anti_bypass` against the same recipe without it, and `auxk` against a recipe in which latents die, by what the demo's
-default catalog trains and measures on. It prints the tables of docs/training.md, in percent with 95% intervals over
-documents (some minutes on two cores).
+It compares `anti_bypass` with the same recipe without it, and `auxk` with a recipe in which latents die. Pairs are
+trained and measured on the texts of the default catalog. It prints the tables of docs/training.md, in percent with 95%
+intervals over documents (some minutes on two cores).
 
-Here: which recipes are compared. Not here: training and measuring (`jsae_core`), speed (the other benchmarks).
+Here: the recipes to compare. Not here: training and measuring (`jsae_core`), speed (the other benchmarks).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
 class Case(NamedTuple):
-    """A recipe: that of the default catalog's traditional pair, but for these settings."""
+    """The recipe of the default catalog's traditional pair, with these settings changed."""
 
     label: str
     layer: int
@@ -60,7 +60,7 @@ CASES = {
 
 
 class Bench:
-    """The embedded model, and what pairs of it are trained and measured on: as the default catalog has it."""
+    """The embedded model, and the tokens to train and to measure on, as in the default catalog."""
 
     def __init__(self) -> None:
         catalog = load_catalog(DEFAULT_CATALOG)
@@ -72,7 +72,7 @@ class Bench:
         self.held_out = tokenise(standard_library("held_out"), tokenizer, size, self.model.tokens, "truncate")
 
     def measured(self, case: Case) -> dict[str, float]:
-        """The numbers of the pair that a case trains."""
+        """Train the pair of a case, and return its measured numbers by name."""
         layer, language_model = case.layer, self.language_model
         config = dataclasses.replace(self.recipe.config, **case.settings)
         inputs = torch.cat(list(MLPInputs(language_model, self.training, layer)))
@@ -104,39 +104,39 @@ COLUMNS = {
 
 
 def in_percent(numbers: dict[str, float], name: str) -> str:
-    """With its 95% interval over documents, where it has one."""
+    """Return a number in percent, with its 95% interval over documents if it has a standard error."""
     error = numbers.get(f"{name}_se")
     return f"{100 * numbers[name]:.1f}" + ("" if error is None else f" ± {100 * Z95 * error:.1f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=CASES, help="one of the comparisons")
-    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="draw the edge curves of anti_bypass there, as PNG")
+    parser.add_argument("--only", choices=CASES, help="make only this comparison")
+    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="draw the edge curves of anti_bypass, as PNG files")
     options = parser.parse_args()
     bench = Bench()
     for name, cases in CASES.items():
         if options.only not in (None, name):
             continue
-        numbers = [(case, bench.measured(case)) for case in cases]
+        results = [(case, bench.measured(case)) for case in cases]
         rows = [
-            [str(case.layer), case.label, *(in_percent(of, column) for column in COLUMNS.values())]
-            for case, of in numbers
+            [str(case.layer), case.label, *(in_percent(numbers, column) for column in COLUMNS.values())]
+            for case, numbers in results
         ]
         print(tabulate(rows, ["layer", "pair", *COLUMNS], tablefmt="github", disable_numparse=True), flush=True)
         print()
         if options.draw and name == "anti_bypass":
             for layer in sorted({case.layer for case in cases}):
-                of_layer = [(case.label, of) for case, of in numbers if case.layer == layer]
+                of_layer = [(case.label, numbers) for case, numbers in results if case.layer == layer]
                 draw(of_layer, f"{MODEL}, layer {layer}", options.draw / f"anti_bypass_{layer}.png")
 
 
-def draw(numbers: list[tuple[str, dict[str, float]]], subtitle: str, path: Path) -> None:
-    """The edge curves of some pairs, by their labels."""
+def draw(results: list[tuple[str, dict[str, float]]], subtitle: str, path: Path) -> None:
+    """Draw the edge curves of pairs, given their labels and numbers."""
     from jsae_core.figures import Variant, edge_curve_figure
     from jsae_core.figures.export import png
 
-    variants = {Variant(label, colour): of for (label, of), colour in zip(numbers, COLOURS, strict=False)}
+    variants = {Variant(label, colour): numbers for (label, numbers), colour in zip(results, COLOURS, strict=False)}
     picture, reason = png(edge_curve_figure(variants, subtitle))
     if picture is None:
         print(f"{path} was not drawn: {reason}")

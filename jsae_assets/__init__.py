@@ -1,9 +1,10 @@
-"""The platform: jsae_core as a Dagster asset graph. Thin: each asset's body is a few lines that call jsae_core."""
+"""The platform: jsae_core as a Dagster asset graph. Each asset's body is a few lines that call jsae_core."""
 
 import warnings
 
 from dagster import BetaWarning, PreviewWarning
 
-# Partition mappings, data versions and partitioned checks are used on purpose; Dagster is pinned, tests watch them.
+# Dagster warns that partition mappings, data versions and partitioned checks may change. They are used on purpose: its
+# version is pinned, and tests/jsae_assets/test_dagster_itself.py fails if they behave differently.
 for category in (BetaWarning, PreviewWarning):
     warnings.filterwarnings("ignore", category=category)

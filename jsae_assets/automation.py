@@ -11,7 +11,7 @@ import dagster as dg
 
 from jsae_assets.at_work import release_dead_runs
 from jsae_assets.catalog import Catalog
-from jsae_assets.entries import CATALOG, news, report
+from jsae_assets.entries import CATALOG, change_events, report
 from jsae_assets.freshness import Freshness, Place, latest_metadata
 from jsae_assets.partitions import cell_key
 from jsae_assets.plan import (
@@ -33,12 +33,12 @@ from jsae_assets.sources import PairOnServer
 DESCRIPTIONS = {
     TOKENS_JOB: "Tokenise a model's text.",
     CELL_JOB: "Every pair, measure and figure of one model at one layer",
-    LAYERS_JOB: "The figures of a model that compare its layers, as far as those are measured.",
-    SWEEP_JOB: "Fetch or train a sweep's runs that are new, and draw its figures.",
+    LAYERS_JOB: "The figures that compare a model's layers; they show the layers that are already measured.",
+    SWEEP_JOB: "Fetch or train the runs of a sweep that are new, and draw its figures.",
 }
 PARTITION, RUN_KEY = "dagster/partition", "dagster/run_key"  # tags of runs
-TICK_SECONDS = 20  # after which a tick asks for no more, and the next one goes on; Dagster stops one after 60
-MOST_TOLD = 500  # entries of a catalog that a tick tells the instance of
+TICK_SECONDS = 20  # after which a tick requests no more runs and leaves the rest to the next; Dagster allows it 60
+MOST_REPORTED = 500  # entries of the catalog that one tick reports to the instance
 UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.QUEUED,
@@ -49,7 +49,8 @@ UNFINISHED = [
 
 
 def jobs(partitioned: Partitioned) -> list:
-    """What is made of a model before its layers, of one layer, of a model once its layers are measured, of a sweep."""
+    """Return the jobs: for a model's tokens, for a cell (a model at a layer), for the comparison of a model's layers,
+    for a sweep, and one for each asset without partitions."""
     return [
         dg.define_asset_job(name, dg.AssetSelection.assets(*keys), description=_description(name, keys))
         for name, keys in jobs_of(partitioned).items()
@@ -60,8 +61,8 @@ def _description(name: str, keys: Sequence[dg.AssetKey]) -> str | None:
     description = DESCRIPTIONS.get(re.sub(r"_\d+$", "", name))
     if not name.startswith(CELL_JOB):
         return description
-    # where variants hold different cells, each job makes its share
-    return f"{description}, of those that exist at these cells: {', '.join(sorted(_variants(keys)))}."
+    # if the variants have pairs at different cells, there is more than one such job, for different variants
+    return f"{description}, for the variants that have pairs at these cells: {', '.join(sorted(_variants(keys)))}."
 
 
 def _variants(keys: Sequence[dg.AssetKey]) -> set[str]:
@@ -69,9 +70,9 @@ def _variants(keys: Sequence[dg.AssetKey]) -> set[str]:
 
 
 def schedules(catalog: Catalog) -> list[dg.ScheduleDefinition]:
-    """Every wandb sweep is synced once an hour, once the schedule is switched on."""
-    synced = [key for key, sweep in catalog.sweeps.items() if sweep.wandb]
-    if not synced:
+    """Return the schedule that syncs every wandb sweep once an hour, if the catalog has any."""
+    wandb_sweeps = [key for key, sweep in catalog.sweeps.items() if sweep.wandb]
+    if not wandb_sweeps:
         return []
 
     @dg.schedule(
@@ -79,27 +80,27 @@ def schedules(catalog: Catalog) -> list[dg.ScheduleDefinition]:
         job_name=SWEEP_JOB,
         cron_schedule="0 * * * *",
         default_status=dg.DefaultScheduleStatus.STOPPED,
-        description="Syncs every sweep that comes from wandb. Where nothing is new that takes one small request each.",
+        description="Syncs every sweep that comes from wandb. A sweep without news takes one small request.",
     )
     def sync_sweeps(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
         tick = context.scheduled_execution_time.isoformat()
-        return [dg.RunRequest(run_key=f"{key} {tick}", partition_key=key) for key in synced]
+        return [dg.RunRequest(run_key=f"{key} {tick}", partition_key=key) for key in wandb_sweeps]
 
     return [sync_sweeps]
 
 
 def entries_sensor(catalog: Catalog) -> dg.SensorDefinition:
-    """Tells the instance what changed in the catalog, once the code location is loaded again."""
+    """Return the sensor that reports changes of the catalog to the instance, after the code location was reloaded."""
 
     @dg.sensor(
         name="catalog_entries",
-        description="Tells Dagster which entries of the catalog are new or have changed, so that it knows what is out "
-        "of date. Starts no run.",
+        description="Reports to Dagster which entries of the catalog are new or have changed, so that it knows which "
+        "assets are out of date. Starts no run.",
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=30,
     )
     def catalog_entries(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        events = news(catalog, context.instance, at_most=MOST_TOLD)
+        events = change_events(catalog, context.instance, at_most=MOST_REPORTED)
         if not events:
             return dg.SkipReason("no entry of the catalog is new or has changed")
         return dg.SensorResult(asset_events=events)
@@ -108,13 +109,13 @@ def entries_sensor(catalog: Catalog) -> dg.SensorDefinition:
 
 
 def automatic_sensor(catalog: Catalog, asset_jobs: Sequence, resources: Mapping[str, Any]) -> dg.SensorDefinition:
-    """The switch for automation: what is missing or out of date is made."""
+    """Return the sensor that, when it is switched on, makes everything that is missing or out of date."""
 
     @dg.sensor(
         name="keep_up_to_date",
         jobs=asset_jobs,
-        description="Makes what is missing or out of date, as `jsae run` would: tokens first, each once. What failed "
-        "is tried once more at most, and again once something that it is made from has changed.",
+        description="Makes what is missing or out of date, as `jsae run` would, tokens first. A failed asset is tried "
+        "at most once more, until something that it is made from has changed.",
         default_status=dg.DefaultSensorStatus.STOPPED,
         minimum_interval_seconds=30,
     )
@@ -122,10 +123,10 @@ def automatic_sensor(catalog: Catalog, asset_jobs: Sequence, resources: Mapping[
         end = time.monotonic() + TICK_SECONDS
         under_way = {run.tags.get(PARTITION) for run in context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))}
         for model in _models_from(context.cursor, catalog):
-            context.update_cursor(model)  # the next tick begins here if this one must end
+            context.update_cursor(model)  # the next tick begins at this model if this tick's time runs out
             freshness = Freshness(catalog, context.repository_def.asset_graph, resources, context.instance)
-            for key, run in _to_be_asked_for(model, freshness, under_way).items():
-                # not to ask for what would be made from entries that nobody knows yet
+            for key, run in _runs_to_request(model, freshness, under_way).items():
+                # Dagster records an asset as made from the entries that it knows, so it has to know them first
                 report(catalog, context.instance, _entries_read(run, freshness))
                 yield dg.RunRequest(
                     run_key=key, job_name=run.job, partition_key=run.partition, asset_selection=list(run.assets)
@@ -141,14 +142,15 @@ def automatic_sensor(catalog: Catalog, asset_jobs: Sequence, resources: Mapping[
 
 
 def _models_from(first: str | None, catalog: Catalog) -> list[str]:
-    """All models, and "" for what is of no model: from the first on, or from one of them, and round."""
+    """Return all models, and "" for assets that belong to no model, beginning with `first` (or with the first model of
+    the catalog) and going round."""
     models = [*catalog.models, ""]
     start = models.index(first) if first in models else 0
     return models[start:] + models[:start]
 
 
-def _to_be_asked_for(model: str, freshness: Freshness, under_way: Container[str | None]) -> dict[str, PlannedRun]:
-    """The runs of a model that can begin now and were not asked for before, by their keys."""
+def _runs_to_request(model: str, freshness: Freshness, under_way: Container[str | None]) -> dict[str, PlannedRun]:
+    """Return the runs of a model that can begin now and were not requested before, by their run keys."""
     candidates = {}
     for planned in planned_runs(
         freshness, lambda place: model_and_layer(place, freshness.catalog)[0] == (model or None)
@@ -157,23 +159,24 @@ def _to_be_asked_for(model: str, freshness: Freshness, under_way: Container[str 
         if run.assets and run.partition not in under_way and _can_begin(run, freshness, under_way):
             candidates[_run_key(run, freshness)] = run
     runs = freshness.instance.get_runs(dg.RunsFilter(tags={RUN_KEY: list(candidates)})) if candidates else []
-    asked = {run.tags[RUN_KEY] for run in runs}
-    return {key: run for key, run in candidates.items() if key not in asked}
+    requested_before = {run.tags[RUN_KEY] for run in runs}
+    return {key: run for key, run in candidates.items() if key not in requested_before}
 
 
 def _without_refused(run: PlannedRun, freshness: Freshness) -> PlannedRun:
-    """The run without what failed its check, which would be the same again, and what is made from that."""
+    """Return the run without the assets that failed their check, which would come out the same again, and without
+    everything made from them."""
     left_out: set[Place] = set()
     for place in run.places:  # upstream first
         if freshness.is_refused(place) or left_out & set(freshness.parents(place)):
             left_out.add(place)
-    kept = {key: reason for key, reason in run.assets.items() if Place(key, run.partition) not in left_out}
-    return dataclasses.replace(run, assets=kept)
+    others = {key: reason for key, reason in run.assets.items() if Place(key, run.partition) not in left_out}
+    return dataclasses.replace(run, assets=others)
 
 
 def _can_begin(run: PlannedRun, freshness: Freshness, under_way: Container[str | None]) -> bool:
-    """Whether all that the run reads and does not make itself is up to date; of what is made of whatever is there,
-    whether nothing is under way that would change it."""
+    """Whether everything that the run reads, and does not make itself, is up to date. A run of assets that gather what
+    is stored can begin if no other run is under way that could change what they read."""
     if _gathers(run, freshness):
         return not under_way
     made = set(run.places)
@@ -186,17 +189,18 @@ def _gathers(run: PlannedRun, freshness: Freshness) -> bool:
 
 
 def _entries_read(run: PlannedRun, freshness: Freshness) -> list[str]:
-    """The catalog's entries that a run is made from."""
+    """Return the names of the catalog's entries that a run's assets are made from."""
     read = {parent for place in run.places for parent in freshness.parents(place)}
     return sorted(str(place.partition) for place in read if place.asset == CATALOG)
 
 
 def _run_key(run: PlannedRun, freshness: Freshness) -> str:
-    """The same for as long as nothing has changed, so that a run that failed is not asked for again and again."""
+    """Return a key that stays the same as long as nothing has changed, so that a failed run is not requested again and
+    again."""
     state = [run.job, str(run.partition)]
-    if _gathers(run, freshness):  # it may stay out of date, as what it is made of does
-        made_of = [parent for place in run.places for parent in freshness.parents(place) if parent.asset != CATALOG]
-        ids = [str(made and made.storage_id) for made in map(freshness.latest, made_of)]
+    if _gathers(run, freshness):  # it may stay out of date because its inputs do, so the key depends on these alone
+        inputs = [parent for place in run.places for parent in freshness.parents(place) if parent.asset != CATALOG]
+        ids = [str(made and made.storage_id) for made in map(freshness.latest, inputs)]
         return hashlib.sha256("\n".join([*state, *ids]).encode()).hexdigest()
     for place in run.places:
         made = freshness.latest(place)
@@ -207,11 +211,12 @@ def _run_key(run: PlannedRun, freshness: Freshness) -> str:
 
 
 def dead_runs_sensor() -> dg.SensorDefinition:
-    """Clears up after runs that were killed: where what started them was killed as well, the daemon does not notice."""
+    """Return the sensor that cleans up after runs that were killed together with the process that started them, which
+    Dagster's daemon does not notice."""
 
     @dg.sensor(
         name="dead_runs",
-        description="Marks runs as failed whose process is gone, and frees their slots. Starts no run.",
+        description="Marks runs whose process is gone as failed, and frees their slots. Starts no run.",
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=30,
     )
@@ -222,38 +227,39 @@ def dead_runs_sensor() -> dg.SensorDefinition:
 
 
 def alias_sensor(catalog: Catalog, asset_jobs: Sequence) -> list[dg.SensorDefinition]:
-    """Pairs that are named by an alias (`:latest`) or a branch are made again, with all that is measured on them, once
-    it moves."""
-    named = [pair for pair in catalog.pairs if isinstance(pair, PairOnServer) and pair.moves]
-    if not named:
+    """Return the sensor that fetches pairs named by an alias (`:latest`) or a branch again, and measures them again,
+    once that name points to another version. There is none if the catalog has no such pairs."""
+    pairs_that_move = [pair for pair in catalog.pairs if isinstance(pair, PairOnServer) and pair.moves]
+    if not pairs_that_move:
         return []
 
     @dg.sensor(
         name="moved_aliases",
         jobs=[job for job in asset_jobs if job.name.startswith(CELL_JOB)],
-        description="Looks whether a pair's alias or branch names another version than the one that was fetched.",
+        description="Checks whether the alias or branch of a pair now names another version than the stored one; if "
+        "so, fetches the pair again and measures it.",
         default_status=dg.DefaultSensorStatus.STOPPED,
         minimum_interval_seconds=3600,
     )
     def moved_aliases(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest]:
         graph = context.repository_def.asset_graph
-        for pair in named:
+        for pair in pairs_that_move:
             key = dg.AssetKey([pair.variant, "sae_pair"])
-            # the other variants' pairs stay; what compares layers is of another partitioning
+            # without assets that compare layers: their partitions are models, not cells
             selection = [
-                affected
-                for affected in dg.AssetSelection.assets(key).downstream().resolve(graph)
-                if graph.get(affected).partitions_def == graph.get(key).partitions_def
+                downstream
+                for downstream in dg.AssetSelection.assets(key).downstream().resolve(graph)
+                if graph.get(downstream).partitions_def == graph.get(key).partitions_def
             ]
             job = next(name for name, keys in jobs_of(partitions_of(graph)).items() if key in keys)
             for layer in pair.layers:
                 partition = cell_key(pair.model, layer)
                 fetched = latest_metadata(context.instance, key, partition)
                 if fetched is None:
-                    continue  # never asked for
+                    continue  # this pair was never materialised
                 found = pair.find(layer, downloads_folder(context.instance))
                 if found.digest != fetched["source_digest"]:
-                    context.log.info(f"{pair.variant} of {pair.model} at layer {layer} is {found.path} now")
+                    context.log.info(f"the {pair.variant} pair of {pair.model} at layer {layer} is now {found.path}")
                     yield dg.RunRequest(
                         run_key=f"{pair.variant} {partition} {found.digest}",
                         job_name=job,

@@ -1,8 +1,8 @@
-"""The catalog: which models, texts, variants and pairs exist, as one validated YAML file.
+"""The catalog: one validated YAML file that says which models, texts, variants, pairs and sweeps exist.
 
-Here: its sections, their rules and what can be asked of them. Not here: what sections are made of (`sections.py`),
-where pairs come from (`sources.py`), Dagster (`partitions.py` makes partitions of it) or torch (loading the definitions
-must stay fast).
+Here: the catalog's sections, their rules, and questions that other modules ask of a catalog. Not here: the building
+blocks of sections (`sections.py`), the sources of pairs (`sources.py`), Dagster (`partitions.py` makes partitions from
+a catalog). Nothing here imports torch, because the definitions must load fast.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def _dataset(name: str) -> str:
 
 
 class Text(Section):
-    """Where documents come from: Python's standard library, local files or a Hugging Face dataset.
+    """A source of documents: Python's standard library, local files or a Hugging Face dataset.
 
-    `long_documents`: a document that is longer than the model's context is cut into several, or truncated to one.
-    `revision`: a branch, tag or commit of the dataset.
+    `long_documents`: whether a document that is longer than the model's context is cut into several documents, or
+    truncated to one. `revision`: a branch, tag or commit of the dataset.
     """
 
     standard_library: Literal["train", "held_out"] | None = None
@@ -79,32 +79,35 @@ class Text(Section):
     def _one_source(self):
         exactly_one(self, ("standard_library", "files", "dataset"))
         if self.revision and not self.dataset:
-            raise ValueError("revision is that of a dataset; files and the standard library have none")
+            raise ValueError("revision is for datasets only; files and the standard library have no revisions")
         return self
 
     def most_tokens(self) -> int | None:
-        """How many tokens it can hold at the most, if none is shorter than a byte; None if sizes do not tell."""
+        """Return an upper bound of the number of tokens: the number of bytes, since a token has at least one. Return
+        None if the size is not known."""
         if self.standard_library:
             return sum(path.stat().st_size for path in standard_library_files(self.standard_library))
         return largest_text([str(place) for place in self.files]) if self.files else None
 
 
-# as the reported numbers were measured
+# the text on which the numbers of Farnik et al. (2025) were measured
 C4 = Text(dataset="allenai/c4", config="en", split="validation", long_documents="truncate")
 C4_IN_WORDS = "C4 validation"
 
 
 class Model(Section):
-    """A language model: a directory in Hugging Face format, a name on the hub (with a `revision` if not `main`: a
-    branch, tag or commit) or the one that ships with this package, its randomised twin, and how much is measured on
-    which text.
+    """A language model, the text that its pairs are measured on, and how much of it each measure takes.
 
-    `tokens` is how many tokens every measure sees, BOS left out, but for the quality of a pair, which takes six passes
-    through the model and sees the first `quality_tokens` of them. `ablation_samples` and `function_shapes` are how many
-    elements of the Jacobians these look at. Connections of latents that were active together in fewer than
-    `least_active` tokens are left out. `prompt` is what example Jacobians are drawn from. `randomise_seed` is that
-    of the twin with randomised weights, on which the variants that are a `control_of` another are trained and measured.
-    `jacobian_tables`: "bfloat16" rounds the rows that Jacobians are made of (`SAEPair.table_dtype`).
+    The model is given by one of three settings: `directory`, in Hugging Face format; `hub`, a name on the Hugging Face
+    hub, with a `revision` (branch, tag or commit) if not `main`; `embedded`, the model that ships with this package.
+
+    `tokens` is how many tokens the measures take, BOS not counted. Only the quality of a pair, which needs six passes
+    through the model, takes fewer: the first `quality_tokens` of them. The measures `ablation_samples` and
+    `function_shapes` take as many elements of the Jacobians as the settings of the same names say. Connections of
+    latents that were active together on fewer than `least_active` tokens are left out. `prompt` is the text whose
+    Jacobians are shown as examples. `randomise_seed` is the seed of the model's twin with randomised weights; variants
+    that are a `control_of` another are trained and measured on that twin. `jacobian_tables`: "bfloat16" rounds the
+    tables from which Jacobians are computed (`SAEPair.table_dtype`).
     """
 
     directory: ModelDirectory | None = None
@@ -124,18 +127,19 @@ class Model(Section):
 
     @property
     def source(self) -> tuple[str | Path, str | None]:
-        """Where it is, and the revision of a hub model, without which its name could be taken for a folder."""
+        """The directory and None, or a hub model's name and revision. The revision is always given, because a name
+        without one could be taken for a folder."""
         if self.hub:
             return self.hub, self.revision or "main"
         return embedded_model.FOLDER if self.embedded else Path(str(self.directory)), None
 
     @property
     def layer_count(self) -> int | None:
-        """How many layers it has; None if that is not known before it is fetched from the hub."""
+        """The number of layers; None for a model on the hub, since it is known only once the model is fetched."""
         return None if self.hub else layer_count(Path(self.source[0]))
 
     def reported_name(self, key: str) -> str:
-        """The name under which results of this model are reported: the hub's, without its organisation."""
+        """Return the name under which papers report results of this model: the hub name without its organisation."""
         return (self.hub or key).split("/")[-1]
 
     @model_validator(mode="after")
@@ -148,8 +152,8 @@ class Model(Section):
         return self
 
 
-# The one asset that each of these settings of a model concerns. A changed setting makes that asset outdated, and what
-# is downstream of it, but not the pairs, which take long to train.
+# Settings of a model that concern one asset only. When such a setting changes, that asset and everything downstream of
+# it is out of date, but the pairs, which take long to train, are not.
 SETTING_OF = {
     "text": "tokens",
     "tokens": "tokens",
@@ -159,14 +163,14 @@ SETTING_OF = {
     "least_active": "latent_connections",
     "prompt": "jacobian_examples",
 }
-TABLES = "jacobian_tables"  # the setting that concerns every asset that Jacobians are part of
+TABLES = "jacobian_tables"  # the setting that concerns every asset for which Jacobians are computed
 
 
 class Variant(Section):
-    """A way pairs were made, how it is drawn, and the variant its figures compare it with.
+    """A way of making pairs: its label and colour in figures, and the variant that the figures compare it with.
 
-    `control_of`: the variant that was made the same way on the language model as it is; this one is on its twin with
-    randomised weights.
+    `control_of`: the variant that is made in the same way, but on the language model as it is. This variant is made on
+    the model's twin with randomised weights.
     """
 
     label: Label
@@ -175,17 +179,17 @@ class Variant(Section):
     control_of: str | None = None
 
 
-# what a local sweep may vary beside its coefficient, by the recipe's names
+# the settings of a recipe that a local sweep can vary in addition to the coefficient λ
 VARIED = ("k", "d_sae", "objective", "seed")
 
 
 class LocalSweep(Section):
-    """Pairs trained here at one layer of a model, by a recipe that is the same for all but what the sweep varies: its
-    coefficient and, where they are listed, k, d_sae, objective and seed.
+    """Pairs trained here at one layer of a model, by one recipe of which some settings vary: the coefficient λ and, if
+    they are listed, k, d_sae, objective and seed.
 
-    `combine`: the runs are all combinations of what is listed ("product"), or the first of each list, the second of
-    each, and so on ("zip"; of a list with one entry, always that). `weights`: of the language model, as they were
-    trained, or those of its randomised twin.
+    `combine`: "product" makes a run for each combination of the listed values; "zip" makes one run of the first values
+    of all lists, one of the second values, and so on (a list with a single value gives it to every run). `weights`: the
+    language model's weights, "trained" or "randomised".
     """
 
     model: str
@@ -200,16 +204,16 @@ class LocalSweep(Section):
     train: Recipe
 
     @model_validator(mode="after")
-    def _runs(self):
-        configs = self.configs()  # each is checked by its making
-        doubles = [config for config, count in Counter(configs).items() if count > 1]
-        if doubles:
-            what = ", ".join(f"{name} {getattr(doubles[0], name)}" for name in ("jacobian_coefficient", *VARIED))
-            raise ValueError(f"two runs would be the same: {what}. Each combination may be listed once")
+    def _distinct_runs(self):
+        configs = self.configs()  # raises ValueError if one is invalid
+        repeated = [config for config, count in Counter(configs).items() if count > 1]
+        if repeated:
+            values = ", ".join(f"{name} {getattr(repeated[0], name)}" for name in ("jacobian_coefficient", *VARIED))
+            raise ValueError(f"two runs would be the same: {values}. Each combination may be listed once")
         return self
 
     def configs(self) -> list[TrainingConfig]:
-        """That of each run, in order."""
+        """Return the training configuration of each run, in order."""
         lists = {"jacobian_coefficient": self.coefficients} | self.varied
         combinations: Iterable[tuple]
         if self.combine == "zip":
@@ -217,8 +221,8 @@ class LocalSweep(Section):
             uneven = {name: len(values) for name, values in lists.items() if len(values) not in (1, longest)}
             if uneven:
                 raise ValueError(
-                    f"combine is zip, but the lists differ in length: {longest} and {uneven}; expected lists of one "
-                    "length, or of one entry"
+                    f"combine is zip, but the lists differ in length: {longest} and {uneven}; expected lists of the "
+                    "same length, or with a single entry"
                 )
             combinations = zip(*(values * (longest // len(values)) for values in lists.values()), strict=True)
         else:
@@ -227,21 +231,21 @@ class LocalSweep(Section):
 
     @property
     def varied(self) -> dict[str, list]:
-        """What is listed beside the coefficients."""
+        """The lists of values that the sweep varies in addition to the coefficients, by setting."""
         return {name: values for name in VARIED if (values := getattr(self, name)) is not None}
 
     def recipe(self, config: TrainingConfig) -> Recipe:
-        """The recipe of one run."""
+        """Return the recipe of the run with this configuration."""
         return self.train.model_copy(update={"config": config})
 
     def makes_like(self, recipe: Recipe) -> bool:
-        """Whether its runs differ from pairs of this recipe in λ alone."""
+        """Whether the sweep's runs differ from pairs of this recipe in λ alone."""
         config = dataclasses.replace(recipe.config, jacobian_coefficient=self.train.config.jacobian_coefficient)
         return not self.varied and self.train == recipe.model_copy(update={"config": config})
 
 
 class Sweep(Section):
-    """A table of training runs: those of a wandb project (entity/project), or trained here."""
+    """A table of training runs, which come from a wandb project (entity/project) or are trained here."""
 
     wandb: Annotated[str, AfterValidator(project_path)] | None = None
     local: LocalSweep | None = None
@@ -253,6 +257,8 @@ class Sweep(Section):
 
 
 class Catalog(Section):
+    """A whole catalog, with its sections by name."""
+
     models: dict[Key, Model] = Field(min_length=1)
     text: dict[Key, Text] = {}
     variants: dict[VariantKey, Variant] = Field(min_length=1)
@@ -261,16 +267,18 @@ class Catalog(Section):
 
     @model_validator(mode="after")
     def _consistent(self):
-        def known(place: str, name: str | None, section: dict) -> None:
+        def require_known(place: str, name: str | None, section: dict) -> None:
             if name is not None and name not in section:
-                raise ValueError(f"{place} is {name!r}, which is not in the catalog; there are: {', '.join(section)}")
+                raise ValueError(
+                    f"{place} is {name!r}, which is not in the catalog; the catalog has: {', '.join(section)}"
+                )
 
         for key, model in self.models.items():
-            known(f"models.{key}.text", model.text, self.text)
+            require_known(f"models.{key}.text", model.text, self.text)
         for key, variant in self.variants.items():
             for name in ("compared_with", "control_of"):
                 other = getattr(variant, name)
-                known(f"variants.{key}.{name}", other, self.variants)
+                require_known(f"variants.{key}.{name}", other, self.variants)
                 if other == key:
                     raise ValueError(f"variants.{key}.{name} is itself")
             if variant.control_of and self.variants[variant.control_of].control_of:
@@ -279,32 +287,34 @@ class Catalog(Section):
         recipes: dict[str, Recipe] = {}
         for key, sweep in self.sweeps.items():
             if sweep.local:
-                known(f"sweeps.{key}.local.model", sweep.local.model, self.models)
-                known(f"sweeps.{key}.local.train.text", sweep.local.train.text, self.text)
+                require_known(f"sweeps.{key}.local.model", sweep.local.model, self.models)
+                require_known(f"sweeps.{key}.local.train.text", sweep.local.train.text, self.text)
                 layers[f"sweeps.{key}.local.layer"] = (sweep.local.model, [sweep.local.layer])
                 recipes[f"sweeps.{key}.local.train"] = sweep.local.train
-        held: dict[Hashable, int] = {}
+        entry_of_pair: dict[Hashable, int] = {}
         for number, pair in enumerate(self.pairs):
-            known(f"pairs[{number}].variant", pair.variant, self.variants)
-            known(f"pairs[{number}].model", pair.model, self.models)
-            known(f"pairs[{number}].{pair.kind}.text", pair.text, self.text)
+            require_known(f"pairs[{number}].variant", pair.variant, self.variants)
+            require_known(f"pairs[{number}].model", pair.model, self.models)
+            require_known(f"pairs[{number}].{pair.kind}.text", pair.text, self.text)
             layers[f"pairs[{number}].layers"] = (pair.model, pair.layers)
             if isinstance(pair, TrainedPair):
                 recipes[f"pairs[{number}].train"] = pair.train
             for layer in pair.layers:
-                first = held.setdefault((pair.variant, pair.model, layer), number)
+                first = entry_of_pair.setdefault((pair.variant, pair.model, layer), number)
                 if first != number or pair.layers.count(layer) > 1:
                     raise ValueError(
-                        f"pairs[{number}] and pairs[{first}] both hold {pair.variant} of {pair.model} at layer {layer}"
+                        f"pairs[{number}] and pairs[{first}] both name the pair {pair.variant} of {pair.model} at "
+                        f"layer {layer}; expected it once"
                     )
         self._check_layers(layers)
         self._check_amounts(recipes)
         return self
 
-    def _check_layers(self, named: Mapping[str, tuple[str, list[int]]]) -> None:
-        """`named`: a model and layers of it, by where the catalog names them."""
-        counts = {model: self.models[model].layer_count for model in {model for model, _ in named.values()}}
-        for place, (model, layers) in named.items():
+    def _check_layers(self, layers_by_place: Mapping[str, tuple[str, list[int]]]) -> None:
+        """Raise ValueError if a model does not have the layers that the catalog names. `layers_by_place` gives a model
+        and layers of it for each place in the catalog that names layers."""
+        counts = {model: self.models[model].layer_count for model in {model for model, _ in layers_by_place.values()}}
+        for place, (model, layers) in layers_by_place.items():
             count = counts[model]
             if count is not None and max(layers) >= count:
                 raise ValueError(
@@ -312,43 +322,44 @@ class Catalog(Section):
                 )
 
     def _check_amounts(self, recipes: Mapping[str, Recipe]) -> None:
-        """`recipes`: by where the catalog has them."""
-        most = {name: self.text[name].most_tokens() for name in {recipe.text for recipe in recipes.values()}}
+        """Raise ValueError if a recipe needs more tokens than its text can have. `recipes` are by their places in the
+        catalog."""
+        bounds = {name: self.text[name].most_tokens() for name in {recipe.text for recipe in recipes.values()}}
         for place, recipe in recipes.items():
-            held = most[recipe.text]
-            if held is not None and recipe.tokens > held:
+            bound = bounds[recipe.text]
+            if bound is not None and recipe.tokens > bound:
                 raise ValueError(
-                    f"{place}.tokens is {recipe.tokens:,}, but the text {recipe.text!r} has {held:,} bytes, and no "
-                    "token is shorter than a byte (most are three or four long); add text, or train on fewer tokens"
+                    f"{place}.tokens is {recipe.tokens:,}, but the text {recipe.text!r} has {bound:,} bytes, and a "
+                    "token has at least one byte (most have three or four); add text, or train on fewer tokens"
                 )
 
     def pair(self, variant: str, model: str, layer: int) -> Pair | None:
-        """The entry that holds this pair, or None."""
+        """Return the entry of this pair, or None if the catalog does not have it."""
         return self._by_layer.get((variant, model), {}).get(layer)
 
     @cached_property
     def _by_layer(self) -> dict[tuple[str, str], dict[int, Pair]]:
-        """The entries of the pairs of each variant of each model, by their layers."""
-        found: dict[tuple[str, str], dict[int, Pair]] = {}
+        """The entries of pairs, by (variant, model) and then by layer."""
+        entries: dict[tuple[str, str], dict[int, Pair]] = {}
         for pair in self.pairs:
-            found.setdefault((pair.variant, pair.model), {}).update(dict.fromkeys(pair.layers, pair))
-        return found
+            entries.setdefault((pair.variant, pair.model), {}).update(dict.fromkeys(pair.layers, pair))
+        return entries
 
     def randomise_seed(self, variant: str, model: str) -> int | None:
-        """The seed of the language model's randomised twin, for a variant that is a control; else None."""
+        """Return the seed of the model's twin with randomised weights if the variant is a control, else None."""
         return self.models[model].randomise_seed if self.variants[variant].control_of else None
 
     def randomise_seed_of_sweep(self, sweep: LocalSweep) -> int | None:
-        """The same for a sweep on the twin."""
+        """Return the seed of the model's twin with randomised weights if the sweep uses it, else None."""
         return self.models[sweep.model].randomise_seed if sweep.weights == "randomised" else None
 
     def digest(self, model: str, asset: str, pair: Pair | None = None) -> str:
-        """Which catalog entries an asset was made from: a hash that changes when what concerns it does in the model,
-        its text or the pair, but not when other layers join the pair's."""
-        others = {TABLES} | {setting for setting, concerned in SETTING_OF.items() if concerned != asset}
+        """Return a hash of the entries that an asset is made from. It changes with those settings of the model, its
+        text or the pair that concern the asset, but not when the pair's entry gets further layers."""
+        excluded = {TABLES} | {setting for setting, concerned in SETTING_OF.items() if concerned != asset}
         if pair is None or self.randomise_seed(pair.variant, model) is None:
-            others.add("randomise_seed")
-        entries = [self.models[model].canonical(others)]
+            excluded.add("randomise_seed")
+        entries = [self.models[model].canonical(excluded)]
         if asset == SETTING_OF["text"]:
             entries.append(self.model_text(model).canonical())
         if pair is not None:
@@ -358,7 +369,7 @@ class Catalog(Section):
         return _hash(entries)
 
     def sweep_digest(self, key: str) -> str:
-        """As `digest`, of a sweep's table."""
+        """Return a hash of the entries that a sweep's table is made from."""
         sweep = self.sweeps[key]
         entries = [sweep.canonical()]
         if sweep.local:
@@ -366,13 +377,14 @@ class Catalog(Section):
         return _hash(entries)
 
     def run_digest(self, sweep: LocalSweep, config: TrainingConfig) -> str:
-        """Which catalog entries a run of a local sweep is made from; other runs may join the sweep."""
-        others = {setting for setting, concerned in SETTING_OF.items() if concerned not in ("tokens", "pair_quality")}
-        others.add(TABLES)
+        """Return a hash of the entries that a run of a local sweep is made from. It does not change when the sweep gets
+        further runs."""
+        excluded = {setting for setting, concerned in SETTING_OF.items() if concerned not in ("tokens", "pair_quality")}
+        excluded.add(TABLES)
         seed = self.randomise_seed_of_sweep(sweep)
         return _hash(
             [
-                self.models[sweep.model].canonical(others | {"randomise_seed"}),
+                self.models[sweep.model].canonical(excluded | {"randomise_seed"}),
                 self.model_text(sweep.model).canonical(),
                 str(sweep.layer),
                 sweep.recipe(config).canonical(),
@@ -382,9 +394,9 @@ class Catalog(Section):
         )
 
     def entries(self) -> dict[str, str]:
-        """The digest of everything in the catalog that something is made from, by a name that says where it stands:
-        `pairs/jsae/my-model:3`, `pairs/jsae/my-model` (all its layers), `models/my-model/tokens`, `variants/jsae`,
-        `sweeps/mine`; `models/my-model/jacobian_tables` where these are not as usual."""
+        """Return the digest of every entry that assets are made from, by a name that says where it stands in the
+        catalog: `pairs/jsae/my-model:3`, `pairs/jsae/my-model` (all layers of the model), `models/my-model/tokens`,
+        `variants/jsae`, `sweeps/mine`; and `models/my-model/jacobian_tables` if that setting is not the default."""
         settings = {
             f"models/{key}/{asset}": self.digest(key, asset)
             for key in self.models
@@ -407,17 +419,17 @@ class Catalog(Section):
         return settings | tables | styles | pairs | of_all_layers | sweeps
 
     def table_entries(self) -> dict[str, str]:
-        """The names of the entries of those models whose Jacobians are not made of rows in the pair's own dtype: what
-        was made before there was such a setting does not depend on one."""
+        """Return the names of the entries for `jacobian_tables`, by model. Models with the default have no such entry,
+        so that their assets from before this setting existed stay up to date."""
         return {key: f"models/{key}/{TABLES}" for key, model in self.models.items() if model.jacobian_tables}
 
     def layers(self, model: str, variant: str | None = None) -> list[int]:
-        """The layers of a model at which the catalog holds a pair (of this variant)."""
+        """Return the layers of a model at which the catalog has a pair, of any variant or of this one."""
         variants = self.variants if variant is None else [variant]
-        return sorted({layer for one in variants for layer in self._by_layer.get((one, model), {})})
+        return sorted({layer for name in variants for layer in self._by_layer.get((name, model), {})})
 
     def model_text(self, model: str) -> Text:
-        """What a model is measured on: its entry of the text section, or C4 for a hub model that names none."""
+        """Return the text on which a model is measured: the entry that it names, or C4 for a hub model without one."""
         name = self.models[model].text
         return C4 if name is None else self.text[name]
 
@@ -427,32 +439,30 @@ def _hash(entries: Sequence[str]) -> str:
 
 
 def load_catalog(path: str | Path | None = None) -> Catalog:
-    """Read and check a catalog; without a path the one that JSAE_CATALOG names, else the default.
+    """Read and check a catalog: the file at `path`, else the one that JSAE_CATALOG names, else the default catalog.
 
     Relative directories and files in it are relative to the catalog's own folder.
 
     Raises:
-        CatalogError: there is no such file, or it is malformed or contradictory.
+        CatalogError: the file cannot be read, is malformed or contradicts itself.
     """
-    named = path or os.environ.get(CATALOG_VARIABLE)
-    path = Path(named).expanduser() if named else DEFAULT_CATALOG
+    chosen = path or os.environ.get(CATALOG_VARIABLE)
+    path = Path(chosen).expanduser() if chosen else DEFAULT_CATALOG
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        origin = (
-            "" if not named else f" ({CATALOG_VARIABLE} names it)" if named == os.environ.get(CATALOG_VARIABLE) else ""
-        )
+        origin = f" ({CATALOG_VARIABLE} names it)" if chosen and chosen == os.environ.get(CATALOG_VARIABLE) else ""
         raise CatalogError(f"{path}{origin}: the catalog cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise CatalogError(f"{path}: is no UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise CatalogError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
     try:
         entries = yaml.load(text, Loader=_UniqueKeyLoader)
     except RecursionError as error:
-        raise CatalogError(f"{path}: is nested too deep to be read") from error
+        raise CatalogError(f"{path}: is nested too deeply to be read") from error
     except yaml.YAMLError as error:
-        raise CatalogError(f"{path}: is no valid YAML: {error}") from error
+        raise CatalogError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(entries, dict):
-        raise CatalogError(f"{path}: expected sections models, text, variants, pairs and sweeps")
+        raise CatalogError(f"{path}: expected the sections models, text, variants, pairs and sweeps")
     if problems := [*truth_values(entries)]:
         raise CatalogError("\n".join(f"{path}: {problem}" for problem in problems))
     try:
@@ -461,11 +471,12 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
         raise CatalogError("\n".join(f"{path}: {problem}" for problem in _problems(error))) from error
 
 
-# what pydantic adds to an entry's place: that a key is meant, and which kind of source was recognised
+# parts that pydantic adds to the place of an error: that it concerns a key, and the kind of a pair's source
 OMITTED = ("[key]", *(f"[{kind}]" for kind in KINDS))
 
 
 def _problems(error: ValidationError) -> list[str]:
+    """Return a line for each of pydantic's errors: the place in the catalog and what is wrong there."""
     problems = []
     for item in error.errors(include_url=False):
         parts = [part for part in item["loc"] if part not in OMITTED]
@@ -476,10 +487,10 @@ def _problems(error: ValidationError) -> list[str]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys without a word; a catalog with two is a mistake."""
+    """A YAML loader that refuses a key that stands twice. PyYAML would silently keep the last one."""
 
     def compose_mapping_node(self, anchor):
-        node = super().compose_mapping_node(anchor)  # as it is written: merges (<<) are not filled in yet
+        node = super().compose_mapping_node(anchor)  # merge keys (<<) are not resolved yet, so they add no keys
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):

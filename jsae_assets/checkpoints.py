@@ -1,7 +1,7 @@
-"""Where the checkpoints of long steps lie: at <storage>/checkpoints/, under the name of what is made.
+"""The checkpoints of long steps, stored at <storage>/checkpoints/<asset key>/, in local or remote storage.
 
-Here: their places, on this machine or elsewhere. Not here: what a checkpoint is (`jsae_core.checkpoints`), what a step
-keeps in one.
+Here: their paths, and moving them to and from remote storage. Not here: what a checkpoint is (`jsae_core.checkpoints`),
+what a step keeps in one.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ def checkpoint_of(
     compute: Compute,
     say: Callable[[str], None],
 ) -> Checkpoint:
-    """The checkpoint of an asset's partition, or of a part of it.
+    """Return the checkpoint for making an asset's partition, or a part of it.
 
     Args:
-        manager: which stores the asset; the checkpoint lies in the same storage.
-        digest: of the catalog's entries that it is made from.
+        manager: the IO manager that stores the asset; the checkpoint lies in the same storage.
+        digest: the digest of the catalog's entries that the partition is made from.
     """
     path = manager.base / CHECKPOINTS / stored_at(key, partition, ".safetensors")
     if is_local(path):
         return Checkpoint(Path(path.path), digest, compute.checkpoint_seconds, say)
-    path_elsewhere: Any = path  # it has a path's methods
-    return _CheckpointElsewhere(path_elsewhere, digest, compute.checkpoint_seconds, say)
+    remote_path: Any = path  # a UPath has the methods of a Path
+    return _RemoteCheckpoint(remote_path, digest, compute.checkpoint_seconds, say)
 
 
-class _CheckpointElsewhere(Checkpoint):
-    """In a storage that is not on this machine: files come and go as a whole."""
+class _RemoteCheckpoint(Checkpoint):
+    """A checkpoint in remote storage: its files are downloaded and uploaded as a whole."""
 
     def _remove_folders(self) -> None:
         folder: Any = self._folder

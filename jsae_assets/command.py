@@ -1,12 +1,12 @@
-"""`jsae`: the command line. Everything it does can be done in the Dagster UI; nothing is computed here.
+"""`jsae`: the command line. Everything that it does can be done in the Dagster UI too; nothing is computed here.
 
-    jsae run     make what is missing or out of date, all of it or of some models, layers and assets
-    jsae demo    the same for the whole catalog, and say what was measured
-    jsae suggest-lambda    a short sweep at one layer, and the largest λ that costs little
-    jsae site    open the site: numbers, figures, an explorer of latents
-    jsae ui      the Dagster UI with its daemon, and the site, on this machine
+    jsae run               make what is missing or out of date: everything, or only some models, layers and assets
+    jsae demo              make everything and print a table of the results
+    jsae suggest-lambda    run a short sweep at one layer, and suggest the largest λ that costs little
+    jsae site              open the site: numbers, figures, an explorer of latents
+    jsae ui                start the Dagster UI with its daemon, and serve the site, on this machine
 
-Here: arguments, progress while it runs, what failed and why, the closing table. Not here: what is to run (`plan.py`).
+Here: arguments, messages about progress and failures, the table of results. Not here: planning runs (`plan.py`).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from jsae_assets.entries import report
 from jsae_assets.executing import WORKSPACE, execute_here
 from jsae_assets.freshness import Freshness, Place, latest_metadata
 from jsae_assets.home import HOME_VARIABLE, home
-from jsae_assets.left_over import left_over, said_of
+from jsae_assets.left_over import left_over, message_about
 from jsae_assets.partitions import cell_key, cells
-from jsae_assets.plan import CELL_JOB, PlannedRun, gathers, narrowed, planned_runs
+from jsae_assets.plan import CELL_JOB, PlannedRun, gathers, planned_runs, selection
 from jsae_assets.resources import POOL
 from jsae_assets.serving import URL, serve
 from jsae_assets.storage import clear_parts, is_local, storage
@@ -48,13 +48,13 @@ from jsae_core.pace import duration
 from jsae_core.terms import THRESHOLDS
 
 SITE_PAGE = "site/index.html"
-SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")  # without one, a browser would open in the terminal
+SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")  # if neither is set, a browser would open in the terminal
 CONSOLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
 MADE, FAILED, BAD_ARGUMENTS = 0, 1, 2  # exit statuses
 STOPPED = "Stopped. What was made is kept: the same command goes on from there."
 
 
-@dg.logger({"log_level": str}, description="Only what the assets say, indented below the run they belong to.")
+@dg.logger({"log_level": str}, description="Only the assets' own messages, indented.")
 def plain_console(context: dg.InitLoggerContext) -> logging.Logger:
     logger = logging.Logger("jsae", context.logger_config["log_level"])
     handler = logging.StreamHandler(sys.stdout)
@@ -65,8 +65,9 @@ def plain_console(context: dg.InitLoggerContext) -> logging.Logger:
 
 
 def _shorten(record: logging.LogRecord) -> bool:
-    """Dagster puts job, run and step before each message; here the run is named above it. What Dagster itself says of
-    steps is left out: `_failure` says what failed and why."""
+    """A logging filter that keeps only the messages of assets, with the step's name before each. Job and run, which
+    Dagster puts before a message, are already in the line above. Dagster's own messages about steps are left out;
+    `_failure` reports failures."""
     meta = getattr(record, "dagster_meta", None) or {}
     if meta.get("dagster_event") is not None:
         return False
@@ -87,17 +88,16 @@ def run_all(
     catalog: Catalog,
     definitions: dg.Definitions,
     instance: dg.DagsterInstance,
-    wanted: Callable[[Place], bool] = lambda place: True,
+    is_selected: Callable[[Place], bool] = lambda place: True,
 ) -> list[str]:
-    """Make what is wanted and missing or out of date, saying what, how far and how long still.
-
-    What is downstream of a failure is left out, everything else is made.
+    """Make the selected places that are missing or out of date, and everything they are made from, and print the
+    progress and the time left. Assets downstream of a failure are left out.
 
     Returns:
-        What failed and why, a message each.
+        A message for each run that failed.
 
     Raises:
-        KeyboardInterrupt: somebody stopped it.
+        KeyboardInterrupt: a run was stopped (Ctrl-C, SIGTERM).
     """
     for sentence in release_dead_runs(instance):
         say(sentence)
@@ -105,15 +105,15 @@ def run_all(
     if n_parts := clear_parts(base, below=True):
         say(f"Deleted {n_parts} half-written files of processes that were killed")
     if sizes := left_over(base, catalog, definitions.resolve_asset_graph()):
-        say(said_of(sizes, base))
+        say(message_about(sizes, base))
     report(catalog, instance)
     started = time.monotonic()
-    planned = planned_runs(freshness_of(catalog, definitions, instance), wanted)
-    computed, seconds = 0, 0.0  # of cells alone: the tokens' time is mostly that of importing torch
+    planned = planned_runs(freshness_of(catalog, definitions, instance), is_selected)
+    computed, seconds = 0, 0.0  # assets of cells, and their time; the time for tokens is mostly that of importing torch
     messages: list[str] = []
     unmade: set[Place] = set()
-    for number, run in enumerate(_in_turn(planned, instance), start=1):
-        # asked anew: what turned out as it was before, or was made by another command, needs nothing made downstream
+    for number, run in enumerate(_one_command_at_a_time(planned, instance), start=1):
+        # asked again before each run: an input may have come out unchanged, or another command may have made assets
         freshness = freshness_of(catalog, definitions, instance)
         assets = [place.asset for place in freshness.out_of_date(run.places)]
         prefix = f"[{number}/{len(planned)}] {run.title}"
@@ -121,7 +121,7 @@ def run_all(
         unmade |= blocked
         assets = [key for key in assets if Place(key, run.partition) not in blocked]
         if not assets:
-            say(f"{prefix}: {'left out, since what it is made from failed' if blocked else 'up to date'}")
+            say(f"{prefix}: {'left out, because something it is made from failed' if blocked else 'up to date'}")
             continue
         began = time.monotonic()
         ahead = len(assets) + sum(len(later.assets) for later in planned[number:])
@@ -145,9 +145,9 @@ def run_all(
     return messages
 
 
-def _in_turn(runs: Iterable[PlannedRun], instance: dg.DagsterInstance) -> Iterator[PlannedRun]:
-    """Each run, to be made before the next one is asked for: of several commands that would make the same, one does,
-    and the others wait and find it made."""
+def _one_command_at_a_time(runs: Iterable[PlannedRun], instance: dg.DagsterInstance) -> Iterator[PlannedRun]:
+    """Yield each run while holding a lock for it, so that only one of several commands makes the same run; the others
+    wait, and then find its assets up to date. The caller must finish a run before it asks for the next one."""
     folder = Path(instance.root_directory) / "turns"
     folder.mkdir(exist_ok=True)
     for run in runs:
@@ -156,7 +156,8 @@ def _in_turn(runs: Iterable[PlannedRun], instance: dg.DagsterInstance) -> Iterat
 
 
 def _blocked(freshness: Freshness, places: Sequence[Place], unmade: set[Place]) -> set[Place]:
-    """Those that are made from something that could not be made, unless they are made of whatever is there."""
+    """Return the places that cannot be made, because something that they are made from could not. Assets that gather
+    whatever is stored can always be made."""
     blocked: set[Place] = set()
     for place in places:  # upstream first
         if not gathers(freshness.graph, place.asset) and any(
@@ -174,33 +175,36 @@ def _was_interrupted(result: dg.JobExecutionResult) -> bool:
 
 
 def _failure(run: PlannedRun, result: dg.JobExecutionResult) -> str:
-    """What failed in a run and why: the error that the asset raised, or what its check found."""
-    found = [check for check in result.get_asset_check_evaluations() if not check.passed]
-    lines = [f"{check.asset_key.to_user_string()}, check {check.check_name}: {check.description}" for check in found]
+    """Return a message that says which assets of a run failed and why: the error of the asset, or the result of its
+    check."""
+    failed_checks = [check for check in result.get_asset_check_evaluations() if not check.passed]
+    lines = [
+        f"{check.asset_key.to_user_string()}, check {check.check_name}: {check.description}" for check in failed_checks
+    ]
     for event in result.get_step_failure_events():
-        error, told = event.step_failure_data.error, event.step_failure_data.user_failure_data
-        is_a_checks = told is not None and told.description in {check.description for check in found}
-        if error and not is_a_checks:
-            # the error that the asset raised, which names the file or entry; not what it was raised from in turn
+        error, data = event.step_failure_data.error, event.step_failure_data.user_failure_data
+        is_of_a_check = data is not None and data.description in {check.description for check in failed_checks}
+        if error and not is_of_a_check:
+            # the error that the asset raised, which names the file or entry; not an error that caused it
             lines.append(f"{event.step_key.replace('__', '/')}: {(error.cause or error).message.strip()}")
     if not lines and _was_interrupted(result):
         lines.append("it was stopped while it waited")
-    said = "\n".join(f"  {line}" for line in lines)
-    return f"{run.title} failed:\n{said}\n  The run is {result.run_id}; `jsae ui` shows it."
+    details = "\n".join(f"  {line}" for line in lines)
+    return f"{run.title} failed:\n{details}\n  The run is {result.run_id}; `jsae ui` shows it."
 
 
-def say_plan(freshness: Freshness, wanted: Callable[[Place], bool]) -> None:
-    """What would be made, and why."""
-    runs = [run for run in planned_runs(freshness, wanted) if run.assets]
+def say_plan(freshness: Freshness, is_selected: Callable[[Place], bool]) -> None:
+    """Print which assets would be made, and why."""
+    runs = [run for run in planned_runs(freshness, is_selected) if run.assets]
     for run in runs:
         print(f"{run.title}:")
         for key, reason in run.assets.items():
             print(f"  {key.to_user_string()} {reason}")
-    print(f"{sum(len(run.assets) for run in runs)} to materialise." if runs else "All is up to date.")
+    print(f"{sum(len(run.assets) for run in runs)} to materialise." if runs else "Everything is up to date.")
 
 
 def summary(catalog: Catalog, instance: dg.DagsterInstance) -> str:
-    """A line for each pair: what the figures show in full."""
+    """Return a table of results with a line for each pair."""
     columns = {
         **{f"|J|≥{threshold:g}": ("jacobian_histogram", f"share_above_{threshold}") for threshold in THRESHOLDS},
         "accounted": ("latent_accounting", "accounted_share"),
@@ -224,7 +228,7 @@ def summary(catalog: Catalog, instance: dg.DagsterInstance) -> str:
 
 
 def figure_pages(catalog: Catalog, instance: dg.DagsterInstance) -> list[str]:
-    """The pages of the figures, with what stands in their paths for variant, figure, layer, model and sweep."""
+    """Return patterns of the paths of the figures' pages, with placeholders such as <figure> and <layer>."""
     base = storage(os.environ.get("JSAE_STORAGE"), instance)
     patterns = set()
     for variant in catalog.variants:
@@ -238,25 +242,25 @@ def figure_pages(catalog: Catalog, instance: dg.DagsterInstance) -> list[str]:
 
 
 def limit_pool(devices: int) -> None:
-    """As many steps compute at once as there are devices that each can have one."""
+    """Let as many steps compute at once as there are devices, but at least one."""
     with dg.DagsterInstance.get() as instance:
         instance.event_log_storage.set_concurrency_slots(POOL, max(1, devices))
 
 
 def site_page(instance: dg.DagsterInstance) -> UPath:
-    """The page that opens the site, whether it is there or not."""
+    """Return the path of the site's start page, which need not exist."""
     return storage(os.environ.get("JSAE_STORAGE"), instance) / SITE_PAGE
 
 
 def open_site(instance: dg.DagsterInstance) -> int:
-    """Print where the site is, and show it where there is a browser to show it in."""
+    """Print the path of the site, and open it in a browser if there is a screen. Return the exit status."""
     try:
         page = site_page(instance)
     except ValueError as error:
         print(f"JSAE_STORAGE: {error}", file=sys.stderr)
         return BAD_ARGUMENTS
     if not page.exists():
-        print(f"There is no site at {page} yet: `jsae run --asset site` makes it of what is stored.", file=sys.stderr)
+        print(f"There is no site at {page} yet. Make it with `jsae run --asset site`.", file=sys.stderr)
         return FAILED
     print(page)
     has_screen = sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in SCREENS)
@@ -266,81 +270,104 @@ def open_site(instance: dg.DagsterInstance) -> int:
 
 
 def run_ui(further: Sequence[str]) -> int:
-    """The Dagster UI, with the pages of the storage beside it."""
+    """Run the Dagster UI, and serve the stored pages, until the UI ends. Return its exit status."""
     with dg.DagsterInstance.get() as instance:
         try:
             serve(storage(os.environ.get("JSAE_STORAGE"), instance))
-            unmade = "" if site_page(instance).exists() else " (once the asset `site` is made)"
-            print(f"The site: {URL}/{SITE_PAGE}{unmade}", flush=True)
+            note = "" if site_page(instance).exists() else " (after the asset `site` is materialised)"
+            print(f"The site: {URL}/{SITE_PAGE}{note}", flush=True)
         except OSError as error:
-            print(f"The site is not given out at {URL} ({error}): links to it will not work. `jsae site` opens it.")
-    # without the advice to use `dg`, which reads another workspace
+            print(f"The site is not served at {URL} ({error}), so links to it will not work. `jsae site` opens it.")
+    # the filter hides Dagster's advice to use its command `dg`, which would not find this workspace
     command = [sys.executable, "-W", "ignore::FutureWarning", "-m", "dagster", "dev"]
     dagster = subprocess.Popen([*command, "--workspace", str(WORKSPACE), *further])
-    signal.signal(signal.SIGTERM, lambda *_: dagster.terminate())  # whoever stops this stops all of it
+    signal.signal(signal.SIGTERM, lambda *_: dagster.terminate())  # ends Dagster together with this process
     while True:
-        with contextlib.suppress(KeyboardInterrupt):  # which Dagster is sent, too
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches Dagster too, which then ends
             return dagster.wait()
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="jsae", description="Train, measure and show Jacobian sparse autoencoders, as the catalog says."
+        prog="jsae",
+        description="Train, measure and show the Jacobian sparse autoencoders (JSAEs) that a catalog describes. A "
+        "catalog is a YAML file that the environment variable JSAE_CATALOG names; the default is that of the demo.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("demo", help="make the whole catalog and say what was measured")
+    commands.add_parser(
+        "demo",
+        help="make everything in the catalog, and print a table of the results",
+        description="Make everything in the catalog that is missing or out of date, and print a table of the results.",
+    )
     run = commands.add_parser(
         "run",
         help="make what is missing or out of date",
-        description="Make what is missing or out of date. Options can be repeated; without them all of the catalog is "
-        "made. What is asked for brings with it what it is made from.",
-        epilog="Exit status: 0 if all is made or was up to date, 1 if something failed, 2 for bad arguments.",
+        description="Make what is missing or out of date: everything in the catalog, or only the models, layers and "
+        "assets named by options, together with whatever they are made from. Options can be repeated.",
+        epilog="Exit status: 0 if everything was made or was up to date, 1 if something failed, 2 for bad arguments.",
     )
-    run.add_argument("--model", action="append", default=[], help="a model of the catalog")
-    run.add_argument("--layer", action="append", default=[], type=int, help="a layer")
-    run.add_argument("--asset", action="append", default=[], help="an asset: jsae/pair_quality, or pair_quality of all")
-    run.add_argument("--dry-run", action="store_true", help="only say what would be made, and why")
+    run.add_argument("--model", action="append", default=[], help="make only assets of this model of the catalog")
+    run.add_argument("--layer", action="append", default=[], type=int, help="make only assets of this layer")
+    run.add_argument(
+        "--asset",
+        action="append",
+        default=[],
+        help="make only this asset: of one variant (jsae/pair_quality) or of all variants (pair_quality)",
+    )
+    run.add_argument("--dry-run", action="store_true", help="only print what would be made, and why")
     suggest = commands.add_parser(
         "suggest-lambda",
-        help="which λ to begin with at a layer of a model, by a short sweep",
-        description="Train short pairs of the catalog's recipe for a model over a handful of λ, measure them, and "
-        "suggest the largest λ that keeps most of the explained variance. Stopped, it goes on where it was.",
-        epilog="Exit status: 0 if there is a λ to suggest, 1 if not or if something failed, 2 for bad arguments.",
+        help="suggest a λ to begin with for a layer of a model, from a short sweep",
+        description="Train short pairs by the catalog's recipe for a model with several values of λ (the weight of the "
+        "penalty on the Jacobian), measure them, and suggest the largest λ that keeps most of the explained variance. "
+        "If it is stopped, the same command continues where it was.",
+        epilog="Exit status: 0 if it suggests a λ, 1 if it cannot or if something failed, 2 for bad arguments.",
     )
     suggest.add_argument("model", help="a model of the catalog")
-    suggest.add_argument("layer", type=int, help="a layer of it")
+    suggest.add_argument("layer", type=int, help="a layer of the model, counted from 0")
     suggest.add_argument(
         "--coefficients",
         nargs="+",
         type=_number(0, math.inf, "a λ, at least 0"),
         default=[],
         metavar="λ",
-        help="to try beside 0; without it the rule of thumb 0.5 k² / d_model, a third of it, 3 and 10 times it",
+        help="values of λ to try, besides 0; default: 1/3, 1, 3 and 10 times the rule of thumb, 0.5 k² / d_model",
     )
     suggest.add_argument(
         "--steps",
         type=_number(1, math.inf, "a number of steps", int),
         default=suggestion.STEPS,
-        help="of each training, the recipe's at most (%(default)s)",
+        help="steps of each training, at most those of the recipe (default: %(default)s)",
     )
     suggest.add_argument(
         "--keep",
         type=_number(0, 1, "a share, between 0 and 1"),
-        default=suggestion.KEPT,
+        default=suggestion.SHARE_KEPT,
         metavar="SHARE",
-        help="of the variance that both SAEs explain at λ = 0 that a suggested λ must keep (%(default)s)",
+        help="the share of the variance explained at λ = 0 that both SAEs must still explain (default: %(default)s)",
     )
-    commands.add_parser("site", help="open the site that was made of what is stored, and print where it is")
-    commands.add_parser("ui", help="the Dagster UI and its daemon; further options are those of `dagster dev` (--port)")
+    commands.add_parser(
+        "site",
+        help="print the path of the site and open it in a browser",
+        description="Print the path of the site, which shows all stored results, and open it in a browser. "
+        "`jsae run --asset site` makes the site.",
+    )
+    commands.add_parser(
+        "ui",
+        help="start the Dagster UI and its daemon",
+        description="Start the Dagster UI and its daemon, and serve the site. Further options are passed on to "
+        "`dagster dev`, such as --port.",
+    )
     options, further = parser.parse_known_args(argv)
     if further and options.command != "ui":
-        parser.error(f"there are no such options: {' '.join(further)}")
+        parser.error(f"unknown options: {' '.join(further)}")
     options.further = further
     return options
 
 
 def _number(least: float, most: float, expected: str, kind: type = float) -> Callable[[str], float]:
-    """What reads a number of the command line, and refuses others."""
+    """Return a parser for a number given on the command line, which refuses values that are not from `least` to `most`,
+    or not finite."""
 
     def read(text: str) -> float:
         with contextlib.suppress(ValueError):
@@ -354,9 +381,10 @@ def _number(least: float, most: float, expected: str, kind: type = float) -> Cal
 def suggest(
     options: argparse.Namespace, catalog: Catalog, definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> int:
-    """A short sweep, made as any other, its table, and the λ that it suggests."""
+    """Make a short sweep, print its table, and suggest a λ. Return the exit status."""
     if options.model not in catalog.models:
-        print(f"the catalog holds no model {options.model!r}; there are: {', '.join(catalog.models)}", file=sys.stderr)
+        known = ", ".join(catalog.models)
+        print(f"the catalog has no model {options.model!r}; it has: {known}", file=sys.stderr)
         return BAD_ARGUMENTS
     compute = definitions.resources["compute"]
     try:
@@ -367,16 +395,16 @@ def suggest(
     except ValueError as error:
         print(error, file=sys.stderr)
         return BAD_ARGUMENTS
-    with_it = build_definitions(sweep.catalog, loggers={"console": plain_console})
+    definitions = build_definitions(sweep.catalog, loggers={"console": plain_console})
     table, figure = dg.AssetKey("sweep_runs"), dg.AssetKey(["figures", "sweep_runs", "tradeoff"])
-    asked = (Place(table, sweep.key), Place(figure, sweep.key))
-    if run_all(sweep.catalog, with_it, instance, lambda place: place in asked):
+    places = (Place(table, sweep.key), Place(figure, sweep.key))
+    if run_all(sweep.catalog, definitions, instance, lambda place: place in places):
         return FAILED
-    stores = {name: with_it.resources[name].manager_of(instance) for name in ("tables", "tensors", "figures")}
+    stores = {name: definitions.resources[name].manager_of(instance) for name in ("tables", "tensors", "figures")}
     runs = stores["tables"].stored(table, sweep.key).frame
     faults = suggestion.faults_of(sweep, runs, stores["tensors"].stored, compute)
     print(f"\n{suggestion.table(runs, faults)}\n")
-    print(f"Drawn: {stores['figures'].stored(figure, sweep.key).path.with_suffix('.html')}\n")
+    print(f"As a figure: {stores['figures'].stored(figure, sweep.key).path.with_suffix('.html')}\n")
     try:
         coefficient = suggestion.suggested(sweep, runs, faults, options.keep)
     except suggestion.NothingToSuggest as error:
@@ -387,23 +415,24 @@ def suggest(
 
 
 def unknown(options: argparse.Namespace, catalog: Catalog, definitions: dg.Definitions) -> str | None:
-    """What is wrong with the options of `jsae run`, if anything is."""
+    """Return a message if an option of `jsae run` names something that the catalog does not have, else None."""
     layers = sorted({layer for model in options.model or catalog.models for layer in catalog.layers(model)})
     assets = [spec.key.to_user_string() for spec in definitions.resolve_all_asset_specs()]
-    for name, given, held in (
+    for name, given, known in (
         ("model", options.model, list(catalog.models)),
         ("layer", options.layer, layers),
         ("asset", options.asset, {*assets, *(asset.split("/")[-1] for asset in assets)}),
     ):
         for value in given:
-            if value not in held:
-                return f"--{name} {value}: the catalog holds none such; there are: {', '.join(map(str, sorted(held)))}"
+            if value not in known:
+                names = ", ".join(map(str, sorted(known)))
+                return f"--{name} {value}: the catalog has no such {name}; it has: {names}"
     return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
-    os.environ["TQDM_DISABLE"] = "1"  # transformers' bars would cut through the lines below
+    os.environ["TQDM_DISABLE"] = "1"  # the progress bars of transformers would break up the printed lines
     try:
         home()
     except OSError as error:
@@ -421,12 +450,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command == "ui":
         limit_pool(definitions.resources["compute"].cuda_devices())
         return run_ui(options.further)
-    wanted = narrowed([], [], [], catalog)
+    is_selected = selection([], [], [], catalog)
     if options.command == "run":
         if problem := unknown(options, catalog, definitions):
             print(problem, file=sys.stderr)
             return BAD_ARGUMENTS
-        wanted = narrowed(options.model, options.layer, options.asset, catalog)
+        is_selected = selection(options.model, options.layer, options.asset, catalog)
     with dg.DagsterInstance.get() as instance:
         place = storage(os.environ.get("JSAE_STORAGE"), instance)
         try:
@@ -436,12 +465,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"JSAE_STORAGE: the folder {place} cannot be made or used ({error})", file=sys.stderr)
             return BAD_ARGUMENTS
         if options.command == "run" and options.dry_run:
-            say_plan(freshness_of(catalog, definitions, instance), wanted)
+            say_plan(freshness_of(catalog, definitions, instance), is_selected)
             return MADE
         try:
             if options.command == "suggest-lambda":
                 return suggest(options, catalog, definitions, instance)
-            failures = run_all(catalog, definitions, instance, wanted)
+            failures = run_all(catalog, definitions, instance, is_selected)
         except KeyboardInterrupt:
             print(STOPPED)
             return FAILED
@@ -449,7 +478,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n" + summary(catalog, instance))
             print("\nFigures:", *figure_pages(catalog, instance), sep="\n  ")
             if site_page(instance).exists():
-                print(f"\nAll of it, with an explorer of latents: {site_page(instance)}")
+                print(f"\nThe site, with all results and an explorer of latents: {site_page(instance)}")
             print("`jsae site` opens that page, `jsae ui` the Dagster UI.")
     return FAILED if failures else MADE
 

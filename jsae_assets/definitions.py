@@ -1,9 +1,9 @@
-"""The assembly: a catalog becomes Dagster definitions. Importing this imports no torch."""
+"""Builds the Dagster definitions from a catalog. Importing this module does not import torch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -41,15 +41,15 @@ def build_definitions(
     resources: Mapping[str, Any] | None = None,
     loggers: Mapping[str, dg.LoggerDefinition] | None = None,
 ) -> dg.Definitions:
-    """Everything the catalog makes: assets, checks, jobs, schedules, sensors, resources.
+    """Return the definitions of a catalog: assets, checks, jobs, schedules, sensors and resources.
 
     Args:
         executor: by default the one that the environment names.
-        assets, asset_checks, jobs, sensors: each takes the place of the one with its key or name, or is added.
-        resources: the same, by key ("compute", "tensors", "tables", "figures", "pages").
-        loggers: as `dagster.Definitions` takes them.
+        assets, asset_checks, jobs, sensors: each replaces the catalog's own one with its key or name, or is added.
+        resources: these also replace or extend the default ones ("compute", "tensors", "tables", "figures", "pages").
+        loggers: as for `dagster.Definitions`.
     """
-    # a variant without a pair, or a comparison without a cell that both hold, has no partition that could be made
+    # a variant without pairs would have no partitions
     variants = [variant for variant in catalog.variants if any(pair.variant == variant for pair in catalog.pairs)]
     shown = [
         tokens_asset(catalog),
@@ -74,7 +74,7 @@ def build_definitions(
         asset_checks=_replaced(
             [faithful_check(catalog, variant) for variant in variants],
             asset_checks,
-            lambda checks: frozenset(checks.check_keys),
+            lambda definition: frozenset(definition.check_keys),
         ),
         jobs=[*all_jobs, *([publish_job(catalog)] if catalog.pairs else [])],
         schedules=automation.schedules(catalog),
@@ -94,60 +94,61 @@ def build_definitions(
     )
 
 
-def _replaced(made: Sequence, others: Sequence, named) -> list:
-    """What was made, in its order, but for those that others take the place of; and the others that are new."""
-    by_name = {named(one): one for one in made} | {named(one): one for one in others}
+def _replaced(own: Sequence, others: Sequence, name_of: Callable[[Any], Hashable]) -> list:
+    """Return `own`, in its order, with those replaced that have the name of one in `others`, and then the rest of
+    `others`."""
+    by_name = {name_of(definition): definition for definition in (*own, *others)}
     return list(by_name.values())
 
 
 class SettingError(ValueError):
-    """An environment variable of this project has a value that it cannot have. The message names it."""
+    """An environment variable of this project has an invalid value. The message names the variable."""
 
 
 def default_executor() -> dg.ExecutorDefinition:
-    """The executor that JSAE_EXECUTOR names: in_process, unless it does, or ray.
+    """Return the executor that JSAE_EXECUTOR names: in_process (the default) or ray.
 
     Raises:
-        SettingError: it names another one, or one whose packages are missing.
+        SettingError: it names another executor, or one whose packages are not installed.
     """
     executors = {"in_process": dg.in_process_executor, "ray": ray_worker_executor}
-    named = os.environ.get("JSAE_EXECUTOR") or "in_process"
-    if named not in executors:
-        raise SettingError(f"JSAE_EXECUTOR is {named!r}: expected {' or '.join(executors)}")
-    if named == "ray" and find_spec("dagster_ray") is None:
-        raise SettingError("JSAE_EXECUTOR is 'ray': that takes more packages, pip install 'jsae[ray]'")
-    return executors[named]
+    name = os.environ.get("JSAE_EXECUTOR") or "in_process"
+    if name not in executors:
+        raise SettingError(f"JSAE_EXECUTOR is {name!r}: expected {' or '.join(executors)}")
+    if name == "ray" and find_spec("dagster_ray") is None:
+        raise SettingError("JSAE_EXECUTOR is 'ray', which needs more packages: pip install 'jsae[ray]'")
+    return executors[name]
 
 
 def default_resources() -> dict[str, Any]:
-    """The resources, with what the environment says: JSAE_DEVICE, JSAE_DTYPE, JSAE_BATCH_TOKENS,
+    """Return the resources with the settings of the environment: JSAE_DEVICE, JSAE_DTYPE, JSAE_BATCH_TOKENS,
     JSAE_MEMORY_GIB, JSAE_CHECKPOINT_SECONDS, JSAE_WANDB_PROJECT, JSAE_STORAGE, JSAE_STORAGE_URL.
 
     Raises:
-        SettingError: one of the first seven has a value that it cannot have.
+        SettingError: one of the first seven has an invalid value.
     """
-    named: dict[str, Any] = {
+    settings: dict[str, Any] = {
         field: os.environ.get(f"JSAE_{field.upper()}")
         for field in ("device", "dtype", "batch_tokens", "memory_gib", "checkpoint_seconds", "wandb_project")
     }
     try:
-        compute = Compute(**{field: value for field, value in named.items() if value})
+        compute = Compute(**{field: value for field, value in settings.items() if value})
     except ValidationError as error:
-        wrong = [(str(item["loc"][0]), sentence(item)) for item in error.errors(include_url=False)]
-        raise SettingError("; ".join(f"JSAE_{field.upper()}: {said}" for field, said in wrong)) from error
+        problems = [(str(item["loc"][0]), sentence(item)) for item in error.errors(include_url=False)]
+        raise SettingError("; ".join(f"JSAE_{field.upper()}: {problem}" for field, problem in problems)) from error
     base_path = os.environ.get("JSAE_STORAGE")
     try:
         if base_path:
             named_storage(base_path)
     except ValueError as error:
         raise SettingError(f"JSAE_STORAGE: {error}") from error
-    place = {"base_path": base_path, "url": os.environ.get("JSAE_STORAGE_URL") or URL}
+    location = {"base_path": base_path, "url": os.environ.get("JSAE_STORAGE_URL") or URL}
     return {
         "compute": compute,
-        "tensors": SafetensorsStore(**place),
-        "tables": ParquetStore(**place),
-        "figures": FigureStore(**place),
-        "pages": PagesStore(**place),
+        "tensors": SafetensorsStore(**location),
+        "tables": ParquetStore(**location),
+        "figures": FigureStore(**location),
+        "pages": PagesStore(**location),
     }
 
 

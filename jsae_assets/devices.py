@@ -1,7 +1,7 @@
 """Several GPUs in one machine: a step computes on one that no other process computes on.
 
-The pool limits how many steps compute at once to the number of devices, so there is always one that is free. Here:
-which one it is. Not here: choosing the kind of device, loading models (`resources.py`).
+The pool limits how many steps compute at once to the number of devices, so a device is always free. Here: finding and
+reserving a free device. Not here: choosing the kind of device, loading models (`resources.py`).
 """
 
 from __future__ import annotations
@@ -19,39 +19,42 @@ from jsae_core.locks import if_free
 
 
 @contextlib.contextmanager
-def one_of(count: int, preferred: int | None) -> Iterator[int | None]:
-    """The number of a CUDA device that is held until the block ends: the preferred one if it is free. None if others
-    hold all of them, as they may where the pool has more slots than this machine has devices."""
+def reserved_device(count: int, preferred: int | None) -> Iterator[int | None]:
+    """Context manager that reserves one of `count` CUDA devices until the block ends, and gives its number: the
+    preferred one if it is free. It gives None if other processes have reserved all devices, which can happen if the
+    pool has more slots than this machine has devices."""
     numbers = sorted(range(count), key=lambda number: number != preferred)
-    with contextlib.ExitStack() as held:
-        yield next((number for number in numbers if _is_free(number, held)), None)
+    with contextlib.ExitStack() as locks:
+        yield next((number for number in numbers if _reserve(number, locks)), None)
 
 
-def _is_free(number: int, held: contextlib.ExitStack) -> bool:
-    """Whether a device is free; it is held from now on. The system ends the holding with the process."""
+def _reserve(number: int, locks: contextlib.ExitStack) -> bool:
+    """Reserve a device by a file lock, which the operating system releases when the process ends. Return whether it
+    was free."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     name = visible[number].strip() if number < len(visible) and visible[number] else str(number)
     folder = Path(tempfile.gettempdir()) / f"jsae-devices-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     lock = folder / f"cuda-{name}.lock"
     lock.touch()
-    return held.enter_context(if_free(lock))
+    return locks.enter_context(if_free(lock))
 
 
 def on_a_device_of_its_own(body: Callable[..., Any]) -> Callable[..., Any]:
-    """The body of an asset or a check in the pool, which takes `compute`: it holds a device while it computes."""
+    """Decorator for the body of an asset or a check in the pool, which takes `compute`: it reserves a device while the
+    body runs."""
     if inspect.isgeneratorfunction(body):
 
         @functools.wraps(body)
-        def computed(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        def with_device(*args: Any, **kwargs: Any) -> Iterator[Any]:
             with kwargs["compute"].device_of_its_own():
                 yield from body(*args, **kwargs)
 
     else:
 
         @functools.wraps(body)
-        def computed(*args: Any, **kwargs: Any) -> Any:
+        def with_device(*args: Any, **kwargs: Any) -> Any:
             with kwargs["compute"].device_of_its_own():
                 return body(*args, **kwargs)
 
-    return computed
+    return with_device

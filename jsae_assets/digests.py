@@ -1,8 +1,8 @@
-"""A file that carries a digest of itself: whether it is, to the last byte, what was written.
+"""Files that carry a digest of themselves in their header, which shows whether they are still exactly what was written.
 
-It is xxh3_128 over the whole file, in which the digest itself counts as zeros. It finds damage, not forgery. Here:
-carrying it and comparing it. Not here: where in a header it stands (`io_managers.py`), what is done about damage
-(`stored.py`).
+The digest is xxh3_128 over the whole file, with zeros in place of the digest itself. It detects damage, not forgery.
+Here: writing the digest into a file and comparing it. Not here: which entry of the header holds it (`io_managers.py`),
+what happens to damaged files (`stored.py`).
 """
 
 from __future__ import annotations
@@ -15,38 +15,39 @@ import xxhash
 from upath import UPath
 
 PREFIX = "xxh3_128-of-this-file:"
-UNSEALED = PREFIX + "0" * 32  # what is written first
+UNSEALED = PREFIX + "0" * 32  # the placeholder, written first, that the digest replaces
 _SEALED = re.compile(PREFIX + "[0-9a-f]{32}")
-HEADER_BYTES = 2**24  # a header is found in so many bytes from either end
+HEADER_BYTES = 2**24  # a header lies within this many bytes of the file's beginning or end
 
 
 def seal(path: Path) -> str:
-    """Replace the one UNSEALED in a file, in its header, by the digest; gives what stands there then."""
-    at, digest = _located(path, UNSEALED)
+    """Replace the one UNSEALED in a file's header by the digest, and return the digest with its prefix."""
+    at, digest = _locate(path, UNSEALED)
     with path.open("r+b") as file:
         file.seek(at)
         file.write(digest.encode())
     return digest
 
 
-def is_whole(path: Path, carried: str) -> bool:
-    """Whether a file is as it was when `carried`, which its header holds, was put there."""
+def is_undamaged(path: Path, carried: str) -> bool:
+    """Whether a file is unchanged since the digest `carried` was written into its header."""
     if not _SEALED.fullmatch(carried):
         return False
     try:
-        return _located(path, carried)[1] == carried
+        return _locate(path, carried)[1] == carried
     except ValueError:
         return False
 
 
-def may_carry_one(path: Path) -> bool:
-    """Whether anything looks like a digest where headers are: then a header that has none is damaged."""
+def may_carry_a_digest(path: Path) -> bool:
+    """Whether a digest stands anywhere within `HEADER_BYTES` of either end of a file. If it does, a header that can be
+    read but holds no digest is damaged."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return _found(content, PREFIX) >= 0
+        return _position_in_header(content, PREFIX) >= 0
 
 
 def file_digest(path: Path | UPath) -> str:
-    """Of a file that carries none."""
+    """Return the xxh3_128 of a whole file, for files that carry no digest themselves."""
     hashed = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -54,12 +55,13 @@ def file_digest(path: Path | UPath) -> str:
     return hashed.hexdigest()
 
 
-def _located(path: Path, carried: str) -> tuple[int, str]:
-    """Where a digest stands, and the one that belongs there. Raises ValueError where it stands nowhere."""
+def _locate(path: Path, carried: str) -> tuple[int, str]:
+    """Return the position of a digest in a file, and the digest that the file should carry. Raises ValueError if the
+    file does not hold `carried`."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        at = _found(content, carried)
+        at = _position_in_header(content, carried)
         if at < 0:
-            raise ValueError(f"{path} carries no {carried}")
+            raise ValueError(f"{path} does not carry {carried}")
         hashed = xxhash.xxh3_128()
         with memoryview(content) as view:
             hashed.update(view[:at])
@@ -68,7 +70,7 @@ def _located(path: Path, carried: str) -> tuple[int, str]:
         return at, PREFIX + hashed.hexdigest()
 
 
-def _found(content: mmap.mmap, text: str) -> int:
-    """Where in a header, which is at the beginning or the end, a text stands; -1 if it does not."""
+def _position_in_header(content: mmap.mmap, text: str) -> int:
+    """Return the position of a text in the header at the beginning or the end of a file; -1 if it is in neither."""
     at = content.find(text.encode(), 0, HEADER_BYTES)
     return at if at >= 0 else content.rfind(text.encode(), max(0, len(content) - HEADER_BYTES))

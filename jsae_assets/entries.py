@@ -1,8 +1,8 @@
-"""The asset `catalog`: the catalog's entries in the graph, each a partition whose data version is its digest.
+"""The asset `catalog`: it has one partition for each entry of the catalog, whose data version is the entry's digest.
 
-Every asset depends on exactly the entries that concern it, so Dagster knows what is out of date once an entry was
-edited. Here: the asset, the dependence on it, telling the instance what changed. Not here: what concerns what
-(`Catalog.entries` and the assets), what is out of date (`freshness.py`).
+Every asset depends on exactly the entries that it is made from, so Dagster knows what is out of date after an entry was
+edited. Here: the asset, dependences on it, reporting changed entries to the Dagster instance. Not here: which assets
+depend on which entries (`Catalog.entries` and the assets), which assets are out of date (`freshness.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def catalog_spec(catalog: Catalog) -> dg.AssetSpec:
         CATALOG,
         partitions_def=dg.StaticPartitionsDefinition(list(catalog.entries())),
         description="The entries of the catalog. An asset is out of date once an entry that it was made from has "
-        "changed. Nothing is to be materialised here: the sensor catalog_entries and `jsae run` say what changed.",
+        "changed. This asset cannot be materialised in the UI: the sensor catalog_entries and `jsae run` report the "
+        "entries that have changed.",
         group_name=groups.CATALOG,
         kinds={"yaml"},
         owners=["team:interpretability"],
@@ -33,24 +34,29 @@ def catalog_spec(catalog: Catalog) -> dg.AssetSpec:
 
 
 def depends_on(entries: Mapping[str, Iterable[str]]) -> dg.AssetDep:
-    """The dependence of an asset on entries, given the names of those that concern each of its partitions."""
-    concerned = defaultdict(list)
+    """Return the dependence of an asset on entries of the catalog.
+
+    Args:
+        entries: the names of the entries that each partition of the asset is made from, by partition.
+    """
+    partitions_by_entry = defaultdict(list)
     for partition, names in entries.items():
         for name in names:
-            concerned[name].append(partition)
-    return dg.AssetDep(CATALOG, partition_mapping=dg.StaticPartitionMapping(dict(concerned)))
+            partitions_by_entry[name].append(partition)
+    return dg.AssetDep(CATALOG, partition_mapping=dg.StaticPartitionMapping(dict(partitions_by_entry)))
 
 
 def known_digests(instance: dg.DagsterInstance, names: Sequence[str] | None = None) -> dict[str, str]:
-    """What the instance was told last of each entry (of those with these names)."""
+    """Return the digest of each entry that was last reported to the instance; by default of all entries."""
     tags = instance.event_log_storage.get_latest_tags_by_partition(
         CATALOG, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION], asset_partitions=names
     )
-    return {name: of_entry[DATA_VERSION] for name, of_entry in tags.items()}
+    return {name: entry_tags[DATA_VERSION] for name, entry_tags in tags.items()}
 
 
-def made_from(instance: dg.DagsterInstance, catalog: Catalog, entries: Sequence[str]) -> dict[str, str]:
-    """The tags that Dagster gives what a step makes from these entries, for what is made within another step."""
+def input_tags(instance: dg.DagsterInstance, catalog: Catalog, entries: Sequence[str]) -> dict[str, str]:
+    """Return the tags that Dagster would give the materialisation of an asset made from these entries. They are for an
+    asset that is made within the step of another asset, where Dagster does not set them."""
     (latest,) = instance.fetch_materializations(CATALOG, limit=1).records
     digests = catalog.entries()
     joined = "".join(digests[entry] for entry in sorted(entries))
@@ -60,41 +66,47 @@ def made_from(instance: dg.DagsterInstance, catalog: Catalog, entries: Sequence[
     }
 
 
-def news(
+def change_events(
     catalog: Catalog, instance: dg.DagsterInstance, names: Sequence[str] | None = None, at_most: int | None = None
 ) -> list[dg.AssetObservation | dg.AssetMaterialization]:
-    """What the instance must be told: the digest of each entry (of those with these names) that is new or has changed,
-    of so many entries at most."""
+    """Return events that report the digest of each entry that is new or has changed to the instance.
+
+    Args:
+        names: the entries to look at; by default all.
+        at_most: the largest number of entries to report.
+    """
     known, entries = known_digests(instance, names), catalog.entries()
     changed = [name for name in (entries if names is None else names) if known.get(name) != entries[name]]
     return list(_events({name: entries[name] for name in changed[:at_most]}))
 
 
 def _events(digests: Mapping[str, str]) -> Iterator[dg.AssetObservation | dg.AssetMaterialization]:
-    """Twice, in this order: Dagster asks for observations of an asset that it does not make when it looks for what is
-    out of date, but computes data versions of what is downstream from materialisations (`test_dagster_itself.py`)."""
+    """Yield an observation of each entry, then a materialisation of each. Both are needed, in this order: when Dagster
+    looks for outdated assets it reads the observations of an asset that it cannot materialise, but the data versions
+    of downstream assets come from materialisations (`test_dagster_itself.py`)."""
     for event in (dg.AssetObservation, dg.AssetMaterialization):
         for name, digest in digests.items():
             yield event(CATALOG, partition=name, tags={DATA_VERSION: digest})
 
 
 def report(catalog: Catalog, instance: dg.DagsterInstance, names: Sequence[str] | None = None) -> bool:
-    """Tell the instance which entries (of those with these names) are new or have changed; whether any are."""
-    events = news(catalog, instance, names)
+    """Report the entries that are new or have changed to the instance (of those with these names, by default of all).
+    Return whether there were any."""
+    events = change_events(catalog, instance, names)
     for event in events:
         instance.report_runless_asset_event(event)
     return bool(events)
 
 
 def confirm(context: dg.AssetExecutionContext, catalog: Catalog) -> None:
-    """To be called by an asset before it makes anything: what it makes is recorded as made from the entries that the
-    instance knows, so those must be the ones that this process has read.
+    """Make sure that the instance knows the entries that an asset is made from as this process has read them. Every
+    asset calls this first, because Dagster records an asset as made from the entries that the instance knows.
 
-    Where they are not, the instance is told, whichever is newer: what is made is then recorded as made from what it is
-    made from, and the sensor tells the instance of the catalog as it is now.
+    Entries that differ are reported to the instance, even if it knows a newer catalog than this process: the record
+    must say what the asset was really made from. The sensor catalog_entries then reports the newer catalog again.
 
     Raises:
-        RetryRequested: they were not. Now they are, so the step begins again.
+        RetryRequested: the instance knew other entries. They are reported now, so the step has to begin again.
     """
     if report(catalog, context.instance, list(context.asset_partition_keys_for_input(CATALOG.path[-1]))):
         raise dg.RetryRequested(max_retries=3)

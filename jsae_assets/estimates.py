@@ -1,6 +1,6 @@
-"""Estimates beside what a measure stores: their values, their standard errors, and what each document adds to them.
+"""How estimates are stored with the result of a measure: the value, the standard error, and each document's influence.
 
-Here: their names in files of tensors and in tables, written and read again. Not here: how they are computed
+Here: the names of tensors and columns that hold estimates, for writing and for reading. Not here: computing estimates
 (`jsae_core.measures.moments`).
 """
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
     from jsae_core.measures import Estimate
 
-ESTIMATE, INFLUENCE = "estimate.", "influence."  # before the names of tensors
-ERROR_COLUMN, INFLUENCE_COLUMN = "_se", "_influence"  # after the names of columns
+ESTIMATE, INFLUENCE = "estimate.", "influence."  # prefixes of tensor names
+ERROR_COLUMN, INFLUENCE_COLUMN = "_se", "_influence"  # suffixes of column names
 
 
 def estimate_tensors(estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
-    """`estimate.{name}`: the value and its standard error, float64 [2]; `influence.{name}`: float64 [n_documents]."""
+    """Return the tensors that store estimates. `estimate.{name}` is the value and its standard error, float64 [2];
+    `influence.{name}` is float64 [n_documents]."""
     import torch
 
     numbers = {
@@ -36,7 +37,8 @@ def estimate_tensors(estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
 
 
 def estimate_columns(estimates: Mapping[str, Estimate]) -> dict[str, object]:
-    """Of one row: `{name}`, `{name}_se`, and `{name}_influence`, a list of a number a document."""
+    """Return the columns that store estimates in one row: `{name}`, `{name}_se`, and `{name}_influence`, a list with
+    one number for each document."""
     columns: dict[str, object] = {}
     for name, estimate in estimates.items():
         columns |= {name: estimate.value, f"{name}{ERROR_COLUMN}": estimate.standard_error}
@@ -48,7 +50,7 @@ def estimate_columns(estimates: Mapping[str, Estimate]) -> dict[str, object]:
 
 
 def stored_estimates(stored: StoredTensors | StoredTable) -> dict[str, Estimate]:
-    """Those of a file of tensors, or of the first row of a table."""
+    """Return the estimates, by name, of a file of tensors or of the first row of a table."""
     import torch
 
     from jsae_core.measures import Estimate

@@ -1,9 +1,9 @@
-"""Executing assets of a job in this process, as a run of the code location that `jsae ui` shows.
+"""Executes assets of a job in this process, as a run of the code location that `jsae ui` shows.
 
-`execute_in_process` records no code location, and what has none the UI leaves out of its overview and offers no second
-try of. So the run is created here, as Dagster's own daemon creates one, and executed as `execute_in_process` would.
+`execute_in_process` records no code location. The UI leaves runs without one out of its overview, and cannot start them
+again. So the run is created here as Dagster's own daemon creates one, and then executed as by `execute_in_process`.
 
-Not here: which runs there are to be (`plan.py`), what is said of them (`command.py`).
+Not here: planning runs (`plan.py`), messages about them (`command.py`).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def execute_here(
     run_config: Mapping[str, Any],
     run_id: str,
 ) -> dg.JobExecutionResult:
-    """Execute these assets of a job at a partition. What fails is in the result, and raised from nothing."""
+    """Execute these assets of a job at a partition. Errors of steps are not raised; they are in the result."""
     selected = job.as_ephemeral_job(resource_defs={}, input_values={}, asset_selection=assets)
     partition_tags = job.get_tags_for_partition_key(partition, selected_asset_keys=assets) if partition else {}
     run = instance.create_run_for_job(
         job_def=selected,
         run_id=run_id,
         run_config=run_config,
-        # whoever began it goes on with the same command: the daemon is not to begin it again where it was ended
+        # the daemon must not start the run again after it was stopped: the user does so with the same command
         tags={**job.run_tags, **partition_tags, "dagster/max_retries": "0"},
         asset_selection=frozenset(assets),
         remote_job_origin=_origin(job.name),
@@ -46,6 +46,6 @@ def execute_here(
 
 
 def _origin(job: str) -> RemoteJobOrigin:
-    """Where the UI finds the job."""
+    """Return the origin of a job, by which the UI finds the job in its code location."""
     (location,) = location_origins_from_yaml_paths([str(WORKSPACE)])
     return RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME).get_job_origin(job)

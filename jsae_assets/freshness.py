@@ -1,9 +1,9 @@
-"""What is missing or out of date: the one answer behind `jsae run`, `make demo` and the automation.
+"""Finds the assets that are missing or out of date, for `jsae run`, `make demo` and the automation alike.
 
-It is Dagster's own notion, read from what Dagster records: an asset is out of date once its code version, or the data
-version of anything it was made from, the catalog's entries included, is another than the one it was made with. Two
-things are added that Dagster does not know: files that are gone or damaged, and that whatever is downstream of
-something out of date is out of date, too. Here: asking the instance. Not here: running anything (`plan.py`).
+The notion is Dagster's own, and so are the records: an asset is out of date when its code version, or the data version
+of anything that it was made from (entries of the catalog included), differs from when it was made. Two rules are added
+that Dagster does not have: files can be missing or damaged, and everything downstream of an outdated asset is out of
+date too. Here: asking the instance and the storage. Not here: planning runs (`plan.py`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from jsae_assets.io_managers import Store, StoringIOManager
 from jsae_assets.storage import files_below
 from jsae_assets.stored import DIGEST
 
-# Dagster records no data version of so many partitions of one asset that another reads (`test_dagster_itself.py`).
-MOST_COMPARED = 100
-AT_ONCE = 500  # records that are fetched in one query
+# If an asset reads this many partitions of another asset, or more, Dagster does not record their data versions
+# (`test_dagster_itself.py`), so they cannot be compared.
+TOO_MANY_PARTITIONS = 100
+RECORDS_PER_QUERY = 500
 
 
 @dataclass(frozen=True)
 class Place:
-    """An asset at a partition, or (None) one that has none."""
+    """A partition of an asset; `partition` is None if the asset has no partitions."""
 
     asset: dg.AssetKey
     partition: str | None
@@ -41,59 +42,60 @@ class Place:
 
 @dataclass(frozen=True)
 class Made:
-    """What is remembered of the latest materialisation of a place; its metadata, which may hold a picture, is not."""
+    """The latest materialisation of a place, without its metadata, which can be large."""
 
     storage_id: int
     tags: Mapping[str, str]
     timestamp: float
-    digest: str | None  # of the file; None where it was made before files carried one
+    digest: str | None  # of the file; None if it was made before files carried a digest
 
 
 def partition_keys(definition: dg.PartitionsDefinition | None) -> list[str | None]:
+    """Return the partition keys of an asset, or [None] if it has no partitions."""
     return [None] if definition is None else list(definition.get_partition_keys())
 
 
 @dataclass
 class Freshness:
-    """What an instance holds of a catalog's graph, as it was when first asked.
+    """The state of a catalog's assets in an instance, as it was when each was first asked about.
 
-    It reads what concerns the places that it is asked about and what they are made from, an asset at a time and not a
-    place at a time: a catalog may have a hundred thousand places.
+    It reads only records of the places that it is asked about and of everything that they are made from. The records
+    of an asset are read together, not place by place, because a catalog can have a hundred thousand places.
     """
 
     catalog: Catalog
-    graph: Any  # as `Definitions.resolve_asset_graph` gives it; Dagster exports no name for its type
+    graph: Any  # the result of `Definitions.resolve_asset_graph`, whose type Dagster does not export
     resources: Mapping[str, Any]
     instance: dg.DagsterInstance
     _latest: dict[Place, Made | None] = field(default_factory=dict)
-    _passed: dict[tuple[dg.AssetCheckKey, str | None], bool | None] = field(default_factory=dict)  # None: never run
-    _files: dict[dg.AssetKey, Mapping[str | None, float]] = field(default_factory=dict)  # when changed last
+    _passed: dict[tuple[dg.AssetCheckKey, str | None], bool | None] = field(default_factory=dict)  # None: not run
+    _files: dict[dg.AssetKey, Mapping[str | None, float]] = field(default_factory=dict)  # time of the last change
     _reasons: dict[Place, str | None] = field(default_factory=dict)
     _upstream: dict[tuple[dg.AssetKey, dg.AssetKey], Mapping[str, Collection[str]]] = field(default_factory=dict)
 
     def out_of_date(self, places: Iterable[Place]) -> dict[Place, str]:
-        """Those of these places that are missing or out of date, and why."""
+        """Return the reason for each of these places that is missing or out of date."""
         places = list(places)
         unknown = self.with_upstream(place for place in places if place not in self._reasons)
         self._read(place for place in unknown if place not in self._reasons)
-        for place in sorted(unknown, key=lambda place: self._turns[place.asset]):
+        for place in sorted(unknown, key=lambda place: self._order[place.asset]):
             self._reasons.setdefault(place, self._reason(place))
         return {place: reason for place in places if (reason := self._reasons[place])}
 
     def with_upstream(self, places: Iterable[Place]) -> set[Place]:
-        """These places and all that they are made from, the catalog left out."""
+        """Return these places and everything upstream of them, without the catalog."""
         found: set[Place] = set()
-        ahead = list(places)
-        while ahead:
-            place = ahead.pop()
-            if place not in found and place.asset in self._turns:
+        to_visit = list(places)
+        while to_visit:
+            place = to_visit.pop()
+            if place not in found and place.asset in self._order:
                 found.add(place)
-                ahead += self.parents(place)
+                to_visit += self.parents(place)
         return found
 
     def parents(self, place: Place) -> list[Place]:
-        """What is read to make an asset at a partition, the partitions of each in the order in which Dagster joins
-        them."""
+        """Return the places that are read to make a place. The partitions of each asset come in the order in which
+        Dagster joins their data versions."""
         return [
             Place(parent, partition)
             for parent in sorted(self.graph.get(place.asset).parent_keys, key=str)
@@ -109,7 +111,7 @@ class Freshness:
         edge = place.asset, parent
         if edge not in self._upstream:
             mapping = self.graph.get_partition_mapping(*edge)
-            # asked partition by partition, it takes a minute for a catalog of 69,000 places
+            # its private table, because asking the mapping for each partition takes a minute with 69,000 places
             self._upstream[edge] = (
                 {downstream: sorted(upstream) for downstream, upstream in mapping._inverse_mapping.items()}
                 if isinstance(mapping, dg.StaticPartitionMapping)
@@ -118,24 +120,26 @@ class Freshness:
         return self._upstream[edge].get(place.partition, ())
 
     @cached_property
-    def _turns(self) -> dict[dg.AssetKey, int]:
-        """The assets that can be made, each with its place in an order in which nothing is read before it is made."""
-        order = [key for key in self.graph.toposorted_asset_keys if key in self.graph.materializable_asset_keys]
-        return {key: turn for turn, key in enumerate(order)}
+    def _order(self) -> dict[dg.AssetKey, int]:
+        """The position of each asset that can be materialised, in an order with upstream assets first."""
+        keys = [key for key in self.graph.toposorted_asset_keys if key in self.graph.materializable_asset_keys]
+        return {key: position for position, key in enumerate(keys)}
 
     def _read(self, places: Iterable[Place]) -> None:
-        """Ask the instance and the storage what they hold of these places."""
-        partitions: dict[dg.AssetKey, list[str | None]] = defaultdict(list)
+        """Read the materialisations, files and checks of these places from the instance and the storage."""
+        partitions_by_asset: dict[dg.AssetKey, list[str | None]] = defaultdict(list)
         for place in places:
-            partitions[place.asset].append(place.partition)
-        for key, wanted in partitions.items():
-            self._latest |= {Place(key, partition): made for partition, made in self._read_latest(key, wanted).items()}
-            self._files[key] = self._read_files(key, wanted)
+            partitions_by_asset[place.asset].append(place.partition)
+        for key, partitions in partitions_by_asset.items():
+            latest = self._read_latest(key, partitions)
+            self._latest |= {Place(key, partition): made for partition, made in latest.items()}
+            self._files[key] = self._read_files(key, partitions)
             for check in self.graph.get(key).check_keys:
-                found = self._read_checks(check, wanted)
-                self._passed |= {(check, partition): passed for partition, passed in found.items()}
+                results = self._read_checks(check, partitions)
+                self._passed |= {(check, partition): passed for partition, passed in results.items()}
 
     def _read_latest(self, key: dg.AssetKey, partitions: Collection[str | None]) -> dict[str | None, Made | None]:
+        """Return the latest materialisation of each of these partitions; None if there is none."""
         if None in partitions:
             records = self.instance.fetch_materializations(key, limit=1).records
         else:
@@ -145,9 +149,10 @@ class Freshness:
             ids = list(latest.values())
             records = [
                 record
-                for start in range(0, len(ids), AT_ONCE)
+                for start in range(0, len(ids), RECORDS_PER_QUERY)
                 for record in self.instance.fetch_materializations(
-                    dg.AssetRecordsFilter(key, storage_ids=ids[start : start + AT_ONCE]), limit=AT_ONCE
+                    dg.AssetRecordsFilter(key, storage_ids=ids[start : start + RECORDS_PER_QUERY]),
+                    limit=RECORDS_PER_QUERY,
                 ).records
             ]
         made = {record.partition_key: _made(record) for record in records}
@@ -156,55 +161,57 @@ class Freshness:
     def _read_checks(
         self, check: dg.AssetCheckKey, partitions: Collection[str | None]
     ) -> dict[str | None, bool | None]:
-        """Whether the latest finished evaluation passed."""
-        found: dict[str | None, bool | None] = dict.fromkeys(partitions)
+        """Return, for each of these partitions, whether the latest finished evaluation of a check passed; None if there
+        is none."""
+        results: dict[str | None, bool | None] = dict.fromkeys(partitions)
         keys = None if None in partitions else [str(partition) for partition in partitions]
         for info in self.instance.event_log_storage.get_asset_check_partition_info([check], partition_keys=keys):
             status = info.latest_execution_status.name
             if status in ("SUCCEEDED", "FAILED"):
-                found[info.partition_key] = status == "SUCCEEDED"
-            else:  # under way, or its run died
+                results[info.partition_key] = status == "SUCCEEDED"
+            else:  # the latest evaluation is still running, or its run died
                 evaluation = latest_check(self.instance, check, info.partition_key)
-                found[info.partition_key] = None if evaluation is None else evaluation.passed
-        return found
+                results[info.partition_key] = None if evaluation is None else evaluation.passed
+        return results
 
     def _read_files(self, key: dg.AssetKey, partitions: Collection[str | None]) -> Mapping[str | None, float]:
-        """The partitions of which the file is there, and when it was changed last; of what is not kept in a store of
-        ours nothing is known."""
+        """Return when the file of each partition was last changed, in seconds since 1970. Partitions without a file are
+        left out. An asset that another project's IO manager stores is taken to have all its files, unchanged."""
         manager = self._manager(key)
         if manager is None:
             return dict.fromkeys(partitions, 0.0)
         if None in partitions:
             stored = manager.stored(key)
             return {None: stored.last_changed()} if stored.exists() else {}
-        there = files_below(manager.base / "/".join(key.path))
+        existing = files_below(manager.base / "/".join(key.path))
         folder = "/".join(key.path) + "/"
-        found = {}
-        for one in partitions:
-            stored = manager.stored(key, one)
-            paths = [path.removeprefix(folder) for path in (stored.relative, *stored.beside)]
-            if all(path in there for path in paths):
-                found[one] = max(there[path] for path in paths)
-        return found
+        changed = {}
+        for partition in partitions:
+            stored = manager.stored(key, partition)
+            paths = [path.removeprefix(folder) for path in (stored.relative, *stored.companions)]
+            if all(path in existing for path in paths):
+                changed[partition] = max(existing[path] for path in paths)
+        return changed
 
     def _manager(self, key: dg.AssetKey) -> StoringIOManager | None:
-        """What stores an asset, if it is one of ours."""
+        """Return the IO manager that stores an asset, or None if it is not one of this project's."""
         store = self.resources.get(self.graph.get(key).assets_def.get_io_manager_key_for_asset_key(key))
         return store.manager_of(self.instance) if isinstance(store, Store) else None
 
     def latest(self, place: Place) -> Made | None:
-        """The latest materialisation of a place that was asked about, or None."""
+        """Return the latest materialisation of a place, or None. The place must have been asked about before."""
         return self._latest[place]
 
     def versions_read(self, place: Place) -> dict[dg.AssetKey, str]:
-        """The data version, in each asset that is read to make this one, of the partitions that are read."""
-        read: dict[dg.AssetKey, list[str]] = {}
+        """Return the data version of each asset that is read to make a place, as Dagster records it: for an asset with
+        partitions, a hash of the versions of all partitions that are read."""
+        versions_by_asset: dict[dg.AssetKey, list[str]] = {}
         for parent in self.parents(place):
-            read.setdefault(parent.asset, []).append(self._version(parent))
+            versions_by_asset.setdefault(parent.asset, []).append(self._version(parent))
         return {
             key: _joined(versions) if self.graph.get(key).partitions_def else versions[0]
-            for key, versions in read.items()
-            if len(versions) < MOST_COMPARED
+            for key, versions in versions_by_asset.items()
+            if len(versions) < TOO_MANY_PARTITIONS
         }
 
     def _version(self, place: Place) -> str:
@@ -218,10 +225,10 @@ class Freshness:
         return self.catalog.entries()
 
     def _change(self, place: Place, made: Made) -> str | None:
-        """What has changed since something was made, apart from what its check found."""
+        """Return what has changed since a place was made, or None. The result of its check is not considered."""
         if place.partition not in self._files[place.asset]:
-            aside = self._manager(place.asset).stored(place.asset, place.partition).aside.exists()
-            return "was made, but its file " + ("was damaged and is set aside" if aside else "is gone")
+            set_aside = self._manager(place.asset).stored(place.asset, place.partition).set_aside_path.exists()
+            return "was made, but its file " + ("was damaged and is set aside" if set_aside else "is gone")
         if damage := self._damage(place, made):
             return f"was made, but its file is damaged: {damage}"
         code_version = self.graph.get(place.asset).code_version
@@ -229,12 +236,13 @@ class Freshness:
             return f"was made by code version {made.tags.get('dagster/code_version')}, not {code_version}"
         for key, version in self.versions_read(place).items():
             if made.tags.get(f"{READ_VERSION}/{key.to_user_string()}") != version:
-                what = "its entries in the catalog" if key == CATALOG else key.to_user_string()
-                return f"was made before {what} changed"
+                name = "its entries in the catalog" if key == CATALOG else key.to_user_string()
+                return f"was made before {name} changed"
         return None
 
     def _damage(self, place: Place, made: Made) -> str | None:
-        """What is wrong with a file. Only one that was touched since it was recorded as made is looked at."""
+        """Return what is wrong with the file of a place, or None. The file is read only if it was changed after its
+        materialisation was recorded."""
         if self._files[place.asset][place.partition] <= made.timestamp:
             return None
         stored = self._manager(place.asset).stored(place.asset, place.partition)
@@ -244,7 +252,7 @@ class Freshness:
         return None if is_latest else "it is not the one that was made last"
 
     def _reason(self, place: Place) -> str | None:
-        """Why it is out of date, where all that is upstream is known."""
+        """Return why a place is missing or out of date, or None. The reasons of all upstream places must be known."""
         made = self.latest(place)
         if made is None:
             return "is missing"
@@ -262,8 +270,8 @@ class Freshness:
         return None
 
     def is_refused(self, place: Place) -> bool:
-        """Whether a check failed of what is made from all that it should be made from: made again it would be the
-        same."""
+        """Whether a place failed its check although nothing that it is made from has changed, so that it would fail
+        again."""
         made = self.latest(place)
         checks = self.graph.get(place.asset).check_keys
         return (
@@ -284,22 +292,22 @@ def _joined(versions: Iterable[str]) -> str:
 
 
 def latest_metadata(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> dict | None:
-    """What the latest materialisation of a partition said of itself, as plain values; None if there is none."""
-    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition])
-    record = next(iter(instance.fetch_materializations(wanted, limit=1).records), None)
+    """Return the metadata of the latest materialisation of a partition as plain values, or None if there is none."""
+    of_partition = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition])
+    record = next(iter(instance.fetch_materializations(of_partition, limit=1).records), None)
     return record and {name: value.value for name, value in record.asset_materialization.metadata.items()}
 
 
 def latest_check(instance: dg.DagsterInstance, key: dg.AssetCheckKey, partition: str) -> dg.AssetCheckEvaluation | None:
-    """The latest finished evaluation of a check at a partition."""
+    """Return the latest finished evaluation of a check at a partition, or None if there is none."""
     cursor = None
     while True:
         page = instance.event_log_storage.get_asset_check_execution_history(key, limit=100, cursor=cursor)
         for record in page:
             event = record.event and record.event.dagster_event
-            found = event and event.event_specific_data
-            if record.partition == partition and isinstance(found, dg.AssetCheckEvaluation):
-                return found
+            evaluation = event and event.event_specific_data
+            if record.partition == partition and isinstance(evaluation, dg.AssetCheckEvaluation):
+                return evaluation
         if not page:
             return None
         cursor = page[-1].id

@@ -1,4 +1,4 @@
-"""The groups of the asset graph, in the order of the work: the UI sorts them by name, so each begins with its place."""
+"""The groups of the asset graph. The UI sorts them by name, so each name begins with its position in the workflow."""
 
 CATALOG = "1_catalog"
 TEXT = "2_text"
@@ -8,5 +8,5 @@ SITE = "6_site"
 
 
 def of_variant(variant: str) -> str:
-    """A variant's pairs and what is measured on them."""
+    """Return the group of a variant's pairs and of the measures on them."""
     return f"3_{variant}"

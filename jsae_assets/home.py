@@ -1,6 +1,6 @@
-"""Where the instance is: the folder of DAGSTER_HOME, for every command of this package.
+"""The folder of the Dagster instance (DAGSTER_HOME), for every command of this package.
 
-Not here: what is kept there (Dagster's instance, `storage.py`).
+Not here: what is kept in the folder (Dagster's instance, `storage.py`).
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ SETTINGS = Path(__file__).parent / "instance.yaml"
 
 
 def home() -> Path:
-    """The instance's folder: the one that DAGSTER_HOME names; else `dagster_home` here, if this is a checkout; else one
-    in the user's own folder. It is made, with the settings that this project needs, where there is none."""
-    named = os.environ.get(HOME_VARIABLE)
-    here = Path("dagster_home")
-    folder = Path(named) if named else here if (here / "dagster.yaml").exists() else Path.home() / ".jsae"
-    folder = folder.expanduser().resolve()
+    """Return the instance's folder, and create it, with the settings that this project needs, if it does not exist. It
+    is the folder that DAGSTER_HOME names; else `dagster_home` in the current folder, if that is a checkout; else
+    `.jsae` in the user's home."""
+    from_environment = os.environ.get(HOME_VARIABLE)
+    of_checkout = Path("dagster_home")
+    default = of_checkout if (of_checkout / "dagster.yaml").exists() else Path.home() / ".jsae"
+    folder = Path(from_environment or default).expanduser().resolve()
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "dagster.yaml"
     if not settings.exists():
         settings.write_bytes(SETTINGS.read_bytes())
-    if not named:
+    if not from_environment:
         print(f"{HOME_VARIABLE} is not set: everything is kept in {folder}", flush=True)
     os.environ[HOME_VARIABLE] = str(folder)
-    with holding(folder / "initialised", "makes the instance", lambda sentence: print(sentence, flush=True)):
+    with holding(folder / "initialised", "creates the instance", lambda sentence: print(sentence, flush=True)):
         with dg.DagsterInstance.get():
-            pass  # makes its databases where there are none, at which two at once would fail
+            pass  # the first use creates the databases, which fails if two processes do it at once
     return folder

@@ -1,7 +1,7 @@
-"""What Dagster calls to store an asset and to read it again: pairs and tensors, tables, figures.
+"""The IO managers, by which Dagster stores assets and reads them again: pairs and tensors, tables, figures, pages.
 
-Here: refusing wrong types, what stands in a file beside its data, what the materialisation says of the file. Not here:
-where a file lies (`storage.py`), how it is read (`stored.py`), what the values mean.
+Here: refusing wrong types, the header of a file, the metadata of the materialisation about the file. Not here: where a
+file lies (`storage.py`), how it is read (`stored.py`), what the values mean.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from upath import UPath
 
 from jsae_assets.digests import UNSEALED, file_digest, seal
 from jsae_assets.partitions import SEPARATOR, split_cell
-from jsae_assets.storage import files_below, in_turn, staged, storage, stored_at
+from jsae_assets.storage import files_below, one_writer_at_a_time, staged, storage, stored_at
 from jsae_assets.stored import (
     COMPANIONS,
     DIGEST,
@@ -40,14 +40,15 @@ if TYPE_CHECKING:
 
 
 class StoringIOManager(dg.IOManager):
-    """What all stores share. A subclass says which types it takes and how one is written and read.
+    """The base class of the IO managers. A subclass says which types it accepts and how they are written and read.
 
-    Not Dagster's UPathIOManager: that says where a partition lies to a run of its asset alone, and here others ask too.
+    It is not Dagster's UPathIOManager, because that tells the path of a partition only within a run of its asset, and
+    here the path is needed elsewhere too.
 
     Attributes:
-        base: the folder that all stored files are below.
-        url: where a web server gives out the pages and pictures of the base folder, if one does; the UI then shows
-            them from there.
+        base: the folder of all stored files.
+        url: the address at which a web server serves the pages and pictures of `base`, if one does; the UI shows them
+            from there.
     """
 
     kind: ClassVar[type[StoredFile]]
@@ -63,33 +64,34 @@ class StoringIOManager(dg.IOManager):
 
     @abstractmethod
     def size(self, obj: Any) -> int:
-        """About how many bytes it takes to store what is accepted."""
+        """Return about how many bytes an accepted object takes when it is stored."""
 
     @abstractmethod
     def write(self, obj: Any, path: Path, header: Mapping[str, str]) -> None:
-        """Write to a local file, whose name ends as the stored file's does."""
+        """Write an accepted object to a local file that has the stored file's extension."""
 
     @abstractmethod
-    def read(self, stored: StoredFile, wanted: Any) -> Any:
-        """What an asset is given whose input is annotated `wanted`."""
+    def read(self, stored: StoredFile, input_type: Any) -> Any:
+        """Return what an asset receives for an input that is annotated with the type `input_type`."""
 
     def stored(self, key: dg.AssetKey, partition: str | None = None) -> StoredFile:
-        """An asset's partition, whether it is there or not."""
-        what = key.to_user_string() + ("" if partition is None else f" for {partition}")
-        return self.kind(self.base, stored_at(key, partition, self.extension), what)
+        """Return the stored file of an asset's partition, which need not exist."""
+        name = key.to_user_string() + ("" if partition is None else f" for {partition}")
+        return self.kind(self.base, stored_at(key, partition, self.extension), name)
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         if not self.is_accepted(obj):
             raise TypeError(
-                f"{context.asset_key.to_user_string()} gave a {type(obj).__name__}; {type(self).__name__} stores "
-                f"{self.accepts}. Nothing was written"
+                f"{context.asset_key.to_user_string()} returned a {type(obj).__name__}, but {type(self).__name__} "
+                f"stores {self.accepts}. Nothing was written"
             )
         stored = self.stored(context.asset_key, _partition(context))
-        said = self.store(obj, stored, _header(context))
-        context.add_output_metadata(said | self._shown_at(context.asset_key, _partition(context)))
+        metadata = self.store(obj, stored, _header(context))
+        context.add_output_metadata(metadata | self._site_link(context.asset_key, _partition(context)))
 
-    def _shown_at(self, key: dg.AssetKey, partition: str | None) -> dict[str, dg.MetadataValue]:
-        """The page of the site that shows a cell; of a figure, the place on it."""
+    def _site_link(self, key: dg.AssetKey, partition: str | None) -> dict[str, dg.MetadataValue]:
+        """Return a link to the page of the site that shows a cell, and for a figure to its position on that page. The
+        dict is empty for other partitions, and if no web server serves the site."""
         if self.url is None or partition is None or SEPARATOR not in partition:
             return {}
         anchor = ".".join(key.path[1:]) if key.path[0] == "figures" else ""
@@ -102,37 +104,40 @@ class StoringIOManager(dg.IOManager):
         return dg.MetadataValue.url(f"{self.url.rstrip('/')}/{quote(relative)}")
 
     def store(self, obj: Any, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
-        """Write what is accepted to its place; gives what the materialisation says of it. What was set aside there as
-        damaged goes."""
-        said = self._put(obj, stored, header)
-        stored.aside.unlink(missing_ok=True)
+        """Store an accepted object and return the metadata of its materialisation. A damaged file of the same place
+        that had been set aside is deleted."""
+        metadata = self._put(obj, stored, header)
+        stored.set_aside_path.unlink(missing_ok=True)
         megabytes = stored.path.stat().st_size / 1e6
-        where = {"path": dg.MetadataValue.path(stored.relative), "megabytes": float(f"{megabytes:.3g}")}
-        digest = {DIGEST: said.pop(DIGEST)} if DIGEST in said else {}
-        return said | where | digest  # what nobody reads comes last
+        place = {"path": dg.MetadataValue.path(stored.relative), "megabytes": float(f"{megabytes:.3g}")}
+        digest = {DIGEST: metadata.pop(DIGEST)} if DIGEST in metadata else {}
+        return metadata | place | digest  # the digest comes last, since nobody reads it
 
     def _put(self, obj: Any, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
-        """Write it as one file with a digest in its header; gives what is to be said of it beside path and size."""
+        """Write an object as one file with a digest in its header. Return the metadata, without path and size."""
         with staged(stored.path, self.size(obj)) as local:
-            return {DIGEST: self._sealed(obj, local, header)}
+            return {DIGEST: self._write_sealed(obj, local, header)}
 
-    def _sealed(self, obj: Any, local: Path, header: Mapping[str, str]) -> str:
+    def _write_sealed(self, obj: Any, local: Path, header: Mapping[str, str]) -> str:
+        """Write an object to a local file, put the file's digest into its header, and return the digest."""
         self.write(obj, local, {**header, DIGEST: json.dumps(UNSEALED)})
         return seal(local)
 
     def load_input(self, context: dg.InputContext) -> Any:
-        """As Dagster has it: what one partition holds; of several, a dict by their keys."""
-        wanted = context.dagster_type.typing_type
-        wanted = getattr(wanted, "__origin__", wanted)
+        """Return the object of one partition, or a dict by partition key if the input spans several, as Dagster's own
+        IO managers do."""
+        input_type = context.dagster_type.typing_type
+        input_type = getattr(input_type, "__origin__", input_type)
         if not context.has_asset_partitions:
-            return self.read(self.stored(context.asset_key), wanted)
+            return self.read(self.stored(context.asset_key), input_type)
         keys = context.asset_partition_keys
-        loaded = {key: self.read(self.stored(context.asset_key, key), wanted) for key in keys}
+        loaded = {key: self.read(self.stored(context.asset_key, key), input_type) for key in keys}
         return loaded if len(keys) > 1 else loaded.get(keys[0])
 
 
 class SafetensorsIOManager(StoringIOManager):
-    """Stores an SAEPair or a dict of tensors. Read as `StoredTensors` (lazy) or, annotated `dict`, all at once."""
+    """Stores an SAEPair or a dict of tensors. An input annotated `dict` is read at once, any other as `StoredTensors`,
+    which reads each tensor when it is used."""
 
     kind = StoredTensors
     extension = ".safetensors"
@@ -159,12 +164,13 @@ class SafetensorsIOManager(StoringIOManager):
         else:
             write_tensors(obj.tensors(), path, {**header, "cfg": json.dumps(obj.config.to_artifact())})
 
-    def read(self, stored: StoredTensors, wanted: Any) -> StoredTensors | dict[str, Tensor]:
-        return dict(stored) if wanted is dict else stored
+    def read(self, stored: StoredTensors, input_type: Any) -> StoredTensors | dict[str, Tensor]:
+        return dict(stored) if input_type is dict else stored
 
 
 class ParquetIOManager(StoringIOManager):
-    """Stores a pandas DataFrame. Read as `StoredTable` (lazy) or, annotated `pandas.DataFrame`, all at once."""
+    """Stores a pandas DataFrame. An input annotated `pandas.DataFrame` is read at once, any other as `StoredTable`,
+    which reads when it is used."""
 
     kind = StoredTable
     extension = ".parquet"
@@ -187,19 +193,20 @@ class ParquetIOManager(StoringIOManager):
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **others})
         with pyarrow.parquet.ParquetWriter(path, table.schema) as writer:
             writer.write_table(table)
-            # what is in the schema is written twice, once encoded
+            # not in the schema's metadata, which is written twice, once encoded: the digest must stand there only once
             writer.add_key_value_metadata({DIGEST: header[DIGEST]})
 
-    def read(self, stored: StoredTable, wanted: Any) -> StoredTable | pandas.DataFrame:
+    def read(self, stored: StoredTable, input_type: Any) -> StoredTable | pandas.DataFrame:
         import pandas
 
-        return stored.frame if wanted is pandas.DataFrame else stored
+        return stored.frame if input_type is pandas.DataFrame else stored
 
 
 class FigureIOManager(StoringIOManager):
-    """Stores a Plotly figure as JSON, as HTML that opens offline, and as PNG and PDF where a Chrome is installed.
+    """Stores a Plotly figure as JSON, as HTML that opens offline, and, if Chrome is installed, as PNG and PDF. Inputs
+    are read as Plotly figures.
 
-    The pages share one copy of plotly.js in the base folder. Read as a Plotly figure.
+    The HTML pages share one copy of plotly.js in the base folder.
     """
 
     kind = StoredFigure
@@ -218,7 +225,8 @@ class FigureIOManager(StoringIOManager):
         import plotly.graph_objects as go
 
         figure = go.Figure(obj)
-        figure.update_layout(meta={**(obj.layout.meta or {}), **{name: json.loads(of) for name, of in header.items()}})
+        entries = {name: json.loads(entry) for name, entry in header.items()}
+        figure.update_layout(meta={**(obj.layout.meta or {}), **entries})
         path.write_text(figure.to_json(), encoding="utf-8")
 
     def _put(self, obj: go.Figure, stored: StoredFigure, header: Mapping[str, str]) -> dict[str, Any]:
@@ -228,32 +236,35 @@ class FigureIOManager(StoringIOManager):
 
         drawn, reason = pictures(obj)
         script = f"plotly-{plotly.offline.get_plotlyjs_version()}.min.js"
-        # relative, so that the folder can be moved
+        # the path of the script is relative, so that the folder can be moved
         text = page(obj, "../" * stored.relative.count("/") + script, json.loads(header[PROVENANCE]))
-        beside = {stored.page: text.encode()}
+        companions = {stored.page: text.encode()}
         if drawn is not None:
-            beside |= {stored.picture: drawn.png, stored.preview: drawn.preview}
-            beside |= {} if drawn.pdf is None else {stored.document: drawn.pdf}
-        with in_turn(stored.path.parent), contextlib.ExitStack() as stack:  # all are written before one takes its place
+            companions |= {stored.picture: drawn.png, stored.preview: drawn.preview}
+            companions |= {} if drawn.pdf is None else {stored.document: drawn.pdf}
+        # the stack moves the files to their places only when all are written
+        with one_writer_at_a_time(stored.path.parent), contextlib.ExitStack() as stack:
             digests = {}
-            for path, content in beside.items():
+            for path, content in companions.items():
                 local = stack.enter_context(staged(path, len(content)))
                 local.write_bytes(content)
                 digests[path.name.removeprefix(stored.path.stem)] = file_digest(local)
             local = stack.enter_context(staged(stored.path, self.size(obj)))
-            digest = self._sealed(obj, local, {**header, COMPANIONS: json.dumps(digests)})
+            digest = self._write_sealed(obj, local, {**header, COMPANIONS: json.dumps(digests)})
             self._provide_script(script)
-        for path in {stored.picture, stored.preview, stored.document} - set(beside):
-            path.unlink(missing_ok=True)  # it showed an older figure
+        for path in {stored.picture, stored.preview, stored.document} - set(companions):
+            path.unlink(missing_ok=True)  # a picture of an older figure
         without_suffix = stored.relative.removesuffix(self.extension)
         return {
-            "picture": dg.MetadataValue.text(reason) if drawn is None else self._shown(f"{without_suffix}~preview.png"),
+            "picture": dg.MetadataValue.text(reason)
+            if drawn is None
+            else self._shown_picture(f"{without_suffix}~preview.png"),
             "page": self._link(f"{without_suffix}.html"),
             DIGEST: digest,
         }
 
     def _provide_script(self, name: str) -> None:
-        """plotly.js, for all pages: written once a version."""
+        """Write plotly.js into the base folder, for all pages, unless this version is there already."""
         import plotly.offline
 
         if not (self.base / name).exists():
@@ -261,21 +272,21 @@ class FigureIOManager(StoringIOManager):
             with staged(self.base / name, len(content)) as local:
                 local.write_bytes(content)
 
-    def _shown(self, relative: str) -> dg.MetadataValue:
-        """The picture, which the UI shows unfolded where the web server answers, else the words in its place. (In the
-        event log itself it would be folded away: that is done to all Markdown of 1,000 characters.)"""
+    def _shown_picture(self, relative: str) -> dg.MetadataValue:
+        """Return metadata by which the UI shows a picture from the web server, or a text while the server does not
+        answer. (A picture in the event log would be folded away, like all Markdown of 1,000 characters and more.)"""
         link = self._link(relative)
         if not isinstance(link, dg.UrlMetadataValue):
             return link
-        return dg.MetadataValue.md(f"![The picture is given out at {self.url}, by `jsae ui`]({link.value})")
+        return dg.MetadataValue.md(f"![The picture is served at {self.url} while `jsae ui` runs]({link.value})")
 
-    def read(self, stored: StoredFigure, wanted: Any) -> go.Figure:
+    def read(self, stored: StoredFigure, input_type: Any) -> go.Figure:
         return stored.figure
 
 
 class PagesIOManager(StoringIOManager):
-    """Stores a folder of pages, a file each: below the asset's own folder, the page that opens it last. What is there
-    from before and no longer part of it goes."""
+    """Stores a folder of pages in the asset's folder. index.html is written last, and files of an earlier version that
+    are no longer part of the folder are deleted."""
 
     kind = StoredPages
     extension = "/index.html"
@@ -287,7 +298,7 @@ class PagesIOManager(StoringIOManager):
     def _put(self, obj: Path, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
         folder = stored.path.parent
         files = sorted(path.relative_to(obj).as_posix() for path in obj.rglob("*") if path.is_file())
-        with in_turn(folder):
+        with one_writer_at_a_time(folder):
             old = files_below(folder)
             for name in sorted(files, key=lambda name: name == "index.html"):
                 with staged(folder / name, (obj / name).stat().st_size) as local:
@@ -302,12 +313,12 @@ class PagesIOManager(StoringIOManager):
     def write(self, obj: Path, path: Path, header: Mapping[str, str]) -> None:
         shutil.copyfile(obj, path)
 
-    def read(self, stored: StoredFile, wanted: Any) -> StoredFile:
+    def read(self, stored: StoredFile, input_type: Any) -> StoredFile:
         return stored
 
 
 class Store(dg.ConfigurableIOManagerFactory):
-    """Where one kind of file is kept: any fsspec path, by default the instance's own storage folder."""
+    """A store for one kind of file: below any fsspec path, by default in the instance's own storage folder."""
 
     manager: ClassVar[type[StoringIOManager]]
     base_path: str | None = None
@@ -348,25 +359,25 @@ def header(
     source: str = "",
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
-    """What stands in a file beside its data, each entry JSON: what made it, and the settings that it was made with."""
-    made_by = {
+    """Return the header of a stored file: what made it, and the settings that it was made with. Each entry is JSON."""
+    provenance = {
         "asset": key.to_user_string(),
         "partition": partition or "",
         "run": run,
         "code_version": code_version or "",
         "source": source,
     }
-    return {PROVENANCE: json.dumps(made_by), SETTINGS: json.dumps(dict(settings or {}))}
+    return {PROVENANCE: json.dumps(provenance), SETTINGS: json.dumps(dict(settings or {}))}
 
 
 def _header(context: dg.OutputContext) -> dict[str, str]:
-    """The header of what an asset gave, which says its source and its settings in its metadata."""
-    said = {name: value.value for name, value in context.output_metadata.items() if name in ("source", SETTINGS)}
+    """Return the header for an asset's output, with the source and the settings that the output's metadata names."""
+    metadata = {name: value.value for name, value in context.output_metadata.items() if name in ("source", SETTINGS)}
     return header(
         context.asset_key,
         _partition(context),
         context.run_id,
         context.asset_spec.code_version,
-        str(said.get("source", "")),
-        said.get(SETTINGS),
+        str(metadata.get("source", "")),
+        metadata.get(SETTINGS),
     )

@@ -1,7 +1,8 @@
-"""Checkpoints that nobody goes on from: of cells, sweeps' runs and assets that left the catalog.
+"""Finds checkpoints that are no longer used: those of cells, runs of sweeps and assets that were removed from the
+catalog.
 
-They are told of, not deleted: another catalog may use the same storage, and what left may come back. Not here: where
-checkpoints lie (`checkpoints.py`), half-written files (`storage.py`).
+They are reported, not deleted, because another catalog may use the same storage, and removed entries may come back. Not
+here: where checkpoints lie (`checkpoints.py`), half-written files (`storage.py`).
 """
 
 from __future__ import annotations
@@ -23,19 +24,20 @@ ENDING, PIECES = ".safetensors", ".parts/"
 
 
 def left_over(base: UPath, catalog: Catalog, graph: Any) -> Counter[str]:
-    """Bytes that the checkpoints take of what a catalog does not hold, by their place below the folder of all."""
+    """Return the sizes in bytes of checkpoints that do not belong to the catalog, by their paths below the folder of
+    checkpoints (without extension)."""
     folder = base / CHECKPOINTS
-    found = folder.fs.find(folder.path, detail=True)
-    held, sizes = _held(catalog, graph), Counter[str]()
-    for path, info in found.items():
+    files = folder.fs.find(folder.path, detail=True)
+    used, sizes = _paths_of(catalog, graph), Counter[str]()
+    for path, info in files.items():
         place = path[len(folder.path.rstrip("/")) + 1 :].partition(PIECES)[0].removesuffix(ENDING)
-        if place not in held and "/." not in place:  # what begins with a point is being written
+        if place not in used and "/." not in place:  # files whose names begin with a dot are being written
             sizes[place] += info["size"]
     return sizes
 
 
-def _held(catalog: Catalog, graph: Any) -> set[str]:
-    """Where the catalog's own checkpoints would lie."""
+def _paths_of(catalog: Catalog, graph: Any) -> set[str]:
+    """Return the paths at which the catalog's own checkpoints are stored, if there are any."""
     assets = {
         stored_at(key, partition, "")
         for key in graph.materializable_asset_keys
@@ -50,12 +52,12 @@ def _held(catalog: Catalog, graph: Any) -> set[str]:
     return assets | runs
 
 
-def said_of(sizes: Counter[str], base: UPath) -> str:
-    """What is left over, and what to do."""
-    named = [f"{place} ({in_bytes(size)})" for place, size in sizes.most_common(MOST_NAMED)]
+def message_about(sizes: Counter[str], base: UPath) -> str:
+    """Return a message that names the largest unused checkpoints and says what to do."""
+    names = [f"{place} ({in_bytes(size)})" for place, size in sizes.most_common(MOST_NAMED)]
     if len(sizes) > MOST_NAMED:
-        named.append(f"{len(sizes) - MOST_NAMED} more")
+        names.append(f"{len(sizes) - MOST_NAMED} more")
     return (
-        f"Checkpoints of what this catalog does not hold take {in_bytes(sizes.total())} in {base / CHECKPOINTS}: "
-        f"{', '.join(named)}. If no other catalog uses this storage, delete these files"
+        f"Checkpoints that do not belong to this catalog take {in_bytes(sizes.total())} in {base / CHECKPOINTS}: "
+        f"{', '.join(names)}. If no other catalog uses this storage, delete these files"
     )

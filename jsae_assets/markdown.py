@@ -1,21 +1,22 @@
-"""Text in what the UI takes for Markdown: descriptions, and metadata with pictures or code in it.
+"""Escaping of text for places where the UI renders Markdown: descriptions, and metadata with pictures or code.
 
-Here: how text that somebody else chose stays text there. Not here: what is said (the assets say that).
+Here: how text from catalogs and documents stays plain text. Not here: the descriptions themselves (`assets/`).
 """
 
 from __future__ import annotations
 
 import re
 
-ACTIVE = re.compile(r"[\\`*_\[\]<&~|]")  # what begins something else than text within a line
+SPECIAL = re.compile(r"[\\`*_\[\]<&~|]")  # characters that can begin formatting within a line
 
 
 def as_text(text: str) -> str:
-    """The text in one line, as it is: no character of it is taken for Markdown or HTML."""
-    return ACTIVE.sub(r"\\\g<0>", " ".join(text.split()))
+    """Return the text in one line, escaped so that it is shown as it is, not rendered as Markdown or HTML."""
+    return SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def as_code(text: str) -> str:
-    """A block that shows the text as it is: its fence is longer than any the text could close it with."""
+    """Return a Markdown code block with the text. Its fence is longer than any run of backticks in the text, so that
+    the text cannot end the block."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}\n{text}\n{fence}"

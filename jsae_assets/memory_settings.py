@@ -1,4 +1,5 @@
-"""Where memory or disk does not suffice, the core says for what; here the settings are added that change it.
+"""Adds the names of helpful settings to errors about memory and disk space. (jsae_core raises these errors, but does
+not know the platform's settings.)
 
 Not here: the settings themselves (`resources.py`).
 """
@@ -13,35 +14,35 @@ from typing import Any
 from jsae_assets.resources import Compute
 from jsae_core.memory import TemporaryFileError
 
-SMALLER = (
-    "Settings of this platform that help: JSAE_DTYPE=bfloat16 takes half the memory, JSAE_DEVICE names another device, "
-    "JSAE_BATCH_TOKENS and JSAE_MEMORY_GIB keep less at once"
+LESS_MEMORY = (
+    "Settings that help: JSAE_DTYPE=bfloat16 takes half the memory, JSAE_DEVICE names another device, and a smaller "
+    "JSAE_BATCH_TOKENS or JSAE_MEMORY_GIB keeps less in memory at once"
 )
-MORE = "A histogram keeps more in memory, and less in that file, with a larger JSAE_MEMORY_GIB"
+SMALLER_FILE = "With a larger JSAE_MEMORY_GIB, a histogram keeps more in memory and less in that file"
 
 
 def naming_settings(body: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """An asset's body, whose errors about memory say what its run holds on the device, and name the settings that
-    help."""
+    """Decorator for an asset's body: its errors about memory also say what the run keeps on the device, and name the
+    settings that help."""
 
     @functools.wraps(body)
-    def named(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    def with_settings_named(*args: Any, **kwargs: Any) -> Iterator[Any]:
         try:
             yield from body(*args, **kwargs)
         except TemporaryFileError as error:
-            raise TemporaryFileError(f"{error}. {MORE}") from error
+            raise TemporaryFileError(f"{error}. {SMALLER_FILE}") from error
         except MemoryError as error:
-            raise MemoryError(f"{error}. {_held(args, kwargs)}{SMALLER}") from error
+            raise MemoryError(f"{error}. {_memory_in_use(args, kwargs)}{LESS_MEMORY}") from error
         except RuntimeError as error:
-            torch = sys.modules.get("torch")  # not imported for this: who has not, cannot have met this error
+            torch = sys.modules.get("torch")  # without importing it: the error can only come from an imported torch
             if torch is None or not isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise MemoryError(f"{error}. {_held(args, kwargs)}{SMALLER}") from error
+            raise MemoryError(f"{error}. {_memory_in_use(args, kwargs)}{LESS_MEMORY}") from error
 
-    return named
+    return with_settings_named
 
 
-def _held(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """What the compute resource among an asset's arguments holds."""
-    said = [compute.held() for compute in (*args, *kwargs.values()) if isinstance(compute, Compute)]
-    return "".join(f"{one}. " for one in said if one)
+def _memory_in_use(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Return sentences about what the compute resource among an asset's arguments keeps on the device."""
+    sentences = [compute.memory_in_use() for compute in (*args, *kwargs.values()) if isinstance(compute, Compute)]
+    return "".join(f"{sentence}. " for sentence in sentences if sentence)

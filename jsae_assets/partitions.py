@@ -1,8 +1,8 @@
-"""Partitions: what of a catalog can be asked for. Only what the catalog holds is a partition.
+"""The partitions of the assets: models, cells and sweeps of the catalog. Nothing else can be materialised.
 
-Here: the definitions, made from the catalog when the code location is loaded, the mappings between them, and where a
-partition is stored. A cell is a (model, layer) at which a pair exists; its key names both, such as `my-model:3`.
-Not here: what is made of a partition (`assets/`).
+A cell is a (model, layer) at which a pair exists; its key names both, such as `my-model:3`. Here: the partition
+definitions, made from the catalog when the code location is loaded, the mappings between them, and where a partition
+is stored. Not here: the assets (`assets/`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import dagster as dg
 
 from jsae_assets.catalog import Catalog
 
-SEPARATOR = ":"  # no name of a model or sweep holds one
+SEPARATOR = ":"  # names of models and sweeps do not contain it
 
 
 def cell_key(model: str, layer: int) -> str:
@@ -21,23 +21,24 @@ def cell_key(model: str, layer: int) -> str:
 
 
 def split_cell(key: str) -> tuple[str, int]:
-    """The model and the layer of a cell."""
+    """Return the model and the layer of a cell key."""
     model, layer = key.split(SEPARATOR)
     return model, int(layer)
 
 
 def stored_below(key: str) -> str:
-    """Where a partition's file lies below its asset's folder, without the extension: <layer>/<model>, or the key."""
+    """Return the path of a partition's file below its asset's folder, without the extension: <layer>/<model> for a
+    cell, else the key itself."""
     return "{1}/{0}".format(*split_cell(key)) if SEPARATOR in key else key
 
 
 def cells(catalog: Catalog, variants: Sequence[str]) -> dg.StaticPartitionsDefinition:
-    """The cells that each of these variants holds."""
-    return dg.StaticPartitionsDefinition([cell_key(*cell) for cell in _held(catalog, variants)])
+    """Return the cells at which each of these variants has a pair."""
+    return dg.StaticPartitionsDefinition([cell_key(*cell) for cell in _cells_of_all(catalog, variants)])
 
 
 def models(catalog: Catalog, variants: Sequence[str] = ()) -> dg.StaticPartitionsDefinition:
-    """The models at which each of these variants holds a pair."""
+    """Return the models of which each of these variants has a pair."""
     return dg.StaticPartitionsDefinition(
         [model for model in catalog.models if all(catalog.layers(model, variant) for variant in variants)]
     )
@@ -48,17 +49,18 @@ def sweeps(catalog: Catalog) -> dg.StaticPartitionsDefinition:
 
 
 def of_same_model(catalog: Catalog, variants: Sequence[str]) -> dg.StaticPartitionMapping:
-    """A cell of these variants reads the one partition of its model."""
+    """Return the mapping by which a cell of these variants reads the partition of its model."""
     return dg.StaticPartitionMapping(
         {
-            model: [cell_key(model, layer) for held, layer in _held(catalog, variants) if held == model]
+            model: [cell_key(model, layer) for other, layer in _cells_of_all(catalog, variants) if other == model]
             for model in models(catalog, variants).get_partition_keys()
         }
     )
 
 
 def of_all_layers(catalog: Catalog, variant: str, variants: Sequence[str]) -> dg.StaticPartitionMapping:
-    """A model at which each of `variants` holds a pair reads all its cells of one of them."""
+    """Return the mapping by which the partition of a model reads all the model's cells of `variant`. The models are
+    those of which each of `variants` has a pair."""
     return dg.StaticPartitionMapping(
         {
             cell_key(model, layer): model
@@ -68,7 +70,8 @@ def of_all_layers(catalog: Catalog, variant: str, variants: Sequence[str]) -> dg
     )
 
 
-def _held(catalog: Catalog, variants: Sequence[str]) -> list[tuple[str, int]]:
+def _cells_of_all(catalog: Catalog, variants: Sequence[str]) -> list[tuple[str, int]]:
+    """Return every (model, layer) at which each of these variants has a pair."""
     return [
         (model, layer)
         for model in catalog.models

@@ -1,7 +1,7 @@
-"""What is to run: jobs at partitions, each restricted to what is missing or out of date there.
+"""Plans runs: which job runs at which partition, with only those assets that are missing or out of date there.
 
-Here: which assets make up a job, in which order jobs run, narrowing the work down. Not here: what is out of date
-(`freshness.py`), running it (`command.py`, the sensor in `automation.py`).
+Here: the assets of each job, the order of the runs, and restricting them to some models, layers or assets. Not here:
+what is out of date (`freshness.py`), running jobs (`command.py`, the sensor in `automation.py`).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from jsae_assets.freshness import Freshness, Place, partition_keys
 from jsae_assets.partitions import SEPARATOR, split_cell
 
 TOKENS_JOB, CELL_JOB, LAYERS_JOB, SWEEP_JOB = "tokenise_text", "measure_cell", "compare_layers", "sync_sweep"
-# The tag of an asset that is made of whatever is there of its upstream: what is missing or failed does not keep it back
+# The tag of an asset that gathers whatever is stored of its upstream assets, so that it does not wait for missing ones
 GATHERS = {"jsae/gathers": "true"}
 Partitioned = Mapping[dg.AssetKey, dg.PartitionsDefinition | None]
 
 
 def jobs_of(partitioned: Partitioned) -> dict[str, list[dg.AssetKey]]:
-    """The assets of each job, in an order in which nothing is read before it is made.
+    """Return the assets of each job, by the job's name, with upstream assets first.
 
-    A job's assets have the same partitions: where variants hold different cells there are several jobs for cells,
-    numbered from the one with the most cells. What an asset reads exists at all its cells, so it is in the same job or
-    in one before it.
+    All assets of a job have the same partitions. If variants have pairs at different cells, there are several jobs for
+    cells, numbered beginning with the one with the most cells. An asset's inputs exist at all its cells, so they are in
+    the same job or in an earlier one.
     """
     by_job: dict[str, dict[dg.PartitionsDefinition | None, list[dg.AssetKey]]] = {
         name: defaultdict(list) for name in (TOKENS_JOB, CELL_JOB, LAYERS_JOB, SWEEP_JOB)
@@ -54,12 +54,14 @@ def _job(key: dg.AssetKey) -> str:
 def _most_partitions_first(
     groups: Mapping[dg.PartitionsDefinition | None, list[dg.AssetKey]],
 ) -> list[list[dg.AssetKey]]:
-    return [groups[definition] for definition in sorted(groups, key=lambda one: -len(partition_keys(one)))]
+    return [
+        groups[partitions] for partitions in sorted(groups, key=lambda partitions: -len(partition_keys(partitions)))
+    ]
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One Dagster run: a job at a partition, and the assets to be made there, each with the reason."""
+    """One Dagster run: a job at a partition, and the assets to make there, each with the reason."""
 
     job: str
     partition: str | None
@@ -76,17 +78,20 @@ class PlannedRun:
             return "{}, layer {}".format(*split_cell(self.partition)) + f" ({', '.join(variants)})" * bool(variants)
         if self.partition is None:
             return self.job.removeprefix("make_")
-        kinds = {TOKENS_JOB: "{}: tokens", SWEEP_JOB: "sweep {}", LAYERS_JOB: "{}: layers compared"}
-        (kind,) = (kinds[job] for job in kinds if self.job.startswith(job))
-        names = ", ".join(key.path[-1] for key in self.assets) if self.job not in kinds else ""
-        return kind.format(self.partition) + f" ({names})" * bool(names)
+        titles = {TOKENS_JOB: "{}: tokens", SWEEP_JOB: "sweep {}", LAYERS_JOB: "{}: layers compared"}
+        (title,) = (titles[job] for job in titles if self.job.startswith(job))
+        names = ", ".join(key.path[-1] for key in self.assets) if self.job not in titles else ""
+        return title.format(self.partition) + f" ({names})" * bool(names)
 
 
-def planned_runs(freshness: Freshness, wanted: Callable[[Place], bool] = lambda place: True) -> list[PlannedRun]:
-    """All runs that there can be of what is wanted, in order: a model's tokens, its cells, what compares its layers,
-    then sweeps and what has no partitions. A run has no assets where all is up to date. What is wanted brings with it
-    what it is made from, unless it is made of whatever is there."""
-    places = [place for place in _places(freshness) if wanted(place)]
+def planned_runs(freshness: Freshness, is_selected: Callable[[Place], bool] = lambda place: True) -> list[PlannedRun]:
+    """Return the runs that make the selected places and everything upstream of them. Upstream places of assets that
+    gather what is stored are not added.
+
+    For each model come its tokens, its cells and the comparison of its layers; after all models come sweeps, then
+    assets without partitions. A run whose places are all up to date is included, without assets.
+    """
+    places = [place for place in _places(freshness) if is_selected(place)]
     gathering = {place for place in places if gathers(freshness.graph, place.asset)}
     needed = freshness.with_upstream(place for place in places if place not in gathering) | gathering
     reasons = freshness.out_of_date(needed)
@@ -101,12 +106,12 @@ def planned_runs(freshness: Freshness, wanted: Callable[[Place], bool] = lambda 
 
 
 def gathers(graph: Any, key: dg.AssetKey) -> bool:
-    """Whether an asset is made of whatever is there of its upstream."""
+    """Whether an asset gathers whatever is stored of its upstream assets, without waiting for missing ones."""
     return GATHERS.items() <= graph.get(key).tags.items()
 
 
 def partitions_of(graph: Any) -> Partitioned:
-    """The partitions of each asset that can be made, upstream first."""
+    """Return the partitions of each asset that can be materialised, with upstream assets first."""
     return {
         key: graph.get(key).partitions_def
         for key in graph.toposorted_asset_keys
@@ -132,23 +137,23 @@ def _places(freshness: Freshness) -> Iterable[Place]:
             yield Place(key, partition)
 
 
-def narrowed(
+def selection(
     models: Sequence[str], layers: Sequence[int], assets: Sequence[str], catalog: Catalog
 ) -> Callable[[Place], bool]:
-    """Whether a place is among these models, layers and assets, of which an empty sequence stands for all. An asset is
-    named whole (`jsae/pair_quality`) or by its last part, for every variant."""
+    """Return a function that tells whether a place belongs to these models, layers and assets. An empty sequence means
+    all of them. An asset is named in full (`jsae/pair_quality`), or by its last part for every variant."""
 
-    def wanted(place: Place) -> bool:
+    def is_selected(place: Place) -> bool:
         if assets and not {place.asset.to_user_string(), place.asset.path[-1]} & set(assets):
             return False
         model, layer = model_and_layer(place, catalog)
         return (not models or model in models) and (not layers or layer in layers)
 
-    return wanted
+    return is_selected
 
 
 def model_and_layer(place: Place, catalog: Catalog) -> tuple[str | None, int | None]:
-    """Which model and layer a place is of, None where it is of none."""
+    """Return the model and the layer of a place, each None if the place has none."""
     if place.partition and SEPARATOR in place.partition:
         return split_cell(place.partition)
     is_of_a_model = place.partition in catalog.models and "sweep_runs" not in place.asset.path

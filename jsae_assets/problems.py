@@ -1,7 +1,7 @@
-"""What is wrong with a catalog's entries, in plain sentences.
+"""Error messages about a catalog's entries, as plain sentences.
 
-Here: the words for what pydantic finds, and truth values, which no setting takes. Not here: the rules themselves
-(`catalog.py`, `sections.py`, `sources.py`), which raise ValueError with sentences of their own.
+Here: the wording of pydantic's errors, and the search for truth values, which no setting accepts. Not here: the rules
+themselves (`catalog.py`, `sections.py`, `sources.py`), which raise ValueError with sentences of their own.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-LONGEST_QUOTE = 100  # characters of what was given
-SAID = "said"  # the type of an error whose message is such a sentence already
+LONGEST_QUOTE = 100  # characters of a value that a message quotes
+EXPLAINED = "explained"  # the type of an error whose message is already a plain sentence
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 SETTINGS, WHOLE, NUMBER = "settings, each as `name: value`", "a whole number", "a number"
 UNROUNDED = "a whole number, in digits without a point or quotes (YAML reads 3.000 as 3)"
@@ -42,10 +42,11 @@ EXPECTED = {
 def explained(
     settings: Iterable[str], inner: Mapping[str, Iterable[str]] | None = None
 ) -> Callable[[Any, Callable], Any]:
-    """A wrap validator of an entry that has these settings: what is wrong in it is said in sentences.
+    """Return a pydantic wrap validator for an entry with these settings, which words its errors as plain sentences.
 
     Args:
-        inner: the settings of those of them that are entries themselves.
+        settings: the names of the entry's settings.
+        inner: for each setting that is itself an entry, the names of that entry's settings.
     """
 
     def _settings_at(place: tuple[int | str, ...]) -> Iterable[str]:
@@ -53,48 +54,48 @@ def explained(
 
     def validated(entry: Any, handler: Callable) -> Any:
         try:
-            made = handler(entry)
+            validated_entry = handler(entry)
         except ValidationError as error:
-            said = [
+            errors = [
                 InitErrorDetails(
-                    type=PydanticCustomError(SAID, sentence(item, _settings_at(item["loc"]))),
+                    type=PydanticCustomError(EXPLAINED, sentence(item, _settings_at(item["loc"]))),
                     loc=item["loc"],
                     input=item["input"],
                 )
                 for item in error.errors(include_url=False)
             ]
-            raise ValidationError.from_exception_data(error.title, said) from None
-        if fractions := [
+            raise ValidationError.from_exception_data(error.title, errors) from None
+        if errors := [
             InitErrorDetails(
-                type=PydanticCustomError(SAID, f"{_shown(given)}, expected {UNROUNDED}"), loc=place, input=given
+                type=PydanticCustomError(EXPLAINED, f"{_shown(given)}, expected {UNROUNDED}"), loc=place, input=given
             )
-            for place, given in _made_whole(entry, made)
+            for place, given in _converted_to_integers(entry, validated_entry)
         ]:
-            raise ValidationError.from_exception_data(type(made).__name__, fractions)
-        return made
+            raise ValidationError.from_exception_data(type(validated_entry).__name__, errors)
+        return validated_entry
 
     return validated
 
 
-def _made_whole(
-    entry: Any, made: Any, place: tuple[int | str, ...] = ()
+def _converted_to_integers(
+    entry: Any, validated_entry: Any, place: tuple[int | str, ...] = ()
 ) -> Iterator[tuple[tuple[int | str, ...], Any]]:
-    """Where a fraction, or text, was given for what pydantic made a whole number of, and what was given."""
+    """Yield the place and the value of each fraction or text that pydantic converted to a whole number."""
     if isinstance(entry, Mapping):
         for name, given in entry.items():
-            yield from _made_whole(given, getattr(made, str(name), None), (*place, name))
-    elif isinstance(entry, list) and isinstance(made, list):
-        for number, (given, one) in enumerate(zip(entry, made, strict=True)):
-            yield from _made_whole(given, one, (*place, number))
-    elif isinstance(entry, float | str) and isinstance(made, int):
+            yield from _converted_to_integers(given, getattr(validated_entry, str(name), None), (*place, name))
+    elif isinstance(entry, list) and isinstance(validated_entry, list):
+        for number, (given, value) in enumerate(zip(entry, validated_entry, strict=True)):
+            yield from _converted_to_integers(given, value, (*place, number))
+    elif isinstance(entry, float | str) and isinstance(validated_entry, int):
         yield place, entry
 
 
 def sentence(item: ErrorDetails, settings: Iterable[str] = ()) -> str:
-    """What pydantic found at one place, of an entry that has these settings."""
+    """Return a sentence for one of pydantic's errors, in an entry that has these settings."""
     kind, given, limits = item["type"], item["input"], item.get("ctx", {})
     if kind in UNKNOWN:
-        return f"there is no such setting; there are: {', '.join(settings)}"
+        return f"there is no such setting; the settings are: {', '.join(settings)}"
     if kind == "missing":
         return "is missing, but required"
     if kind not in EXPECTED:
@@ -114,11 +115,13 @@ def _shown(given: Any) -> str:
 
 
 def truth_values(entry: Any, place: str = "", seen: set[int] | None = None) -> Iterator[str]:
-    """A sentence for each truth value in a catalog as YAML reads it. No setting is one, but as a number `true` would
-    count as 1.
+    """Yield a sentence for each truth value in a catalog as read from YAML. No setting accepts one, but pydantic would
+    take `true` for the number 1.
 
-    What stands at several places by an alias of YAML is looked at once: it may hold itself, or be more than could ever
-    be gone through.
+    Args:
+        place: where the entry stands in the catalog.
+        seen: the ids of containers that were searched already. An alias of YAML can make a container appear many times,
+            even within itself, so each is searched once.
     """
     seen = set() if seen is None else seen
     if id(entry) in seen:
@@ -140,6 +143,6 @@ def truth_values(entry: Any, place: str = "", seen: set[int] | None = None) -> I
 def _truth_value(value: Any, subject: str) -> Iterator[str]:
     if isinstance(value, bool):
         yield (
-            f"{subject} is {str(value).lower()}, a truth value, which nothing in a catalog is. YAML reads yes, no, on "
-            "and off as truth values too: write text in quotes"
+            f"{subject} is {str(value).lower()}, a truth value, but no setting of a catalog is one. YAML reads yes, "
+            "no, on and off as truth values too: write text in quotes"
         )

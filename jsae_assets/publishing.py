@@ -1,6 +1,6 @@
-"""The job `publish_pair`: a stored pair of one (model, layer) becomes a run and an artifact in wandb.
+"""The job `publish_pair`: uploads the stored pair of one (model, layer) to wandb, as a run and its artifact.
 
-Here: which pair, and what is said of it afterwards. Not here: talking to wandb (`jsae_core.artifacts`).
+Here: choosing the pair, and recording the upload. Not here: the upload itself (`jsae_core.artifacts`).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jsae_assets.sources import LANGUAGE_MODEL_WEIGHTS
 
 
 class Publication(dg.Config):
-    """What the launchpad asks for."""
+    """The settings to fill in on the job's Launchpad page."""
 
     variant: str
     project: str
@@ -34,17 +34,18 @@ def publish_job(catalog: Catalog) -> dg.JobDefinition:
 
         if config.variant not in catalog.variants:
             raise ValueError(
-                f"variant is {config.variant!r}, which is not in the catalog; there are: {', '.join(catalog.variants)}"
+                f"variant is {config.variant!r}, which is not in the catalog; the catalog has: "
+                f"{', '.join(catalog.variants)}"
             )
         key = dg.AssetKey([config.variant, "sae_pair"])
         pair = SAEPair.load(tensors.stored(key, context.partition_key).local)
         extra = dict(pair.config.extra)
-        record = extra.pop(LANGUAGE_MODEL_WEIGHTS, None)  # how this installation finds them concerns nobody else
+        record = extra.pop(LANGUAGE_MODEL_WEIGHTS, None)  # not published: it is for finding the weights here
         pair.config = dataclasses.replace(pair.config, extra=extra)
         if pair.config.randomize_llm_weights and record is None:
             raise ValueError(
-                f"the {config.variant} pair of {context.partition_key} is on a language model that was randomised "
-                "here, from a seed; publishing such a model's weights with the pair is not built yet"
+                f"the {config.variant} pair of {context.partition_key} belongs to a language model that was randomised "
+                "here, from a seed; publishing a pair together with the weights of such a model is not built yet"
             )
         published = publish_pair(
             pair,
@@ -54,18 +55,18 @@ def publish_job(catalog: Catalog) -> dg.JobDefinition:
             config.offline,
             cell_at(context, catalog, config.variant).language_model_weights(record) if record else None,
         )
-        said: dict[str, Any] = {"artifact": published.artifact, "run": published.run_id}
+        metadata: dict[str, Any] = {"artifact": published.artifact, "run": published.run_id}
         if published.url:
-            said["url"] = dg.MetadataValue.url(published.url)
+            metadata["url"] = dg.MetadataValue.url(published.url)
         if published.directory:
-            said["to_upload"] = f"wandb sync {published.directory}"
+            metadata["to_upload"] = f"wandb sync {published.directory}"
         context.log.info(f"published as {published.artifact}" + (" (offline)" if config.offline else ""))
-        context.log_event(dg.AssetObservation(key, partition=context.partition_key, metadata=said))
+        context.log_event(dg.AssetObservation(key, partition=context.partition_key, metadata=metadata))
 
     @dg.job(
         name="publish_pair",
         partitions_def=cells(catalog, []),
-        description="Upload a stored pair to wandb, or keep the run here for `wandb sync` (offline).",
+        description="Upload a stored pair to wandb; with `offline`, keep the run on this machine for `wandb sync`.",
     )
     def publish_pair_job():
         publish()

@@ -1,4 +1,4 @@
-"""Why a pair was refused: what its check said, read from the instance.
+"""Reads from the instance why the check `faithful` refused a pair.
 
 Not here: the check itself (`checks.py`).
 """
@@ -12,15 +12,15 @@ CHECK = "faithful"
 
 
 def refusal(instance: dg.DagsterInstance, variant: str, model: str, layer: int) -> str | None:
-    """What the check found of a pair that it refused, with the numbers; None where it did not refuse it."""
+    """Return what the check found in a pair that it refused, with the numbers; None if it did not refuse the pair."""
     key = dg.AssetCheckKey(dg.AssetKey([variant, "sae_pair"]), CHECK)
-    found = latest_check(instance, key, cell_key(model, layer))
-    if found is None or found.passed:
+    evaluation = latest_check(instance, key, cell_key(model, layer))
+    if evaluation is None or evaluation.passed:
         return None
-    said = (found.description or "its check has failed").rstrip(".")
-    explained = [found.metadata.get(f"explained_variance_{side}") for side in ("input", "output")]
+    reason = (evaluation.description or "its check has failed").rstrip(".")
+    explained = [evaluation.metadata.get(f"explained_variance_{side}") for side in ("input", "output")]
     if all(explained):
-        said += ". Variance explained: {:.1%} by the input SAE, {:.1%} by the output SAE".format(
+        reason += ". Variance explained: {:.1%} by the input SAE, {:.1%} by the output SAE".format(
             *(share.value for share in explained)
         )
-    return f"{said}."
+    return f"{reason}."

@@ -1,10 +1,11 @@
-"""`python -m jsae_assets.reported`: what was measured beside what was reported, for the pairs that the catalog shares
-with Farnik et al. (2025).
+"""`python -m jsae_assets.reported`: compares measured numbers with reported ones, for the pairs of the catalog that
+Farnik et al. (2025) reported on.
 
-What is measured of every pair is at the MLP's true input, with the model's own, unprocessed weights, on the catalog's
-text. Where a number was reported with folded weights, it is measured like that as well ("likewise"), and the difference
-is of those two. The last column says how the reported number was taken; a difference between two definitions (another
-text, say) is no failure to reproduce.
+Every measure takes the MLP's true input and the model's own, unprocessed weights, on the catalog's text (column
+"measured"). If a number was reported for folded weights, it was also measured with folded weights: the column
+"comparable" holds the number measured with the weights of the reported one, and "difference" is "comparable" minus
+"reported". The last column says how the reported number was defined; a difference that comes from another definition,
+such as another text, is no failure to reproduce.
 
 Here: the comparison. Not here: the reported numbers (`jsae_core.reported`), measuring (materialise the assets first).
 """
@@ -21,18 +22,20 @@ from jsae_assets.partitions import cell_key
 from jsae_core.reported import ReportedResult, all_reported_results
 from jsae_core.terms import AS_PUBLISHED, FUNCTION_SHAPES
 
-HEADER = ("model", "layer", "variant", "λ", "measure", "reported", "likewise", "difference", "measured", "reported as")
+NAMES = ("model", "layer", "variant", "λ", "measure")
+HEADER = (*NAMES, "reported", "comparable", "difference", "measured", "reported as")
 SHARES_OF_SHAPES = {f"share_{shape}" for shape in FUNCTION_SHAPES}
 
 
 def comparison(catalog: Catalog, instance: dg.DagsterInstance) -> list[tuple[str, ...]]:
-    """A row a reported number, as `HEADER` names them; "likewise" says why where there is nothing to compare."""
+    """Return one row for each reported number, with the columns of `HEADER`. If a number cannot be compared, its column
+    "comparable" says why."""
     return [_row(result, _measured(result, catalog, instance)) for result in all_reported_results()]
 
 
 def _measured(result: ReportedResult, catalog: Catalog, instance: dg.DagsterInstance) -> tuple[float, float] | str:
-    """The number by the definition of the reported one, as far as that is about the model's weights, and by that of
-    all that is measured here."""
+    """Return two measured numbers: one with the model's weights as for the reported number (folded or not), and one
+    with the unprocessed weights. If there are none, return the reason."""
     model = next((key for key, entry in catalog.models.items() if entry.reported_name(key) == result.model), None)
     if model is None or catalog.pair(result.variant, model, result.layer) is None:
         return "not in the catalog"
@@ -45,19 +48,19 @@ def _measured(result: ReportedResult, catalog: Catalog, instance: dg.DagsterInst
         return "not materialised"
     if pair["jacobian_coefficient"] != result.jacobian_coefficient:
         return f"the catalog's pair has λ {pair['jacobian_coefficient']:g}"
-    likewise = result.measure + (AS_PUBLISHED if result.weights == "folded" else "")
-    if likewise not in measured:
-        return "made before it was measured likewise"
-    return measured[likewise], measured[result.measure]
+    comparable = result.measure + (AS_PUBLISHED if result.weights == "folded" else "")
+    if comparable not in measured:
+        return "made before folded weights were measured too"
+    return measured[comparable], measured[result.measure]
 
 
 def _row(result: ReportedResult, measured: tuple[float, float] | str) -> tuple[str, ...]:
-    named = (result.model, str(result.layer), result.variant, f"{result.jacobian_coefficient:g}", result.measure)
+    names = (result.model, str(result.layer), result.variant, f"{result.jacobian_coefficient:g}", result.measure)
     if isinstance(measured, str):
-        return *named, f"{result.value:.2%}", measured, "", "", result.definition
-    likewise, here = measured
-    difference = f"{likewise - result.value:+.2%}"
-    return *named, f"{result.value:.2%}", f"{likewise:.2%}", difference, f"{here:.2%}", result.definition
+        return *names, f"{result.value:.2%}", measured, "", "", result.definition
+    comparable, unprocessed = measured
+    difference = f"{comparable - result.value:+.2%}"
+    return *names, f"{result.value:.2%}", f"{comparable:.2%}", difference, f"{unprocessed:.2%}", result.definition
 
 
 def main() -> None:

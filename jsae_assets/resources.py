@@ -1,8 +1,8 @@
-"""The compute resource: which device, which precision, how many tokens at once, and what a run has loaded or computed
-and will need again; and the folder for what comes from wandb.
+"""The compute resource: the device, the precision, how many tokens are processed at once, and a cache of the models,
+pairs and activations that a run needs more than once. Also the folders for downloaded files.
 
-Here: choosing the device; loading each model and each pair, and running a model over its tokens, once a run. Not here:
-what is measured.
+Here: choosing the device; loading each model and each pair, and running a model over its tokens, once per run. Not
+here: what is measured.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import dagster as dg
 from pydantic import AfterValidator, Field, PrivateAttr
 
-from jsae_assets.devices import one_of
+from jsae_assets.devices import reserved_device
 from jsae_assets.sections import project_path
 from jsae_assets.stored import StoredTensors
 from jsae_core.memory import MemoryBudget, keep_freed_memory, usual_batch
@@ -29,20 +29,21 @@ if TYPE_CHECKING:
     from jsae_core import LanguageModel, MLPInputs, SAEPair
 
 T = TypeVar("T")
-POOL = "gpu"  # the assets that compute share it; dagster.yaml limits it to one at a time, jsae ui to one a device
+POOL = "gpu"  # of all assets that compute; dagster.yaml limits it to one step at a time, jsae ui to one per device
 DEVICES = "auto, cuda, cuda:N, mps or cpu"
-LEAST_TOKENS = 64  # at once: where even so few do not fit, it is not for their number
-# Dagster makes a run its own resource. What is around a run, as `jsae suggest-lambda` is, may hold the same model.
-_held: WeakValueDictionary[Hashable, LanguageModel] = WeakValueDictionary()
+FEWEST_TOKENS = 64  # at once: if even so few do not fit in memory, their number is not the cause
+# The models in use in this process. Dagster makes a resource of its own for each run, but code around a run, such as
+# `jsae suggest-lambda`, may use the same model.
+_models_in_use: WeakValueDictionary[Hashable, LanguageModel] = WeakValueDictionary()
 
 
 def downloads_folder(instance: dg.DagsterInstance) -> Path:
-    """Where what is fetched from elsewhere is kept on this machine, in a folder for each service."""
+    """Return the local folder for downloaded files, which has a subfolder for each service."""
     return Path(instance.storage_directory()).parent
 
 
 def wandb_folder(instance: dg.DagsterInstance) -> Path:
-    """Where wandb's client and what is fetched from there keep their files on this machine."""
+    """Return the local folder for artifacts downloaded from wandb and for the files of wandb's client."""
     return downloads_folder(instance) / "wandb"
 
 
@@ -53,51 +54,54 @@ def _device(name: str) -> str:
 
 
 class Compute(dg.ConfigurableResource):
-    """Where the core computes."""
+    """The settings of every computation: device, precision and memory. It also caches what a run has loaded."""
 
     device: Annotated[str, AfterValidator(_device)] = Field(default="auto", description=DEVICES)
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     batch_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="tokens the model and the pair are given at once (unset: 4096, on CUDA up to four times as many, "
-        "by its memory)",
+        description="how many tokens the model and the pair process at once (default: 4096; on CUDA up to four times "
+        "as many, depending on its memory)",
     )
     memory_gib: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="for the Jacobians of a histogram, of which those that do not fit go to a temporary file (unset: "
-        "0.5 on a CPU, up to 8 on CUDA), and as much for the MLP's inputs, of which those that do not fit are computed "
-        "again (unset: a quarter of what is free)",
+        description="memory for the Jacobians of a histogram; those that do not fit go to a temporary file (default: "
+        "0.5 on a CPU, up to 8 on CUDA). The same amount again is for the MLP's inputs; those that do not fit are "
+        "computed again when they are needed (default: a quarter of the free memory)",
     )
     checkpoint_seconds: float = Field(
-        default=60, ge=0, description="at most so much work of a long step is lost when it is killed"
+        default=60,
+        ge=0,
+        description="seconds between the checkpoints of a long step; it loses at most that much work when it is killed",
     )
     wandb_project: Annotated[str, AfterValidator(project_path)] | None = Field(
         default=None,
-        description="entity/project, in which the losses of what is trained are logged; WANDB_MODE=offline keeps them "
-        "here for `wandb sync`",
+        description="the wandb project (entity/project) in which the losses of trainings are logged; with "
+        "WANDB_MODE=offline they are kept on this machine for `wandb sync`",
     )
-    _cache: dict[str, dict[Hashable, Any]] = PrivateAttr(default_factory=dict)  # by kind
-    _own: int | None = PrivateAttr(default=None)  # of several CUDA devices, the one that a step holds or held last
+    _cache: dict[str, dict[Hashable, Any]] = PrivateAttr(default_factory=dict)  # by kind, then by key
+    # the number of the CUDA device that the current step, or the one before, has reserved, if there are several devices
+    _own: int | None = PrivateAttr(default=None)
     _halvings: int = PrivateAttr(default=0)
-    _log: Any = PrivateAttr(default=None)  # that of the run
+    _log: Any = PrivateAttr(default=None)  # the run's log; None outside a run
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """What Dagster calls in the process that computes."""
+        """Prepare the process that computes; Dagster calls this there before the first step."""
         keep_freed_memory()
         self._log = context.log
 
     def say(self, sentence: str) -> None:
-        """To the run's log; where there is no run, on the screen."""
+        """Write a sentence to the run's log or, outside a run, to the screen."""
         print(sentence, flush=True) if self._log is None else self._log.info(sentence)
 
     def torch_device(self) -> torch.device:
-        """The device to use.
+        """Return the device to use.
 
         Raises:
-            RuntimeError: a device was named that this machine does not have.
+            RuntimeError: the setting names a device that this machine does not have.
         """
         import torch
 
@@ -119,7 +123,7 @@ class Compute(dg.ConfigurableResource):
         return device
 
     def cuda_devices(self) -> int:
-        """How many CUDA devices of this machine its steps may compute on."""
+        """Return how many CUDA devices of this machine the steps may compute on."""
         if self.device not in ("auto", "cuda"):
             return 0
         import torch
@@ -128,13 +132,13 @@ class Compute(dg.ConfigurableResource):
 
     @contextlib.contextmanager
     def device_of_its_own(self) -> Iterator[None]:
-        """While it is entered, the device is one of several on which no other process computes: the last one again if
-        it is free, as what is loaded is there."""
+        """Context manager that reserves a device on which no other process computes, if this machine has several. It
+        prefers the device that was reserved last, because models and pairs are already loaded there."""
         count = self.cuda_devices()
         if count < 2:
             yield
             return
-        with one_of(count, self._own) as self._own:
+        with reserved_device(count, self._own) as self._own:
             yield
 
     def torch_dtype(self) -> torch.dtype:
@@ -143,7 +147,7 @@ class Compute(dg.ConfigurableResource):
         return getattr(torch, self.dtype)
 
     def describe(self) -> str:
-        """The device in words, and why this one where it was chosen here."""
+        """Return the device's name, with a note if it was chosen automatically."""
         import torch
 
         device = self.torch_device()
@@ -157,20 +161,21 @@ class Compute(dg.ConfigurableResource):
 
     @property
     def most_tokens_at_once(self) -> int:
-        """How many tokens the model and the pair are given at once as long as memory suffices."""
+        """How many tokens the model and the pair process at once as long as memory suffices."""
         return self.batch_tokens or usual_batch(self.torch_device())
 
     @property
     def tokens_at_once(self) -> int:
-        """The same, halved where memory ran out."""
+        """How many tokens the model and the pair process at once: `most_tokens_at_once`, halved each time memory ran
+        out."""
         return max(1, self.most_tokens_at_once >> self._halvings)
 
     def fitting(self, compute: Callable[[], T], say: Callable[[str], None]) -> T:
-        """What `compute` gives. Where the device's memory does not suffice it is computed again, with half as many
-        tokens at once, as is everything after it in this run.
+        """Return `compute()`. If the device runs out of memory, call it again with half as many tokens at once
+        (`tokens_at_once`), which then holds for the rest of the run.
 
         Raises:
-            torch.OutOfMemoryError: it does not suffice for few tokens either.
+            torch.OutOfMemoryError: the memory does not suffice even for `FEWEST_TOKENS` tokens at once.
         """
         import torch
 
@@ -178,9 +183,9 @@ class Compute(dg.ConfigurableResource):
             try:
                 return compute()
             except torch.OutOfMemoryError:
-                if self.tokens_at_once // 2 < LEAST_TOKENS:
+                if self.tokens_at_once // 2 < FEWEST_TOKENS:
                     raise
-            # out of the handler: as long as there is an error, there is everything that its frames hold
+            # outside the except block: an error that is being handled keeps all tensors of its stack frames alive
             before = self.tokens_at_once
             self._halvings += 1
             self._cache.pop("MLP inputs", None)
@@ -188,18 +193,18 @@ class Compute(dg.ConfigurableResource):
                 torch.cuda.empty_cache()
             say(
                 f"out of memory on {self.torch_device()} with {before:,} tokens at once: beginning again with "
-                f"{self.tokens_at_once:,} (JSAE_BATCH_TOKENS={self.tokens_at_once} would begin with these)"
+                f"{self.tokens_at_once:,} (set JSAE_BATCH_TOKENS={self.tokens_at_once} to begin with that number)"
             )
 
     def cached(self, kind: str, key: Hashable, make: Callable[[], T], at_most: int | None = None) -> T:
-        """What `make` gives, made once a run for each key. Where only so many of a kind are held at once, the oldest
-        goes before another one is made."""
-        held = self._cache.setdefault(kind, {})
-        if key not in held:
-            while at_most is not None and len(held) >= at_most:
-                del held[next(iter(held))]
-            held[key] = make()
-        return held[key]
+        """Return `make()`, called once per run for each kind and key. With `at_most`, only that many objects of the
+        kind are kept; the oldest is dropped before another one is made."""
+        objects = self._cache.setdefault(kind, {})
+        if key not in objects:
+            while at_most is not None and len(objects) >= at_most:
+                del objects[next(iter(objects))]
+            objects[key] = make()
+        return objects[key]
 
     def language_model(
         self,
@@ -207,27 +212,27 @@ class Compute(dg.ConfigurableResource):
         randomise_seed: int | None = None,
         randomised_weights: str | None = None,
     ) -> LanguageModel:
-        """A model of the catalog (its `source`), or its randomised twin; loaded once a run, and not at all while
-        somebody else in this process holds it."""
+        """Return a model of the catalog, named by its `source`, or its twin with randomised weights. It is loaded once
+        per run, and not at all while something else in this process uses it."""
         from jsae_core import load_language_model
 
         name, revision = source
-        named = (name, self.torch_device(), self.dtype, randomise_seed, randomised_weights, revision)
+        arguments = (name, self.torch_device(), self.dtype, randomise_seed, randomised_weights, revision)
 
-        def held_or_loaded() -> LanguageModel:
-            language_model = _held.get(named)
+        def in_use_or_loaded() -> LanguageModel:
+            language_model = _models_in_use.get(arguments)
             if language_model is None:
-                language_model = _held[named] = load_language_model(*named, say=self.say)
+                language_model = _models_in_use[arguments] = load_language_model(*arguments, say=self.say)
             return language_model
 
-        return self.cached("language model", named, held_or_loaded)
+        return self.cached("language model", arguments, in_use_or_loaded)
 
     def pair(self, stored: StoredTensors, jacobian_tables: str | None = None) -> SAEPair:
-        """The pair, where and in the precision in which the language model computes. The last one is held, with the
-        tables of its Jacobian: what is measured on a pair is measured in a row.
+        """Return a stored pair on the device and in the precision of the language model. Only the last pair is kept in
+        memory, with the tables of its Jacobian, since a run takes all measures of a pair one after the other.
 
         Args:
-            jacobian_tables: the dtype of these; None: that of the pair.
+            jacobian_tables: the dtype of the tables; None for that of the pair.
         """
         import torch
 
@@ -241,8 +246,9 @@ class Compute(dg.ConfigurableResource):
 
         return self.cached("pair", (stored.version, device, dtype, tables), loaded, at_most=1)
 
-    def held(self) -> str:
-        """What this run holds on the device beside what it computes, in words; "" if nothing."""
+    def memory_in_use(self) -> str:
+        """Return a sentence on the models, pairs and tables that this run keeps on the device, with their sizes; "" if
+        there are none."""
         from jsae_core.memory import in_words, weights_bytes
 
         models = {
@@ -251,14 +257,14 @@ class Compute(dg.ConfigurableResource):
         }
         pairs = list(self._cache.get("pair", {}).values())
         sizes = models | {"the pair": sum(map(weights_bytes, pairs)), "its tables": sum(p.tables_bytes for p in pairs)}
-        named = ", ".join(f"{name} ({in_words(size)})" for name, size in sizes.items() if size)
-        return f"This run holds on {self.torch_device()}: {named}" if named else ""
+        listed = ", ".join(f"{name} ({in_words(size)})" for name, size in sizes.items() if size)
+        return f"This run keeps in the memory of {self.torch_device()}: {listed}" if listed else ""
 
     def mlp_inputs(
         self, language_model: LanguageModel, layer: int, key: Hashable, documents: Callable[[], Sequence[Tensor]]
     ) -> MLPInputs:
-        """The MLP's inputs over some documents, which `key` names: all that read them in a run share what the model
-        computes once, as far as there is memory."""
+        """Return the MLP's inputs over the documents that `key` identifies. All measures of a run share them, so the
+        model computes each input once, as far as memory allows."""
         from jsae_core import MLPInputs
 
         device = self.torch_device()

@@ -1,4 +1,4 @@
-"""Giving out the stored site and figures over HTTP on this machine, wherever they are stored.
+"""A web server for the stored site and figures, on this machine only, wherever they are stored.
 
 Here: the server behind `jsae ui`. Not here: the pages (`site/`), opening them without a server (`jsae site`).
 """
@@ -14,21 +14,22 @@ from urllib.parse import unquote, urlsplit
 from upath import UPath
 
 ADDRESS = "127.0.0.1"
-PORT = 3080  # links of materialisations name it, so it is always the same
-URL = f"http://{ADDRESS}:{PORT}"  # of the storage
-GIVEN_OUT = ("site/", "figures/", "plotly-")  # pairs and tables stay where they are
+PORT = 3080  # always the same, because links in the metadata of materialisations contain it
+URL = f"http://{ADDRESS}:{PORT}"  # serves the storage folder
+SERVED = ("site/", "figures/", "plotly-")  # the beginnings of paths that are served; pairs and tables are not
 
 
 def serve(storage: UPath, port: int = PORT) -> ThreadingHTTPServer:
-    """Give out the pages below a storage, to this machine alone, in a thread of this process; `server_close` ends it.
+    """Serve the pages below a storage folder, to this machine only, in a thread of this process. `server_close` of the
+    returned server ends it.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is in use.
     """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            # a page elsewhere that names this server by another name is not answered
+            # protects against DNS rebinding: a foreign page whose host name resolves to this machine gets no answer
             if self.headers.get("Host", "").rsplit(":", 1)[0] not in (ADDRESS, "localhost"):
                 self.send_error(HTTPStatus.FORBIDDEN)
                 return
@@ -39,12 +40,12 @@ def serve(storage: UPath, port: int = PORT) -> ThreadingHTTPServer:
                 self.end_headers()
                 return
             parts = path.split("/")
-            if not path.startswith(GIVEN_OUT) or "\\" in path or any(part in ("", ".", "..") for part in parts):
+            if not path.startswith(SERVED) or "\\" in path or any(part in ("", ".", "..") for part in parts):
                 self.send_error(HTTPStatus.NOT_FOUND)
                 return
             try:
                 content = (storage / path).read_bytes()
-            except (OSError, ValueError):  # not there, a folder, a name that no file can have
+            except (OSError, ValueError):  # the file is missing, is a folder, or has an impossible name
                 self.send_error(HTTPStatus.NOT_FOUND)
                 return
             self.send_response(HTTPStatus.OK)
@@ -55,7 +56,7 @@ def serve(storage: UPath, port: int = PORT) -> ThreadingHTTPServer:
             self.wfile.write(content)
 
         def log_message(self, format: str, *args) -> None:
-            """Nothing: the UI's own lines are what is to be read."""
+            """Log nothing, so that the lines of the Dagster UI stay readable."""
 
     server = ThreadingHTTPServer((ADDRESS, port), Handler)
     threading.Thread(target=server.serve_forever, name="pages", daemon=True).start()

@@ -1,10 +1,10 @@
-"""Where pairs come from: a class for each kind of source.
+"""The sources of pairs, one class for each kind: trained here, in a directory, in wandb, or on the Hugging Face hub.
 
-Here: what a catalog says of each, how its pair is produced, its digest, its version, and whether what it names has
-moved. Not here: the catalog's other sections (`catalog.py`), Dagster, training or loading themselves: those are done by
-the `Workshop` that a source is given, and fetching by `jsae_core`.
+Here: the settings of each kind in a catalog, how it produces a pair, the pair's digest and version, and whether a name
+on a server now points to another version. Not here: the catalog's other sections (`catalog.py`), Dagster, training and
+loading pairs (the `Workshop` that a source is given does that), fetching files (`jsae_core`).
 
-A new kind of source is a class here, added to `AnyPair`.
+To add a kind of source, add a class here and list it in `KINDS` and `AnyPair`.
 """
 
 from __future__ import annotations
@@ -27,36 +27,42 @@ if TYPE_CHECKING:
     from jsae_core import SAEPair
     from jsae_core.artifacts import FetchedArtifact, FoundArtifact
 
-LANGUAGE_MODEL_WEIGHTS = "language_model_weights"  # in a stored pair's configuration, if its artifact brought them
+# the entry of a stored pair's configuration that records the language model's weights, if its artifact contains them
+LANGUAGE_MODEL_WEIGHTS = "language_model_weights"
 
 
 class Workshop(Protocol):
-    """What makes a pair out of what a source names, for one (model, layer) of a variant."""
+    """What a source needs in order to produce the pair of one (model, layer) of a variant."""
 
     @property
     def layer(self) -> int: ...
 
     @property
     def downloads(self) -> Path:
-        """The folder below which what is fetched is kept, in a folder a kind of source."""
+        """The folder for downloaded files, which has a subfolder for each kind of source."""
 
     @property
     def entry_digest(self) -> str:
-        """Of the catalog's entries that the pair is made from."""
+        """The digest of the catalog's entries that the pair is made from."""
 
     @property
     def say(self) -> Callable[[str], None]:
-        """What the log is told with."""
+        """The function that writes a line to the log."""
 
     def train(self, recipe: Recipe) -> SAEPair: ...
 
     def load(self, directory: Path) -> SAEPair:
-        """From the artifact format, checked against the model and the layer."""
+        """Load a pair in the artifact format, and check it against the model and the layer."""
 
 
 @dataclass(frozen=True)
 class Produced:
-    """A pair, which version of it this is, and what is recorded of where it came from. No path of this machine."""
+    """A pair with its data version and the record of its origin.
+
+    Attributes:
+        version: changes when the pair does.
+        record: metadata that says where the pair came from, without paths of this machine.
+    """
 
     pair: SAEPair
     version: str
@@ -64,7 +70,8 @@ class Produced:
 
 
 class ExplainedVariance(Section):
-    """The least share of variance that each SAE must explain on held-out tokens, or the pair is refused."""
+    """The smallest share of variance that each SAE must explain on held-out tokens; otherwise the check `faithful`
+    refuses the pair."""
 
     input: float = Field(default=0.5, le=1)
     output: float = Field(default=0.5, le=1)
@@ -78,32 +85,34 @@ FURTHER_TERMS = {"auxk": _settings_of(AuxK), "anti_bypass": _settings_of(AntiByp
 
 
 class Recipe(Section):
-    """Train a pair here: `tokens` tokens of a text, and a `jsae_core.TrainingConfig`."""
+    """How to train a pair here: on the first `tokens` tokens of the text `text`, with the settings `config` of
+    `jsae_core.TrainingConfig`."""
 
     text: str
     tokens: int = Field(ge=1)
     config: Annotated[TrainingConfig, WrapValidator(explained(_settings_of(TrainingConfig), FURTHER_TERMS))]
 
     @model_validator(mode="after")
-    def _enough(self):
-        asked, config = self.config.steps * self.config.batch_tokens, self.config
+    def _enough_tokens(self):
+        needed, config = self.config.steps * self.config.batch_tokens, self.config
         if config.batch_tokens > self.tokens:
             raise ValueError(
-                f"tokens is {self.tokens:,}, but batch_tokens is {config.batch_tokens:,}: a batch would hold tokens "
+                f"tokens is {self.tokens:,}, but batch_tokens is {config.batch_tokens:,}: a batch would contain tokens "
                 "several times. Give more tokens, or smaller batches"
             )
-        if self.tokens > config.buffer_tokens and asked > self.tokens:
+        if self.tokens > config.buffer_tokens and needed > self.tokens:
             raise ValueError(
-                f"tokens is {self.tokens:,}, but {config.steps:,} steps of {config.batch_tokens:,} take {asked:,}: "
-                f"more tokens than buffer_tokens ({config.buffer_tokens:,}) are gone through once. Give more tokens or "
-                "fewer steps"
+                f"tokens is {self.tokens:,}, but {config.steps:,} steps of {config.batch_tokens:,} tokens need "
+                f"{needed:,}. Tokens are used once only, not in several epochs, if there are more of them than "
+                f"buffer_tokens ({config.buffer_tokens:,}). Give more tokens or fewer steps"
             )
         return self
 
 
 class Pair(Section):
-    """The pairs of one variant at some layers of one model. Each kind of source is a class below this one, told by
-    the setting of the same name as its `kind`. `{layer}` stands for the layer."""
+    """The pairs of one variant at some layers of one model. Each kind of source is a subclass; an entry of the catalog
+    belongs to the subclass whose `kind` is the name of one of its settings. `{layer}` in a setting stands for the
+    layer."""
 
     kind: ClassVar[str]
 
@@ -114,18 +123,25 @@ class Pair(Section):
 
     @property
     def text(self) -> str | None:
-        """The entry of the text section that the pair is made from, if there is one."""
+        """The name of the text that the pair is trained on, or None if it is not trained here."""
         return None
 
     @abstractmethod
     def produce(self, workshop: Workshop) -> Produced:
-        """The pair of the workshop's layer."""
+        """Make the pair of the workshop's layer."""
 
     def language_model_weights(
         self, layer: int, downloads: Path, say: Callable[[str], None], record: Mapping[str, str]
     ) -> Path:
-        """The file of the randomised language model that a stored pair's artifact brought, by what was recorded of it;
-        fetched again if it is no longer here."""
+        """Return the file with the weights of the randomised language model that came with a stored pair's artifact. It
+        is fetched again if it is no longer on this machine.
+
+        Args:
+            record: the entry `LANGUAGE_MODEL_WEIGHTS` of the stored pair's configuration.
+
+        Raises:
+            ValueError: the catalog no longer names that artifact, or it holds other weights.
+        """
         raise ValueError(
             f"the stored {self.variant} pair of {self.model} at layer {layer} came from {record['source']}, which the "
             f"catalog no longer names; materialise {self.variant}/sae_pair again"
@@ -133,7 +149,7 @@ class Pair(Section):
 
 
 class TrainedPair(Pair):
-    """Trained here."""
+    """A pair that is trained here, by a recipe."""
 
     kind = "train"
 
@@ -152,26 +168,26 @@ class TrainedPair(Pair):
 
 
 class FetchedPair(Pair):
-    """In the artifact format, somewhere."""
+    """A pair that exists already, as files in the artifact format."""
 
     @abstractmethod
-    def named(self, layer: int) -> str:
-        """What the catalog names for one layer."""
+    def address(self, layer: int) -> str:
+        """Return the directory, artifact or repository that the catalog names for a layer."""
 
     @abstractmethod
     def fetch(
         self, layer: int, downloads: Path, say: Callable[[str], None], version: str | None = None
     ) -> FetchedArtifact:
-        """Its files, whole: what the catalog names now, or a version that it named once."""
+        """Fetch the files of a layer's pair: of the version that the catalog names now, or of a given earlier one."""
 
     def version(self, fetched: FetchedArtifact, pair: SAEPair) -> str:
-        """Changes when the pair does."""
+        """Return the data version, which changes when the pair does."""
         return fetched.digest
 
     @model_validator(mode="after")
-    def _layers_apart(self):
-        if self.named(0) == self.named(1) and len(self.layers) > 1:
-            raise ValueError(f"{self.kind} holds no '{{layer}}', so {len(self.layers)} layers would share one pair")
+    def _layers_have_different_pairs(self):
+        if self.address(0) == self.address(1) and len(self.layers) > 1:
+            raise ValueError(f"{self.kind} contains no '{{layer}}', so {len(self.layers)} layers would share one pair")
         return self
 
     def produce(self, workshop: Workshop) -> Produced:
@@ -190,22 +206,22 @@ class FetchedPair(Pair):
 
         if not record["source"].startswith(f"{self.kind} "):
             return super().language_model_weights(layer, downloads, say, record)
-        directory = downloads / self.kind / record["artifact"]  # where what is fetched is kept
+        directory = downloads / self.kind / record["artifact"]  # jsae_core keeps a fetched artifact here
         if not directory.is_dir():
             directory = self.fetch(layer, downloads, say, record["version"]).directory
         path = directory / LANGUAGE_MODEL_FILE
         if not path.is_file() or file_digest(path) != record["sha256"]:
             raise ValueError(
                 f"{path} {'holds other weights' if path.is_file() else 'is missing'}; expected the language model's "
-                f"that came with the stored pair from {record['source']} (sha256 {record['sha256']}). Materialise "
-                f"{self.variant}/sae_pair of {self.model} at layer {layer} again"
+                f"weights that came with the stored pair from {record['source']} (sha256 {record['sha256']}). "
+                f"Materialise {self.variant}/sae_pair of {self.model} at layer {layer} again"
             )
         return path
 
 
 def _with_weights(pair: SAEPair, fetched: FetchedArtifact, source: str) -> SAEPair:
-    """The pair; if its artifact brought a language model's weights, with a record of which they are in its
-    configuration, where what is measured on it finds it."""
+    """Return the pair. If its artifact contains a language model's weights, its configuration gets a record of them, by
+    which the measures on the pair find them."""
     from jsae_core.artifacts import file_digest
     from jsae_core.pair_format import LANGUAGE_MODEL_FILE
 
@@ -219,14 +235,14 @@ def _with_weights(pair: SAEPair, fetched: FetchedArtifact, source: str) -> SAEPa
 
 
 class PairInDirectory(FetchedPair):
-    """In a directory of this machine."""
+    """A pair in a directory of this machine."""
 
     kind = "directory"
 
     directory: Place
 
     @model_validator(mode="after")
-    def _there(self):
+    def _directories_exist(self):
         for layer in self.layers:
             try:
                 self.directory.at(layer).directory()
@@ -234,7 +250,7 @@ class PairInDirectory(FetchedPair):
                 raise ValueError(f"directory of layer {layer}: {error}") from error
         return self
 
-    def named(self, layer: int) -> str:
+    def address(self, layer: int) -> str:
         return str(self.directory.at(layer))
 
     def fetch(
@@ -252,32 +268,32 @@ class PairInDirectory(FetchedPair):
 
 
 class PairOnServer(FetchedPair):
-    """On a server, by a name that may become that of another pair without the entry being edited."""
+    """A pair on a server, under a name that can point to another version later."""
 
     @property
     @abstractmethod
     def moves(self) -> bool:
-        """Whether the entry's name can: not where it is that of one version."""
+        """Whether the name that the catalog gives can point to another version later, as an alias or a branch can."""
 
     @abstractmethod
     def find(self, layer: int, downloads: Path) -> FoundArtifact:
-        """What the entry names now. Downloads nothing."""
+        """Return the artifact that the catalog's name points to now, without downloading it."""
 
 
 def _artifact_path(path: str) -> str:
     if not ARTIFACT_PATH.fullmatch(path):
-        raise ValueError(f"{path!r} is no wandb artifact; expected entity/project/name:alias, such as e/p/pair:v0")
+        raise ValueError(f"{path!r} is not a wandb artifact; expected entity/project/name:alias, such as e/p/pair:v0")
     return path
 
 
 class PairInWandb(PairOnServer):
-    """An artifact in wandb, by a version or by an alias, which may move."""
+    """A pair that is an artifact in wandb, named by a version, or by an alias, which can move to another version."""
 
     kind = "wandb"
 
     wandb: Annotated[str, AfterValidator(_artifact_path)]
 
-    def named(self, layer: int) -> str:
+    def address(self, layer: int) -> str:
         return at_layer(self.wandb, layer)
 
     @property
@@ -287,14 +303,14 @@ class PairInWandb(PairOnServer):
     def find(self, layer: int, downloads: Path) -> FoundArtifact:
         from jsae_core.artifacts import find_wandb_artifact
 
-        return find_wandb_artifact(self.named(layer), downloads / self.kind)
+        return find_wandb_artifact(self.address(layer), downloads / self.kind)
 
     def fetch(
         self, layer: int, downloads: Path, say: Callable[[str], None], version: str | None = None
     ) -> FetchedArtifact:
         from jsae_core.artifacts import fetch_wandb_artifact
 
-        collection, _, alias = self.named(layer).rpartition(":")
+        collection, _, alias = self.address(layer).rpartition(":")
         return fetch_wandb_artifact(f"{collection}:{version or alias}", downloads / self.kind, say)
 
     def version(self, fetched: FetchedArtifact, pair: SAEPair) -> str:
@@ -304,19 +320,21 @@ class PairInWandb(PairOnServer):
 def _repository(name: str) -> str:
     hub_name(at_layer(name, 0))
     if "/" not in name:
-        raise ValueError(f"{name!r} is no repository on the hub; expected organisation/name")
+        raise ValueError(f"{name!r} is not a repository on the hub; expected organisation/name")
     return name
 
 
 def _folder_of_repository(path: str) -> str:
     if any(part in ("", ".", "..") for part in path.split("/")):
-        raise ValueError(f"{path!r} is no folder of the repository; expected a name, or several with '/' between them")
+        raise ValueError(
+            f"{path!r} is not a folder of the repository; expected a name, or several with '/' between them"
+        )
     return path
 
 
 class PairOnHub(PairOnServer):
-    """A repository on the Hugging Face hub, or a folder in one, at a revision: a commit, or a branch or tag, which may
-    move."""
+    """A pair in a repository on the Hugging Face hub, or in a folder of one, at a revision: a commit, or a branch or
+    tag, which can move to another commit."""
 
     kind = "hub"
 
@@ -324,11 +342,11 @@ class PairOnHub(PairOnServer):
     revision: Name = "main"
     subfolder: Annotated[Name, AfterValidator(_folder_of_repository)] | None = None
 
-    def named(self, layer: int) -> str:
-        return " ".join(self._address(layer))
+    def address(self, layer: int) -> str:
+        return " ".join(self._location(layer))
 
-    def _address(self, layer: int) -> list[str]:
-        """Repository, revision and folder."""
+    def _location(self, layer: int) -> list[str]:
+        """Return repository, revision and folder."""
         return [at_layer(part, layer) for part in (self.hub, self.revision, self.subfolder or "")]
 
     @property
@@ -338,14 +356,14 @@ class PairOnHub(PairOnServer):
     def find(self, layer: int, downloads: Path) -> FoundArtifact:
         from jsae_core.hub import find_hub_pair
 
-        return find_hub_pair(*self._address(layer))
+        return find_hub_pair(*self._location(layer))
 
     def fetch(
         self, layer: int, downloads: Path, say: Callable[[str], None], version: str | None = None
     ) -> FetchedArtifact:
         from jsae_core.hub import fetch_hub_pair
 
-        repository, revision, subfolder = self._address(layer)
+        repository, revision, subfolder = self._location(layer)
         return fetch_hub_pair(repository, version or revision, subfolder, downloads / self.kind, say)
 
 
@@ -356,11 +374,11 @@ def _kind_of(entry: Any) -> str:
     return entry.kind if isinstance(entry, Pair) else next(kind for kind in KINDS if kind in entry)
 
 
-def _of_one_kind(entry: Any) -> Any:
+def _with_one_kind(entry: Any) -> Any:
     if isinstance(entry, Pair):
         return entry
     if not isinstance(entry, dict):
-        raise ValueError("expected a pair's settings: variant, model, layers, and where it comes from")
+        raise ValueError("expected the settings of a pair: variant, model, layers, and where the pair comes from")
     settings = {name: value for name, value in entry.items() if name not in KINDS or value is not None}
     given = [kind for kind in KINDS if kind in settings]
     if len(given) != 1:
@@ -368,12 +386,12 @@ def _of_one_kind(entry: Any) -> Any:
     return settings
 
 
-# in brackets, a tag is told from a setting where an error names its place
+# the brackets tell tags from settings in the places that pydantic's errors name
 AnyPair = Annotated[
     Annotated[PairInDirectory, Tag("[directory]")]
     | Annotated[TrainedPair, Tag("[train]")]
     | Annotated[PairInWandb, Tag("[wandb]")]
     | Annotated[PairOnHub, Tag("[hub]")],
     Discriminator(lambda entry: f"[{_kind_of(entry)}]"),
-    BeforeValidator(_of_one_kind),
+    BeforeValidator(_with_one_kind),
 ]

@@ -1,7 +1,7 @@
-"""Where an asset's partition is stored, and how a file comes there whole.
+"""Where each partition of an asset is stored, and how a file gets there only when it is complete.
 
-Here: paths below the storage, which may be any fsspec path. Not here: what a stored file holds and how it is read
-(`stored.py`), when one is written (`io_managers.py`).
+Here: paths below the storage folder, which may be any fsspec path. Not here: what a stored file holds and how it is
+read (`stored.py`), when one is written (`io_managers.py`).
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from upath import UPath
 from jsae_assets.partitions import stored_below
 from jsae_core.locks import holding, holding_folder, if_free
 
-PART = ".*.part.*"  # the names of what is being written
-LOCK = "lock"  # in the folder of a part
-DEAD_AFTER = 24 * 3600.0  # seconds, of a part that no lock tells of
+PART = ".*.part.*"  # the names of files, or folders, that are being written
+LOCK = "lock"  # the file in a part's folder that its writer holds locked
+DEAD_AFTER = 24 * 3600.0  # seconds after which a part without a lock is taken for abandoned
 
 
 def storage(base_path: str | None, instance: dg.DagsterInstance) -> UPath:
-    """The folder that everything stored is below: the one that is named, else the instance's own. Raises ValueError as
-    `named_storage` does."""
+    """Return the folder of everything stored: `base_path`, or by default the instance's own storage folder. Raises
+    ValueError as `named_storage` does."""
     return named_storage(base_path) if base_path else UPath(instance.storage_directory())
 
 
 def named_storage(base_path: str) -> UPath:
-    """
+    """Return the storage folder of this path or URL.
+
     Raises:
-        ValueError: it is to be below the home of a user that there is not, in a file system that is not known, or in
-            the place of a file.
+        ValueError: the path begins with the home of an unknown user, names an unknown file system, or is a file.
     """
     path = os.path.expanduser(base_path)
-    if path.startswith("~"):  # left as it was: it would become a folder of that name
+    if path.startswith("~"):  # not expanded; it would become a folder whose name begins with "~"
         raise ValueError(f"the storage is {path!r}, but there is no such user; expected a path, or one that begins ~/")
     try:
         place = UPath(path)
@@ -58,40 +58,42 @@ def named_storage(base_path: str) -> UPath:
 
 
 def stored_at(key: dg.AssetKey, partition: str | None, extension: str) -> str:
-    """Where an asset's partition is stored, relative to the storage: <asset key>/<layer>/<model><extension>, or
-    <asset key>/<partition><extension> for what is not of a layer.
+    """Return the path of an asset's partition relative to the storage: <asset key>/<layer>/<model><extension> for a
+    cell, else <asset key>/<partition><extension>.
 
     Raises:
-        ValueError: it would not be below the storage, or not where it seems to be.
+        ValueError: a part of the path cannot be the name of a file or folder.
     """
     below = [*key.path, *([] if partition is None else stored_below(partition).split("/"))]
     for part in below:
         if part in ("", ".", "..") or any(sign in "/\\" or not sign.isprintable() for sign in part):
             raise ValueError(
-                f"{key.to_user_string()} for {partition!r} cannot be stored: {part!r} is no name of a file or folder"
+                f"{key.to_user_string()} for {partition!r} cannot be stored: {part!r} cannot be the name of a file or "
+                "folder"
             )
     return "/".join(below) + extension
 
 
 def files_below(folder: UPath) -> dict[str, float]:
-    """The paths, relative to a folder, of all files below it, and when each was changed last; none if there is no such
-    folder. Elsewhere than on this machine it takes one request for a thousand files, where asking for each would take
-    one a file."""
+    """Return all files below a folder: their paths relative to it, and when each was last changed (seconds since 1970).
+    The dict is empty if there is no such folder. In remote storage this takes one request for a thousand files, not one
+    for each."""
     folder.fs.invalidate_cache()
     found = folder.fs.find(folder.path, detail=True)
     start = len(folder.path.rstrip("/")) + 1
-    return {path[start:]: _changed(said) for path, said in found.items()}
+    return {path[start:]: _time_of_change(info) for path, info in found.items()}
 
 
 def last_changed(path: UPath) -> float:
-    """When a file was written, or anything was done to it, in seconds since 1970. Raises FileNotFoundError."""
-    return _changed(path.fs.info(path.path))
+    """Return when a file or its attributes were last changed, in seconds since 1970. Raises FileNotFoundError."""
+    return _time_of_change(path.fs.info(path.path))
 
 
-def _changed(said: Mapping[str, Any]) -> float:
-    """By what a file system says of a file: the times' names are each one's own; without any, 0."""
-    times = [said[name] for name in ("created", "mtime", "LastModified", "updated") if said.get(name)]
-    return max((one.timestamp() if isinstance(one, datetime) else float(one) for one in times), default=0.0)
+def _time_of_change(info: Mapping[str, Any]) -> float:
+    """Return the latest time in fsspec's information on a file, in seconds since 1970; 0 if there is none. Each file
+    system has its own names for the times."""
+    times = [info[name] for name in ("created", "mtime", "LastModified", "updated") if info.get(name)]
+    return max((at.timestamp() if isinstance(at, datetime) else float(at) for at in times), default=0.0)
 
 
 def is_local(path: UPath) -> bool:
@@ -99,33 +101,36 @@ def is_local(path: UPath) -> bool:
 
 
 class FullDiskError(OSError):
-    """There is no room for a file. The message says which, how much, where, and what to do."""
+    """The disk has no room for a file. The message names the file, the space that it needs, the space that is free, and
+    what to do."""
 
 
 @contextlib.contextmanager
 def staged(path: UPath, size: int | None = None) -> Iterator[Path]:
-    """A local file to write to; it takes the place of `path` once the block ends without an error, and else is gone.
+    """Context manager that gives a temporary local file to write to. If the block ends without an error, the file
+    replaces `path`; otherwise it is deleted.
 
-    On this machine it lies beside its place, in a folder that is locked while it is written, so that what a killed
-    process left is known; the move is atomic. Elsewhere it is uploaded beside it and renamed.
+    In local storage the temporary file lies in a folder next to `path` that is locked during writing, so that files
+    left by killed processes can be told apart; the move is atomic. In remote storage the finished file is uploaded next
+    to `path` and then renamed.
 
     Args:
-        size: about how many bytes will be written, for who has to make room for them.
+        size: about how many bytes will be written, for the error message.
 
     Raises:
-        FullDiskError: there is no room.
+        FullDiskError: the disk has no room for the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_parts(path.parent)
     if is_local(path):
         beside = Path(path.parent.path)
-        with _told_of_full_disk(path, beside, size), _part_folder(beside, path.name) as folder:
+        with _explained_full_disk(path, beside, size), _part_folder(beside, path.name) as folder:
             yield folder / path.name
             (folder / path.name).replace(path.path)
     else:
         part = path.with_name(f".{uuid.uuid4().hex}.part{path.suffix}")
-        with _told_of_full_disk(path, Path(tempfile.gettempdir()), size), tempfile.TemporaryDirectory() as here:
-            local = Path(here) / part.name
+        with _explained_full_disk(path, Path(tempfile.gettempdir()), size), tempfile.TemporaryDirectory() as temporary:
+            local = Path(temporary) / part.name
             try:
                 yield local
                 path.fs.put(str(local), part.path)
@@ -136,9 +141,9 @@ def staged(path: UPath, size: int | None = None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def in_turn(folder: UPath) -> Iterator[None]:
-    """To be around the writing of several files that belong together: of those that write in their folder one does at a
-    time, so that no two mix theirs. Elsewhere than in a file system nobody waits."""
+def one_writer_at_a_time(folder: UPath) -> Iterator[None]:
+    """Context manager for writing several files that belong together: only one process at a time writes in the folder,
+    so that the files of two processes are never mixed. In remote storage it does nothing."""
     if not is_local(folder):
         yield
         return
@@ -149,7 +154,7 @@ def in_turn(folder: UPath) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _part_folder(beside: Path, name: str) -> Iterator[Path]:
-    """A folder whose writer is known to be alive for as long as the block takes."""
+    """Context manager that makes a temporary folder, holds a lock in it while its writer is alive, and deletes it."""
     folder = beside / f".{uuid.uuid4().hex}.part.{name}"
     folder.mkdir()
     try:
@@ -160,46 +165,53 @@ def _part_folder(beside: Path, name: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _told_of_full_disk(path: UPath, folder: Path, size: int | None) -> Iterator[None]:
-    """To be around what deletes a part that could not be written, to say what is free then."""
+def _explained_full_disk(path: UPath, folder: Path, size: int | None) -> Iterator[None]:
+    """Context manager that turns errors about a full disk into FullDiskError. The block inside it must delete the
+    unfinished file, so that the message gives the space that is free without it."""
     try:
         yield
     except FullDiskError:
-        raise  # of another file, which is written with this one
+        raise  # from another file, which is written together with this one
     except Exception as error:
-        reason = _no_room(error)
-        if reason is None:
+        number = _full_disk_number(error)
+        if number is None:
             raise
-        elsewhere = "set JSAE_STORAGE to a folder" if is_local(path) else "set TMPDIR, where it is made, to a folder"
+        larger_place = (
+            "set JSAE_STORAGE to a folder"
+            if is_local(path)
+            else "set TMPDIR, where the file is written first, to a folder"
+        )
         needed = "more bytes than are free" if size is None else f"about {size:,} bytes"
         raise FullDiskError(
-            reason,
-            f"{path} could not be written: {os.strerror(reason)}. It takes {needed}, and "
-            f"{shutil.disk_usage(folder).free:,} are free in {folder}. What was there before is as it was, and nothing "
-            f"of this is left. Make room there, or {elsewhere} on a larger disk, and materialise it again",
+            number,
+            f"{path} could not be written: {os.strerror(number)}. It takes {needed}, and "
+            f"{shutil.disk_usage(folder).free:,} are free in {folder}. A file that was stored before is unchanged, and "
+            f"the unfinished one is deleted. Make room there, or {larger_place} on a larger disk, and materialise the "
+            "asset again",
         ) from error
 
 
-def _no_room(error: Exception) -> int | None:
-    """The number of a system's error that says that there is no room, if it is one. (safetensors and Arrow raise errors
-    of their own, which say the number in words.)"""
+def _full_disk_number(error: Exception) -> int | None:
+    """Return the operating system's error number if an error says that the disk is full, else None. (The errors of
+    safetensors and Arrow are no OSErrors; they have the number in their message.)"""
     number = error.errno if isinstance(error, OSError) else None
-    if number is None and (said := re.search(r"\b(?:os error|errno) (\d+)", str(error))):
-        number = int(said[1])
+    if number is None and (match := re.search(r"\b(?:os error|errno) (\d+)", str(error))):
+        number = int(match[1])
     return number if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
 
 
 def clear_parts(folder: UPath, below: bool = False) -> int:
-    """Delete what killed processes were writing in a folder, or anywhere below it; how many files that were."""
+    """Delete the unfinished files of killed processes in a folder, or (`below`) anywhere below it. Return how many
+    there were."""
     if not folder.exists():
         return 0
-    found = list(folder.rglob(PART) if below else folder.glob(PART))
-    return sum(_cleared(part) for part in found)
+    parts = list(folder.rglob(PART) if below else folder.glob(PART))
+    return sum(_clear(part) for part in parts)
 
 
-def _cleared(part: UPath) -> bool:
-    """Whether a part was one that nobody writes any more."""
-    with contextlib.suppress(FileNotFoundError):  # its writer, or another that clears up, was quicker
+def _clear(part: UPath) -> bool:
+    """Delete an unfinished file if no process is writing it any more. Return whether it was deleted."""
+    with contextlib.suppress(FileNotFoundError):  # its writer, or another process that cleans up, removed it meanwhile
         if is_local(part) and (Path(part.path) / LOCK).exists():
             with if_free(Path(part.path) / LOCK) as abandoned:
                 if abandoned:

@@ -1,8 +1,8 @@
-"""A stored file as those that read it get it: nothing is opened before it is used, and no more is read than asked for.
+"""Stored files, for reading: a file is opened only when it is used, and only the parts that are used are read.
 
-What is read is compared with the digest that it carries, once a process. A file that is damaged is set aside, so that
-nobody takes it for good and what made it is known to be missing. Here: tensors, tables and figures, and the header of
-each, where its settings and what made it stand. Not here: where a file lies (`storage.py`), writing one
+The first read in a process compares a file with the digest that it carries. A damaged file is set aside under another
+name, so that it is not used again and its asset counts as missing. Here: tensors, tables and figures, and their
+headers, which hold the settings and what made the file. Not here: where a file lies (`storage.py`), writing one
 (`io_managers.py`).
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from upath import UPath
 
-from jsae_assets.digests import file_digest, is_whole, may_carry_one
+from jsae_assets.digests import file_digest, is_undamaged, may_carry_a_digest
 from jsae_assets.storage import is_local, last_changed, stored_at
 
 if TYPE_CHECKING:
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     import pyarrow.dataset
     from torch import Tensor
 
-PROVENANCE, SETTINGS, DIGEST, COMPANIONS = "provenance", "settings", "digest", "companions"  # of a header, each JSON
-_whole: set[str] = set()  # versions of files that this process has found to be whole
+# the names of a header's entries, each JSON
+PROVENANCE, SETTINGS, DIGEST, COMPANIONS = "provenance", "settings", "digest", "companions"
+_undamaged: set[str] = set()  # versions of files that this process has found to be undamaged
 
 
 class DamagedFileError(ValueError):
-    """A stored file is not what was written. The message names it, what is wrong, and what to do."""
+    """A stored file is damaged. The message names the file, the damage, and what to do."""
 
 
 def _version(path: UPath) -> str:
@@ -42,72 +43,74 @@ def _version(path: UPath) -> str:
 
 
 class StoredFile(ABC):
-    """A stored file, which need not be there.
+    """The stored file of an asset's partition, which need not exist.
 
     Attributes:
         path: where it is stored.
-        relative: the same, relative to the storage: what is recorded of it, since a storage can be moved.
+        relative: its path relative to the storage. Records hold this path, since a storage can be moved.
     """
 
-    def __init__(self, base: UPath, relative: str, what: str):
+    def __init__(self, base: UPath, relative: str, name: str):
+        """`name` is what messages call it: the asset and the partition."""
         self.path = base / relative
         self.relative = relative
-        self._what = what
+        self._name = name
 
     def exists(self) -> bool:
         return self.path.exists()
 
     @property
-    def beside(self) -> list[str]:
-        """Further files that belong to it, relative to the storage."""
+    def companions(self) -> list[str]:
+        """The further files without which it counts as missing, relative to the storage."""
         return []
 
     @property
     def digest(self) -> str:
-        """The digest that it carries, "" if none. Raises as `header` does."""
+        """The digest that the file carries, "" if it carries none. Raises as `header` does."""
         return json.loads(self.header.get(DIGEST, '""'))
 
     @property
-    def aside(self) -> UPath:
-        """Where it is put once it is found to be damaged."""
+    def set_aside_path(self) -> UPath:
+        """Where the file is moved when it is found to be damaged."""
         return self.path.with_name(f"{self.path.name}.damaged")
 
     def damage(self) -> str | None:
-        """What is wrong with it, if anything is: its bytes, or that it was made for another place. Of a file that was
-        stored before files carried a digest nothing is known. Raises FileNotFoundError."""
+        """Return what is wrong with the file: changed bytes, or that it belongs to another place. Return None if it is
+        undamaged, or if it is so old that it carries no digest. Raises FileNotFoundError."""
         version = self.version
-        if version in _whole:
+        if version in _undamaged:
             return None
         damage = self._damage_of(self._fetched)
         if damage is None:
-            _whole.add(version)
+            _undamaged.add(version)
         return damage
 
     def last_changed(self) -> float:
-        """When it was written, or anything was done to it, in seconds since 1970. Raises FileNotFoundError."""
+        """Return when the file or its attributes were last changed, in seconds since 1970. Raises FileNotFoundError."""
         return last_changed(self._existing())
 
     @property
     def version(self) -> str:
-        """Which file this is: another one once it was written again. Raises FileNotFoundError."""
+        """An identifier of the file's content, which changes each time the file is written. Raises
+        FileNotFoundError."""
         return _version(self._existing())
 
     @cached_property
     def local(self) -> Path:
-        """The file on this machine; a copy, if it is stored elsewhere, which goes with this object. Raises
-        FileNotFoundError, or DamagedFileError."""
+        """The path of the file on this machine. For remote storage it is a copy, which is deleted with this object.
+        Raises FileNotFoundError, or DamagedFileError."""
         version = self.version
         if damage := self.damage():
             self._refuse(damage, version)
         return self._fetched
 
     def _refuse(self, damage: str, version: str) -> None:
-        said = f"{self.path} is damaged: {damage}. "
+        message = f"{self.path} is damaged: {damage}. "
         with contextlib.suppress(OSError):
-            if self.version == version:  # else it has just been made again
-                self.path.fs.mv(self.path.path, self.aside.path)
-                said += f"It was set aside as {self.aside.name}. "
-        raise DamagedFileError(f"{said}Materialise {self._what} again: `jsae run` does")
+            if self.version == version:  # otherwise it has just been written again
+                self.path.fs.mv(self.path.path, self.set_aside_path.path)
+                message += f"It was set aside as {self.set_aside_path.name}. "
+        raise DamagedFileError(f"{message}Materialise {self._name} again: `jsae run` does")
 
     def _damage_of(self, local: Path) -> str | None:
         try:
@@ -115,15 +118,15 @@ class StoredFile(ABC):
         except ValueError as error:
             return str(error)
         carried = header.get(DIGEST, "").strip('"')
-        if not carried and not may_carry_one(local):
+        if not carried and not may_carry_a_digest(local):
             return None
-        if not is_whole(local, carried):
+        if not is_undamaged(local, carried):
             return "its bytes are not those that were written"
-        made_by = json.loads(header.get(PROVENANCE, "{}"))
-        if made_by:
-            key, partition = dg.AssetKey.from_user_string(made_by["asset"]), made_by["partition"] or None
+        provenance = json.loads(header.get(PROVENANCE, "{}"))
+        if provenance:
+            key, partition = dg.AssetKey.from_user_string(provenance["asset"]), provenance["partition"] or None
             if stored_at(key, partition, self.path.suffix) != self.relative:
-                return f"it is the file of {made_by['asset']} for {partition}"
+                return f"it is the file of {provenance['asset']} for {partition}"
         return None
 
     @cached_property
@@ -139,22 +142,27 @@ class StoredFile(ABC):
 
     @abstractmethod
     def _header_of(self, local: Path) -> dict[str, str]:
-        """What stands in the file beside its data. Raises ValueError where it cannot be read."""
+        """Read the header of a local file. Raises ValueError if it cannot be read."""
 
     @property
     def header(self) -> dict[str, str]:
-        """What stands in the file beside its data. Raises FileNotFoundError, or ValueError where that is damaged."""
+        """The entries of the file beside its data, each JSON. Raises FileNotFoundError, or ValueError if the header is
+        damaged."""
         return self._header_of(self.local)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the data was made with: model, layer, variant, sizes. Raises as `header` does."""
+        """The settings that the data was made with: model, layer, variant, sizes. Raises as `header` does."""
         return json.loads(self.header.get(SETTINGS, "{}"))
 
     def _existing(self) -> UPath:
         if not self.path.exists():
-            aside = f" (it was damaged, and was set aside as {self.aside.name})" if self.aside.exists() else ""
-            raise FileNotFoundError(f"{self.path} is missing{aside}; materialise {self._what} first")
+            aside = (
+                f" (it was damaged, and was set aside as {self.set_aside_path.name})"
+                if self.set_aside_path.exists()
+                else ""
+            )
+            raise FileNotFoundError(f"{self.path} is missing{aside}; materialise {self._name} first")
         return self.path
 
 
@@ -169,7 +177,7 @@ class StoredTensors(StoredFile, Mapping):
 
     @cached_property
     def header(self) -> dict[str, str]:
-        """Only the header is read."""
+        """As for every stored file, but without reading the tensors."""
         from jsae_core.tensor_files import read_header
 
         path = self._existing()
@@ -182,7 +190,7 @@ class StoredTensors(StoredFile, Mapping):
         try:
             return open_tensors(local).metadata() or {}
         except ValueError as error:
-            raise ValueError("it is no complete safetensors file") from error
+            raise ValueError("it is not a complete safetensors file") from error
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._file.keys():
@@ -201,12 +209,13 @@ class StoredTable(StoredFile):
 
     @cached_property
     def frame(self) -> pandas.DataFrame:
-        """All of it. Raises as `dataset` does."""
+        """The whole table. Raises as `dataset` does."""
         return self.dataset.to_table().to_pandas()
 
     @cached_property
     def dataset(self) -> pyarrow.dataset.Dataset:
-        """To read some of its columns or rows. Raises FileNotFoundError, or DamagedFileError."""
+        """The table as a pyarrow dataset, to read only some columns or rows. Raises FileNotFoundError, or
+        DamagedFileError."""
         import pyarrow.dataset
 
         return pyarrow.dataset.dataset(self.local, format="parquet")
@@ -218,12 +227,12 @@ class StoredTable(StoredFile):
         try:
             entries = pyarrow.parquet.read_metadata(local).metadata or {}
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"it is no complete parquet file ({error})") from error
+            raise ValueError(f"it is not a complete parquet file ({error})") from error
         return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in entries.items()}
 
 
 class StoredPages(StoredFile):
-    """The page that opens a stored folder of pages."""
+    """The start page (index.html) of a stored folder of pages."""
 
     def _header_of(self, local: Path) -> dict[str, str]:
         return {}
@@ -233,11 +242,11 @@ class StoredPages(StoredFile):
 
 
 class StoredFigure(StoredFile):
-    """A stored figure's JSON."""
+    """The JSON file of a stored figure; its page and its pictures lie next to it."""
 
     @cached_property
     def figure(self) -> go.Figure:
-        """Raises FileNotFoundError, or DamagedFileError."""
+        """The Plotly figure. Raises FileNotFoundError, or DamagedFileError."""
         import plotly.io
 
         return plotly.io.from_json(self.local.read_text(encoding="utf-8"))
@@ -248,21 +257,21 @@ class StoredFigure(StoredFile):
 
     @property
     def picture(self) -> UPath:
-        """Which there is only where a browser could draw it."""
+        """The figure as PNG, which exists only if a browser was there to draw it."""
         return self.path.with_suffix(".png")
 
     @property
     def preview(self) -> UPath:
-        """The picture, narrower, for the Dagster UI."""
-        return self.path.with_name(f"{self.path.stem}~preview.png")  # no model's name has a ~
+        """A narrower picture for the Dagster UI."""
+        return self.path.with_name(f"{self.path.stem}~preview.png")  # names of models do not contain a ~
 
     @property
     def document(self) -> UPath:
-        """The picture as PDF, for print, which there is where there is a picture."""
+        """The figure as PDF, for print, which exists if `picture` does."""
         return self.path.with_suffix(".pdf")
 
     @property
-    def beside(self) -> list[str]:
+    def companions(self) -> list[str]:
         return [self.relative.removesuffix(self.path.suffix) + self.page.suffix]
 
     def exists(self) -> bool:
@@ -270,21 +279,21 @@ class StoredFigure(StoredFile):
 
     @property
     def version(self) -> str:
-        beside = (_version(path) for path in (self.page, self.picture, self.preview, self.document) if path.exists())
-        return " ".join([super().version, *beside])
+        return " ".join([super().version, *map(_version, self._files_beside())])
 
     def last_changed(self) -> float:
-        beside = (
-            last_changed(path) for path in (self.page, self.picture, self.preview, self.document) if path.exists()
-        )
-        return max(super().last_changed(), *beside)
+        return max(super().last_changed(), *map(last_changed, self._files_beside()))
+
+    def _files_beside(self) -> list[UPath]:
+        """Return the page and the pictures that exist."""
+        return [path for path in (self.page, self.picture, self.preview, self.document) if path.exists()]
 
     def _header_of(self, local: Path) -> dict[str, str]:
         try:
             meta = json.loads(local.read_text(encoding="utf-8"))["layout"].get("meta") or {}
             return {name: json.dumps(entry) for name, entry in meta.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"it is no complete figure ({error})") from error
+            raise ValueError(f"it is not a complete figure ({error})") from error
 
     def _damage_of(self, local: Path) -> str | None:
         return super()._damage_of(local) or next(self._damaged_companions(local), None)
@@ -293,6 +302,6 @@ class StoredFigure(StoredFile):
         for suffix, digest in json.loads(self._header_of(local).get(COMPANIONS, "{}")).items():
             path = self.path.with_name(self.path.stem + suffix)
             if not path.exists():
-                yield f"{path.name} beside it is gone"
+                yield f"{path.name} next to it is missing"
             elif file_digest(path) != digest:
-                yield f"the bytes of {path.name} beside it are not those that were written"
+                yield f"the bytes of {path.name} next to it are not those that were written"

@@ -1,8 +1,8 @@
-"""`jsae suggest-lambda`: which λ to begin with, by a short local sweep at one layer of a model.
+"""`jsae suggest-lambda`: suggests a λ to begin with, from a short local sweep at one layer of a model.
 
-Here: which sweep that is, what its table says, and which of its λ is suggested. Not here: training, measuring and
-storing its runs (`assets/sweeps.py`, which does it as for any local sweep), what makes a pair fit to be measured
-(`checks.py`), the command line (`command.py`).
+Here: which runs the sweep has, the table of its results, and which λ is suggested. Not here: training, measuring and
+storing the runs (`assets/sweeps.py`, as for any local sweep), what makes a pair fit to be measured (`checks.py`), the
+command line (`command.py`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from jsae_core import LanguageModel
 
 STEPS = 300
-AROUND_THE_RULE = (0, 1 / 3, 1, 3, 10)  # how much of the rule's λ is tried
-KEPT = 0.9  # of the variance explained at λ = 0
+MULTIPLES_OF_RULE = (0, 1 / 3, 1, 3, 10)  # the λ to try, as multiples of the λ that the rule of thumb gives
+SHARE_KEPT = 0.9  # of the variance explained at λ = 0
 COLUMNS = {
     "|J| ≥ 0.01": "above_0.01",
     "accounted": "accounted_share",
@@ -41,17 +41,18 @@ COLUMNS = {
 
 
 class NothingToSuggest(ValueError):
-    """There is no sweep to make, or none of its λ will do. The message says what to change."""
+    """The sweep cannot be made, or none of its λ can be suggested. The message says what to change."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ShortSweep:
-    """A sweep that is not in the catalog, and what its pairs are asked for.
+    """A short local sweep that was added to a catalog.
 
     Attributes:
-        catalog: with the sweep in it, under `key`.
-        full_steps: those of the recipe that was shortened.
-        least: what the check `faithful` asks for.
+        catalog: the user's catalog with the sweep added to it.
+        key: the name of the sweep in `catalog`.
+        full_steps: the number of training steps of the recipe before it was shortened.
+        least: the least explained variance that the check `faithful` asks for.
     """
 
     catalog: Catalog
@@ -72,11 +73,13 @@ def short_sweep(
     coefficients: Sequence[float] = (),
     steps: int = STEPS,
 ) -> ShortSweep:
-    """A sweep by the recipe that the catalog has for pairs of a model, at this layer if there is one, shortened.
+    """Return a sweep by the catalog's recipe for pairs of a model, shortened to `steps`. A recipe for this layer is
+    preferred to recipes for other layers.
 
     Args:
-        coefficients: λ to try; without any the rule of thumb's, 0.5 k^2 / d_model, and less and more around it. λ = 0,
-            which they are compared with, is always among them.
+        coefficients: the λ to try; by default `MULTIPLES_OF_RULE` times the rule of thumb, 0.5 k^2 / d_model. λ = 0 is
+            always added, for comparison.
+        steps: the number of training steps; the recipe's own number if that is smaller.
 
     Raises:
         NothingToSuggest: the catalog has no recipe for pairs of this model.
@@ -88,7 +91,7 @@ def short_sweep(
     full = recipe.config
     if not coefficients:
         rule = 0.5 * full.k**2 / language_model.d_model
-        coefficients = [float(f"{share * rule:.2g}") for share in AROUND_THE_RULE]
+        coefficients = [float(f"{share * rule:.2g}") for share in MULTIPLES_OF_RULE]
     steps = min(steps, full.steps)
     shortened = {
         "text": recipe.text,
@@ -99,8 +102,8 @@ def short_sweep(
         model=model, layer=layer, coefficients=sorted({0.0, *coefficients}), train=Recipe.model_validate(shortened)
     )
     key = f"suggest-lambda-{model[: LONGEST_KEY // 2]}-{layer}"
-    with_it = catalog.model_copy(update={"sweeps": catalog.sweeps | {key: Sweep(local=local)}})
-    return ShortSweep(with_it, key, full.steps, least)
+    catalog_with_sweep = catalog.model_copy(update={"sweeps": catalog.sweeps | {key: Sweep(local=local)}})
+    return ShortSweep(catalog_with_sweep, key, full.steps, least)
 
 
 def _recipe(catalog: Catalog, model: str, layer: int) -> tuple[Recipe, ExplainedVariance]:
@@ -114,20 +117,21 @@ def _recipe(catalog: Catalog, model: str, layer: int) -> tuple[Recipe, Explained
             return sweep.local.train, ExplainedVariance()
     raise NothingToSuggest(
         f"the catalog has no recipe for pairs of {model}: give it a pair with `train:` (text, tokens and config), at "
-        "any layer; its λ does not matter"
+        "any layer and with any λ"
     )
 
 
 def suggested(sweep: ShortSweep, runs: DataFrame, faults: Sequence[Sequence[str]], keep: float) -> float:
-    """The largest λ whose SAEs both explain at least this share of the variance that they explain at λ = 0, of those
-    in whose pair the check `faithful` would find no fault.
+    """Return the largest λ whose pair would pass the check `faithful` and whose two SAEs each explain at least `keep`
+    times the variance that they explain at λ = 0.
 
     Args:
         runs: the table of the sweep.
-        faults: of each of its rows, what the check says.
+        faults: for each row of `runs`, the faults that the check found.
+        keep: a share between 0 and 1.
 
     Raises:
-        NothingToSuggest: there is none above 0.
+        NothingToSuggest: no λ above 0 satisfies this.
     """
     sides = ["explained_variance_input", "explained_variance_output"]
     steps = f"after {sweep.local.train.config.steps} steps"
@@ -136,68 +140,71 @@ def suggested(sweep: ShortSweep, runs: DataFrame, faults: Sequence[Sequence[str]
     if without_penalty or not (reference > 0).all():
         why = "; ".join(without_penalty) or "one of its SAEs explains nothing"
         raise NothingToSuggest(
-            f"No λ will do: {steps} the pair without a penalty is not fit to be measured itself ({why}). Give it more "
-            "steps (--steps), or mend the recipe."
+            f"No λ can be suggested: {steps} even the pair without a penalty (λ = 0) is not fit to be measured "
+            f"({why}). Give it more steps (--steps), or change the recipe."
         )
     enough = (runs[sides].to_numpy() >= keep * reference).all(axis=1)
-    good = [
+    acceptable = [
         coefficient
-        for coefficient, keeps, of_run in zip(runs["jacobian_coefficient"], enough, faults, strict=True)
-        if keeps and not of_run
+        for coefficient, explains_enough, run_faults in zip(runs["jacobian_coefficient"], enough, faults, strict=True)
+        if explains_enough and not run_faults
     ]
-    largest = max(good, default=0.0)
+    largest = max(acceptable, default=0.0)
     if largest > 0:
         return largest
     raise NothingToSuggest(
-        f"Even the smallest λ costs too much {steps}: name smaller ones (--coefficients), give them more steps "
-        "(--steps), or ask for less to be kept (--keep)."
+        f"Even the smallest λ costs too much {steps}: try smaller λ (--coefficients), more steps (--steps), or a "
+        "smaller share of explained variance to keep (--keep)."
     )
 
 
 def faults_of(
     sweep: ShortSweep, runs: DataFrame, stored: Callable[[dg.AssetKey, str], StoredTensors], compute: Compute
 ) -> list[list[str]]:
-    """What the check `faithful` would say of each run's pair. `stored`: an asset's partition in its store."""
-    on = HeldOut(sweep.catalog, sweep.local, compute)
+    """Return, for each run, the faults that the check `faithful` finds in its pair. `stored` gives the stored file of
+    an asset's partition."""
+    held_out = HeldOut(sweep.catalog, sweep.local, compute)
     pairs = (compute.pair(stored(dg.AssetKey([ASSET, sweep.key]), run_id)) for run_id in runs["run_id"])
     return [
-        examined(pair, on.language_model, on.documents, on.mlp_inputs, sweep.least, compute, print).faults
+        examined(
+            pair, held_out.language_model, held_out.documents, held_out.mlp_inputs, sweep.least, compute, print
+        ).faults
         for pair in pairs
     ]
 
 
 def table(runs: DataFrame, faults: Sequence[Sequence[str]]) -> str:
-    """A line a λ."""
+    """Return the results as text, one line for each λ, in increasing order."""
     rows = [
         [
             f"{run['jacobian_coefficient']:g}",
             *(f"{run[name]:.1%}" for name in COLUMNS.values()),
-            "no" if found else "yes",
+            "no" if run_faults else "yes",
         ]
-        for (_, run), found in zip(runs.iterrows(), faults, strict=True)
+        for (_, run), run_faults in zip(runs.iterrows(), faults, strict=True)
     ]
     ordered = sorted(rows, key=lambda row: float(row[0]))
     return tabulate(ordered, ["λ", *COLUMNS, "faithful"], tablefmt="plain", disable_numparse=True)
 
 
 def advice(sweep: ShortSweep, runs: DataFrame, coefficient: float, keep: float) -> str:
-    """What is suggested and why, and what to write."""
+    """Return the text that says which λ is suggested, why, and what to write into the catalog."""
     explained = runs.set_index("jacobian_coefficient")["explained_variance_output"]
-    steps, tried = sweep.local.train.config.steps, max(sweep.local.coefficients)
+    steps, largest = sweep.local.train.config.steps, max(sweep.local.coefficients)
     accounted = runs.set_index("jacobian_coefficient")["accounted_share"]
     lines = [
-        f"Suggested: λ = {coefficient:g}, the largest of these that the check `faithful` would pass and that keeps "
-        f"{keep:.0%} or more of the variance explained at λ = 0 (output SAE: {explained[coefficient]:.1%} of "
-        f"{explained[0]:.1%}).",
+        f"Suggested: λ = {coefficient:g}, the largest of these λ whose pair would pass the check `faithful` and keeps "
+        f"at least {keep:.0%} of the variance explained at λ = 0 (its output SAE explains "
+        f"{explained[coefficient]:.1%}, at λ = 0 {explained[0]:.1%}).",
         f"Its input latents account for {accounted[coefficient]:.1%} of what its output latents compute, at λ = 0 for "
-        f"{accounted[0]:.1%}: where that falls far, the pair bypasses its latents, and a smaller λ is better.",
-        f"In the catalog, in the `config:` of the pair's `train:`:  jacobian_coefficient: {coefficient:g}",
+        f"{accounted[0]:.1%}. If the first number is far smaller, the pair bypasses its latents: prefer a smaller λ.",
+        f"Write this into the catalog, in the `config:` of the pair's `train:`:  jacobian_coefficient: {coefficient:g}",
     ]
-    if coefficient == tried:
-        lines.append("It is the largest of this sweep: --coefficients names others.")
+    if coefficient == largest:
+        lines.append("It is the largest λ of this sweep; --coefficients tries larger ones.")
     if steps < sweep.full_steps:
         lines.append(
-            f"These pairs were trained for {steps:,} steps, the catalog's recipe asks for {sweep.full_steps:,}: look "
-            "again at the explained variance and the accounted share of the pair that it makes."
+            f"These pairs were trained for {steps:,} steps, but the catalog's recipe trains for {sweep.full_steps:,}: "
+            "check the explained variance and the accounted share again once that pair is trained."
         )
     return "\n".join(lines)

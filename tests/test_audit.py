@@ -13,10 +13,10 @@ SKIPPED = {"name": "xxhash", "skip_reason": "Dependency not found on PyPI and co
     ("packages", "status", "words"),
     [
         ([FINE], CLEAN, "1 of 1 locked packages were looked up"),
-        ([FINE, BAD], VULNERABLE, "pillow 9.0: CVE-1, mended in 9.1"),
+        ([FINE, BAD], VULNERABLE, "pillow 9.0: CVE-1, fixed in 9.1"),
         ([BAD, SKIPPED], VULNERABLE, "NOT AUDITED: xxhash"),
         ([FINE, SKIPPED], UNKNOWN, "NOT AUDITED: xxhash"),
-        ([SKIPPED], UNKNOWN, "no list of known vulnerabilities can be reached from here"),
+        ([SKIPPED], UNKNOWN, "this machine cannot reach a list of known vulnerabilities"),
         ([], UNKNOWN, "0 of 0"),
     ],
 )

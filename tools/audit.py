@@ -1,8 +1,8 @@
-"""`make audit`: has a locked package a known vulnerability?
+"""`make audit`: looks up whether a locked package has a known vulnerability.
 
-pip-audit asks PyPI's list of them; where it cannot be reached, as behind some mirrors, pip-audit leaves packages out
-and still ends well, so that is looked at here. Exit status: 0 if every package was looked up and none has one, 1 if one
-has, 2 if packages could not be looked up.
+pip-audit asks PyPI's list of vulnerabilities. If the list cannot be reached, as behind some mirrors, pip-audit skips
+packages but still reports success, so this script checks for skipped packages. Exit status: 0 if every package was
+looked up and none is vulnerable, 1 if one is, 2 if packages could not be looked up.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ CLEAN, VULNERABLE, UNKNOWN = 0, 1, 2
 
 
 def verdict(packages: list[dict[str, Any]]) -> tuple[str, int]:
-    """What is to be said of the packages of pip-audit's report, and the exit status."""
+    """Return the message about the packages of pip-audit's report, and the exit status."""
     vulnerable = [
-        f"{package['name']} {package['version']}: {found['id']}, mended in {', '.join(found['fix_versions']) or 'none'}"
+        f"{package['name']} {package['version']}: {vulnerability['id']}, fixed in "
+        f"{', '.join(vulnerability['fix_versions']) or 'no version'}"
         for package in packages
-        for found in package.get("vulns", [])
+        for vulnerability in package.get("vulns", [])
     ]
     unknown = [package["name"] for package in packages if "skip_reason" in package]
     lines = [*vulnerable]
     if unknown and len(unknown) == len(packages):
         lines.append(
-            "NOT AUDITED: no list of known vulnerabilities can be reached from here. Run make audit on a machine that "
+            "NOT AUDITED: this machine cannot reach a list of known vulnerabilities. Run make audit on a machine that "
             "reaches pypi.org"
         )
     elif unknown:
-        lines.append(f"NOT AUDITED: {', '.join(unknown)}: not on the list of known packages")
+        lines.append(f"NOT AUDITED: {', '.join(unknown)}, because the list does not have these packages")
     lines.append(f"{len(packages) - len(unknown)} of {len(packages)} locked packages were looked up")
     return "\n".join(lines), VULNERABLE if vulnerable else UNKNOWN if unknown or not packages else CLEAN
 
@@ -42,14 +43,14 @@ def verdict(packages: list[dict[str, Any]]) -> tuple[str, int]:
 def main() -> int:
     root = Path(__file__).parents[1]
     locks = [argument for lock in LOCKS for argument in ("--requirement", str(root / lock))]
-    done = subprocess.run([*PIP_AUDIT, *OPTIONS, *locks], capture_output=True, text=True, check=False)
+    completed = subprocess.run([*PIP_AUDIT, *OPTIONS, *locks], capture_output=True, text=True, check=False)
     try:
-        packages = json.loads(done.stdout)["dependencies"]
+        packages = json.loads(completed.stdout)["dependencies"]
     except (ValueError, KeyError):
-        print(f"NOT AUDITED: pip-audit gave no report:\n{done.stderr.strip()}")
+        print(f"NOT AUDITED: pip-audit gave no report:\n{completed.stderr.strip()}")
         return UNKNOWN
-    said, status = verdict(packages)
-    print(said)
+    message, status = verdict(packages)
+    print(message)
     return status
 
 

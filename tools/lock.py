@@ -1,17 +1,17 @@
-"""Writes the lock files from pyproject.toml: `make lock`.
+"""`make lock`: writes the lock files from pyproject.toml.
 
-requirements.lock holds every package that `make setup` installs except torch, at an exact version and with the hashes
-of its files. torch stands apart, because one version of it has two kinds of build, with different files: the package
-index's (on Linux it computes with CUDA, and wants gigabytes of libraries: requirements-torch.lock), and that of
-PyTorch's own index of CPU builds (requirements-torch-cpu.lock). Both hold setuptools too, which torch asks for and with
-which the few packages that come without a wheel are built, and triton, which the CUDA build asks for and the tests.
+requirements.lock has every package that `make setup` installs except torch, with its exact version and the hashes of
+its files. torch has lock files of its own, because each version comes in two builds with different files: the build on
+the package index (on Linux it computes with CUDA and needs gigabytes of libraries: requirements-torch.lock), and the
+CPU build on PyTorch's own index (requirements-torch-cpu.lock). Both files also have setuptools, which torch needs and
+which builds the few packages without a wheel, and triton, which the CUDA build and the tests need.
 
-requirements-services.lock holds what the extra `ray` asks for beyond them: 240 MB that only `make test-services` and an
-installation of several machines need.
+requirements-services.lock has the additional packages of the extra `ray`: 240 MB that only `make test-services` and an
+installation on several machines need.
 
-Versions that stand in the files stay; arguments go on to `uv pip compile`: `--upgrade-package torch` raises one of
-them, `--upgrade` all. uv finds all hashes but those of the CPU builds: when torch is raised, copy them from the CPU
-index's page of torch (each link ends with its hash); this script stops where they are missing.
+Versions that are already in the files are kept. Arguments are passed on to `uv pip compile`: `--upgrade-package torch`
+upgrades one package, `--upgrade` all. uv finds all hashes except those of the CPU builds. When you upgrade torch, copy
+these from torch's page on the CPU index (each link ends with its hash); this script stops if they are missing.
 """
 
 import re
@@ -22,12 +22,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LOCK, TORCH_LOCK, CPU_LOCK, SERVICES_LOCK = (
-    ROOT / f"requirements{of}.lock" for of in ("", "-torch", "-torch-cpu", "-services")
+    ROOT / f"requirements{suffix}.lock" for suffix in ("", "-torch", "-torch-cpu", "-services")
 )
 WITH_TORCH = re.compile(r"(torch|triton|setuptools)==|(nvidia|cuda)-")
 HEADER = "# Written by `make lock` (tools/lock.py) from pyproject.toml; not to be edited.\n"
 
-# The builds for Linux, of Python 3.11 to 3.14, on x86_64 and aarch64
+# SHA-256 hashes of the builds for Linux, for Python 3.11 to 3.14, on x86_64 and aarch64
 CPU_BUILDS = {
     "2.13.0": (
         "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",
@@ -43,7 +43,8 @@ CPU_BUILDS = {
 
 
 def entries(lock: str) -> list[str]:
-    """A lock file's packages: each its requirement, hashes and the packages that ask for it, as they stand."""
+    """Return the entries of a lock file, one for each package: the lines with its version, its hashes and the packages
+    that need it."""
     return re.findall(r"^[a-z0-9].*\n(?:[ ].*\n)*", lock, flags=re.MULTILINE)
 
 
@@ -52,7 +53,7 @@ def version_of(entry: str) -> str:
 
 
 def cpu_build(torch: str) -> str:
-    """The entry of torch's CPU builds, from that of the package index's."""
+    """Return the entry of torch's CPU build, given the entry of the build on the package index."""
     version = torch.split("==")[1].split()[0]
     if version not in CPU_BUILDS:
         raise SystemExit(f"tools/lock.py knows no CPU builds of torch {version}: add their hashes to CPU_BUILDS")
@@ -63,13 +64,13 @@ def cpu_build(torch: str) -> str:
 
 
 def locked() -> list[str]:
-    """The versions that stand in the files, without hashes: those are asked for anew."""
+    """Return the versions in the existing lock files. Hashes are left out, because uv looks them up again."""
     texts = [path.read_text(encoding="utf-8") for path in (LOCK, TORCH_LOCK, SERVICES_LOCK) if path.exists()]
     return [entry.split(" \\\n")[0] for entry in entries("".join(texts))]
 
 
 def compiled(extras: list[str], arguments: list[str]) -> str:
-    """What `uv pip compile` says for every platform and every Python that pyproject.toml allows."""
+    """Return what `uv pip compile` writes for every platform and every Python version that pyproject.toml allows."""
     with tempfile.NamedTemporaryFile("w", suffix=".lock") as file:
         file.writelines(f"{version}\n" for version in locked())
         file.flush()
@@ -87,16 +88,18 @@ def write(file: Path, packages: list[str]) -> None:
 def main() -> None:
     everything = entries(compiled(["dev"], sys.argv[1:]))
     (torch,) = [entry for entry in everything if entry.startswith("torch==")]
-    # triton comes with torch's CUDA build; the tests run it with the CPU builds too
+    # triton comes with torch's CUDA build, but the tests need it with the CPU build too
     others = [entry for entry in everything if entry.startswith(("setuptools==", "triton=="))]
     write(LOCK, [entry for entry in everything if not WITH_TORCH.match(entry)])
     write(TORCH_LOCK, [entry for entry in everything if WITH_TORCH.match(entry)])
     write(CPU_LOCK, [cpu_build(torch), *others])
-    held = {version_of(entry) for entry in everything}
-    services = [entry for entry in entries(compiled(["dev", "ray"], [])) if version_of(entry) not in held]
-    names = {version.split("==")[0] for version in held}
-    if twice := [version_of(entry) for entry in services if version_of(entry).split("==")[0] in names]:
-        raise SystemExit(f"the extra ray cannot be installed beside the others: it asks for {', '.join(twice)}")
+    locked_versions = {version_of(entry) for entry in everything}
+    services = [entry for entry in entries(compiled(["dev", "ray"], [])) if version_of(entry) not in locked_versions]
+    names = {version.split("==")[0] for version in locked_versions}
+    if conflicts := [version_of(entry) for entry in services if version_of(entry).split("==")[0] in names]:
+        raise SystemExit(
+            f"the extra ray cannot be installed with the other extras, because it needs {', '.join(conflicts)}"
+        )
     write(SERVICES_LOCK, services)
 
 

@@ -1,12 +1,12 @@
-"""Takes pictures of what `make demo` stored: those that the documentation shows, of its figures and its site; or, to
-look at them, of every figure of a storage.
+"""Makes pictures from what `make demo` stored: those of the documentation, from figures and site; or, to look at
+them, pictures of all figures of a storage.
 
     .venv/bin/python tools/pictures.py dagster_home/storage docs
     .venv/bin/python tools/pictures.py --every dagster_home/storage a-folder
 
-Every figure is there three times: `full`, as it is stored, 900 px wide; `half`, the same at 450 px, as a narrow column
-shows it; `narrow`, drawn by its page in a window of 450 px. It drives the Chromium that is installed. Run it again once
-figures, numbers or the site look different.
+With --every, there are three pictures of each figure: `full`, as stored, 900 px wide; `half`, the same at 450 px, as in
+a narrow column; `narrow`, drawn by its page in a window of 450 px. It needs an installed Chromium. Run it again after
+figures, numbers or the site have changed.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def of_documentation(storage: Path, target: Path) -> None:
             page = browser.new_page(viewport={"width": 1560, "height": 1180})
             page.goto(f"{site}/{path}")
             page.wait_for_selector(".plot .main-svg, #edge .curve")
-            page.wait_for_timeout(500)  # what was asked for last is still being drawn
+            page.wait_for_timeout(500)  # time to finish drawing
             page.screenshot(path=target / f"{name}.png")
 
 

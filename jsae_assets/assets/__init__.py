@@ -1,1 +1,1 @@
-"""The assets, a file a family. Each body is a few lines that call jsae_core; each factory takes the catalog."""
+"""The assets, one file for each family. Factories make them from the catalog; their bodies mostly call jsae_core."""

@@ -1,4 +1,4 @@
-"""`<variant>/sae_pair`: a pair from where the catalog says (`jsae_assets.sources`)."""
+"""The assets `<variant>/sae_pair`: pairs from the sources that the catalog names (`jsae_assets.sources`)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 
 def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
+    """Return the asset of a variant's pairs, with a partition for each cell."""
+
     @cell_asset(
         catalog,
         [variant],
@@ -81,7 +83,7 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes the pair of a cell: the `Workshop` that its source is given."""
+    """The `Workshop` that the source of a cell's pair is given: it trains or loads the pair."""
 
     catalog: Catalog
     cell: Cell
@@ -118,12 +120,12 @@ class Maker:
         pair = SAEPair.load(directory, self.compute.torch_device(), language_model)
         if pair.config.layer != cell.layer:
             raise ValueError(
-                f"{directory}: holds a pair of layer {pair.config.layer}, but the catalog names it for {cell}"
+                f"{directory}: contains a pair of layer {pair.config.layer}, but the catalog names it for {cell}"
             )
         if pair.config.randomize_llm_weights != (cell.randomise_seed is not None):
             raise ValueError(
                 f"{directory}: randomize_llm_weights is {pair.config.randomize_llm_weights}, but the catalog names it "
-                f"for the variant {cell.pair.variant}; only a variant with control_of is on the randomised language "
-                "model"
+                f"for the variant {cell.pair.variant}; only variants with control_of use the language model with "
+                "randomised weights"
             )
         return pair

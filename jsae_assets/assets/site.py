@@ -1,6 +1,6 @@
-"""`site`: all that is stored, as a static site.
+"""The asset `site`: a static site that shows everything stored.
 
-Here: the asset. Not here: the pages (`jsae_assets.site`), where they are kept (`io_managers.py`).
+Here: the asset. Not here: the pages (`jsae_assets.site`), storing them (`io_managers.py`).
 """
 
 import functools
@@ -25,13 +25,13 @@ ASSET = "site"
 
 
 def site_asset(catalog: Catalog, shown: Sequence[dg.AssetsDefinition]) -> dg.AssetsDefinition:
-    """The site of a catalog, made of `shown`, as far as these are stored."""
+    """Return the asset that makes a catalog's site. It shows the assets `shown`, as far as they are stored."""
 
     @dg.asset(
         name=ASSET,
         deps=[dg.AssetDep(CATALOG), *(dg.AssetDep(asset.key) for asset in shown)],
-        description="What was measured, as pages that open in a browser without a server: numbers, figures, and an "
-        "explorer of latents. It shows what is stored when it is made; what is missing is left out and named.",
+        description="The results as pages that open in a browser without a server: numbers, figures, and an explorer "
+        "of latents. They show what is stored when the site is made, and name what is missing.",
         group_name=groups.SITE,
         kinds={"html"},
         owners=OWNERS,
@@ -56,14 +56,16 @@ def site_asset(catalog: Catalog, shown: Sequence[dg.AssetsDefinition]) -> dg.Ass
             [asset.key.path[-1] for asset in shown if asset.key.path[:-1] == ["figures", SWEEP_RUNS]],
         )
         with tempfile.TemporaryDirectory() as folder:
-            made = Site(
+            site_pages = Site(
                 catalog,
                 {
                     (asset.key.to_user_string(), key)
                     for asset in shown
                     for key in asset.partitions_def.get_partition_keys()
                 },
-                Stores(tensors, tables, figures, [one.name for one in MEASURES if one.stored_as == "tables"]),
+                Stores(
+                    tensors, tables, figures, [measure.name for measure in MEASURES if measure.stored_as == "tables"]
+                ),
                 names,
                 Path(folder),
                 functools.partial(_token_texts, catalog),
@@ -71,12 +73,12 @@ def site_asset(catalog: Catalog, shown: Sequence[dg.AssetsDefinition]) -> dg.Ass
                 functools.partial(refusal, context.instance),
                 context.log.info,
             )
-            made.write()
+            site_pages.write()
             yield dg.Output(
                 Path(folder),
                 metadata={
                     "pages": sum(1 for _ in Path(folder).rglob("*.html")),
-                    "missing": ", ".join(made.missing) or "nothing",
+                    "missing": ", ".join(site_pages.missing) or "nothing",
                     "source": "all that was stored",
                     "seconds": watch.seconds,
                 },
@@ -86,7 +88,7 @@ def site_asset(catalog: Catalog, shown: Sequence[dg.AssetsDefinition]) -> dg.Ass
 
 
 def _token_texts(catalog: Catalog, model_key: str, token_ids: Sequence[int]) -> list[str]:
-    """What each token is in text; of the language model nothing but the tokenizer is read."""
+    """Return the text of each token. Only the tokenizer of the language model is read."""
     from jsae_core.model_files import find_model, read_tokenizer
 
     tokenizer = read_tokenizer(find_model(*catalog.models[model_key].source), max(token_ids) + 1)

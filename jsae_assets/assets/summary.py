@@ -1,7 +1,7 @@
-"""What a materialisation says first: a few numbers in words, rounded, as a table that the UI shows unfolded.
+"""The summary of a materialisation: a table of a few rounded numbers with explanations, shown first in the UI.
 
-Here: how they are written. Not here: which numbers a reader wants (`measures.py`). All others follow below it,
-unrounded: the UI plots those over partitions.
+Here: writing the table. Not here: choosing its numbers (`measures.py`). The other metadata holds all numbers unrounded;
+the UI plots them over partitions.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import dagster as dg
 from jsae_assets.markdown import as_text
 
 SUMMARY = "summary"
-LONGEST = 90  # characters of a cell: the UI folds Markdown of 1,000 away
+LONGEST = 90  # characters of a cell: the UI folds Markdown of 1,000 or more characters away
 
 
 class Headline(NamedTuple):
-    """A number that a reader wants first.
+    """A number to show in the summary.
 
     Attributes:
-        name: in the metadata.
-        words: what it is.
-        form: how it is written, e.g. "{:.1%}".
+        name: its name in the metadata.
+        words: its description.
+        form: its format, e.g. "{:.1%}".
     """
 
     name: str
@@ -32,25 +32,25 @@ class Headline(NamedTuple):
     form: str = "{:.1%}"
 
 
-def headlines(title: str, chosen: Sequence[Headline], said: Mapping[str, Any]) -> dict[str, dg.MetadataValue]:
-    """The metadata entry for these numbers, of what is said altogether."""
-    return summary(title, {line.words: _written(line.form, said[line.name]) for line in chosen})
+def headlines(title: str, chosen: Sequence[Headline], numbers: Mapping[str, Any]) -> dict[str, dg.MetadataValue]:
+    """Return the summary of the chosen numbers. `numbers` has all numbers by their names in the metadata."""
+    return summary(title, {line.words: _formatted(line.form, numbers[line.name]) for line in chosen})
 
 
 def summary(title: str, rows: Mapping[str, str]) -> dict[str, dg.MetadataValue]:
-    """The metadata entry with a row for each, under a title."""
+    """Return the metadata entry of a table with a title and a row for each entry of `rows`."""
     lines = [f"{_cell(words)} | {_cell(value)}" for words, value in {title: "", **rows}.items()]
     lines.insert(1, ":--- | ---:")
     return {SUMMARY: dg.MetadataValue.md("\n".join(f"| {line} |" for line in lines))}
 
 
-def _written(form: str, value: float) -> str:
+def _formatted(form: str, value: float) -> str:
     if not math.isfinite(value):
         return "not known"
     return form.format(value).replace("-", "\N{MINUS SIGN}")
 
 
 def _cell(text: str) -> str:
-    """As Markdown shows it unchanged in a table: names come from catalogs."""
+    """Return text for a cell of a Markdown table, escaped and shortened, because names come from catalogs."""
     plain = " ".join(text.split())
     return as_text(plain if len(plain) <= LONGEST else plain[: LONGEST - 1] + "…")

@@ -1,7 +1,7 @@
-"""`sweep_runs`: the table of a sweep's training runs, from a wandb project or trained here.
+"""The asset `sweep_runs`: the table of a sweep's training runs, which come from a wandb project or are trained here.
 
-Here: where the runs come from, which are still to be trained, what was stored before. Not here: the table itself
-(`jsae_core.training_runs`) and syncing it (`jsae_core.sweeps`), its figures (`figures.py`).
+Here: training, measuring and storing the runs of a local sweep, and resuming it. Not here: the table itself
+(`jsae_core.training_runs`) and syncing it with wandb (`jsae_core.sweeps`), its figures (`figures.py`).
 """
 
 import dataclasses
@@ -40,24 +40,26 @@ if TYPE_CHECKING:
     from jsae_core.training_runs import TrainingRun
 
 ASSET = "sweep_runs"
-MEASURES = 3  # of a run: raise it when more or others are measured, and stored pairs are measured anew
-# the schedule syncs every hour; two missed ticks are worth a warning
+# The version of the measures of a run. Raise it when they change, so that stored pairs are measured again.
+MEASURES_VERSION = 3
+# the schedule syncs every hour, so a warning appears after two missed ticks
 FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(hours=3))
 
 
 def sweep_entries(catalog: Catalog) -> dg.AssetDep:
-    """The catalog's entry of each sweep, on which all that is of the sweep depends."""
+    """Return the dependence of a sweep's assets on the sweep's entry in the catalog."""
     return depends_on({key: [f"sweeps/{key}"] for key in catalog.sweeps})
 
 
 def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
-    """The table of every sweep."""
+    """Return the asset `sweep_runs`, with a partition for each sweep."""
 
     @dg.asset(
         name=ASSET,
         partitions_def=sweeps(catalog),
         deps=[sweep_entries(catalog)],
-        description="A row a training run: configuration and every metric, from a wandb project or trained here.",
+        description="One row for each training run, with its configuration and all metrics. The runs come from a wandb "
+        "project or are trained here.",
         group_name=groups.SWEEPS,
         kinds={"wandb", "parquet"},
         owners=OWNERS,
@@ -78,12 +80,12 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
         sweep = catalog.sweeps[key]
         watch = Stopwatch()
         if sweep.local:
-            table, metadata = _trained_here(
+            table, metadata = _local_sweep(
                 catalog, key, sweep.local, tensors, compute, downloads_folder(context.instance), context.log.info
             )
         else:
             stored = tables.stored(dg.AssetKey(ASSET), key)
-            table, metadata = _synced(sweep.wandb, stored, context)
+            table, metadata = _wandb_sweep(sweep.wandb, stored, context)
         yield dg.Output(
             table,
             data_version=dg.DataVersion(hashlib.sha256(table.to_csv().encode()).hexdigest()),
@@ -101,7 +103,7 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
 
 
 def _headlines(table: "DataFrame") -> dict[str, dg.MetadataValue]:
-    """What a reader wants to know of the finished runs first."""
+    """Return the summary of a sweep: the ranges of the most important numbers over the finished runs."""
     finished = table[table["state"] == "finished"]
     rows = {"finished runs": f"{len(finished):,} of {len(table):,}"}
     for name, words, form in (
@@ -117,13 +119,14 @@ def _headlines(table: "DataFrame") -> dict[str, dg.MetadataValue]:
 
 
 def odd(table: "DataFrame") -> str:
-    """What is said of the runs that the figures leave out because their numbers cannot be."""
+    """Return the names of the runs that the figures leave out because one of their numbers is impossible, each with
+    that number; "none" if there are none."""
     from jsae_core.figures import odd_runs
 
-    return ", ".join(f"{table['name'][place]} ({why})" for place, why in odd_runs(table).items()) or "none"
+    return ", ".join(f"{table['name'][row]} ({reason})" for row, reason in odd_runs(table).items()) or "none"
 
 
-def _synced(path: str, stored: StoredTable, context: dg.AssetExecutionContext) -> tuple["DataFrame", dict]:
+def _wandb_sweep(path: str, stored: StoredTable, context: dg.AssetExecutionContext) -> tuple["DataFrame", dict]:
     from jsae_core.sweeps import sync_runs
 
     synced = sync_runs(path, stored.frame if stored.exists() else None, wandb_folder(context.instance))
@@ -135,7 +138,7 @@ def _synced(path: str, stored: StoredTable, context: dg.AssetExecutionContext) -
     }
 
 
-def _trained_here(
+def _local_sweep(
     catalog: Catalog,
     key: str,
     sweep: LocalSweep,
@@ -144,7 +147,8 @@ def _trained_here(
     downloads: Path,
     say: Callable[[str], None],
 ) -> tuple["DataFrame", dict]:
-    """Each run's pair is stored as soon as it is measured, so that a sweep goes on where it was interrupted."""
+    """Train and measure the runs of a local sweep, and return their table and the metadata of the materialisation. Each
+    run's pair is stored as soon as it is measured, so that an interrupted sweep resumes with the next run."""
     from jsae_assets.checkpoints import checkpoint_of
     from jsae_core.training_runs import runs_table
 
@@ -155,20 +159,20 @@ def _trained_here(
         run_id = catalog.run_digest(sweep, config)
         stored = tensors.stored(dg.AssetKey([ASSET, key]), run_id)
         if not stored.exists() or stored.damage():
-            say(f"run {number} of {len(configs)}: {_named(sweep, config)}")
+            say(f"run {number} of {len(configs)}: {_run_title(sweep, config)}")
             checkpoint = checkpoint_of(tensors, dg.AssetKey([ASSET, key]), run_id, run_id, compute, say)
             pair = _train(catalog, sweep, config, checkpoint, compute, downloads, say)
             _store(pair, _measured(catalog, sweep, pair, compute, say), datetime.now(UTC).isoformat(), tensors, stored)
             checkpoint.remove()
             trained += 1
-        elif (run := json.loads(stored.header["run"])).get("measures") != MEASURES:
-            say(f"run {number} of {len(configs)}: {_named(sweep, config)}, measured anew")
+        elif (run := json.loads(stored.header["run"])).get("measures") != MEASURES_VERSION:
+            say(f"run {number} of {len(configs)}: {_run_title(sweep, config)}, measuring it again")
             pair = compute.pair(stored)
             _store(pair, _measured(catalog, sweep, pair, compute, say), run["created_at"], tensors, stored)
             stored = tensors.stored(dg.AssetKey([ASSET, key]), run_id)
         runs.append((run_id, config, stored))
-    alike = _similarities([(config, stored) for _, config, stored in runs])
-    rows = [_stored_run(sweep, *run, similarity) for run, similarity in zip(runs, alike, strict=True)]
+    similarities = _similarities([(config, stored) for _, config, stored in runs])
+    rows = [_stored_run(sweep, *run, similarity) for run, similarity in zip(runs, similarities, strict=True)]
     return runs_table(rows), {
         "source": f"trained here, {ASSET}/{key}",
         "trained": trained,
@@ -176,10 +180,10 @@ def _trained_here(
     }
 
 
-def _named(sweep: LocalSweep, config: "TrainingConfig") -> str:
-    """What the sweep varies, as this run has it."""
-    said = [f"λ {config.jacobian_coefficient:g}", *(f"{name} {getattr(config, name)}" for name in sweep.varied)]
-    return ", ".join(said + (["randomised weights"] if sweep.weights == "randomised" else []))
+def _run_title(sweep: LocalSweep, config: "TrainingConfig") -> str:
+    """Return a run's values of the settings that the sweep varies, in words."""
+    values = [f"λ {config.jacobian_coefficient:g}", *(f"{name} {getattr(config, name)}" for name in sweep.varied)]
+    return ", ".join(values + (["randomised weights"] if sweep.weights == "randomised" else []))
 
 
 def _train(
@@ -200,22 +204,23 @@ def _train(
 def _measured(
     catalog: Catalog, sweep: LocalSweep, pair: "SAEPair", compute: Compute, say: Callable[[str], None]
 ) -> dict[str, float]:
-    """A run's numbers, by `MEASURES`."""
+    """Measure the pair of a run on the held-out text, and return the numbers by name. If other numbers are to be
+    measured, raise `MEASURES_VERSION`."""
     from jsae_core.measures import jacobian_measures, latent_accounting, pair_quality
     from jsae_core.measures.moments import flat
     from jsae_core.text import first_tokens
 
-    on = HeldOut(catalog, sweep, compute)
+    held_out = HeldOut(catalog, sweep, compute)
 
     def numbers() -> dict[str, float]:
-        inputs = on.mlp_inputs()
-        at_input, there = (flat(jacobian_measures(pair, inputs, at)) for at in EVALUATED_AT)
+        inputs = held_out.mlp_inputs()
+        at_input, at_reconstruction = (flat(jacobian_measures(pair, inputs, at)) for at in EVALUATED_AT)
         accounting = latent_accounting(pair, inputs, kept=())
-        first = first_tokens(on.documents, catalog.models[sweep.model].quality_tokens)
+        first = first_tokens(held_out.documents, catalog.models[sweep.model].quality_tokens)
         return (
-            pair_quality(pair, on.language_model, first, compute.tokens_at_once)
-            | at_input  # of more tokens than what the quality says of the Jacobian
-            | {_at_reconstruction(name): number for name, number in there.items()}
+            pair_quality(pair, held_out.language_model, first, compute.tokens_at_once)
+            | at_input  # replaces pair_quality's numbers about the Jacobian, which are of fewer tokens
+            | {_at_reconstruction(name): number for name, number in at_reconstruction.items()}
             | {name: accounting[name] for name in ("accounted_share", "accounted_share_se")}
             | {"n_tokens_jacobian": accounting["n_tokens"]}
         )
@@ -224,36 +229,38 @@ def _measured(
 
 
 def _at_reconstruction(name: str) -> str:
-    """The name of a number, or of its error, that is of the Jacobian at the reconstruction."""
+    """Return the column name of a number about the Jacobian, or of its standard error, when the Jacobian is taken at
+    the input SAE's reconstruction."""
     return f"{name.removesuffix('_se')}{AT_RECONSTRUCTION}" + ("_se" if name.endswith("_se") else "")
 
 
 def _store(
     pair: "SAEPair", numbers: dict[str, float], created_at: str, tensors: StoringIOManager, stored: StoredTensors
 ) -> None:
-    run = {"created_at": created_at, "quality": numbers, "measures": MEASURES}
+    run = {"created_at": created_at, "quality": numbers, "measures": MEASURES_VERSION}
     tensors.store(pair, stored, {"run": json.dumps(run)})
 
 
 def _similarities(runs: list[tuple["TrainingConfig", StoredTensors]]) -> list[dict[str, float]]:
-    """Of each run the mean similarity of its latents to those of the runs that differ from it in the seed alone, for
-    both SAEs; nothing where there is no such run, or where there are too many latents."""
+    """Return for each run, and for both its SAEs, the mean similarity of its latents to those of the runs that differ
+    from it only in the seed. The dict of a run is empty if there is no such run, or if there are too many latents."""
     from jsae_core.similarity import latent_similarity
 
-    found: list[dict[str, list[float]]] = [{} for _ in runs]
-    for (i, (config, one)), (j, (twin, other)) in itertools.combinations(enumerate(runs), 2):
-        if dataclasses.replace(config, seed=0) != dataclasses.replace(twin, seed=0):
+    similarities: list[dict[str, list[float]]] = [{} for _ in runs]
+    for (i, (config, pair)), (j, (other_config, other_pair)) in itertools.combinations(enumerate(runs), 2):
+        if dataclasses.replace(config, seed=0) != dataclasses.replace(other_config, seed=0):
             continue
         for side, name in (("input", "_W_dec"), ("output", "_W_dec_out")):
-            similarity = latent_similarity(one[name], other[name])
+            similarity = latent_similarity(pair[name], other_pair[name])
             if similarity is not None:
                 for run in (i, j):
-                    found[run].setdefault(f"seed_similarity_{side}", []).append(similarity)
-    return [{name: statistics.fmean(values) for name, values in of_run.items()} for of_run in found]
+                    similarities[run].setdefault(f"seed_similarity_{side}", []).append(similarity)
+    return [{name: statistics.fmean(values) for name, values in of_run.items()} for of_run in similarities]
 
 
 class HeldOut:
-    """What a local sweep's pairs are measured on: what the model's other pairs are.
+    """The language model and the held-out text on which the pairs of a local sweep are measured. They are the same as
+    for the model's other pairs.
 
     Attributes:
         documents: 1-d token tensors, BOS first.
@@ -266,7 +273,7 @@ class HeldOut:
         self.documents: list[Tensor] = compute.cached("held-out documents", sweep.model, self._tokenised)
 
     def mlp_inputs(self) -> "MLPInputs":
-        """The MLP's inputs over them."""
+        """Return the inputs of the MLP over `documents`, at the sweep's layer."""
         key = ("held out", self._sweep.model)
         return self._compute.mlp_inputs(self.language_model, self._sweep.layer, key, lambda: self.documents)
 
@@ -284,6 +291,6 @@ def _stored_run(
     from jsae_core.training_runs import local_run
 
     run, cfg = json.loads(stored.header["run"]), json.loads(stored.header["cfg"])
-    name = f"{sweep.model} layer {sweep.layer} {_named(sweep, config)}"
+    name = f"{sweep.model} layer {sweep.layer} {_run_title(sweep, config)}"
     numbers = run["quality"] | similarity
     return local_run(run_id, name, sweep.model, sweep.layer, cfg, numbers, run["created_at"], stored.relative)

@@ -1,4 +1,4 @@
-"""`tokens`: the text each model is measured on, tokenised once, so that every measure sees the same tokens."""
+"""The asset `tokens`: the text that a model is measured on, tokenised once, so that all measures share its tokens."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from jsae_assets.assets.cell import OWNERS, Stopwatch, context_size
 from jsae_assets.assets.summary import summary
 from jsae_assets.catalog import Catalog, Text
 from jsae_assets.devices import on_a_device_of_its_own
-from jsae_assets.entries import DATA_VERSION, confirm, depends_on, made_from
+from jsae_assets.entries import DATA_VERSION, confirm, depends_on, input_tags
 from jsae_assets.io_managers import StoringIOManager, header
 from jsae_assets.markdown import as_code
 from jsae_assets.partitions import models
@@ -28,7 +28,8 @@ SHOWN_CHARACTERS = 500
 
 
 def documents(text: Text, say: Callable[[str], None]) -> "Documents":
-    """The documents of a catalog entry, in order; says from where they are read, if that is not on this machine."""
+    """Return the documents of a text of the catalog, in order. `say` logs where they are read from, if that is not on
+    this machine."""
     from jsae_core import text as sources
 
     if text.standard_library:
@@ -39,14 +40,15 @@ def documents(text: Text, say: Callable[[str], None]) -> "Documents":
 
 
 def tokens_asset(catalog: Catalog) -> dg.AssetsDefinition:
+    """Return the asset `tokens`, with a partition for each model."""
     partitions = models(catalog)
 
     @dg.asset(
         name="tokens",
         partitions_def=partitions,
         deps=[depends_on({key: [_entry(key)] for key in partitions.get_partition_keys()})],
-        description="Token ids of the text a model is measured on: documents in order, BOS first, no longer than the "
-        "context.",
+        description="The token ids of the text that a model is measured on: documents in order, each beginning with "
+        "BOS and no longer than the model's context.",
         group_name=groups.TEXT,
         kinds={"huggingface", "safetensors"},
         owners=OWNERS,
@@ -70,39 +72,41 @@ def make_if_missing(
     compute: Compute,
     tensors: StoringIOManager,
 ) -> None:
-    """Make a model's tokens within the run of a cell where nobody has made them, and report them as made.
+    """Make a model's tokens within the run of a cell if they are not stored yet, and report their materialisation.
 
-    A run of a cell cannot hold the asset itself, whose partitions are others; and with the tokens, the model and the
-    text are known to be there before a pair is trained for an hour.
+    The run cannot contain the asset `tokens` itself, because that has other partitions. Making the tokens first also
+    shows that the model and the text can be read before a pair is trained for an hour.
     """
     stored = tensors.stored(TOKENS, model)
     if stored.exists():
         return
     context.log.info(f"the tokens of {model} are not there yet: making them first")
     made = tokenised(catalog, model, compute, context.log.warning)
-    said = tensors.store(
+    file_metadata = tensors.store(
         made.tensors, stored, header(TOKENS, model, context.run.run_id, CODE_VERSION, made.metadata["source"])
     )
     context.log_event(
         dg.AssetMaterialization(
             TOKENS,
             partition=model,
-            metadata=made.metadata | said,
+            metadata=made.metadata | file_metadata,
             tags={DATA_VERSION: made.digest, "dagster/code_version": CODE_VERSION}
-            | made_from(context.instance, catalog, [_entry(model)]),
+            | input_tags(context.instance, catalog, [_entry(model)]),
         )
     )
 
 
 @dataclass(frozen=True)
 class Tokenised:
+    """The tokens of a model's text as stored tensors, their digest, and the metadata of their materialisation."""
+
     tensors: dict[str, "Tensor"]
     digest: str
     metadata: dict[str, Any]
 
 
 def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable[[str], None]) -> Tokenised:
-    """The tokens of a model's text, and what is said of them; warned of what the text lacks."""
+    """Tokenise a model's text. `warn` gets a message if the text has too few tokens, or rows without text."""
     from jsae_core.tensor_files import content_digest
     from jsae_core.text import join_documents, tokenise
 
@@ -114,11 +118,11 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
     n_tokens = sum(len(document) - 1 for document in made)
     if n_tokens < model.tokens:
         warn(
-            f"The text holds {n_tokens:,} tokens, fewer than the {model.tokens:,} that the catalog asks for: every "
-            f"measure of {model_key} sees these alone. Add text, or lower the model's `tokens`"
+            f"The text has {n_tokens:,} tokens, fewer than the {model.tokens:,} that the catalog asks for, so every "
+            f"measure of {model_key} uses only these. Add text, or lower the model's `tokens`"
         )
     if source.missing:
-        warn(f"{source.missing:,} rows of the text hold none (null or absent) and were left out")
+        warn(f"{source.missing:,} rows have no text (null or absent) and were left out")
     stored = join_documents(made)
     digest = content_digest(stored)
     longest = max(len(document) for document in made)
@@ -130,7 +134,7 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
     }
     revisions = {"dataset_revision": source.revision, "language_model_revision": language_model.revision}
     metadata = {
-        **summary("What is measured on", headlines),
+        **summary("The text to measure on", headlines),
         "tokens": n_tokens,
         "tokens_asked_for": model.tokens,
         "documents": len(made),
@@ -146,5 +150,5 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
 
 
 def _entry(model: str) -> str:
-    """The catalog's entry that a model's tokens are made from."""
+    """Return the name of the catalog's entry that a model's tokens are made from."""
     return f"models/{model}/tokens"

@@ -1,7 +1,7 @@
-"""Training a pair as the catalog's recipes say, for `sae_pair` and for local sweeps.
+"""Trains a pair by a recipe of the catalog, for `sae_pair` and for local sweeps.
 
-Here: a recipe's text becomes MLP inputs, progress becomes log lines, and a run in wandb where one is asked for. Not
-here: training itself (`jsae_core.training`).
+Here: turning a recipe's text into MLP inputs, logging the progress, and logging losses in wandb if a project is set.
+Not here: training itself (`jsae_core.training`).
 """
 
 from __future__ import annotations
@@ -43,12 +43,15 @@ def trained_pair(
     downloads: Path,
     say: Callable[[str], None],
 ) -> SAEPair:
-    """The pair that a recipe makes at a layer of a model, or of its randomised twin.
+    """Train a pair by a recipe at a layer of a model, or of its twin with randomised weights, and return it.
 
     Args:
-        checkpoint: training goes on from it; to be removed once the pair is stored.
-        downloads: the folder in which wandb's client keeps its files, if losses are logged there.
-        say: told how far training is.
+        model_key: the model's name in the catalog.
+        randomise_seed: the seed of the twin with randomised weights; None for the model itself.
+        text: the recipe's text.
+        checkpoint: where training resumes, and keeps its state. The caller removes it once the pair is stored.
+        downloads: the folder for downloaded files; wandb's client keeps its files below it.
+        say: logs the progress.
     """
     import torch
 
@@ -58,7 +61,7 @@ def trained_pair(
     size = context_size(model, language_model)
     tokens = _Tokens(recipe, text, language_model, size, say)
     if recipe.tokens <= recipe.config.buffer_tokens:
-        # the training buffer would hold all of them anyway; the other pairs of this layer are trained on the same ones
+        # all of them fit into the training buffer, so they are kept for the other pairs that are trained at this layer
         key = (model.source, randomise_seed, layer, text.model_dump_json(), recipe.tokens, size)
         stream: Iterable[Tensor] = compute.cached(
             "training inputs",
@@ -70,11 +73,11 @@ def trained_pair(
         checkpoint = checkpoint.of(_version(text), str(compute.most_tokens_at_once))
     name = model.hub or model_key
     say_progress = _reporter(say, recipe.config)
-    with _logged_in_wandb(compute, downloads, name, layer, recipe.config) as logged:
+    with _logging_to_wandb(compute, downloads, name, layer, recipe.config) as log_to_wandb:
 
         def report(progress: TrainingProgress) -> None:
             say_progress(progress)
-            logged(progress)
+            log_to_wandb(progress)
 
         return train_pair(
             stream,
@@ -91,11 +94,11 @@ def trained_pair(
 
 @dataclass(frozen=True)
 class _Tokens(Iterable["Tensor"]):
-    """The token documents that a recipe trains on, made as they are read, so that no more of them is held than is used
-    at once; every read begins anew.
+    """The documents of tokens that a recipe trains on. They are tokenised while they are read, so that only the current
+    document is in memory; each iteration starts again at the first document.
 
     Raises:
-        ValueError: at its end: the text holds fewer tokens than the recipe asks for.
+        ValueError: at the end of an iteration, if the text has fewer tokens than the recipe asks for.
     """
 
     recipe: Recipe
@@ -107,21 +110,22 @@ class _Tokens(Iterable["Tensor"]):
     def __iter__(self) -> Iterator[Tensor]:
         from jsae_core.text import tokens_of
 
-        wanted, n_tokens = self.recipe.tokens, 0
+        needed, n_tokens = self.recipe.tokens, 0
         tokenizer, long_documents = self.language_model.tokenizer, self.text.long_documents
         source = documents(self.text, self.say)
-        for document in tokens_of(source, tokenizer, self.context_size, wanted, long_documents):
+        for document in tokens_of(source, tokenizer, self.context_size, needed, long_documents):
             n_tokens += len(document) - 1
             yield document
-        if n_tokens < wanted:
+        if n_tokens < needed:
             raise ValueError(
-                f"the text {self.recipe.text!r} holds {n_tokens:,} tokens, but the recipe trains on {wanted:,}; add "
+                f"the text {self.recipe.text!r} holds {n_tokens:,} tokens, but the recipe trains on {needed:,}; add "
                 f"text, or set the recipe's `tokens` to {n_tokens} at most"
             )
 
 
 def _version(text: Text) -> str:
-    """Which state of a text this is, as far as can be told without reading it: another one may hold other tokens."""
+    """Return an identifier of a text's current state, as far as it can be told without reading the text. If it differs
+    from that of a checkpoint, the tokens may differ too."""
     if text.files:
         files = [path.stat() for path in matching_files([str(place) for place in text.files])]
         return json.dumps([[file.st_size, file.st_mtime_ns] for file in files])
@@ -129,7 +133,7 @@ def _version(text: Text) -> str:
 
 
 def _reporter(say: Callable[[str], None], config: TrainingConfig) -> Callable[[TrainingProgress], None]:
-    """Says how far training is, how fast, what the losses are and how long it still takes."""
+    """Return a function that logs the progress of training: step, speed, losses and the time left."""
     pace, first = Pace(config.steps), True
 
     def report(progress: TrainingProgress) -> None:
@@ -137,19 +141,19 @@ def _reporter(say: Callable[[str], None], config: TrainingConfig) -> Callable[[T
         if first:
             pace.before = progress.spared
         if pace.due() or progress.step == progress.steps:
-            say(said(progress))
-        if first:  # until then, activations for the buffer were computed too
+            say(sentence(progress))
+        if first:  # the time before the first report includes filling the buffer with activations
             pace.begin(progress.step)
             first = False
 
-    def said(progress: TrainingProgress) -> str:
+    def sentence(progress: TrainingProgress) -> str:
         losses = {"input": progress.input_loss, "output": progress.output_loss}
         if config.jacobian_coefficient:  # else the Jacobian is not computed
             losses["mean |J|" if config.objective == "l1" else config.objective] = progress.jacobian_loss
-        said_of_losses = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
+        losses_text = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
         return (
             f"step {progress.step:,}/{progress.steps:,}, {progress.step * config.batch_tokens:,} tokens, "
-            f"{pace.rate(progress.step) * config.batch_tokens:,.0f} tokens/s: {said_of_losses}; "
+            f"{pace.rate(progress.step) * config.batch_tokens:,.0f} tokens/s: {losses_text}; "
             f"{pace.left(progress.step)}"
         )
 
@@ -157,10 +161,11 @@ def _reporter(say: Callable[[str], None], config: TrainingConfig) -> Callable[[T
 
 
 @contextmanager
-def _logged_in_wandb(
+def _logging_to_wandb(
     compute: Compute, downloads: Path, model_name: str, layer: int, config: TrainingConfig
 ) -> Iterator[Callable[[TrainingProgress], None]]:
-    """What logs the progress of training as a run of the project that is asked for; where none is, it does nothing."""
+    """Context manager that gives a function which logs the progress of training as a run in the wandb project of the
+    settings. If no project is set, the function does nothing."""
     from jsae_core.wandb_client import logged_run
 
     if not compute.wandb_project:

@@ -174,7 +174,7 @@ def test_precisions_are_compared_between_the_latents_that_both_have():
 @pytest.mark.parametrize(
     ("profile", "title"),
     [
-        (lambda: operators.profile_training(PLAIN, 16, CPU), "a step of tiny, batch 16, lambda 1"),
+        (lambda: operators.profile_training(PLAIN, 16, CPU), "a training step of tiny, batch 16, lambda 1"),
         (lambda: operators.profile_histogram(PLAIN, CPU), "histogram of 32 tokens, tiny"),
         (lambda: operators.profile_quality(PLAIN, CPU), "quality over 128 tokens, tiny"),
     ],
@@ -231,7 +231,7 @@ def test_the_figures_draw_every_part_of_every_device(every_row):
     assert {trace.name for trace in speed.data if trace.showlegend is not False} == {
         "tiny, one",
         "tiny, other",
-        "aimed at",
+        "aim",
     }
     assert len(growing.data) == len(every) * len(report.SERIES) * 2
 

@@ -101,8 +101,8 @@ def test_the_catalog_that_the_refusals_below_are_changed_from_is_good(tmp_path):
     catalog = load(tmp_path, GOOD)
     assert catalog.layers("m") == [0, 2]
     assert catalog.layers("m", "b") == [0]
-    assert catalog.pair("b", "m", 0).named(0) == str(tmp_path / "pairs" / "0")
-    assert catalog.pair("b", "hub", 4).named(4) == "who/what/layer4:v0"
+    assert catalog.pair("b", "m", 0).address(0) == str(tmp_path / "pairs" / "0")
+    assert catalog.pair("b", "hub", 4).address(4) == "who/what/layer4:v0"
     assert catalog.pair("b", "m", 2) is None
 
 
@@ -118,27 +118,37 @@ def test_a_catalog_for_the_embedded_model_and_one_for_the_paper_s_pairs_are_ship
 
 MALFORMED = {
     # what is changed: (where, to what), the entry that the message names, what it says besides
-    "a section that does not exist": ("modles", {}, "modles", "there are: models, text, variants, pairs, sweeps"),
-    "an unknown setting of a model": ("models.m.layer", 3, "models.m.layer", "there are: directory, hub, "),
-    "an unknown setting of a text": ("text.t.file", "x", "text.t.file", "there are: standard_library, files, "),
+    "a section that does not exist": (
+        "modles",
+        {},
+        "modles",
+        "the settings are: models, text, variants, pairs, sweeps",
+    ),
+    "an unknown setting of a model": ("models.m.layer", 3, "models.m.layer", "the settings are: directory, hub, "),
+    "an unknown setting of a text": ("text.t.file", "x", "text.t.file", "the settings are: standard_library, files, "),
     "an unknown setting of a variant": (
         "variants.a.color",
         "#000000",
         "variants.a.color",
-        "there are: label, colour, ",
+        "the settings are: label, colour, ",
     ),
-    "an unknown setting of a pair": ("pairs.0.layer", 1, "pairs[0].layer", "there are: variant, model, layers, "),
+    "an unknown setting of a pair": (
+        "pairs.0.layer",
+        1,
+        "pairs[0].layer",
+        "the settings are: variant, model, layers, ",
+    ),
     "an unknown setting of a recipe": (
         "pairs.0.train.config.dsae",
         8,
         "pairs[0].train.config.dsae",
-        "there is no such setting; there are: d_sae, k, ",
+        "there is no such setting; the settings are: d_sae, k, ",
     ),
     "an unknown setting of a term of the loss": (
         "pairs.0.train.config.auxk",
         {"weight": 1},
         "pairs[0].train.config.auxk.weight",
-        "there is no such setting; there are: coefficient, k, dead_after_tokens",
+        "there is no such setting; the settings are: coefficient, k, dead_after_tokens",
     ),
     "a label that is empty": ("variants.a.label", "", "variants.a.label", "is empty, expected at least 1 character"),
     "a label longer than a figure": ("variants.a.label", "x" * 101, "variants.a.label", "at most 100 characters"),
@@ -151,7 +161,12 @@ MALFORMED = {
     ),
     "an unknown split of the library": ("text.t", {"standard_library": "test"}, "text.t.standard_library", "'train'"),
     "a colour by its name": ("variants.a.colour", "red", "variants.a.colour", "'red', expected a colour of six hex"),
-    "a colour that YAML took for a comment": ("variants.a.colour", None, "variants.a.colour", "in quotes, since YAML"),
+    "a colour that YAML took for a comment": (
+        "variants.a.colour",
+        None,
+        "variants.a.colour",
+        "in quotes, because YAML",
+    ),
     "no tokens to measure": ("models.m.tokens", 0, "models.m.tokens", "is 0, expected at least 1"),
     "a context without room for a token": ("models.m.context_size", 1, "models.m.context_size", "2"),
     "an empty prompt": ("models.m.prompt", "", "models.m.prompt", "at least 1 character"),
@@ -181,12 +196,17 @@ MALFORMED = {
     "an empty directory of a pair": ("pairs.1.directory", "", "pairs[1].directory", "at least 1 character"),
 }
 CONTRADICTORY = {
-    "a text that does not exist": ("models.m.text", "x", "models.m.text", "there are: t"),
+    "a text that does not exist": ("models.m.text", "x", "models.m.text", "the catalog has: t"),
     "a model from a directory without a text": ("models.m", {"directory": "lm"}, "models.m", "text is missing"),
-    "a pair of no variant": ("pairs.0.variant", "c", "pairs[0].variant", "there are: a, b"),
-    "a pair of no model": ("pairs.0.model", "x", "pairs[0].model", "there are: m, hub"),
-    "a recipe with no text": ("pairs.0.train.text", "x", "pairs[0].train.text", "there are: t"),
-    "a comparison with no variant": ("variants.b.compared_with", "c", "variants.b.compared_with", "there are: a, b"),
+    "a pair of no variant": ("pairs.0.variant", "c", "pairs[0].variant", "the catalog has: a, b"),
+    "a pair of no model": ("pairs.0.model", "x", "pairs[0].model", "the catalog has: m, hub"),
+    "a recipe with no text": ("pairs.0.train.text", "x", "pairs[0].train.text", "the catalog has: t"),
+    "a comparison with no variant": (
+        "variants.b.compared_with",
+        "c",
+        "variants.b.compared_with",
+        "the catalog has: a, b",
+    ),
     "a comparison with itself": ("variants.b.compared_with", "b", "variants.b.compared_with", "itself"),
     "two sources of a model": ("models.m.hub", "x/y", "models.m", "exactly one of directory, hub, embedded"),
     "no source of a model": ("models.m", {"text": "t"}, "models.m", "exactly one of directory, hub, embedded"),
@@ -263,7 +283,12 @@ CONTRADICTORY = {
         "b of m at layer 0",
     ),
     "the same layer twice in an entry": ("pairs.0.layers", [2, 2], "pairs[0]", "a of m at layer 2"),
-    "another placeholder in a directory": ("pairs.1.directory", "pairs/{lay}", "pairs[1]", "holds {lay}, which stands"),
+    "another placeholder in a directory": (
+        "pairs.1.directory",
+        "pairs/{lay}",
+        "pairs[1]",
+        "contains {lay}, but the only",
+    ),
     "another placeholder in an artifact": ("pairs.2.wandb", "a/b/{layer}{x}:v0", "pairs[2]", "placeholder is {layer}"),
     "a layer that the model has not": (
         "pairs.0.layers",
@@ -293,7 +318,7 @@ CONTRADICTORY = {
         "pairs.0.train.config.batch_tokens",
         11,
         "pairs[0].train",
-        "tokens is 10, but batch_tokens is 11: a batch would hold tokens several times",
+        "tokens is 10, but batch_tokens is 11: a batch would contain tokens several times",
     ),
     "a k above d_sae": ("pairs.0.train.config.k", 9, "pairs[0].train.config", "k is 9, larger than d_sae, 8"),
     "no steps": ("pairs.0.train.config.steps", 0, "pairs[0].train.config", "steps is 0, expected at least 1"),
@@ -599,12 +624,12 @@ def test_no_key_holds_a_separator_a_space_or_a_control_character(tmp_path, head,
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"models: [", "no valid YAML"),
-        (b"models: {a: !!python/object:os.system {}}", "no valid YAML"),
-        (b"\xff\xfe", "no UTF-8"),
-        (b"", "expected sections models, text, variants, pairs and sweeps"),
-        (b"- models", "expected sections models, text, variants, pairs and sweeps"),
-        (b"models", "expected sections models, text, variants, pairs and sweeps"),
+        (b"models: [", "not valid YAML"),
+        (b"models: {a: !!python/object:os.system {}}", "not valid YAML"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"", "expected the sections models, text, variants, pairs and sweeps"),
+        (b"- models", "expected the sections models, text, variants, pairs and sweeps"),
+        (b"models", "expected the sections models, text, variants, pairs and sweeps"),
     ],
 )
 def test_a_file_that_is_no_catalog_is_refused_by_name(tmp_path, content, expected):
@@ -656,7 +681,7 @@ def test_relative_paths_start_at_the_catalogs_folder_whatever_the_working_direct
     catalog = load(tmp_path / "catalogs", with_change("models.m.directory", "../lm"))
     assert catalog.models["m"].source == (tmp_path / "lm", None)
     assert [str(place) for place in catalog.text["t"].files] == [str(tmp_path / "catalogs" / "*.txt")]
-    assert catalog.pair("b", "m", 0).named(0) == str(tmp_path / "catalogs" / "pairs" / "0")
+    assert catalog.pair("b", "m", 0).address(0) == str(tmp_path / "catalogs" / "pairs" / "0")
 
 
 def test_absolute_paths_and_hub_names_stay_as_they_are(tmp_path):
@@ -679,7 +704,7 @@ def test_absolute_paths_and_hub_names_stay_as_they_are(tmp_path):
 def test_what_is_not_there_is_an_error_of_the_catalog_with_its_entry_and_place(tmp_path, place, value, entry):
     message = refusal(tmp_path, with_change(place, value))
     assert entry in message
-    assert any(words in message for words in ("does not exist", "is no directory", "nothing matches"))
+    assert any(words in message for words in ("does not exist", "is not a directory", "nothing matches"))
     assert str(tmp_path) in message.split(entry)[1]
 
 
@@ -946,7 +971,7 @@ def test_a_key_is_at_most_as_long_as_a_file_may_be_named(tmp_path, section):
 
     load(tmp_path, keyed(100))
     message = refusal(tmp_path, keyed(300))
-    assert f"{section}.xxx" in message and "has 300 characters; a name has at most 100" in message
+    assert f"{section}.xxx" in message and "has 300 characters; expected at most 100" in message
 
 
 @pytest.mark.parametrize(
@@ -974,9 +999,9 @@ def test_a_wandb_project_may_hold_spaces(tmp_path):
     entries = with_change("pairs.2.wandb", "my-team/my sparse project/layer{layer}:v0")
     entries["sweeps"] = {"s": {"wandb": "my-team/my sparse project"}}
     catalog = load(tmp_path, entries)
-    assert catalog.pairs[2].named(3) == "my-team/my sparse project/layer3:v0"
+    assert catalog.pairs[2].address(3) == "my-team/my sparse project/layer3:v0"
     for name in ("lab/ project", "lab/project ", "la b/project", "lab/a#b", "lab/a?b", "lab/a%b", "lab/a:b"):
-        assert "is no wandb project" in refusal(tmp_path, with_change("sweeps.s", {"wandb": name}))
+        assert "is not a wandb project" in refusal(tmp_path, with_change("sweeps.s", {"wandb": name}))
 
 
 # The hub as a source of pairs
@@ -988,14 +1013,14 @@ def on_hub(**settings) -> dict:
 
 def test_a_pair_on_the_hub_is_named_by_repository_revision_and_folder(tmp_path):
     catalog = load(tmp_path, on_hub(revision="v1", subfolder="layer{layer}"))
-    assert catalog.pair("b", "hub", 4).named(4) == "lab/pairs v1 layer4"
-    assert load(tmp_path, on_hub(hub="lab/pair-{layer}")).pair("b", "hub", 4).named(4).startswith("lab/pair-4 main")
+    assert catalog.pair("b", "hub", 4).address(4) == "lab/pairs v1 layer4"
+    assert load(tmp_path, on_hub(hub="lab/pair-{layer}")).pair("b", "hub", 4).address(4).startswith("lab/pair-4 main")
 
 
 @pytest.mark.parametrize(
     ("settings", "place", "expected"),
     [
-        ({}, "pairs[2]", "hub holds no '{layer}', so 2 layers would share one pair"),
+        ({}, "pairs[2]", "hub contains no '{layer}', so 2 layers would share one pair"),
         ({"hub": "pairs"}, "pairs[2].hub", "organisation/name"),
         ({"subfolder": "../{layer}"}, "pairs[2].subfolder", "folder of the repository"),
         ({"subfolder": "/{layer}"}, "pairs[2].subfolder", "folder of the repository"),

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from jsae_assets import command
 from jsae_assets.catalog import load_catalog
 from jsae_assets.command import figure_pages, run_all, say_plan, summary
-from jsae_assets.plan import narrowed, planned_runs
+from jsae_assets.plan import planned_runs, selection
 from jsae_assets.suggestion import NothingToSuggest, short_sweep, suggested
 from jsae_core import load_language_model
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, REPOSITORY, Graph, write_catalog
@@ -209,9 +209,9 @@ def test_what_was_damaged_is_planned_with_the_reason_and_made_again_and_nothing_
     said = capsys.readouterr().out
     damaged = "was made, but its file is damaged: "
     for line in (
-        f"traditional/function_shapes {damaged}it is no complete parquet file",
+        f"traditional/function_shapes {damaged}it is not a complete parquet file",
         f"figures/jsae/jacobian_histogram {damaged}its bytes are not those that were written",
-        f"figures/jsae/edge_curve {damaged}the bytes of tiny.html beside it are not those that were written",
+        f"figures/jsae/edge_curve {damaged}the bytes of tiny.html next to it are not those that were written",
         f"figures/jsae/ablation {damaged}it is not the one that was made last",
     ):
         assert line in said
@@ -327,16 +327,16 @@ def test_a_dry_run_says_what_would_be_made_and_why_and_makes_and_records_nothing
 def test_what_is_asked_for_brings_with_it_what_it_is_made_from_and_nothing_else(entries, graph, arguments, expected):
     tiny = graph(entries())
     options = command.arguments(["run", *arguments])
-    wanted = narrowed(options.model, options.layer, options.asset, tiny.catalog)
+    wanted = selection(options.model, options.layer, options.asset, tiny.catalog)
     assert planned(tiny, wanted) == expected
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "nobody"], "--model nobody: the catalog holds none such; there are: tiny"),
-        (["--layer", "7"], "--layer 7: the catalog holds none such; there are: 0, 1"),
-        (["--asset", "nothing"], "--asset nothing: the catalog holds none such; there are: "),
+        (["--model", "nobody"], "--model nobody: the catalog has no such model; it has: tiny"),
+        (["--layer", "7"], "--layer 7: the catalog has no such layer; it has: 0, 1"),
+        (["--asset", "nothing"], "--asset nothing: the catalog has no such asset; it has: "),
     ],
 )
 def test_what_the_catalog_does_not_hold_is_a_bad_argument(
@@ -348,7 +348,7 @@ def test_what_the_catalog_does_not_hold_is_a_bad_argument(
 
 def test_what_there_is_is_named_once(entries, graph, monkeypatch, tmp_path, capsys):
     main(graph(entries()), monkeypatch, tmp_path, "run", "--asset", "nothing")
-    names = capsys.readouterr().err.split("there are: ")[1].strip().split(", ")
+    names = capsys.readouterr().err.split("it has: ")[1].strip().split(", ")
     assert names == sorted(set(names)) and {"tokens", "pair_quality", "jsae/pair_quality"} <= set(names)
 
 
@@ -531,7 +531,7 @@ def test_a_short_sweep_suggests_the_largest_lambda_that_keeps_enough_and_is_not_
         for name in ("above_0.01", "accounted_share", "explained_variance_output", "kl_score_pair"):
             assert f"{row[name]:.1%}" in rows[f"{row['jacobian_coefficient']:g}"]
     assert "Suggested: λ = 0.1," in said and "jacobian_coefficient: 0.1" in said
-    assert "150 steps, the catalog's recipe asks for 300" in said
+    assert "150 steps, but the catalog's recipe trains for 300" in said
     before = tiny.stored()
     assert main(tiny, monkeypatch, tmp_path, *asked) == 0
     again = capsys.readouterr().out
@@ -565,8 +565,8 @@ def test_to_suggest_a_lambda_the_language_model_is_loaded_once(entries, graph, m
         ([0.8, 0.79, 0.73, 0.6], [[], [], ["its MLP is another"], []], 0.9, 1.0),
         ([0.8, 0.7, 0.73, 0.6], [[], [], [], []], 0.9, 3.0),
         ([0.8, 0.7, 0.6, 0.5], [[], [], [], []], 0.9, "Even the smallest λ costs too much after 40 steps"),
-        ([0.4, 0.4, 0.4, 0.4], [["too little"], [], [], []], 0.9, r"not fit to be measured itself \(too little\)"),
-        ([-0.1, -0.1, -0.1, -0.1], [[], [], [], []], 0.9, r"itself \(one of its SAEs explains nothing\)"),
+        ([0.4, 0.4, 0.4, 0.4], [["too little"], [], [], []], 0.9, r"not fit to be measured \(too little\)"),
+        ([-0.1, -0.1, -0.1, -0.1], [[], [], [], []], 0.9, r"measured \(one of its SAEs explains nothing\)"),
     ],
 )
 def test_the_suggested_lambda_is_the_largest_that_keeps_enough_and_would_pass(
@@ -597,7 +597,7 @@ def test_what_the_check_faithful_would_refuse_is_not_suggested(entries, graph, m
     assert main(tiny, monkeypatch, tmp_path, *asked) == 1
     said = capsys.readouterr().out
     assert [line.split()[-1] for line in said.splitlines() if line.endswith((" yes", " no"))] == ["no", "no"]
-    assert "the pair without a penalty is not fit to be measured itself (" in said
+    assert "the pair without a penalty (λ = 0) is not fit to be measured (" in said
 
 
 def test_without_lambdas_those_around_the_rule_of_thumb_are_tried_by_a_shortened_recipe(entries, tmp_path):
@@ -613,7 +613,7 @@ def test_without_lambdas_those_around_the_rule_of_thumb_are_tried_by_a_shortened
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nobody", "1"], "the catalog holds no model 'nobody'; there are: tiny"),
+        (["nobody", "1"], "the catalog has no model 'nobody'; it has: tiny"),
         (["tiny", "7"], "tiny has layers 0 to 2; there is no layer 7"),
     ],
 )

@@ -67,7 +67,7 @@ def test_reading_a_damaged_file_names_it_says_what_to_do_and_sets_it_aside(tmp_p
     with pytest.raises(FileNotFoundError, match="is missing .it was damaged, and was set aside"):
         read(kind, base, WANTED[kind])
     store(kind, VALUES[kind], base)
-    assert not file.aside.exists()
+    assert not file.set_aside_path.exists()
     read(kind, base, WANTED[kind])
 
 
@@ -85,7 +85,7 @@ def test_a_figure_is_damaged_with_its_page(tmp_path, harm):
     store("figures", figure(), tmp_path)
     page = place("figures", tmp_path).with_suffix(".html")
     flip(page, 1000) if harm == "a flipped bit" else page.unlink()
-    assert "tiny.html beside it" in stored_file("figures", tmp_path).damage()
+    assert "tiny.html next to it" in stored_file("figures", tmp_path).damage()
 
 
 def test_files_that_were_stored_before_they_carried_a_digest_are_read(tmp_path):
@@ -101,8 +101,8 @@ def test_files_that_were_stored_before_they_carried_a_digest_are_read(tmp_path):
 
 
 def test_a_file_is_looked_at_once_a_process_until_it_is_written_again(tmp_path, monkeypatch):
-    looks, real = [], stored_files.is_whole
-    monkeypatch.setattr(stored_files, "is_whole", lambda *arguments: looks.append(arguments) or real(*arguments))
+    looks, real = [], stored_files.is_undamaged
+    monkeypatch.setattr(stored_files, "is_undamaged", lambda *arguments: looks.append(arguments) or real(*arguments))
     store("tensors", VALUES["tensors"], tmp_path)
     for _ in range(3):
         read("tensors", tmp_path, dict)

@@ -81,7 +81,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_says_which_file_how_much_wh
 def test_a_full_disk_of_this_machine_is_told_from_the_storage_elsewhere(small_disk, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
     base = UPath(f"memory://{tmp_path.name}")
-    with pytest.raises(FullDiskError, match="set TMPDIR, where it is made, to a folder"):
+    with pytest.raises(FullDiskError, match="set TMPDIR, where the file is written first, to a folder"):
         store("tensors", LARGE["tensors"], str(base))
     assert not [path for path in base.rglob("*") if path.is_file()] and not list(small_disk.iterdir())
 

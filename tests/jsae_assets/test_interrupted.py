@@ -165,7 +165,7 @@ def test_a_measure_begins_anew_with_fewer_tokens_at_once_where_memory_ran_out(to
         if n_saved == 3:
             raise torch.OutOfMemoryError("as if it had")
 
-    monkeypatch.setattr(resources, "LEAST_TOKENS", 32)
+    monkeypatch.setattr(resources, "FEWEST_TOKENS", 32)
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "save", save)
         result = graph.measure(1, HISTOGRAM)

@@ -315,7 +315,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path, kind, annotation):
     store(kind, VALUES[kind], tmp_path)
     path = place(kind, tmp_path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="is no complete") as caught:
+    with pytest.raises(ValueError, match="is not a complete") as caught:
         read(kind, tmp_path, annotation)
     assert str(path) in str(caught.value)
 
@@ -339,7 +339,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path, kind, annotation):
 )
 def test_a_wrong_type_is_refused_before_anything_is_created(tmp_path, kind, value):
     base = tmp_path / "storage"
-    with pytest.raises(TypeError, match=f"some/{kind} gave a {type(value).__name__}.*Nothing was written"):
+    with pytest.raises(TypeError, match=f"some/{kind} returned a {type(value).__name__}.*Nothing was written"):
         store(kind, value, base)
     assert not base.exists()
 

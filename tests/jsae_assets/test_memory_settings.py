@@ -37,7 +37,9 @@ def test_what_does_not_fit_names_the_settings_that_take_less(entries, graph, mon
     monkeypatch.setattr(histogram, "run_sandwich", fails)
     message = histogram_failure(graph, entries)
     assert "the tables take 9 GB" in message
-    assert re.search(r"This run holds on cpu: the language model \S+ \([\d.]+ MB\), the pair \([\d.]+ MB\)", message)
+    assert re.search(
+        r"This run keeps in the memory of cpu: the language model \S+ \([\d.]+ MB\), the pair \([\d.]+ MB\)", message
+    )
     for setting in ("JSAE_DEVICE", "JSAE_DTYPE=bfloat16", "JSAE_MEMORY_GIB", "JSAE_BATCH_TOKENS"):
         assert setting in message
 

@@ -111,7 +111,7 @@ def test_the_environment_configures_the_resources(monkeypatch, tmp_path):
         ("MEMORY_GIB", "8GiB", "is '8GiB', expected a number"),
         ("MEMORY_GIB", "0", "is '0', expected more than 0"),
         ("MEMORY_GIB", "inf", "is 'inf', expected a finite number"),
-        ("WANDB_PROJECT", "project", "'project' is no wandb project; expected entity/project"),
+        ("WANDB_PROJECT", "project", "'project' is not a wandb project; expected entity/project"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_by_the_command_in_one_line_with_its_name(

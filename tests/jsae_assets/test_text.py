@@ -60,14 +60,14 @@ def test_fewer_tokens_than_asked_for_are_said_in_the_materialisation_and_the_log
     result = graph.tokenise()
     told = metadata(result, "tokens")
     assert (told["tokens"], told["tokens_asked_for"]) == (27, 1000)
-    assert "holds 27 tokens, fewer than the 1,000" in graph.messages(result)
+    assert "has 27 tokens, fewer than the 1,000" in graph.messages(result)
 
 
 def test_rows_without_a_text_are_counted_in_the_materialisation_and_the_log(measured_on):
     graph = measured_on([None, TEXT, None])
     result = graph.tokenise()
     assert metadata(result, "tokens")["rows_without_text"] == 2
-    assert "2 rows of the text hold none" in graph.messages(result)
+    assert "2 rows have no text" in graph.messages(result)
 
 
 def test_enough_text_is_no_warning(measured_on):
@@ -111,7 +111,7 @@ def test_a_dataset_s_revision_is_asked_for_and_what_it_stood_for_recorded(entrie
 
 @pytest.mark.parametrize(
     "settings, said",
-    [({"revision": "v1"}, "revision is that of a dataset"), ({"long_documents": "split"}, "'cut' or 'truncate'")],
+    [({"revision": "v1"}, "revision is for datasets only"), ({"long_documents": "split"}, "'cut' or 'truncate'")],
 )
 def test_settings_of_a_text_that_mean_nothing_are_refused(entries, tmp_path, settings, said):
     changed = entries()

@@ -131,7 +131,7 @@ def test_the_command_prints_the_whole_table(tmp_path):
     )
     lines = done.stdout.strip().splitlines()
     assert len(lines) == 1 + len(all_reported_results())
-    header = ["model", "layer", "variant", "λ", "measure", "reported", "likewise", "difference", "measured"]
+    header = ["model", "layer", "variant", "λ", "measure", "reported", "comparable", "difference", "measured"]
     header += ["reported", "as"]
     assert lines[0].split() == header
     assert "11.30%" in done.stdout and "not in the catalog" in done.stdout

@@ -1,8 +1,8 @@
 """A stream of MLP inputs: documents in, batches of activations out.
 
-Here: packing documents into padded batches, dropping BOS and padding again, which document a token is from, keeping
-what the model computed. Not here: tokens (`text.py`), the model (`language_model.py`), anything that is measured on a
-stream (`measures/`).
+Here: packing documents into padded batches, leaving out BOS and padding again, numbering the document of each token,
+keeping computed batches for the next reader. Not here: tokens (`text.py`), the model (`language_model.py`), measures
+of a stream (`measures/`).
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ class MLPInputs:
     the next reader, so they are not to be written to.
 
     Attributes:
-        documents: 1-d token tensors, BOS first; gone through anew by every read.
-        batch_tokens: the most tokens, padding counted, that the model is given at once (a longer document goes alone).
-        convention: of what is called the MLP's input, by its name in `LanguageModel.mlp_input_conventions`.
-        budget: the memory in which batches are kept once the model has computed them; what finds no room there is
-            computed again by every read. None: nothing is kept.
+        documents: 1-d token tensors, BOS first; every read iterates over them again.
+        batch_tokens: the most tokens, padding included, that the model is given at once (a longer document makes a
+            batch of its own).
+        convention: which tensor counts as the MLP's input, by its name in `LanguageModel.mlp_input_conventions`.
+        budget: the memory in which computed batches are kept; a batch that does not fit is computed again by every
+            read. None: no batch is kept.
     """
 
     language_model: LanguageModel
@@ -45,28 +46,28 @@ class MLPInputs:
     batch_tokens: int = 8192
     budget: MemoryBudget | None = None
     convention: str = "true"
-    _kept: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)  # by batch
+    # by the number of the batch
+    _kept_batches: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Tensor]:
         return self.starting_at(0)
 
     def starting_at(self, first: int) -> Iterator[Tensor]:
-        """What iterating gives from its item number `first` on; nothing is computed of those before."""
+        """Iterate from item number `first` on, without computing the items before it."""
         for number, batch in enumerate(packed(self.documents, self.batch_tokens)):
             if number < first:
                 continue
-            if number in self._kept:
-                yield moved(self._kept[number], self.language_model.device)
+            if number in self._kept_batches:
+                yield moved(self._kept_batches[number], self.language_model.device)
                 continue
             computed = self._computed(batch)
             kept = None if self.budget is None else self.budget.kept(computed)
             if kept is not None:
-                self._kept[number] = kept
+                self._kept_batches[number] = kept
             yield computed
 
     def digest(self) -> str:
-        """Of all that the items depend on: documents, layer, convention, how many tokens at once, the model's
-        weights."""
+        """Digest of all that the items depend on: documents, layer, convention, batch size, the model's weights."""
         documents = content_digest({str(number): document for number, document in enumerate(self.documents)})
         parts = [documents, self.language_model.digest(), self.layer, self.batch_tokens, self.convention]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -76,52 +77,52 @@ class MLPInputs:
             mlp_input, _ = self.language_model.mlp_activations(batch.tokens, self.layer)
         else:
             conventions = self.language_model.mlp_input_conventions(batch.tokens, self.layer)
-            # a model that does not normalise its MLP's input has the true one alone
+            # a model that does not normalise its MLP's input has only the true convention
             mlp_input = conventions.get(self.convention, conventions["true"])
-        # as places, not as a mask: to see how many there are, the processor would wait for the device
-        places = moved(batch.measured.flatten().nonzero()[:, 0], mlp_input.device)
-        return mlp_input.flatten(0, 1).index_select(0, places)
+        # as indices, not as a mask: counting the elements of a mask makes the processor wait for the device
+        indices = moved(batch.measured.flatten().nonzero()[:, 0], mlp_input.device)
+        return mlp_input.flatten(0, 1).index_select(0, indices)
 
     @property
     def document_lengths(self) -> list[int]:
-        """How many rows a full read gives of each document."""
+        """The number of rows that a full read yields for each document."""
         return [len(document) - 1 for document in self.documents]
 
     @property
     def n_tokens(self) -> int:
-        """How many rows a full read gives."""
+        """The number of rows that a full read yields."""
         return sum(self.document_lengths)
 
 
 @dataclass(frozen=True)
 class FirstDocuments:
-    """The inputs at the first documents of a stream: as the stream, but no more of it is computed than they need."""
+    """The MLP inputs of a stream's first documents. Batches of later documents are not computed."""
 
     stream: MLPInputs
     n_documents: int
 
     def __iter__(self) -> Iterator[Tensor]:
-        left = sum(self.document_lengths)
+        remaining = sum(self.document_lengths)
         batches = iter(self.stream)
-        while left > 0:
-            batch = next(batches)[:left]
-            left -= len(batch)
+        while remaining > 0:
+            batch = next(batches)[:remaining]
+            remaining -= len(batch)
             yield batch
 
     @property
     def document_lengths(self) -> list[int]:
-        """As of the stream."""
+        """The number of rows that a full read yields for each of these documents."""
         return self.stream.document_lengths[: self.n_documents]
 
 
 def with_documents(
     stream: Iterable[Tensor], items: Iterable[Tensor] | None = None, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Each item of a stream [n_tokens, d_model] with the number of the document that each token is from, [n_tokens]
-    int64 on the CPU. A stream has them if it has `document_lengths`; of any other it is None.
+    """Yield each item [n_tokens, d_model] of a stream with the document number of each of its tokens, [n_tokens] int64
+    on the CPU; with None where the stream has no `document_lengths`.
 
     Args:
-        items: of the stream, those from token number `start` on. None: all.
+        items: the items of the stream from token number `start` on. None: all items.
     """
     documents = documents_of(stream)
     for item in stream if items is None else items:
@@ -130,7 +131,7 @@ def with_documents(
 
 
 def documents_of(stream: Iterable[Tensor]) -> Tensor | None:
-    """The number of the document of each token of a stream, [n_tokens] int64, if it has `document_lengths`."""
+    """The document number of each token of a stream, [n_tokens] int64; None if it has no `document_lengths`."""
     lengths = getattr(stream, "document_lengths", None)
     return None if lengths is None else torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
 
@@ -144,7 +145,7 @@ class Batch:
 
 
 def packed(documents: Iterable[Tensor], batch_tokens: int) -> Iterator[Batch]:
-    """Consecutive documents, as many at once as fit `batch_tokens` when padded to the longest of them."""
+    """Batches of consecutive documents: as many in each as fit `batch_tokens` when padded to the longest of them."""
     batch: list[Tensor] = []
     longest = 0
     for document in documents:

@@ -1,7 +1,8 @@
-"""Checkpoints: how far a long computation has come, in a file, so that it goes on from there after it was killed.
+"""Checkpoints: the state of a long computation in a file, so that a killed computation continues from there.
 
-Here: writing a state of tensors and plain values whole or not at all, whose state it is, when the next one is due. Not
-here: what the state of a computation is (each says that itself), where the file lies (whoever makes the `Checkpoint`).
+Here: writing a state of tensors and plain values whole or not at all, telling which computation it belongs to, when the
+next one is due. Not here: what the state of a computation consists of (each computation decides), where the file lies
+(whoever makes the `Checkpoint` decides).
 
     checkpoint = checkpoint.of("what is computed", "with which settings", ...)
     state = checkpoint.load()                    # None: begin at the beginning
@@ -12,8 +13,9 @@ here: what the state of a computation is (each says that itself), where the file
     # and once the result is stored:
     checkpoint.remove()
 
-Lists of tensors that only grow, such as what was computed of every token so far, may be many GB. They are not written
-again each time: what is new of them goes to one more file in a folder beside the checkpoint, which says what counts.
+Lists of tensors that only grow, such as one result for each token so far, may take many GB. They are not written again
+each time: their new tensors go to one more file in a folder beside the checkpoint, and the checkpoint names the files
+that are valid.
 """
 
 from __future__ import annotations
@@ -35,19 +37,19 @@ from torch import Tensor
 
 from jsae_core.tensor_files import content_digest, open_tensors, read_tensors, write_tensors
 
-SECONDS = 60.0  # between checkpoints, unless said otherwise
-PIECES_BYTES = 2**28  # of lists, in one file
+SECONDS = 60.0  # between checkpoints, by default
+PIECES_BYTES = 2**28  # about the size of one file with tensors of lists
 
 
 @dataclass(frozen=True)
 class State:
-    """How far a computation had come.
+    """The state of a computation.
 
     Attributes:
-        tensors: by name; on the CPU where they were loaded.
-        values: by name, what JSON can hold.
-        lists: by name, of tensors; from one state of a computation to the next they only grow. Where they were loaded,
-            a tensor is read when it is asked for.
+        tensors: tensors by name; in a loaded state they are on the CPU.
+        values: values by name that JSON can hold.
+        lists: lists of tensors by name; from one state of a computation to the next they only grow. In a loaded state,
+            a tensor is read from its file when it is asked for.
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class State:
 
     @classmethod
     def joined(cls, parts: Mapping[str, State]) -> State:
-        """One state of several, by their names."""
+        """Join several named states into one."""
         states = [(f"{name}.", state) for name, state in parts.items()]
         return cls(
             {before + name: tensor for before, state in states for name, tensor in state.tensors.items()},
@@ -65,21 +67,21 @@ class State:
         )
 
     def part(self, name: str) -> State:
-        """One of those that were joined."""
-        return State(*(named_below(held, f"{name}.") for held in (self.tensors, self.values, self.lists)))
+        """The state of this name, one of those that `joined` put together."""
+        return State(*(without_prefix(items, f"{name}.") for items in (self.tensors, self.values, self.lists)))
 
     def to(self, device: torch.device) -> State:
-        """With the tensors there; the lists stay where they are."""
+        """A copy with the tensors on the device; the lists stay where they are."""
         return State({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.values, self.lists)
 
 
-def named_below(held: Mapping[str, Any], before: str) -> dict[str, Any]:
-    """What has a name that begins so, by the rest of its name."""
-    return {name.removeprefix(before): value for name, value in held.items() if name.startswith(before)}
+def without_prefix(items: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The items whose names start with the prefix, under their names without it."""
+    return {name.removeprefix(prefix): value for name, value in items.items() if name.startswith(prefix)}
 
 
-class Made(Sequence[Tensor]):
-    """A list of tensors that are made of items when they are asked for."""
+class LazyTensors(Sequence[Tensor]):
+    """A sequence of tensors, each made from its item by `make` when it is asked for."""
 
     def __init__(self, items: Sequence[Any], make: Callable[[Any], Tensor]):
         self._items, self._make = items, make
@@ -87,21 +89,24 @@ class Made(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, place: Any) -> Any:
-        return self._make(self._items[place])
+    def __getitem__(self, index: Any) -> Any:
+        return self._make(self._items[index])
 
 
 class Checkpoint:
     """The file in which a computation keeps its state.
 
-    A state is the computation's own only if all that the result depends on is the same, which the digest tells. One of
-    another digest, and a file that is damaged in any way, are ignored with a word and replaced by the next `save`.
+    A stored state belongs to a computation only if everything that the result depends on is the same, which the digest
+    tells. A state with another digest and a damaged file are not used: `say` receives a message, and the next `save`
+    replaces them.
 
     Args:
-        path: the file; its folder is made where it is missing.
-        digest: of what the result depends on, as far as the caller knows; the computation adds the rest with `of`.
-        seconds: at most so much work lies between two checkpoints, plus one step; at least 0.
-        say: told, in a sentence, what was found and what could not be written.
+        path: the file; its folder is made if it is missing.
+        digest: digest of what the result depends on, as far as the caller knows; the computation adds the rest with
+            `of`.
+        seconds: the time after which the next checkpoint is due, at least 0. A crash costs at most this time and one
+            step.
+        say: receives a sentence when a state was found, was not used or could not be written.
     """
 
     def __init__(
@@ -111,12 +116,12 @@ class Checkpoint:
         self.digest = digest
         self.seconds = seconds
         self.say = say
-        self._last = time.monotonic()
-        self._pieces: list[str] = []  # digests of the contents of the files that lists are in
-        self._lengths: dict[str, int] = {}  # of the lists, as far as they are there
+        self._last_saved = time.monotonic()
+        self._piece_digests: list[str] = []  # of the contents of each file that holds tensors of lists
+        self._lengths: dict[str, int] = {}  # the number of tensors of each list that are in these files
 
     def of(self, *parts: str) -> Checkpoint:
-        """The same file, for the computation that these describe as well."""
+        """A checkpoint in the same file whose digest also covers these descriptions of the computation."""
         other = copy(self)
         other.digest = hashlib.sha256(json.dumps([self.digest, *parts]).encode()).hexdigest()
         return other
@@ -130,18 +135,18 @@ class Checkpoint:
         return other
 
     def part(self, name: str) -> Checkpoint:
-        """One for a further computation of the same result, which is removed with this one."""
+        """A checkpoint for a further computation of the same result; removing this one removes it too."""
         other = copy(self)
         other.path = self._folder / f"{name}.safetensors"
-        other._nothing_written()
+        other._forget_lists()
         return other
 
     def exists(self) -> bool:
-        """Whether there is a file, of whatever computation."""
+        """Whether the file exists, whichever computation it belongs to."""
         return self.path.exists()
 
     def load(self) -> State | None:
-        """The state to go on from, or None."""
+        """Return the state to continue from, or None if there is none."""
         try:
             state = self._read()
         except FileNotFoundError:
@@ -153,13 +158,14 @@ class Checkpoint:
         return state
 
     def refuse(self, why: str) -> None:
-        """Say that the state is not gone on from; what `load` calls, and a computation that finds a state wrong."""
-        self._nothing_written()
+        """Report that the stored state is not used. Called by `load`, and by a computation to which a state is of no
+        use."""
+        self._forget_lists()
         self.say(f"the checkpoint {self.path} is not used: {why}. Beginning anew")
 
     def due(self) -> bool:
-        """Whether so much time has passed since the last one that the state should be saved now."""
-        return time.monotonic() - self._last >= self.seconds
+        """Whether so much time has passed since the last checkpoint that the state should be saved now."""
+        return time.monotonic() - self._last_saved >= self.seconds
 
     def save(
         self,
@@ -167,35 +173,35 @@ class Checkpoint:
         values: Mapping[str, Any],
         lists: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> None:
-        """Replace the state in the file; of the lists, only tensors that were not there at the last time are asked for
-        and written. Where that fails (a full disk), the state before stays, it is said, and the computation can go on:
-        it only has more to lose."""
+        """Replace the state in the file. Of the lists, only the tensors that were added since the last `save` are asked
+        for and written. If that fails (a full disk), `say` receives a message, the state before stays, and the
+        computation can continue: a crash only costs it more."""
         on_cpu = _on_cpu(tensors)
-        text, pieces = json.dumps(dict(values)), list(self._pieces)
+        text, digests = json.dumps(dict(values)), list(self._piece_digests)
         size = sum(tensor.nbytes for tensor in on_cpu.values())
         try:
-            for new in self._new_of(lists or {}):
-                size += sum(tensor.nbytes for tensor in new.values())
-                with self._replaced(self._piece(len(pieces))) as path:
-                    write_tensors(new, path)
-                pieces.append(content_digest(new))
-            header = {"digest": self.digest, "values": text, "pieces": json.dumps(pieces)}
+            for added in self._added_tensors(lists or {}):
+                size += sum(tensor.nbytes for tensor in added.values())
+                with self._replaced(self._piece(len(digests))) as path:
+                    write_tensors(added, path)
+                digests.append(content_digest(added))
+            header = {"digest": self.digest, "values": text, "pieces": json.dumps(digests)}
             header["lists"] = json.dumps(list(lists or {}))
             with self._replaced(self.path) as path:
-                write_tensors(on_cpu, path, header | {"content": _content(on_cpu, header)})
-            self._pieces = pieces
-            self._lengths = {name: len(of) for name, of in (lists or {}).items()}
+                write_tensors(on_cpu, path, header | {"content": _file_digest(on_cpu, header)})
+            self._piece_digests = digests
+            self._lengths = {name: len(tensors) for name, tensors in (lists or {}).items()}
         except (OSError, SafetensorError) as error:  # safetensors does not raise the system's own errors
             self.say(
                 f"the checkpoint {self.path} of {size:,} bytes could not be written ({error}); going on without it and "
                 f"trying again in {self.seconds:g} s: make room there"
             )
-            for number in range(len(self._pieces), len(pieces) + 1):
+            for number in range(len(self._piece_digests), len(digests) + 1):
                 self._piece(number).unlink(missing_ok=True)
-        self._last = time.monotonic()
+        self._last_saved = time.monotonic()
 
     def remove(self) -> None:
-        """To be called once the result is stored: until then the state would still be needed."""
+        """Delete the stored state. Call it only once the result is stored: until then a crash would need the state."""
         self.path.unlink(missing_ok=True)
         self._remove_folders()
 
@@ -205,74 +211,75 @@ class Checkpoint:
 
     @property
     def _folder(self) -> Path:
-        """Of further files."""
+        """The folder of the files with tensors of lists, and of the checkpoints that `part` gives."""
         return self.path.with_name(f"{self.path.stem}.parts")
 
     def _piece(self, number: int) -> Path:
         return self._folder / f"{number}.safetensors"
 
-    def _nothing_written(self) -> None:
-        self._pieces, self._lengths = [], {}
+    def _forget_lists(self) -> None:
+        """Have the next `save` write the lists from their beginning."""
+        self._piece_digests, self._lengths = [], {}
 
-    def _new_of(self, lists: Mapping[str, Sequence[Tensor]]) -> Iterator[dict[str, Tensor]]:
-        """What is new of these lists, about PIECES_BYTES at a time: by the name of the list and the place in it."""
-        new: dict[str, Tensor] = {}
+    def _added_tensors(self, lists: Mapping[str, Sequence[Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """The tensors that no file holds yet, about PIECES_BYTES at a time, named by their list and their index."""
+        added: dict[str, Tensor] = {}
         room = PIECES_BYTES
-        known = {name: self._lengths.get(name, 0) for name in lists}
-        # what was added to several lists at once is read at once again
-        for place in range(min(known.values(), default=0), max(map(len, lists.values()), default=0)):
-            for name, of in lists.items():
-                if not known[name] <= place < len(of):
+        written = {name: self._lengths.get(name, 0) for name in lists}
+        # index by index, because tensors that were added to several lists together are also read together
+        for index in range(min(written.values(), default=0), max(map(len, lists.values()), default=0)):
+            for name, tensors in lists.items():
+                if not written[name] <= index < len(tensors):
                     continue
                 if room <= 0:
-                    yield new
-                    new, room = {}, PIECES_BYTES
-                new |= _on_cpu({f"{name} {place}": of[place]})
-                room -= new[f"{name} {place}"].nbytes
-        if new:
-            yield new
+                    yield added
+                    added, room = {}, PIECES_BYTES
+                added |= _on_cpu({f"{name} {index}": tensors[index]})
+                room -= added[f"{name} {index}"].nbytes
+        if added:
+            yield added
 
     def _read(self) -> State:
         with self._local_copy(self.path) as path:
             tensors, header = read_tensors(path)
         if header.get("digest") != self.digest:
             raise ValueError("it was made from other inputs, or with other settings")
-        if header.pop("content", None) != _content(tensors, header):
+        if header.pop("content", None) != _file_digest(tensors, header):
             raise ValueError("its content is damaged")
-        pieces: list[str] = json.loads(header["pieces"])
-        places: dict[str, int] = {}
-        for number, digest in enumerate(pieces):
+        digests: list[str] = json.loads(header["pieces"])
+        piece_of: dict[str, int] = {}  # the number of the file that holds each tensor of the lists
+        for number, digest in enumerate(digests):
             try:
                 with self._local_copy(self._piece(number)) as path:
-                    new, _ = read_tensors(path)
+                    piece, _ = read_tensors(path)
             except FileNotFoundError as error:
                 raise ValueError(f"{self._piece(number)} is missing") from error
-            if content_digest(new) != digest:
+            if content_digest(piece) != digest:
                 raise ValueError(f"the content of {self._piece(number)} is damaged")
-            places |= dict.fromkeys(new, number)
+            piece_of |= dict.fromkeys(piece, number)
         lists: dict[str, dict[int, str]] = {name: {} for name in json.loads(header["lists"])}
-        for key in places:
-            name, place = key.rsplit(" ", 1)
-            lists[name][int(place)] = key
-        reader = _Reader(places, lambda number: self._local_copy(self._piece(number)))
-        self._pieces, self._lengths = pieces, {name: len(keys) for name, keys in lists.items()}
-        in_order = {name: [keys[place] for place in sorted(keys)] for name, keys in lists.items()}
+        for key in piece_of:
+            name, index = key.rsplit(" ", 1)
+            lists[name][int(index)] = key
+        reader = _Reader(piece_of, lambda number: self._local_copy(self._piece(number)))
+        self._piece_digests, self._lengths = digests, {name: len(keys) for name, keys in lists.items()}
+        in_order = {name: [keys[index] for index in sorted(keys)] for name, keys in lists.items()}
         return State(
             tensors,
             json.loads(header["values"]),
-            {name: Made(keys, reader.tensor) for name, keys in in_order.items()},
+            {name: LazyTensors(keys, reader.tensor) for name, keys in in_order.items()},
         )
 
     @contextmanager
     def _local_copy(self, path: Path) -> Iterator[Path]:
-        """A file of the checkpoint, on this machine. Raises FileNotFoundError."""
+        """A copy on this machine of one of the checkpoint's files. Raises FileNotFoundError if it is missing."""
         if not path.exists():
             raise FileNotFoundError(path)
         yield path
 
     @contextmanager
     def _replaced(self, path: Path) -> Iterator[Path]:
-        """A file of this machine to write to, which takes its place once the block ends without an error."""
+        """A temporary file to write to; it replaces the file at `path` once the block ends without an error."""
         part = _part(path)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -284,35 +291,35 @@ class Checkpoint:
 
 
 class _Reader:
-    """Reads tensors from several files, the last one of which stays open.
+    """Reads tensors from several files. The file that was read last stays open.
 
     Args:
-        places: the number of the file that each is in.
-        local: gives a file on this machine.
+        piece_of: for each tensor, the number of the file that holds it.
+        local_copy: opens a local copy of the file with a number.
     """
 
-    def __init__(self, places: Mapping[str, int], local: Callable[[int], AbstractContextManager[Path]]):
-        self._places, self._local = places, local
+    def __init__(self, piece_of: Mapping[str, int], local_copy: Callable[[int], AbstractContextManager[Path]]):
+        self._piece_of, self._local_copy = piece_of, local_copy
         self._number: int | None = None
         self._open = ExitStack()
 
     def tensor(self, name: str) -> Tensor:
-        if self._number != self._places[name]:
+        if self._number != self._piece_of[name]:
             self._open.close()
-            self._number = self._places[name]
-            path = self._open.enter_context(self._local(self._number))
+            self._number = self._piece_of[name]
+            path = self._open.enter_context(self._local_copy(self._number))
             self._file = self._open.enter_context(open_tensors(path))
         return self._file.get_tensor(name)
 
 
 def _part(path: Path) -> Path:
-    """The folder in which a file is written before it takes its place (safetensors writes another one beside it); of
-    one name, so that what a killed process left goes with the next."""
+    """The folder in which a file is written before it is moved to its place, since safetensors writes a further file
+    beside it. Its name is always the same, so that the next `save` removes what a killed process left."""
     return path.with_name(f".{path.stem}.part{path.suffix}")
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each in memory of its own: safetensors writes no two that share it, as parts of a larger one do."""
+    """CPU copies that share no memory, since safetensors refuses tensors that do (such as slices of one tensor)."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return {
         name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
@@ -320,7 +327,7 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _content(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """Of all that a file holds."""
-    said = [header.get(name, "") for name in ("values", "pieces", "lists", "digest")]
-    return hashlib.sha256("\0".join([content_digest(tensors), *said]).encode()).hexdigest()
+def _file_digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """Digest of the tensors and the header of a checkpoint's file."""
+    entries = [header.get(name, "") for name in ("values", "pieces", "lists", "digest")]
+    return hashlib.sha256("\0".join([content_digest(tensors), *entries]).encode()).hexdigest()

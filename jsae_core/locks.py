@@ -1,9 +1,9 @@
-"""Locks that end with the process that holds them, however it ends: kill -9 and a lost power supply included.
+"""Locks that end with the process that holds them, even after kill -9 or a power failure.
 
-A lock is a file, locked by the operating system, that says who holds it. Neither process numbers nor times are
-compared, so none that was used again misleads. Where the file system knows no locks nobody waits, and nothing counts
-as free. Here: holding one, who holds it, whether one is free. Not here: what they stand for: a fetch (`artifacts.py`,
-`hub.py`), and in `jsae_assets` runs, the instance, files that are being written, devices.
+A lock is a file that the operating system locks and that says who holds it. Process numbers and times are not compared,
+so a reused process number cannot mislead. On a file system without locks nobody waits, and no lock counts as free.
+Here: holding a lock, naming its holder, testing whether it is free. Not here: what a lock protects: a fetch
+(`artifacts.py`, `hub.py`), and in `jsae_assets` runs, the instance, files that are being written, devices.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def this_machine() -> str:
 
 @contextlib.contextmanager
 def holding(path: Path, what: str = "", say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold a lock for as long as the block takes. The file stays.
+    """Hold the lock at `path` for the duration of the block; wait for it if another process holds it. The file stays.
 
     Args:
-        what: what is done while it is held: "fetches the pair".
-        say: is told for whom this one has to wait, if it has to, and what that one does.
+        what: what the holder of this lock does, such as "fetches the pair".
+        say: receives a message if this process has to wait: for which process, and what that one does.
     """
     with path.open("a+", encoding="utf-8") as file:
         try:
@@ -36,8 +36,8 @@ def holding(path: Path, what: str = "", say: Callable[[str], None] | None = None
                 say(f"Waiting for {holder(path)}, which {what} (its lock: {path})")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            pass  # no locks here
-        with contextlib.suppress(OSError):  # no room: then it does not say who holds it
+            pass  # this file system has no locks
+        with contextlib.suppress(OSError):  # on a full disk the file does not say who holds the lock
             os.truncate(file.fileno(), 0)
             os.write(file.fileno(), f"process {os.getpid()} on {this_machine()}".encode())
         yield
@@ -45,10 +45,10 @@ def holding(path: Path, what: str = "", say: Callable[[str], None] | None = None
 
 @contextlib.contextmanager
 def holding_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder itself as a lock for as long as the block takes: it leaves no file behind, and says nothing."""
+    """Hold a folder itself as a lock for the duration of the block; this leaves no file behind and reports nothing."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # no locks here
+        with contextlib.suppress(OSError):  # this file system has no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -57,8 +57,8 @@ def holding_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def if_free(path: Path) -> Iterator[bool]:
-    """Whether there is a lock and nobody holds it; if so, it is held by this process for as long as the block takes, so
-    that no two clear up at once."""
+    """Yield whether the lock exists and nobody holds it. If so, this process holds it for the duration of the block, so
+    that no two processes clear up at once."""
     try:
         file = path.open("r+", encoding="utf-8")
     except FileNotFoundError:
@@ -67,14 +67,14 @@ def if_free(path: Path) -> Iterator[bool]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = path.exists()  # else another one has just cleared up
+            is_free = path.exists()  # otherwise another process has just removed it
         except OSError:
-            mine = False
-        yield mine
+            is_free = False
+        yield is_free
 
 
 def holder(path: Path) -> str:
-    """Who holds a lock, or held it last: "process 123 on its machine"."""
+    """The process that holds a lock, or held it last, such as "process 123 on host"."""
     with contextlib.suppress(FileNotFoundError):
         return path.read_text(encoding="utf-8") or "another process"
     return "another process"

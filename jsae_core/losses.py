@@ -1,7 +1,8 @@
 """The terms of the training loss, with their gradients.
 
-Here: reconstruction through the active latents alone, the penalty of bypassing them, the auxiliary loss of dead ones.
-Not here: the Jacobian's term (`jacobian.py`), what the terms are weighed with over the steps (`training.py`).
+Here: reconstruction through the active latents alone, the accounted share that the anti-bypass penalty needs, the
+auxiliary loss of dead latents. Not here: the term of the Jacobian (`jacobian.py`), the weights of the terms
+(`training.py`).
 
 A side is "input" or "output", and its weights are `W_enc`, `b_enc`, `W_dec` and `b_dec`.
 """
@@ -22,18 +23,18 @@ from jsae_core.mlp import MLP
 from jsae_core.recipe import TrainingConfig
 from jsae_core.sae import decode, top_k
 
-Weights = Mapping[str, Mapping[str, Tensor]]  # by side, and by name
+Weights = Mapping[str, Mapping[str, Tensor]]  # by side, then by name
 
 
 class Losses(NamedTuple):
-    """The terms of one batch, unweighed scalars; those that the recipe does not ask for are 0 or None.
+    """The terms of one batch, scalars without their weights; terms that the recipe does not ask for are 0 or None.
 
     Attributes:
         input, output: mean squared errors of the reconstructions.
-        jacobian: the objective.
-        auxk: the auxiliary loss of the dead latents of both sides.
-        accounted_share: of the output latents' pre-activations.
-        active: by side, the latents [n, k] in the TopK, and their activations.
+        jacobian: the objective of the Jacobian.
+        auxk: the auxiliary loss of the dead latents, summed over both sides.
+        accounted_share: the share of the output latents' pre-activations that the input latents account for.
+        active: by side, the latents [n, k] in the TopK, and their activations [n, k].
     """
 
     input: Tensor
@@ -52,11 +53,11 @@ def losses_of(
     objective: Callable[[Tensor], Tensor] | None,
     dead: Mapping[str, Tensor] | None = None,
 ) -> Losses:
-    """The terms of a batch x [n, d_model].
+    """The terms of the loss for a batch x [n, d_model].
 
     Args:
-        objective: of the Jacobians; None computes none.
-        dead: by side, which latents [d_sae] the auxiliary loss revives; None leaves it out.
+        objective: function of the Jacobians; None computes no Jacobian.
+        dead: by side, a mask [d_sae] of the dead latents that the auxiliary loss revives; None leaves this loss out.
     """
     response = mlp.respond(x)
     active: dict[str, _Active] = {}
@@ -96,8 +97,8 @@ def losses_of(
 
 
 def _at(part: Mapping[str, Tensor], target: Tensor, active: _Active) -> Tensor:
-    """The pre-activations [n, k] of some latents at other inputs than those that they are active at, with gradients to
-    the encoder and to these inputs [n, d_in]."""
+    """The pre-activations [n, k] that the latents in `active` have at other inputs, `target` [n, d_in], with gradients
+    to the encoder and to these inputs."""
     with torch.no_grad():
         values = torch.addmm(part["b_enc"], target, part["W_enc"]).gather(1, active.latents)
     return _PreActivations.apply(target, part["W_enc"], part["b_enc"], values, active)
@@ -106,24 +107,24 @@ def _at(part: Mapping[str, Tensor], target: Tensor, active: _Active) -> Tensor:
 def _auxk(
     part: Mapping[str, Tensor], target: Tensor, error: Tensor, pre_activations: Tensor, dead: Tensor, k: int
 ) -> Tensor:
-    """mean((e - e_hat)^2): how badly the k dead latents with the largest pre-activations reconstruct, without a bias,
-    what the active ones have left over (AuxK; Gao et al., 2024, "Scaling and evaluating sparse autoencoders",
-    appendix A.2). 0 where no latent is dead."""
-    places = dead.nonzero()[:, 0]
-    if not len(places):
+    """mean((e - e_hat)^2), where e is the error that the active latents leave and e_hat its reconstruction, without a
+    bias, by the k dead latents with the largest pre-activations (AuxK; Gao et al., 2024, "Scaling and evaluating sparse
+    autoencoders", appendix A.2). 0 if no latent is dead."""
+    dead_latents = dead.nonzero()[:, 0]
+    if not len(dead_latents):
         return target.new_zeros(())
-    values, among = pre_activations[:, places].topk(min(k, len(places)))
-    active = _active(places[among], part["W_dec"])
+    values, indices = pre_activations[:, dead_latents].topk(min(k, len(dead_latents)))
+    active = _active(dead_latents[indices], part["W_dec"])
     chosen = torch.relu(_PreActivations.apply(target, part["W_enc"], part["b_enc"], values, active))
     return (error - active.decode(part["W_dec"], torch.zeros_like(part["b_dec"]), chosen)).square().mean()
 
 
 class _PreActivations(torch.autograd.Function):
-    """The k pre-activations `values` [n, k] of each token, with the gradient that they have to W_enc [d_in, d_sae],
-    b_enc and, where one is asked for, x [n, d_in].
+    """The k pre-activations `values` [n, k] of each token, with their gradient with respect to W_enc [d_in, d_sae],
+    b_enc and, if asked for, x [n, d_in].
 
-    Only k of d_sae pre-activations of a token have a gradient. A dense product with the rest, which is zero, would cost
-    as much as the encoder itself: a third of a traditional step at Pythia-70m's shapes."""
+    Only k of the d_sae pre-activations of a token have a gradient. A dense product that includes the other zeros would
+    cost as much as the encoder itself: a third of a traditional step at Pythia-70m's shapes."""
 
     @staticmethod
     def forward(ctx, x, W_enc, b_enc, values, active):
@@ -143,19 +144,20 @@ class _PreActivations(torch.autograd.Function):
 
 
 class _Active:
-    """The latents [n, k] that are active in each of n tokens, and what training takes along them."""
+    """The latents [n, k] that are active in each of n tokens, with the sums over them that training needs."""
 
     def __init__(self, latents: Tensor, d_sae: int):
         self.latents = latents
         self._d_sae = d_sae
 
     def decode(self, W_dec: Tensor, b_dec: Tensor, activations: Tensor) -> Tensor:
-        """The reconstruction [n, d_in] from the activations [n, k], with gradients to all three."""
+        """The reconstruction [n, d_in] from the activations [n, k], with gradients to all three arguments."""
         return decode(W_dec, b_dec, activations, self.latents)
 
     def weighted_sums(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """For each latent the sum of its tokens' rows [n, width], each times its weight [n, k]; [d_sae, width]."""
-        # what an embedding's gradient is
+        """For each latent, the sum of the rows [n, width] of the tokens in which it is active, each times its weight
+        [n, k]; [d_sae, width]."""
+        # the gradient of an embedding's weighted sum is exactly this sum
         with torch.enable_grad():
             table = rows.new_zeros(self._d_sae, rows.shape[1]).requires_grad_()
             weighted = F.embedding_bag(self.latents, table, per_sample_weights=weights, mode="sum")
@@ -164,26 +166,26 @@ class _Active:
 
 
 class _ActiveOnGPU(_Active):
-    """The same by the fused kernels: the latents are put in order once for all gradients of a step."""
+    """The same with the fused kernels: the latents are sorted once for all gradients of a step."""
 
     def __init__(self, latents: Tensor, d_sae: int, kernels: ModuleType):
         super().__init__(latents, d_sae)
         self._kernels = kernels
-        self._where = kernels.occurrences(latents, d_sae)
+        self._occurrences = kernels.occurrences(latents, d_sae)
 
     def decode(self, W_dec: Tensor, b_dec: Tensor, activations: Tensor) -> Tensor:
         return _Decoded.apply(W_dec, activations, self) + b_dec
 
     def weighted_sums(self, rows: Tensor, weights: Tensor) -> Tensor:
-        return self._kernels.weighted_sums(rows, weights, self._where)
+        return self._kernels.weighted_sums(rows, weights, self._occurrences)
 
     def products(self, table: Tensor, vectors: Tensor) -> Tensor:
-        """Of each token's vector [n, width] and its latents' rows of a table [d_sae, width]: [n, k]."""
+        """The products [n, k] of each token's vector [n, width] with its latents' rows of a table [d_sae, width]."""
         return self._kernels.row_products(table, self.latents, vectors)
 
 
 class _Decoded(torch.autograd.Function):
-    """The sums of the latents' rows, and their gradients."""
+    """For each token, the sum of its latents' decoder rows times their activations, with its gradients."""
 
     @staticmethod
     def forward(ctx, W_dec, activations, active):

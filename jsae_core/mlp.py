@@ -1,8 +1,8 @@
-"""A frozen transformer MLP: its output, and how its activation responds.
+"""A frozen transformer MLP: its output, and the slopes of its hidden layer.
 
 Here: plain `phi(x W_in + b_in) W_out + b_out` and gated `(phi(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out`,
 with any activation a Hugging Face model can name. Not here: where the weights come from (`language_model.py`) and the
-Jacobian that is built on them (`jacobian.py`).
+Jacobian that is computed from them (`jacobian.py`).
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ class MLP(nn.Module):
         return (self.W_gate, self.W_in) if self.gated else (self.W_in,)
 
     def folded(self, gain: Tensor, bias: Tensor, centred: bool) -> MLP:
-        """The MLP that gives at z what this one gives at gain * z + bias, [d_model] each.
+        """The MLP whose output at z is this one's output at gain * z + bias (gain and bias [d_model]).
 
         Args:
-            centred: the mean over features of every z is 0, and that of outputs is of no interest: W_in and W_out are
-                without what they read from and write to it.
+            centred: every z has mean 0 over its features, and the mean of the output does not matter. Then the parts of
+                W_in, W_out and b_out that read from or write to this mean are taken out.
         """
         W_in, W_out, b_out = gain[:, None] * self.W_in, self.W_out, self.b_out
         if centred:
@@ -108,12 +108,12 @@ class MLP(nn.Module):
         return self.project(self.hidden(self.branch_values(x)))
 
     def branch_values(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x [..., d_model] -> what each branch gives, bias included; in the order of `branches`, each [..., d_mlp]."""
+        """x [..., d_model] -> the values [..., d_mlp] of the branches, biases included, in the order of `branches`."""
         biases = (self.b_gate, self.b_in) if self.gated else (self.b_in,)
         return tuple(F.linear(x, W.T, b) for W, b in zip(self.branches, biases, strict=True))
 
     def hidden(self, branch_values: Sequence[Tensor]) -> Tensor:
-        """The hidden layer [..., d_mlp] from what the branches give."""
+        """The hidden layer [..., d_mlp] from the values of the branches."""
         return self.phi(branch_values[0]) * branch_values[1] if self.gated else self.phi(branch_values[0])
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class MLP(nn.Module):
 
     @torch.no_grad()
     def respond(self, x: Tensor) -> Response:
-        """x [..., d_model] -> the output and the hidden layer's slopes, without a graph."""
+        """x [..., d_model] -> the output and the slopes of the hidden layer, without an autograd graph."""
         z, *rest = self.branch_values(x)
         value, slope = self._value_and_slope(z)
         if self.gated:
@@ -140,10 +140,10 @@ class MLP(nn.Module):
 
 
 def activation_function(name: str) -> nn.Module:
-    """The elementwise activation that Hugging Face knows under this name.
+    """The elementwise activation that Hugging Face has under this name.
 
     Raises:
-        ValueError: it knows none, or one with learned parameters, which its name does not tell.
+        ValueError: there is no activation of this name, or it has learned parameters, whose values a name cannot give.
     """
     from transformers.activations import ACT2FN
 

@@ -1,9 +1,9 @@
-"""What is made small in training besides the reconstruction errors: scalar functions of the Jacobian.
+"""Training objectives: scalar functions of the Jacobian that training minimises along with the reconstruction errors.
 
 Here: the objectives of the original's training code, under its names and with its constants. Not here: the Jacobian and
-its gradient (`jacobian.py`), the training loss that lambda weighs them in (`training.py`).
+its gradient (`jacobian.py`), the training loss in which lambda weighs them (`training.py`).
 
-J [n, k, k] are the Jacobians of a batch; means are over all elements unless a docstring says otherwise.
+J [n, k, k] holds the Jacobians of a batch; means are over all elements unless a docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def l1(J: Tensor) -> Tensor:
 
 
 def l1nb(J: Tensor) -> Tensor:
-    """l1 over the root mean square of the batch: no smaller for a Jacobian that is merely scaled down."""
+    """l1 divided by the root mean square of the batch: scaling the Jacobian down does not make it smaller."""
     return J.abs().mean() / (J.square().mean() + TINY).sqrt()
 
 
 def l1nt(J: Tensor) -> Tensor:
-    """As l1nb, with the root mean square of each token; mean over tokens."""
+    """Each token's l1 divided by its own root mean square; mean over tokens."""
     root = (J.square().mean(dim=(1, 2)) + TINY).sqrt()
     return (J.abs().mean(dim=(1, 2)) / root).mean()
 

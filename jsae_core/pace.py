@@ -1,6 +1,6 @@
-"""How far something long is, how fast, how long it still takes and how large it is: what is said while one waits.
+"""Progress reports of long work: how much is done, how fast it goes, how long the rest takes, and how large it is.
 
-Not here: what it is, and to whom it is said.
+Not here: what the work is, and where its reports go.
 """
 
 from __future__ import annotations
@@ -11,52 +11,51 @@ SECONDS_BETWEEN_REPORTS = 5.0
 
 
 class Pace:
-    """Of work that is counted in whatever unit.
+    """The pace of some work, counted in any unit.
 
     Args:
-        total: how much there is; None: nobody knows.
-        done: how much of it was done already.
+        total: the amount of work; None if it is not known.
+        done: the amount that was done before.
 
     Attributes:
-        before: how much was done when it began.
+        before: the amount that was done when the measurement of the rate began.
     """
 
     def __init__(self, total: int | None, done: int = 0):
         self._total = total
-        self._said = time.monotonic()
+        self._last_report = time.monotonic()
         self.begin(done)
 
     def begin(self, done: int) -> None:
-        """From here on the rate is measured."""
+        """Measure the rate from now on, with `done` units done before."""
         self._began, self.before = time.monotonic(), done
 
     def due(self) -> bool:
-        """Whether it is some seconds ago that this was answered with yes, or that the work began."""
-        if time.monotonic() - self._said < SECONDS_BETWEEN_REPORTS:
+        """Whether it is time for a report: SECONDS_BETWEEN_REPORTS have passed since this last returned True, or since
+        the work began."""
+        if time.monotonic() - self._last_report < SECONDS_BETWEEN_REPORTS:
             return False
-        self._said = time.monotonic()
+        self._last_report = time.monotonic()
         return True
 
     def rate(self, done: int) -> float:
-        """A second, since it began."""
+        """Units per second since the measurement of the rate began."""
         return (done - self.before) / max(time.monotonic() - self._began, 1e-3)
 
     def left(self, done: int) -> str:
-        """In words, how long the rest takes."""
+        """The time that the rest takes, in words."""
         rate = self.rate(done)
-        return (
-            f"about {duration((self._total - done) / rate)} left" if self._total and rate else "how long is not known"
-        )
+        return f"about {duration((self._total - done) / rate)} left" if self._total and rate else "unknown time left"
 
-    def said(self, done: int, unit: str) -> str:
-        """How far it is, in words. `unit`: in the plural."""
-        of_all = "" if self._total is None else f" of {self._total:,}"
+    def report(self, done: int, unit: str) -> str:
+        """A report in words: the amount done, the rate, the time left. `unit` is a plural, such as "tokens"."""
+        of_total = "" if self._total is None else f" of {self._total:,}"
         left = "" if self._total is None else f"; {self.left(done)}"
-        return f"{done:,}{of_all} {unit}, {self.rate(done):,.0f} {unit}/s{left}"
+        return f"{done:,}{of_total} {unit}, {self.rate(done):,.0f} {unit}/s{left}"
 
 
 def duration(seconds: float) -> str:
-    """In words, with two digits that matter."""
+    """A duration in words, to about two significant digits."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 100 * 60:

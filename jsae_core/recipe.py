@@ -1,6 +1,6 @@
-"""The recipe a pair is trained by: its sizes and its schedules, as plain numbers.
+"""The recipe by which a pair is trained: its sizes and its schedules, as plain numbers.
 
-Apart from `training.py`, so that a catalog can be read and checked without importing torch.
+Separate from `training.py`, so that a catalog can be read and checked without importing torch.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from numbers import Integral, Real
 from typing import Any
 
 OBJECTIVE_NAMES = ("l1", "l1nb", "l1nt", "cl1", "cl1nb", "cl1nt", "tanh", "scad", "exp", "log2", "loge", "lp")
-LARGEST_SEED = 2**63 - 1  # what torch's and numpy's generators both take
+LARGEST_SEED = 2**63 - 1  # the largest that the generators of torch and numpy both take
 
 
 def _check_numbers(settings: AuxK | AntiBypass | TrainingConfig) -> None:
-    """Raises ValueError: a setting that is a number was given something else, or a whole one a fraction."""
+    """Raises ValueError if a setting that is a number was given something else, or a whole number a fraction."""
     for setting in fields(settings):
         kind, value = {"int": Integral, "float": Real}.get(str(setting.type)), getattr(settings, setting.name)
         if kind is not None and (isinstance(value, bool) or not isinstance(value, kind)):
@@ -25,13 +25,13 @@ def _check_numbers(settings: AuxK | AntiBypass | TrainingConfig) -> None:
 
 @dataclass(frozen=True)
 class AuxK:
-    """An auxiliary loss for dead latents, which can revive them (AuxK; Gao et al., 2024, "Scaling and evaluating sparse
+    """An auxiliary loss that can revive dead latents (AuxK; Gao et al., 2024, "Scaling and evaluating sparse
     autoencoders", appendix A.2; the defaults are theirs).
 
     Attributes:
-        coefficient: what it is weighed with, above 0.
-        k: how many dead latents reconstruct together what the active ones left over.
-        dead_after_tokens: a latent is dead once so many tokens have passed in none of which it was active.
+        coefficient: the weight of this loss, above 0.
+        k: how many dead latents together reconstruct the error that the active ones leave.
+        dead_after_tokens: a latent counts as dead once it was active in none of the last so many tokens.
     """
 
     coefficient: float = 1 / 32
@@ -43,19 +43,19 @@ class AuxK:
         if not (0 < self.coefficient < math.inf and self.k >= 1 and self.dead_after_tokens >= 1):
             raise ValueError(
                 f"auxk has coefficient {self.coefficient}, k {self.k} and dead_after_tokens {self.dead_after_tokens}, "
-                "expected a finite number above 0 and two of at least 1"
+                "expected a finite coefficient above 0, and k and dead_after_tokens of at least 1"
             )
 
 
 @dataclass(frozen=True)
 class AntiBypass:
-    """A penalty on output latents that the input latents do not account for: weight * max(0, threshold - A), A being
-    the accounted share (`jsae_core.measures.latent_accounting`) of the batch. A small Jacobian alone can be had by
-    going past the input latents, through biases and the input SAE's error.
+    """A penalty on output latents that the input latents do not account for: weight * max(0, threshold - A), where A is
+    the accounted share (`jsae_core.measures.latent_accounting`) of the batch. Without it, a pair can make its Jacobian
+    small by bypassing the input latents, through biases and the input SAE's error.
 
     Attributes:
-        weight: above 0.
-        threshold: the share from which on nothing is penalised, above 0 and at most 1.
+        weight: the weight of this penalty, above 0.
+        threshold: the accounted share from which on there is no penalty, above 0 and at most 1.
     """
 
     weight: float
@@ -65,13 +65,14 @@ class AntiBypass:
         _check_numbers(self)
         if not (0 < self.weight < math.inf and 0 < self.threshold <= 1):
             raise ValueError(
-                f"anti_bypass has weight {self.weight} and threshold {self.threshold}, expected a finite number above "
-                "0 and a share, above 0 and at most 1"
+                f"anti_bypass has weight {self.weight} and threshold {self.threshold}, expected a finite weight above "
+                "0 and a threshold above 0 and at most 1"
             )
 
 
 def _term(name: str, kind: type[AuxK] | type[AntiBypass], given: Any) -> AuxK | AntiBypass | None:
-    """A further term of the loss. Raises ValueError: what was given is neither one nor the settings of one."""
+    """Return an optional term of the loss, made from its settings if they were given as a mapping. Raises ValueError if
+    they are neither such a term nor its settings."""
     if given is None or isinstance(given, kind):
         return given
     try:
@@ -83,20 +84,21 @@ def _term(name: str, kind: type[AuxK] | type[AntiBypass], given: Any) -> AuxK | 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A recipe. The defaults are those of the paper's pairs, where they do not depend on the model.
+    """The settings of training. The defaults are those of the paper's pairs, except for settings that depend on the
+    model.
 
     Attributes:
-        jacobian_coefficient: lambda; 0 trains the traditional twin and computes no Jacobian.
-        batch_tokens: tokens a step.
+        jacobian_coefficient: lambda; with 0, a traditional pair is trained and no Jacobian is computed.
+        batch_tokens: tokens in each step.
         learning_rate_warm_up, learning_rate_decay, jacobian_warm_up: shares of all steps, between 0 and 1.
-        gradient_clip: the largest norm of a gradient; above 0, infinity clips none.
-        mlp_out_mse_coefficient: what the error of the output SAE is weighed with; that of the input SAE has weight 1.
-        auxk, anti_bypass: further terms of the loss, left out unless given; settings or a mapping of them.
-        gradient_accumulation: in how many parts, one after the other, a step goes through its batch, to take less
-            memory; it divides batch_tokens. The gradient is the mean of the parts': that of the whole batch, but for
-            objectives (and the accounted share) that are not means over tokens.
-        objective: what lambda weighs, a function of the Jacobian by its name in `objectives.py`; "l1" is mean |J|.
-        buffer_tokens: activations held for shuffling; a stream that fits is read once and gone through in epochs.
+        gradient_clip: the largest norm of the gradient, above 0; infinity switches clipping off.
+        mlp_out_mse_coefficient: the weight of the output SAE's error; the input SAE's error has weight 1.
+        auxk, anti_bypass: optional terms of the loss, as an object or as a mapping of its settings.
+        gradient_accumulation: into how many parts a step divides its batch, to take less memory; must divide
+            batch_tokens. The gradient is the mean of the parts' gradients. It equals that of the whole batch, except
+            for objectives (and the accounted share) that are not means over tokens.
+        objective: the function of the Jacobian that lambda weighs, by its name in `objectives.py`; "l1" is mean |J|.
+        buffer_tokens: activations held for shuffling; a stream that fits is read once and repeated in epochs.
     """
 
     d_sae: int

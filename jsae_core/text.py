@@ -1,8 +1,8 @@
 """Documents and tokens: where text comes from and how it becomes token ids.
 
-Here: the text sources (Python's standard library, local files, Hugging Face datasets), what counts as a text, and the
-one place that prepends BOS and cuts to the model's context. Not here: how each kind of file is read (`text_files.py`),
-anything that runs a model (`activations.py`).
+Here: the text sources (Python's standard library, local files, Hugging Face datasets), which values count as a text,
+and the only code that prepends BOS and cuts to the model's context. Not here: how each kind of file is read
+(`text_files.py`), anything that runs a model (`activations.py`).
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from jsae_core.text_files import Row, matching_files, read_rows
 if TYPE_CHECKING:
     from torch import Tensor
 
-PASSAGE_CHARACTERS = 700  # of the standard library's passages, at the most
-HELD_OUT_SHARE = 10  # one file in ten
+PASSAGE_CHARACTERS = 700  # the longest passage of the standard library
+HELD_OUT_SHARE = 10  # one file in ten is held out
 EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
-PIECE_CHARACTERS = 2**16  # of a document are looked at together
-# Characters that are tokenised at once, and how many of them the next ones hold again. The difference is a multiple of
-# most small numbers, so that runs of one character, which tokenizers take by twos, threes, eights, fall alike in both.
+PIECE_CHARACTERS = 2**16  # of a document that are processed at once
+# The number of characters that are tokenised at once, and by how many of them two windows overlap. The difference is a
+# multiple of most small numbers, so that both windows divide a run of equal characters, of which tokenizers join two,
+# three or eight, at the same places.
 WINDOW = 48 * 2**10
 OVERLAP = 3 * 2**10
-HUB_SECONDS = 30.0  # that the hub has to say which commit a revision is
+HUB_SECONDS = 30.0  # in which the hub must answer which commit a revision stands for
 
 Split = Literal["train", "held_out"]
 LongDocuments = Literal["cut", "truncate"]
 
 
 def standard_library_files(split: Split) -> list[Path]:
-    """The `.py` files of the running interpreter's standard library, by relative path, without its test suites.
+    """The `.py` files of the running interpreter's standard library, without its test suites, sorted by relative path.
 
-    A file is held out if a hash of its relative path says so, so the split is the same on every machine and a new
+    A hash of a file's relative path decides whether it is held out, so the split is the same on every machine and a new
     Python release moves no file from one side to the other.
     """
     if split not in ("train", "held_out"):
@@ -47,7 +48,7 @@ def standard_library_files(split: Split) -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
     files = []
     for folder, subfolders, names in os.walk(root):
-        # pruned here, since site-packages alone can be many times the library
+        # pruned during the walk, since site-packages alone can be many times larger than the library
         subfolders[:] = [name for name in subfolders if name not in EXCLUDED_FOLDERS]
         files += [(Path(folder) / name).relative_to(root) for name in names if name.endswith(".py")]
     files.sort()
@@ -56,10 +57,11 @@ def standard_library_files(split: Split) -> list[Path]:
 
 
 def standard_library(split: Split) -> Documents:
-    """Passages of the standard library's source, at most `PASSAGE_CHARACTERS` long, in an order shuffled by hash.
+    """Passages of the standard library's source, at most `PASSAGE_CHARACTERS` long, in the order of a hash.
 
-    Files are cut into passages, since a file is far longer than a small model's context and its first lines are
-    mostly licence and imports. The order is fixed, so a prefix of the stream is a fair sample of the library.
+    Files are cut into passages because a file is far longer than a small model's context and its first lines are mostly
+    licence and imports. The order is fixed and independent of the files, so the first passages are a fair sample of the
+    library.
     """
     passages = [
         (f"{path.name}:{number}:{passage[:40]}", passage)
@@ -71,7 +73,7 @@ def standard_library(split: Split) -> Documents:
 
 
 def _passages(text: str) -> Iterator[str]:
-    """Cut at line ends; a single longer line stays whole."""
+    """Cut a text at line ends into passages; a single line that is longer stays whole."""
     passage: list[str] = []
     size = 0
     for line in text.splitlines(keepends=True):
@@ -89,18 +91,18 @@ def _stable_hash(key: str) -> int:
 
 
 class Documents(Iterator[str]):
-    """The documents of a source, in order, each once. Rows without a text are left out.
+    """An iterator over the documents of a source, in order. Rows without a text are left out.
 
     Attributes:
-        missing: how many such rows there were so far.
-        revision: which state of the source this is, where it has one: a commit of a dataset on the hub.
+        missing: how many rows without a text were left out so far.
+        revision: the commit of a dataset on the hub; None for other sources.
 
     Raises:
-        ValueError: a row holds something else than a text. The message says which.
+        ValueError: a row holds something other than a text. The message names the row.
     """
 
     def __init__(self, rows: Iterable[Row], revision: str | None = None):
-        """`rows`: where each stands, and its text, an iterator over the pieces of one, or None."""
+        """Each row is its location, and its text, an iterator over the pieces of its text, or None."""
         self.missing = 0
         self.revision = revision
         self._pieces = self._of_rows(rows)
@@ -109,51 +111,52 @@ class Documents(Iterator[str]):
         return "".join(next(self._pieces))
 
     def in_pieces(self) -> Iterator[Iterator[str]]:
-        """The same documents, each an iterator over its pieces: one of them may be larger than memory."""
+        """The same documents, each as an iterator over its pieces, since a document may be larger than memory."""
         return self._pieces
 
     def _of_rows(self, rows: Iterable[Row]) -> Iterator[Iterator[str]]:
-        for place, value in rows:
+        for location, value in rows:
             if value is None:
                 self.missing += 1
             elif isinstance(value, str):
-                yield _clean(
-                    place, (value[at : at + PIECE_CHARACTERS] for at in range(0, len(value), PIECE_CHARACTERS))
-                )
+                pieces = (value[i : i + PIECE_CHARACTERS] for i in range(0, len(value), PIECE_CHARACTERS))
+                yield _clean(location, pieces)
             elif isinstance(value, Iterator):
-                yield _clean(place, value)
+                yield _clean(location, value)
             else:
-                raise ValueError(f"{place}: is {type(value).__name__}, expected a string")
+                raise ValueError(f"{location}: is {type(value).__name__}, expected a string")
 
 
-def _clean(place: str, pieces: Iterator[str]) -> Iterator[str]:
-    """Without a byte order mark at the beginning, and checked for halves of characters."""
-    at = 0
+def _clean(location: str, pieces: Iterator[str]) -> Iterator[str]:
+    """The pieces without a byte order mark at the beginning. Raises ValueError if one holds half of a surrogate pair,
+    which UTF-8 cannot encode."""
+    n_before = 0  # characters in the pieces before
     for piece in pieces:
         try:
             piece.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{place}: holds half of a surrogate pair, {ascii(piece[error.start])}, as character "
-                f"{at + error.start}, which is no character; mend this text or leave it out"
+                f"{location}: holds half of a surrogate pair, {ascii(piece[error.start])}, as character "
+                f"{n_before + error.start}, which is not a character by itself; mend this text or leave it out"
             ) from error
-        yield piece if at else piece.removeprefix("\ufeff")
-        at += len(piece)
+        yield piece if n_before else piece.removeprefix("\ufeff")
+        n_before += len(piece)
 
 
 def local_files(patterns: str | Sequence[str], column: str = "text") -> Documents:
-    """Documents of local files, in sorted order of their paths. What kind a file is, its name says, in any case:
+    """Documents of local files, in sorted order of their paths. The ending of a file's name, in upper or lower case,
+    tells how it is read:
 
-    - .txt: one document;
-    - .jsonl, .ndjson: one a line, in `column` of an object;
+    - .txt: the file is one document;
+    - .jsonl, .ndjson: one document in each line, under the key `column` of a JSON object;
     - .json: JSON lines, an array of strings or of objects, or an object of columns;
-    - .csv, .tsv: one a row, in `column` of the first line;
-    - .parquet: one a row, in `column`, which holds strings;
-    - each of them compressed: .gz or .zst behind the name.
+    - .csv, .tsv: one document in each row, in the column that the first line calls `column`;
+    - .parquet: one document in each row of `column`, a column of strings;
+    - any of these compressed, with .gz or .zst at the end of the name.
 
     Raises:
         ValueError: a pattern matches no file, or a file of another kind; when read: a file does not hold what its name
-            promises. The message names file and line, row or byte.
+            promises. The message names the file and the line, row or byte.
     """
     return Documents(row for path in matching_files(patterns) for row in read_rows(path, column))
 
@@ -169,29 +172,29 @@ def hugging_face_dataset(
     """Documents of a dataset on the Hugging Face hub, streamed in the dataset's own order.
 
     Args:
-        revision: a branch, tag or commit. The commit it stands for is looked up first and is the one that is read.
-        say: is told what is read and from where, before that begins.
+        revision: a branch, tag or commit. The commit that it stands for is looked up first, and that commit is read.
+        say: receives a message on what is read and from where, before reading begins.
 
     Raises:
-        ValueError: the dataset cannot be reached or has no such config, split or column, or the name could as well be
-            that of a folder here.
+        ValueError: the dataset cannot be reached or has no such config, split or column, or the name is also that of a
+            local folder.
     """
     if os.path.exists(name) and not os.path.isabs(name):
         raise ValueError(
-            f"Hugging Face dataset {name!r}: there is a folder of that name here too; rename it, or name its files as "
-            "this model's text"
+            f"Hugging Face dataset {name!r}: there is a folder of that name on this machine, too; rename it, or "
+            "name its files as this model's text"
         )
     commit = _commit(name, revision)
     return Documents(_dataset_rows(name, config, split, column, commit or revision, say), commit)
 
 
 def _commit(name: str, revision: str | None) -> str | None:
-    """None where it cannot be found out; reading then says why."""
+    """The commit that a dataset's revision stands for; None if the hub does not answer (reading then says why)."""
     from huggingface_hub import HfApi
 
     try:
         return HfApi().dataset_info(name, revision=revision, timeout=HUB_SECONDS).sha
-    except Exception:  # huggingface_hub raises its own, httpx's and OSError alike
+    except Exception:  # huggingface_hub raises errors of its own, of httpx, and OSError
         return None
 
 
@@ -201,8 +204,8 @@ def _dataset_rows(
     import datasets
     from huggingface_hub import constants
 
-    at = f", revision {revision!r}" if revision else ""
-    where = f"Hugging Face dataset {name!r} (config {config!r}, split {split!r}{at})"
+    at_revision = f", revision {revision!r}" if revision else ""
+    where = f"Hugging Face dataset {name!r} (config {config!r}, split {split!r}{at_revision})"
     number = 0
     row: dict[str, Any] = {}
     say(f"Reading the {where} from {constants.ENDPOINT}, as much of it as is used")
@@ -215,7 +218,7 @@ def _dataset_rows(
             yield f"{where}, row {number}, {column!r}", row.get(column)
         else:
             return
-    except Exception as error:  # datasets raises its own, huggingface_hub's, httpx's and OSError alike
+    except Exception as error:  # datasets raises errors of its own, of huggingface_hub and httpx, and OSError
         raise ValueError(
             f"{where}: could not be opened or read ({type(error).__name__}: {error}). Check the name and the network, "
             "or name local files as this model's text"
@@ -230,7 +233,7 @@ def tokenise(
     max_tokens: int | None = None,
     long_documents: LongDocuments = "cut",
 ) -> list[Tensor]:
-    """All that `tokens_of` yields. The arguments and errors are the same."""
+    """Return all that `tokens_of` yields as a list; the arguments and errors are the same."""
     return list(tokens_of(documents, tokenizer, context_size, max_tokens, long_documents))
 
 
@@ -241,25 +244,26 @@ def tokens_of(
     max_tokens: int | None = None,
     long_documents: LongDocuments = "cut",
 ) -> Iterator[Tensor]:
-    """Token ids of the documents, in order, each opened by BOS and no longer than the context, made as they are read.
+    """Tokenise the documents lazily and in order: yield their token ids, each document opened by BOS and no longer than
+    the context.
 
-    Special tokens that are written in a document are text. Where the tokenizer has one token alone for that text, its
-    unknown token stands there, or nothing where it has none.
+    The name of a special token in a document counts as ordinary text. Where the tokenizer can encode that text only as
+    the special token, the unknown token takes its place, or nothing if the tokenizer has no unknown token.
 
     Args:
-        tokenizer: a Hugging Face tokenizer; its BOS token (or EOS, where it has no BOS) opens every document.
-        context_size: the most tokens of a document, BOS counted.
-        max_tokens: stop once the documents hold this many tokens, BOS left out; the last one is cut to fit.
-        long_documents: what becomes of a document that is longer than the context: "cut" makes several of it, which
-            follow each other, "truncate" keeps its beginning.
+        tokenizer: a Hugging Face tokenizer; its BOS token (or EOS, if it has no BOS) opens every document.
+        context_size: the most tokens in a document, BOS included.
+        max_tokens: stop once the documents hold this many tokens, without BOS; the last document is cut to fit.
+        long_documents: how a document that is longer than the context is treated: "cut" divides it into several
+            consecutive documents, "truncate" keeps only its beginning.
 
     Yields:
-        1-d int64 tensors. Documents with fewer than two tokens (BOS and one more) are left out: nothing is measured
-        at BOS, so they hold nothing.
+        1-d int64 tensors. Documents with fewer than two tokens (BOS and one more) are left out, since nothing is
+        measured at BOS.
 
     Raises:
-        ValueError: `documents` is one string, no document with two tokens is left, `max_tokens` is below 1 or
-            `context_size` below 2, or the tokenizer has neither BOS nor EOS, or no vocabulary beside them.
+        ValueError: `documents` is a single string, no document with two tokens is left, `max_tokens` is below 1 or
+            `context_size` below 2, or the tokenizer has neither BOS nor EOS, or no vocabulary besides special tokens.
     """
     import torch
 
@@ -274,14 +278,14 @@ def tokens_of(
         raise ValueError("documents is one string, expected several: a list of them, or [text] for one")
     if not isinstance(documents, Documents):
         documents = Documents((f"document {number}", document) for number, document in enumerate(documents, start=1))
-    seen = kept = 0
+    n_read = n_yielded = 0
     remaining = sys.maxsize if max_tokens is None else max_tokens
     for pieces in documents.in_pieces():
-        seen += 1
+        n_read += 1
         ids = token_ids(pieces, tokenizer)
         part = list(itertools.islice(ids, min(context_size - 1, remaining)))
         while part:
-            kept += 1
+            n_yielded += 1
             yield torch.tensor([bos, *part], dtype=torch.int64)
             remaining -= len(part)
             if long_documents == "truncate":
@@ -289,10 +293,10 @@ def tokens_of(
             part = list(itertools.islice(ids, min(context_size - 1, remaining)))
         if remaining <= 0:
             break
-    if not kept:
+    if not n_yielded:
         missing = f"; {documents.missing} rows without a text were left out" if documents.missing else ""
-        short = f"of {seen} documents, {seen} are shorter than two tokens with BOS counted"
-        raise ValueError(f"no text to measure: {short if seen else 'there is no document'}{missing}")
+        short = f"of {n_read} documents, {n_read} are shorter than two tokens with BOS counted"
+        raise ValueError(f"no text to measure: {short if n_read else 'there is no document'}{missing}")
 
 
 def _opening_token(tokenizer) -> int:
@@ -308,14 +312,14 @@ def _opening_token(tokenizer) -> int:
 
 
 def token_ids(pieces: Iterable[str], tokenizer) -> Iterator[int]:
-    """The ids that the tokenizer gives for the joined pieces, without BOS or EOS, in bounded memory.
+    """The token ids of the joined pieces, without BOS or EOS, computed in bounded memory.
 
-    The text is tokenised in windows of `WINDOW` characters that overlap by `OVERLAP`. Both windows must give the same
-    tokens at the same places over the middle half of the overlap, far from where either begins or ends; the ids of the
-    first are taken up to there, of the second from there. So the ids are those of the whole text wherever a token
-    depends on fewer than `OVERLAP` / 4 characters to either side of it. In a longer run without a place to split (a
-    million equal letters, say) windows may disagree: then the text is split where the first one ends. A tokenizer that
-    is written in Python, which does not tell places, is given the whole text.
+    The text is tokenised in windows of `WINDOW` characters that overlap by `OVERLAP`. Two windows agree if they give
+    the same tokens at the same places in the middle half of their overlap, far from the ends of both. Then the first
+    window's ids are taken up to that half, and the second window's ids from there on. So the ids are those of the whole
+    text as long as a token depends on fewer than `OVERLAP` / 4 characters on either side of it. Windows may disagree on
+    a longer run that cannot be split (a million equal letters, say); then the text is split where the first window
+    ends. A tokenizer written in Python, which does not report the places of its tokens, is given the whole text.
     """
     special = {*tokenizer.all_special_ids, tokenizer.bos_token_id, tokenizer.eos_token_id} - {tokenizer.unk_token_id}
     unknown = tokenizer.unk_token_id
@@ -326,26 +330,26 @@ def token_ids(pieces: Iterable[str], tokenizer) -> Iterator[int]:
         if special.isdisjoint(ids):
             yield from ids
         else:
-            in_place = ((unknown if token in special else token) for token in ids)
-            yield from (token for token in in_place if token is not None)
+            replaced = ((unknown if token in special else token) for token in ids)
+            yield from (token for token in replaced if token is not None)
 
 
 def _windows(pieces: Iterator[str], tokenizer) -> Iterator[list[int]]:
-    """The ids of `token_ids`, special tokens and all."""
+    """The ids that `token_ids` gives, before it replaces special tokens."""
     text = _filled("", pieces) if tokenizer.is_fast else "".join(pieces)
     if len(text) <= WINDOW or not tokenizer.is_fast:
         yield _encoded(text, tokenizer)["input_ids"]
         return
     step = WINDOW - OVERLAP
-    tokens, first = _tokens(text, tokenizer), 0  # `first`: of those that were not yet given
+    tokens, first = _tokens(text, tokenizer), 0  # `first` is the index of the first token that was not yet yielded
     while len(text) > WINDOW:
-        following = _tokens(text[step:], tokenizer)
+        next_tokens = _tokens(text[step:], tokenizer)
         end, shared = _middle_of_overlap(tokens, step)
-        start, again = _middle_of_overlap(following, 0)
-        if shared and shared == again:
+        start, next_shared = _middle_of_overlap(next_tokens, 0)
+        if shared and shared == next_shared:
             yield [token for _, token in tokens[first:end]]
             text = _filled(text[step:], pieces)
-            tokens, first = following, start
+            tokens, first = next_tokens, start
         else:
             yield [token for _, token in tokens[first:]]
             text = _filled(text[WINDOW:], pieces)
@@ -354,14 +358,14 @@ def _windows(pieces: Iterator[str], tokenizer) -> Iterator[list[int]]:
 
 
 def _filled(text: str, pieces: Iterator[str]) -> str:
-    """With pieces until it holds a window and the next, or all there are."""
+    """The text, extended with pieces until it holds two overlapping windows, or with all that are left."""
     while len(text) < 2 * WINDOW - OVERLAP and (piece := next(pieces, None)) is not None:
         text += piece
     return text
 
 
 def _tokens(text: str, tokenizer) -> list[tuple[int, int]]:
-    """Of the text's first window: of each token the character where it begins, and its id."""
+    """The tokens of the text's first window, each as the index of its first character and its id."""
     encoded = _encoded(text[:WINDOW], tokenizer, return_offsets_mapping=True)
     return [(start, token) for (start, _), token in zip(encoded["offset_mapping"], encoded["input_ids"], strict=True)]
 
@@ -371,31 +375,31 @@ def _encoded(text: str, tokenizer, **settings):
 
 
 def _middle_of_overlap(tokens: list[tuple[int, int]], begin: int) -> tuple[int, list[tuple[int, int]]]:
-    """The number of the first token in the middle half of the overlap that begins at a character, and those in it,
-    their places counted from that character."""
+    """For the overlap that begins at character `begin`: the index of the first token in its middle half, and the tokens
+    in that half, with characters counted from `begin`."""
     low, high = begin + OVERLAP // 4, begin + OVERLAP * 3 // 4
-    numbers = [number for number, (start, _) in enumerate(tokens) if low <= start < high]
-    return numbers[0] if numbers else len(tokens), [(tokens[n][0] - begin, tokens[n][1]) for n in numbers]
+    indices = [index for index, (start, _) in enumerate(tokens) if low <= start < high]
+    return indices[0] if indices else len(tokens), [(tokens[i][0] - begin, tokens[i][1]) for i in indices]
 
 
 def first_tokens(documents: Sequence[Tensor], n_tokens: int) -> list[Tensor]:
-    """The first documents, until they hold `n_tokens` tokens, BOS left out; the last one is cut to fit."""
-    kept: list[Tensor] = []
+    """The first documents that together hold `n_tokens` tokens, without BOS; the last one is cut to fit."""
+    first: list[Tensor] = []
     for document in documents:
         if n_tokens < 1:
             break
-        kept.append(document[: n_tokens + 1])
-        n_tokens -= len(kept[-1]) - 1
-    return kept
+        first.append(document[: n_tokens + 1])
+        n_tokens -= len(first[-1]) - 1
+    return first
 
 
 def join_documents(documents: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Documents as two tensors that a file can hold: `tokens`, all of them end to end, and `lengths`, one each."""
+    """Join documents into two tensors that a file can hold: `tokens`, all of them end to end, and their `lengths`."""
     import torch
 
     return {"tokens": torch.cat(list(documents)), "lengths": torch.tensor([len(document) for document in documents])}
 
 
 def split_documents(stored: Mapping[str, Tensor]) -> list[Tensor]:
-    """What `join_documents` joined."""
+    """Return the documents that `join_documents` joined."""
     return list(stored["tokens"].split(stored["lengths"].tolist()))

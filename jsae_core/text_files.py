@@ -1,7 +1,7 @@
 """Local files of documents: which kinds are read, and how each becomes rows.
 
-Here: file names, compression, decoding, one reader a kind. A row is where it stands and what it holds, whatever that
-is. Not here: which values are a text (`text.py`, the same for every source), tokens.
+Here: file names, compression, decoding, one reader for each kind of file. A row is a location (for messages) and a
+value of any type. Not here: which values count as a text (`text.py`, the same for every source), tokens.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, BinaryIO
 
-Row = tuple[str, object]  # where it stands; a string, an iterator of the pieces of one, None, or what is no text
+# the location, for messages; and the value: a string, an iterator over the pieces of a string, None, or anything else
+Row = tuple[str, object]
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-PIECE_BYTES = 2**16  # of a text file, which may be larger than memory
-PARQUET_ROWS = 64  # decoded at once
+PIECE_BYTES = 2**16  # that are read at once from a text file, which may be larger than memory
+PARQUET_ROWS = 64  # that are decoded at once
 
 
 def matching_files(patterns: str | Sequence[str]) -> list[Path]:
-    """The files that the patterns match, in sorted order of their paths for each pattern.
+    """The files that the patterns match, in the order of the patterns, sorted by path within each. No file is read.
 
-    Brackets in a name that exists as it is written are no pattern; `~` is the home of whoever runs this.
+    Brackets in a name that exists exactly as written are not a pattern; `~` is the home folder of the current user.
 
     Raises:
-        ValueError: a pattern matches no file, or one of a kind that is not read. Nothing is read before all are known.
+        ValueError: a pattern matches no file, or a file of a kind that is not read.
     """
     paths: list[Path] = []
-    for written in [patterns] if isinstance(patterns, str) else patterns:
-        pattern = os.path.expanduser(written)
+    for unexpanded in [patterns] if isinstance(patterns, str) else patterns:
+        pattern = os.path.expanduser(unexpanded)
         names = glob.glob(_literal_beginning(pattern), recursive=True)
         if not names and "[" in pattern:
             names = glob.glob(pattern.replace("[", "[[]"), recursive=True)
@@ -52,9 +53,9 @@ def matching_files(patterns: str | Sequence[str]) -> list[Path]:
 
 
 def largest_text(patterns: str | Sequence[str]) -> int | None:
-    """How many bytes of text these files hold at the most, from their sizes alone; None where a file is compressed.
+    """An upper bound of the bytes of text in these files, from their sizes alone; None if a file is compressed.
 
-    A byte a file is added, for the blank that some tokenizers put before a document.
+    One byte is added for each file, for the blank that some tokenizers put before a document.
 
     Raises:
         ValueError: as for `matching_files`.
@@ -66,7 +67,7 @@ def largest_text(patterns: str | Sequence[str]) -> int | None:
 
 
 def _literal_beginning(pattern: str) -> str:
-    """The pattern, with the folders at its beginning that exist as they are written taken as they are written."""
+    """The pattern, with those leading folders escaped that exist exactly as written: brackets in them are literal."""
     parts = Path(pattern).parts
     folder = Path()
     for number, part in enumerate(parts):
@@ -77,9 +78,10 @@ def _literal_beginning(pattern: str) -> str:
 
 
 def read_rows(path: Path, column: str) -> Iterator[Row]:
-    """The rows of a file, in order: a text file is one, other kinds hold one a line, row or item, from `column`.
+    """The rows of a file, in order. A text file is one row; other kinds give the value of `column` in each line, row or
+    item.
 
-    Files are streamed, apart from .json files that are one JSON value, which are read whole.
+    Files are streamed, except .json files that hold a single JSON value, which are read whole.
 
     Raises:
         ValueError: the file cannot be read, is not what its name promises or has no such column.
@@ -97,7 +99,7 @@ def _unreadable(path: Path, error: OSError) -> ValueError:
 def _reader(path: Path) -> Callable[[Path, str], Iterator[Row]]:
     suffix = path.with_suffix("").suffix if path.suffix.lower() in COMPRESSIONS else path.suffix
     if suffix.lower() not in READERS:
-        raise ValueError(f"{path}: is no kind of text file that is read here; expected {KNOWN_ENDINGS}")
+        raise ValueError(f"{path}: files of this kind are not read; expected {KNOWN_ENDINGS}")
     return READERS[suffix.lower()]
 
 
@@ -119,10 +121,10 @@ def _text(path: Path, column: str) -> Iterator[Row]:
 
 
 def _pieces(path: Path, stream: BinaryIO) -> Iterator[str]:
-    """A text file in pieces, line ends as Python reads them."""
+    """The text of a file in pieces, with line ends translated as Python does."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    place = 0
+    n_bytes_read = 0
     while True:
         undecoded = len(decoder.getstate()[0])
         try:
@@ -131,12 +133,12 @@ def _pieces(path: Path, stream: BinaryIO) -> Iterator[str]:
         except OSError as error:
             raise _unreadable(path, error) from error
         except UnicodeDecodeError as error:
-            at = place - undecoded + error.start
-            raise ValueError(f"{path}: is no UTF-8 text ({error.reason} at byte {at})") from error
+            byte = n_bytes_read - undecoded + error.start
+            raise ValueError(f"{path}: is not UTF-8 text ({error.reason} at byte {byte})") from error
         yield newlines.decode(text, final=not piece)
         if not piece:
             return
-        place += len(piece)
+        n_bytes_read += len(piece)
 
 
 def _lines(path: Path, stream: BinaryIO) -> Iterator[str]:
@@ -144,7 +146,7 @@ def _lines(path: Path, stream: BinaryIO) -> Iterator[str]:
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number}: is no UTF-8 text ({error.reason})") from error
+            raise ValueError(f"{path}, line {number}: is not UTF-8 text ({error.reason})") from error
 
 
 # --- JSON ---
@@ -159,41 +161,42 @@ def _parsed_lines(path: Path, column: str, lines: Iterable[str]) -> Iterator[tup
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        place = f"{path}, line {number}"
+        location = f"{path}, line {number}"
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place}: expected a JSON object with the key {column!r} ({error})") from error
+            raise ValueError(f"{location}: expected a JSON object with the key {column!r} ({error})") from error
         if not isinstance(value, dict):
-            raise ValueError(f"{place}: is {_kind(value)}, expected a JSON object with the key {column!r}")
-        yield place, value
+            raise ValueError(f"{location}: is {_kind(value)}, expected a JSON object with the key {column!r}")
+        yield location, value
 
 
 def _from_objects(path: Path, column: str, items: Iterable[tuple[str, object]]) -> Iterator[Row]:
-    """An object without the key is a row without a text; where no object has it, it is misspelt."""
-    found, others = False, None
-    for place, item in items:
+    """Rows from items that are objects or texts. An object without the key `column` is a row without a text; if no
+    object has the key, it must be misspelt, and ValueError is raised."""
+    found, first_object = False, None
+    for location, item in items:
         if isinstance(item, dict):
             found = found or column in item
-            others = others or item
-            place, item = f"{place}, {column!r}", item.get(column)
-        yield place, item
-    if others is not None and not found:
-        raise ValueError(f"{path}: nothing in it has the key {column!r}, {_only(others)}")
+            first_object = first_object or item
+            location, item = f"{location}, {column!r}", item.get(column)
+        yield location, item
+    if first_object is not None and not found:
+        raise ValueError(f"{path}: no object in this file has the key {column!r}, {_only(first_object)}")
 
 
 def _json(path: Path, column: str) -> Iterator[Row]:
-    """One JSON value, or what many hubs ship under this name: JSON lines."""
+    """A file with a single JSON value, or with JSON lines, which are often called .json, too."""
     with _open(path) as stream:
         lines = (line for line in _lines(path, stream) if line.strip())
-        several = _is_object(next(lines, "")) and next(lines, None) is not None
-    if several:
+        is_json_lines = _is_object(next(lines, "")) and next(lines, None) is not None
+    if is_json_lines:
         yield from _json_lines(path, column)
         return
     with _open(path) as stream:
-        whole = "".join(_lines(path, stream))
+        content = "".join(_lines(path, stream))
     try:
-        value = json.loads(whole)
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is neither JSON nor JSON lines ({error})") from error
     yield from _from_json(path, column, value)
@@ -207,8 +210,8 @@ def _is_object(line: str) -> bool:
 
 
 def _from_json(path: Path, column: str, value: object) -> Iterator[Row]:
-    """An array of texts or objects; an object of columns (arrays, or objects by index, as pandas writes them); or one
-    object with one text."""
+    """Rows of a JSON value: an array of texts or objects; an object of columns (arrays, or objects by index, as pandas
+    writes them); or an object with a single text."""
     if isinstance(value, list):
         items = ((f"{path}, item {number}", item) for number, item in enumerate(value, start=1))
         yield from _from_objects(path, column, items)
@@ -236,22 +239,25 @@ def _tab_separated(path: Path, column: str) -> Iterator[Row]:
 
 
 def _separated(path: Path, column: str, dialect: str) -> Iterator[Row]:
-    """An empty field has no text: these files do not tell one from the other."""
-    csv.field_size_limit(2**31 - 1)  # the module's own, 131,072 characters, is shorter than many a document
+    """Rows of a .csv or .tsv file. An empty field counts as a row without a text, since these files do not distinguish
+    the two."""
+    csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is shorter than many documents
     with _open(path) as stream:
         rows = csv.reader(_lines(path, stream), dialect, strict=True)
         line = 1
         try:
             header = next(rows, [])
             _check_column(path, column, header)
-            place = header.index(column)
+            index = header.index(column)
             line = rows.line_num + 1
             for row in rows:
-                where, line = f"{path}, line {line}", rows.line_num + 1
+                location, line = f"{path}, line {line}", rows.line_num + 1
                 if len(row) > len(header):
-                    raise ValueError(f"{where}: has {len(row)} fields, the first line {len(header)}; quote the texts")
+                    raise ValueError(
+                        f"{location}: has {len(row)} fields, but the first line has {len(header)}; quote the texts"
+                    )
                 if row:
-                    yield where, (row[place] or None) if place < len(row) else None
+                    yield location, (row[index] or None) if index < len(row) else None
         except csv.Error as error:
             raise ValueError(f"{path}, line {line}: fields are not separated as expected ({error})") from error
 
@@ -274,7 +280,7 @@ def _parquet(path: Path, column: str) -> Iterator[Row]:
                     number += 1
                     yield f"{path}, row {number}", _parquet_text(path, number, item)
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: is no readable parquet file ({error})") from error
+            raise ValueError(f"{path}: is not a readable parquet file ({error})") from error
 
 
 def _is_text(kind) -> bool:
@@ -287,11 +293,11 @@ def _parquet_text(path: Path, number: int, item) -> str | None:
     try:
         return item.as_py()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}, row {number}: is no UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise ValueError(f"{path}, row {number}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
 def _seekable(path: Path, stack: contextlib.ExitStack) -> Path | IO[bytes]:
-    """Parquet is read from its end: a compressed file is unpacked into a temporary one."""
+    """The file, or an unpacked temporary copy of a compressed file, since parquet is read from its end."""
     if path.suffix.lower() not in COMPRESSIONS:
         return path
     unpacked = stack.enter_context(tempfile.TemporaryFile())
@@ -312,7 +318,7 @@ def _only(names: Iterable[str]) -> str:
 
 
 def _kind(value: object) -> str:
-    """What a JSON value is called in JSON."""
+    """The JSON name of a value's type."""
     kinds = {dict: "an object", list: "an array", str: "a string", bool: "a truth value", type(None): "null"}
     return kinds.get(type(value), "a number")
 
@@ -326,4 +332,4 @@ READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".tsv": _tab_separated,
     ".parquet": _parquet,
 }
-KNOWN_ENDINGS = f"{', '.join(READERS)}, each also with {' or '.join(COMPRESSIONS)} behind it"
+KNOWN_ENDINGS = f"{', '.join(READERS)}, each also with {' or '.join(COMPRESSIONS)} after it"

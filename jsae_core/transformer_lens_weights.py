@@ -1,6 +1,6 @@
-"""Weights that TransformerLens wrote, put into a Hugging Face model: what an artifact of a randomised model brings.
+"""Loading weights in TransformerLens's format, as artifacts of randomised models hold them, into a Hugging Face model.
 
-Here: TransformerLens 2's names and shapes, undone for GPT-NeoX, the architecture of each of the paper's pairs.
+Here: mapping TransformerLens 2's names and shapes to GPT-NeoX, the architecture of all models in the paper.
 Not here: loading the model (`language_model.py`), fetching the file (`artifacts.py`).
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import GPTNeoXForCausalLM, PreTrainedModel
 
-# what HookedTransformer's state dict holds besides weights: the causal mask and the rotary tables, both from its config
+# entries of HookedTransformer's state dict that are not weights: causal mask and rotary tables, both from its config
 BUFFERS = re.compile(r"blocks\.\d+\.attn\.(mask|IGNORE|rotary_sin|rotary_cos)")
 
 
@@ -24,12 +24,12 @@ BUFFERS = re.compile(r"blocks\.\d+\.attn\.(mask|IGNORE|rotary_sin|rotary_cos)")
 def weights_from_transformer_lens(state: Mapping[str, Tensor], hf_model: PreTrainedModel) -> None:
     """Overwrite every weight of a Hugging Face GPT-NeoX with those of a TransformerLens state dict.
 
-    The state dict is of an unprocessed model (LayerNorm neither folded nor centred). It is checked whole before the
-    first weight is overwritten.
+    The state dict must be that of an unprocessed model (LayerNorm neither folded nor centred). All of it is checked
+    before the first weight is overwritten.
 
     Raises:
-        ValueError: the model is no GPT-NeoX; tensors are missing, left over, of another shape or not finite; or they
-            say something that this model cannot hold (a bias where it has none, two embeddings where it has one).
+        ValueError: the model is not a GPT-NeoX; tensors are missing, left over, of another shape or not finite; or the
+            model has no place for one (a bias where it has none, two embeddings where it has one).
     """
     if hf_model.config.model_type != "gpt_neox":
         raise ValueError(
@@ -41,7 +41,7 @@ def weights_from_transformer_lens(state: Mapping[str, Tensor], hf_model: PreTrai
     arranged = _arranged(given, hf_model)
     if any(target is None and tensor.count_nonzero() for target, tensor in arranged):
         raise ValueError(
-            "the state dict has biases that are not zero where this model has none; was it folded, or is it another's?"
+            "the state dict has nonzero biases where this model has none; was it folded, or is it of another model?"
         )
     if hf_model.config.tie_word_embeddings and not torch.equal(given["embed.W_E"], given["unembed.W_U"].T):
         raise ValueError("embed.W_E and unembed.W_U differ, but this model has one weight for both")
@@ -51,7 +51,7 @@ def weights_from_transformer_lens(state: Mapping[str, Tensor], hf_model: PreTrai
 
 
 def _shapes(hf_model: GPTNeoXForCausalLM) -> dict[str, tuple[int, ...]]:
-    """Every weight that TransformerLens has of this model."""
+    """The shape of each weight that TransformerLens has for this model, by its name."""
     config = hf_model.config
     d_model, d_mlp, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     d_head = d_model // heads
@@ -79,13 +79,13 @@ def _check(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -
             )
     for name, shape in shapes.items():
         if tuple(given[name].shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(given[name].shape)}, but this model's is {shape}")
+            raise ValueError(f"{name} has shape {tuple(given[name].shape)}, but this model expects {shape}")
         if not torch.isfinite(given[name]).all():
             raise ValueError(f"{name} holds NaN or infinite values")
 
 
 def _arranged(given: Mapping[str, Tensor], hf_model: GPTNeoXForCausalLM) -> list[tuple[Tensor | None, Tensor]]:
-    """Each parameter of the model with what it shall hold; None where the model has no such parameter."""
+    """Each parameter of the model with its new values; None in place of a parameter that the model does not have."""
     body, unembed = hf_model.gpt_neox, hf_model.get_output_embeddings()
     arranged = [
         (body.embed_in.weight, given["embed.W_E"]),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jsae_core.checkpoints import Made, State
+from jsae_core.checkpoints import LazyTensors, State
 from jsae_core.measures.array_file import ArrayFile, InFile
 from jsae_core.measures.pair_sums import PairSums, sums_fit
 from jsae_core.memory import moved, piece_factor
@@ -92,7 +92,11 @@ class KeptJacobians:
         lists |= {name: [getattr(places, name) for places in self._places] for name in _Places._fields}
         sums = {} if self._sums is None else {"sums": self._sums.state()}
         return State.joined(
-            {"kept": State({"counts": self.counts}, {}, {name: Made(of, self._read) for name, of in lists.items()})}
+            {
+                "kept": State(
+                    {"counts": self.counts}, {}, {name: LazyTensors(of, self._read) for name, of in lists.items()}
+                )
+            }
             | sums
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jsae_core.checkpoints import Made, State, named_below
+from jsae_core.checkpoints import LazyTensors, State, without_prefix
 from jsae_core.measures.array_file import ArrayFile, InFile
 
 
@@ -75,7 +75,7 @@ class LatentRows:
                 lists.setdefault(f"of_rows.{name}", []).append(column)
             for name, column in batch.of_tokens.items():
                 lists.setdefault(f"of_tokens.{name}", []).append(column)
-        return State(lists={name: Made(columns, self._tensor) for name, columns in lists.items()})
+        return State(lists={name: LazyTensors(columns, self._tensor) for name, columns in lists.items()})
 
     def restore(self, state: State) -> None:
         lists = state.lists
@@ -88,8 +88,8 @@ class LatentRows:
                 _Batch(
                     written["latents"],
                     written["tokens"],
-                    named_below(written, "of_rows."),
-                    named_below(written, "of_tokens."),
+                    without_prefix(written, "of_rows."),
+                    without_prefix(written, "of_tokens."),
                 )
             )
 

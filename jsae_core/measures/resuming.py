@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from jsae_core.activations import with_documents
-from jsae_core.checkpoints import Checkpoint, Made, State
+from jsae_core.checkpoints import Checkpoint, LazyTensors, State
 from jsae_core.pace import Pace
 from jsae_core.sae_pair import SAEPair
 from jsae_core.tensor_files import content_digest
@@ -185,7 +185,7 @@ class Computation:
         if self._checkpoint is None:
             return
         if pace.due():
-            self._checkpoint.say(pace.said(loop.amount, unit))
+            self._checkpoint.say(pace.report(loop.amount, unit))
         if self._checkpoint.due():
             self._save()
 
@@ -247,7 +247,7 @@ class Frames(list[pd.DataFrame]):
     """Tables that a loop appends: columns of numbers and texts, and of arrays of numbers and lists of texts."""
 
     def state(self) -> State:
-        return State(lists={"frames": Made(self, _packed)})
+        return State(lists={"frames": LazyTensors(self, _packed)})
 
     def restore(self, state: State) -> None:
         self += [_unpacked(packed) for packed in state.lists["frames"]]

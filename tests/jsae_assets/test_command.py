@@ -279,7 +279,7 @@ def test_a_failure_says_the_cell_and_the_cause_and_everything_that_does_not_need
     for words in (
         "tiny, layer 1 (jsae) failed",
         "jsae/sae_pair: ",
-        f"{folder / 'sae_weights.safetensors'}: is no complete",
+        f"{folder / 'sae_weights.safetensors'}: is not a complete",
     ):
         assert words in message
     assert run(tiny, failed) == set()  # what was made is not made again

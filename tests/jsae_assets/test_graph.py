@@ -407,10 +407,10 @@ DAMAGES = {
         ["sae_weights.safetensors is missing"],
     ),
     "no configuration": (lambda folder: (folder / "cfg.json").unlink(), ["cfg.json is missing"]),
-    "truncated weights": (truncate, ["sae_weights.safetensors", "no complete safetensors file"]),
+    "truncated weights": (truncate, ["sae_weights.safetensors", "not a complete safetensors file"]),
     "an empty file of weights": (
         lambda folder: (folder / "sae_weights.safetensors").write_bytes(b""),
-        ["sae_weights.safetensors", "no complete safetensors file"],
+        ["sae_weights.safetensors", "not a complete safetensors file"],
     ),
     "a missing tensor": (lose("_W_enc_out"), ["sae_weights.safetensors", "_W_enc_out", "missing"]),
     "a wrong shape": (reshape, ["sae_weights.safetensors", "_b_enc has shape (39,), expected (40,)"]),

@@ -276,7 +276,7 @@ def test_a_file_that_holds_no_whole_header_is_refused_by_name(tmp_path):
     for length in (0, 5, 50):
         path = place("tensors", tmp_path)
         path.write_bytes(path.read_bytes()[:length])
-        with pytest.raises(ValueError, match="is no complete safetensors file") as caught:
+        with pytest.raises(ValueError, match="is not a complete safetensors file") as caught:
             _ = stored_file("tensors", tmp_path).settings
         assert str(path) in str(caught.value)
 

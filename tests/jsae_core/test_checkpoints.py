@@ -103,7 +103,7 @@ def test_a_file_that_was_cut_or_changed_anywhere_is_ignored(tmp_path_factory, da
 def test_a_file_of_another_kind_is_ignored(checkpoint, said):
     checkpoint.save(TENSORS, VALUES)
     checkpoint.path.write_bytes(b"\x80\x04\x95 a pickle, say")
-    assert checkpoint.load() is None and "no complete safetensors file" in said[-1]
+    assert checkpoint.load() is None and "not a complete safetensors file" in said[-1]
 
 
 def test_a_full_disk_leaves_the_state_before_and_is_said_while_the_computation_goes_on(checkpoint, said):

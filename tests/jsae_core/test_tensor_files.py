@@ -49,7 +49,7 @@ def test_a_truncated_file_is_refused_with_its_name(tmp_path):
     whole = (tmp_path / "file").read_bytes()
     for length in (0, 4, len(whole) // 2, len(whole) - 1):
         (tmp_path / "cut").write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="cut: is no complete safetensors file"):
+        with pytest.raises(ValueError, match="cut: is not a complete safetensors file"):
             open_tensors(tmp_path / "cut")
 
 

@@ -277,7 +277,7 @@ def test_one_json_object_over_several_lines_is_one_document(tmp_path):
 @pytest.mark.parametrize(
     "content, said",
     [
-        ("n,text\n1,a\n2,b,c\n", "line 3: has 3 fields, the first line 2"),
+        ("n,text\n1,a\n2,b,c\n", "line 3: has 3 fields, but the first line has 2"),
         ('n,text\n1,"a\nb"\n2,b,c\n', "line 4: has 3 fields"),
         ('n,text\n1,"a\n', "line 2"),
         ("text,text\na,b\n", "2 columns 'text'"),
@@ -323,7 +323,7 @@ def test_a_parquet_row_that_is_no_utf8_is_refused_with_its_number(tmp_path):
         2, pyarrow.array([0, 1, 2], pyarrow.int32()).buffers()[1], pyarrow.py_buffer(b"a\xff")
     )
     pyarrow.parquet.write_table(pyarrow.table({"text": bad}), tmp_path / "a.parquet")
-    assert f"{tmp_path / 'a.parquet'}, row 2: is no UTF-8 text" in refused_file(tmp_path / "a.parquet")
+    assert f"{tmp_path / 'a.parquet'}, row 2: is not UTF-8 text" in refused_file(tmp_path / "a.parquet")
 
 
 # --- patterns ---

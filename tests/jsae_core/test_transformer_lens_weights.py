@@ -107,9 +107,12 @@ def test_weights_take_the_models_own_dtype(tmp_path):
         ({"blocks.3.ln2.w": torch.zeros(16)}, r"1 tensors left over, such as blocks\.3\.ln2\.w"),
         ({"pos_embed.W_pos": torch.zeros(32, 16)}, r"left over, such as pos_embed\.W_pos"),
         ({"blocks.2.attn.W_O": torch.zeros(2, 16, 8)}, r"blocks\.2\.attn\.W_O has shape \(2, 16, 8\).*\(2, 8, 16\)"),
-        ({"embed.W_E": torch.zeros(50304, 16)}, r"embed\.W_E has shape \(50304, 16\), but this model's is \(97, 16\)"),
+        (
+            {"embed.W_E": torch.zeros(50304, 16)},
+            r"embed\.W_E has shape \(50304, 16\), but this model expects \(97, 16\)",
+        ),
         ({"blocks.0.mlp.b_in": torch.full((24,), torch.nan)}, r"blocks\.0\.mlp\.b_in holds NaN"),
-        ({"unembed.b_U": torch.ones(97)}, "biases that are not zero where this model has none"),
+        ({"unembed.b_U": torch.ones(97)}, "nonzero biases where this model has none"),
     ],
 )
 def test_weights_that_are_not_this_models_are_refused_and_it_stays_as_it_was(tmp_path, changes, message):

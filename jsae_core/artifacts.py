@@ -1,10 +1,10 @@
-"""Where a pretrained pair comes from, and goes to: a directory in the artifact format, or an artifact in wandb.
+"""Where a pretrained pair comes from and is published to: a directory in the artifact format, or an artifact in wandb.
 
-Here: finding the files, saying what they are, fetching them from wandb whole and verified, publishing a pair there.
-Not here: what is inside them (`sae_pair.py`), how wandb is reached (`wandb_client.py`).
+Here: finding the files, identifying them by digest, fetching them from wandb whole and verified, publishing a pair.
+Not here: what is inside the files (`sae_pair.py`), how wandb is reached (`wandb_client.py`).
 
-Downloads do not go through the wandb client: it has no time-out, begins a cut file anew, keeps a corrupt one in its
-cache for good, and does not check what it downloads. It is asked for addresses and digests, and the rest is done here.
+Downloads do not go through the wandb client: it has no time-out, starts an interrupted file from the beginning, keeps a
+corrupt file in its cache for good, and does not check what it downloads. The client only gives addresses and digests.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ if TYPE_CHECKING:
     from jsae_core.pair_format import PairConfig
     from jsae_core.sae_pair import SAEPair
 
-CHUNK = 1 << 16  # what is lost of a cut download is less than this
-LONGEST_WAIT = 300.0  # seconds that a server may ask to wait for
+CHUNK = 1 << 16  # bytes; an interrupted download loses less than this
+LONGEST_WAIT = 300.0  # seconds; a server that asks to wait longer is asked again after this time
 
 
 def directory_digest(directory: str | Path) -> str:
-    """sha256 over names and contents of a directory's files, in hexadecimal: which artifact this is, wherever it lies.
+    """sha256 over names and contents of a directory's files, in hexadecimal; it identifies an artifact in any place.
 
     Raises:
         FileNotFoundError: there is no such directory.
     """
     root = Path(directory)
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no directory; expected a pair's sae_weights.safetensors and cfg.json")
+        raise FileNotFoundError(f"{root} is not a directory; expected a pair's sae_weights.safetensors and cfg.json")
     digest = hashlib.sha256()
     for path in sorted(root.iterdir()):
         if path.is_file() and not path.name.startswith("."):
@@ -69,8 +69,8 @@ def file_digest(path: str | Path) -> str:
 
 @dataclass(frozen=True)
 class FoundArtifact:
-    """What wandb says of an artifact. `path` names this very version, by whatever alias it was asked for; `digest` is
-    wandb's own, over names and contents; `size` is that of all its files, in bytes."""
+    """An artifact's version as wandb describes it. `path` names this version, even if an alias was asked for; `digest`
+    is wandb's own, over names and contents; `size` is the sum over all files, in bytes."""
 
     path: str
     version: str
@@ -100,7 +100,7 @@ class PublishedPair:
 
 
 def find_wandb_artifact(path: str, folder: str | Path) -> FoundArtifact:
-    """Which version of an artifact a path names now. Downloads nothing, so that a moved alias is cheap to notice.
+    """Find which version of an artifact a path names now. This downloads nothing, so a moved alias is cheap to notice.
 
     Args:
         path: entity/project/name:alias, the alias being a version (v0) or a name (latest).
@@ -110,31 +110,31 @@ def find_wandb_artifact(path: str, folder: str | Path) -> FoundArtifact:
         ValueError: the path is not of this form.
         WandbError: wandb does not answer, refuses the key, or has no such artifact.
     """
-    return _found(_asked(path, folder))
+    return _found(_request_artifact(path, folder))
 
 
 def fetch_wandb_artifact(path: str, folder: str | Path, say: Callable[[str], None] = print) -> FetchedArtifact:
-    """The files of an artifact, from `folder/<digest>/`, where they are downloaded to unless they are there already.
+    """Download the files of an artifact to `folder/<digest>/`, unless they are there already.
 
     Each file is checked against the size and the digest in the artifact's manifest, whether it was downloaded now or
-    before. Until all are right, they are in `folder/<digest>.part/`; what an interrupted fetch leaves there, the next
-    one continues. Two fetches of the same artifact at the same time wait for each other.
+    before. Until all files are verified, they are in `folder/<digest>.part/`; the next fetch continues what an
+    interrupted one left there. Of two fetches of the same artifact at the same time, one waits for the other.
 
-    How patient it is follows the environment, in the client's own names: WANDB__FILE_TRANSFER_RETRY_MAX (6 tries in
-    a row that bring nothing, after the first), WANDB__FILE_TRANSFER_RETRY_WAIT_MIN_SECONDS (1) and _MAX_SECONDS (30),
-    WANDB_FILE_PUSHER_TIMEOUT (60 seconds without a byte).
+    Retries and time limits follow the wandb client's environment variables (defaults in parentheses):
+    WANDB__FILE_TRANSFER_RETRY_MAX (6 retries in a row without progress), WANDB__FILE_TRANSFER_RETRY_WAIT_MIN_SECONDS
+    (1) and _MAX_SECONDS (30), WANDB_FILE_PUSHER_TIMEOUT (60 seconds without a byte).
 
     Args:
         path, folder: as for `find_wandb_artifact`.
-        say: is told what is downloaded and how large it is, before that begins; and which process it waits for, where
-            another one fetches the same artifact.
+        say: receives a message before a download (what, and how large), and if another process fetches the same
+            artifact and this one has to wait for it.
 
     Raises:
-        ValueError, WandbError: as `find_wandb_artifact` does; also if files do not come, or are not what the manifest
-            says.
+        ValueError, WandbError: as `find_wandb_artifact` does; also if a file does not arrive, or differs from the
+            manifest.
         OSError: the files cannot be stored.
     """
-    artifact = _asked(path, folder)
+    artifact = _request_artifact(path, folder)
     found = _found(artifact)
     directory, staging = (Path(folder).absolute() / f"{found.digest}{suffix}" for suffix in ("", ".part"))
     try:
@@ -148,14 +148,15 @@ def fetch_wandb_artifact(path: str, folder: str | Path, say: Callable[[str], Non
                 _fetch_into(staging, artifact, found)
                 staging.rename(directory)
     except OSError as error:
-        why = f"{error.strerror or error}; {found.path} could not be stored, what has arrived of it is kept"
-        raise OSError(error.errno, why, str(error.filename or staging)) from error
+        reason = f"{error.strerror or error}; {found.path} could not be stored, what has arrived of it is kept"
+        raise OSError(error.errno, reason, str(error.filename or staging)) from error
     return FetchedArtifact(directory, found.path, found.version, found.digest)
 
 
 def artifact_name(config: PairConfig) -> str:
-    """The name that the paper's pairs have in wandb: sae_pair_{model}[-randomized]_layer{L}_{d_sae}_J{coef}_k{k}, with
-    the training objective after the coefficient where it is not the mean of |J|."""
+    """The artifact name of a pair in wandb, as the paper forms it:
+    sae_pair_{model}[-randomized]_layer{L}_{d_sae}_J{coef}_k{k}. A training objective other than mean |J| follows the
+    coefficient."""
     model = Path(config.model_name).name + ("-randomized" if config.randomize_llm_weights else "")
     objective = config.extra.get("objective", "l1")
     coefficient = f"{config.jacobian_coefficient:.12g}" + ("" if objective == "l1" else str(objective))
@@ -175,36 +176,36 @@ def publish_pair(
 
     Args:
         project_path: entity/project.
-        name: the artifact's; `artifact_name` makes it.
-        folder: where the wandb client keeps its files. Offline, a copy of the artifact's is among them, and both must
+        name: name of the artifact, as `artifact_name` makes it.
+        folder: where the wandb client keeps its files. Offline, these include a copy of the artifact; all of them must
             stay until `wandb sync` has uploaded them.
-        offline: keep everything on this machine, and ask nothing of wandb.
-        language_model_weights: of the randomised language model that the pair was trained on, a safetensors file in
-            TransformerLens's names.
+        offline: keep everything on this machine, and do not contact wandb.
+        language_model_weights: safetensors file with the weights of the randomised language model that the pair was
+            trained on, under TransformerLens's names.
 
     Raises:
-        ValueError: the project path or the name is none, or weights come with a pair whose language model was not
-            randomised.
-        FileNotFoundError: there is no file of weights.
-        WandbError: wandb does not answer, refuses the key, or does not take the artifact.
+        ValueError: the project path or the name is malformed, or weights are given for a pair whose language model was
+            not randomised.
+        FileNotFoundError: the file of weights is missing.
+        WandbError: wandb does not answer, refuses the key, or does not accept the artifact.
     """
     from jsae_core.pair_format import LANGUAGE_MODEL_FILE
 
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
-        raise ValueError(f"{name!r} is no artifact name; expected 1 to 128 letters, digits and characters of '_.-'")
+        raise ValueError(f"{name!r} is not an artifact name; expected 1 to 128 letters, digits and characters of '_.-'")
     if language_model_weights is not None:
         if not pair.config.randomize_llm_weights:
             raise ValueError(f"{language_model_weights}: the pair's config says its language model was not randomised")
         if not language_model_weights.is_file():
             raise FileNotFoundError(f"{language_model_weights} is missing; expected the language model's weights")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    begun = logged_run(project_path, name, "publish", pair.config.to_artifact(), folder, offline)
-    with tempfile.TemporaryDirectory(dir=folder) as directory, begun as run:
+    new_run = logged_run(project_path, name, "publish", pair.config.to_artifact(), folder, offline)
+    with tempfile.TemporaryDirectory(dir=folder) as directory, new_run as run:
         pair.save(directory)
         files = {path.name: path for path in Path(directory).iterdir()}
         if language_model_weights is not None:
             files[LANGUAGE_MODEL_FILE] = language_model_weights
-        with explained(f"room for the artifact {name} in {project_path}"):
+        with explained(f"publication of the artifact {name} in {project_path}"):
             return _logged(run, files, project_path, name, offline)
 
 
@@ -221,10 +222,10 @@ def _logged(run: wandb.Run, files: dict[str, Path], project_path: str, name: str
     return PublishedPair(run.id, f"{project_path}/{name}:{artifact.version}", None, run.url)
 
 
-def _asked(path: str, folder: str | Path) -> wandb.Artifact:
+def _request_artifact(path: str, folder: str | Path) -> wandb.Artifact:
     match = ARTIFACT_PATH.fullmatch(path)
     if not match:
-        raise ValueError(f"{path!r} is no artifact path; expected entity/project/name:alias, such as e/p/pair:v0")
+        raise ValueError(f"{path!r} is not an artifact path; expected entity/project/name:alias, such as e/p/pair:v0")
     api = connect(match["entity"], folder)
     return unbroken(f"the artifact {path}", lambda: api.artifact(path))
 
@@ -238,18 +239,19 @@ def _found(artifact: wandb.Artifact) -> FoundArtifact:
 
 
 def _is_intact(directory: Path, found: FoundArtifact) -> bool:
-    """Whether the files there are still those of the artifact: read whole, since anyone may have written to them."""
+    """Whether the directory still holds exactly the artifact's files. They are read whole, since anyone may have
+    changed them."""
     if not directory.is_dir():
         return False
     files = {path.relative_to(directory).as_posix(): path for path in _files_in(directory)}
     if sum(path.stat().st_size for path in files.values()) != found.size:
         return False
-    digests = {name: _digests(path) for name, path in files.items()}
-    return any(found.digest in _manifest_digests({name: by[i] for name, by in digests.items()}) for i in range(2))
+    digests = {name: _digests(path) for name, path in files.items()}  # by md5 and by xxh128
+    return any(found.digest in _manifest_digests({name: pair[i] for name, pair in digests.items()}) for i in range(2))
 
 
 def _manifest_digests(digests: Mapping[str, str]) -> tuple[str, str]:
-    """What wandb's digest of an artifact may be, by the digest of each of its files: md5 and xxh128 of these lines."""
+    """The two digests that wandb may give an artifact with files of these digests: md5 and xxh128 of its manifest."""
     import xxhash
 
     lines = "".join(f"{name}:{digests[name]}\n" for name in sorted(digests))
@@ -263,7 +265,7 @@ def _files_in(directory: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _File:
-    """A file as wandb lists it. `url` is signed: who has it needs no key, and it holds for some time only."""
+    """A file as wandb lists it. `url` is a signed address: it works without an API key, but only for some time."""
 
     name: str
     size: int
@@ -272,7 +274,7 @@ class _File:
 
 
 def _fetch_into(staging: Path, artifact: wandb.Artifact, found: FoundArtifact) -> None:
-    """Every file of the artifact, verified, and nothing else."""
+    """Download every file of the artifact into `staging` and verify it; delete other files there."""
     files = _listed(artifact, found)
     _check_list(files, found)
     patience = _Patience.of_client()
@@ -286,19 +288,20 @@ def _fetch_into(staging: Path, artifact: wandb.Artifact, found: FoundArtifact) -
         def fresh_url(name: str = file.name) -> str:
             return _listed(artifact, found, [name])[name].url
 
-        if _size(target) >= file.size and file.digest not in _digests(target):  # overwritten since it was fetched
+        if _size(target) >= file.size and file.digest not in _digests(target):  # changed since it was fetched
             target.unlink()
         _download(what, file, target, fresh_url, patience)
         if file.digest not in _digests(target):
             target.unlink()
             raise WandbError(
                 f"{what} arrived with other contents than its manifest says ({file.size} bytes, digest {file.digest}) "
-                "and was deleted. Run it again; if it goes on, the file is damaged in wandb, or a proxy alters it"
+                "and was deleted. Run it again; if this happens again, the file is damaged in wandb, or a proxy alters "
+                "it"
             )
 
 
 def _listed(artifact: wandb.Artifact, found: FoundArtifact, names: list[str] | None = None) -> dict[str, _File]:
-    """One request for every 50 files."""
+    """The files of the artifact (or those with these names) by name, as wandb lists them; one request for every 50."""
     try:
         return unbroken(
             f"the files of {found.path}",
@@ -307,38 +310,38 @@ def _listed(artifact: wandb.Artifact, found: FoundArtifact, names: list[str] | N
                 for file in artifact.files(names=names)
             },
         )
-    except AttributeError:  # the client's, of an empty answer
+    except AttributeError:  # what the client raises on an empty answer
         raise WandbError(f"{found.path} is no longer in wandb; was it deleted just now?") from None
 
 
 def _check_list(files: dict[str, _File], found: FoundArtifact) -> None:
     if not files:
         raise WandbError(f"{found.path} has no files; expected a pair's sae_weights.safetensors and cfg.json")
-    # a list that gives the artifact's digest says what the manifest says
+    # the artifact's digest follows from its manifest, so a list that gives this digest agrees with the manifest
     if found.digest not in _manifest_digests({name: file.digest for name, file in files.items()}):
         raise WandbError(
-            f"{found.path}: wandb's list of its {len(files)} files does not give its digest, {found.digest}, so it is "
-            "not this artifact's whole manifest. Run it again; if it goes on, look at the artifact's page in wandb"
+            f"{found.path}: wandb's list of its {len(files)} files does not give its digest, {found.digest}, so the "
+            "list is not the whole manifest. Run it again; if this happens again, look at the artifact's page in wandb"
         )
     for file in files.values():
         if not _is_below_a_folder(file.name):
             raise WandbError(
-                f"{found.path} holds a file {file.name!r}, which would lie outside of its directory, or not where it "
-                "seems to"
+                f"{found.path} holds a file {file.name!r}, which would lie outside of its directory, or elsewhere than "
+                "its name suggests"
             )
         if urlsplit(file.url).scheme not in ("http", "https"):
             raise WandbError(f"{found.path}: {file.name} is a reference to a file elsewhere, which cannot be fetched")
 
 
 def _is_below_a_folder(name: str) -> bool:
-    """Whether a file of this name lies below the folder that it is put in, on any system."""
+    """Whether a file of this name stays below the folder that it is stored in, on any operating system."""
     parts = name.split("/")
     is_plain = name.isprintable() and "\\" not in name and not re.match(r"[A-Za-z]:", name)
     return is_plain and not any(part in ("", ".", "..") for part in parts)
 
 
 def _digests(path: Path) -> tuple[str, str]:
-    """A file's digests by md5 and xxh128, the algorithms that a manifest may be written with, as it writes them."""
+    """A file's digests by md5 and xxh128, the two algorithms that a manifest may use, in base64 like these."""
     import xxhash
 
     hashers: list[Any] = [hashlib.md5(), xxhash.xxh128()]
@@ -352,12 +355,12 @@ def _digests(path: Path) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Patience:
-    """When a download is given up.
+    """When to give up a download.
 
     Attributes:
-        retries: tries in a row, after the first, that may bring nothing.
+        retries: how many retries in a row may make no progress.
         shortest, longest: seconds between tries.
-        timeout: seconds without a byte that end a try.
+        timeout: seconds without a byte after which a try ends.
     """
 
     retries: int
@@ -382,12 +385,12 @@ class _Patience:
 
 @dataclass(frozen=True)
 class _Trouble:
-    """Why no more of a file came.
+    """Why a try to download a file ended early.
 
     Attributes:
-        refused: its address is no longer accepted; a new one may be.
-        final: trying again would change nothing.
-        wait: seconds before the next try.
+        refused: the store no longer accepts the address; it may accept a new one.
+        final: another try would not help.
+        wait: seconds to wait before the next try.
     """
 
     why: str
@@ -397,21 +400,21 @@ class _Trouble:
 
 
 def _download(what: str, file: _File, target: Path, fresh_url: Callable[[], str], patience: _Patience) -> None:
-    """Until the file has its size, going on from what is there of it."""
-    url, most, tries_without_progress, refused = file.url, _size(target), 0, False
+    """Download a file until it has its full size, continuing from the bytes that `target` already holds."""
+    url, largest_size, tries_without_progress, refused = file.url, _size(target), 0, False
     while _size(target) < file.size:
         trouble = _continue(url, target, patience.timeout)
-        have = _size(target)
-        if have >= file.size:
+        size = _size(target)
+        if size >= file.size:
             return
-        if have > most:
-            most, tries_without_progress, refused = have, 0, False
+        if size > largest_size:
+            largest_size, tries_without_progress, refused = size, 0, False
         else:
             tries_without_progress += 1
         if trouble.final or tries_without_progress > patience.retries or (refused and trouble.refused):
             raise WandbError(
-                f"{what} could not be downloaded: {trouble.why}. {max(have, 0)} of its {file.size} bytes have "
-                "arrived and are kept. Run it again later: it goes on from there"
+                f"{what} could not be downloaded: {trouble.why}. {max(size, 0)} of its {file.size} bytes have "
+                "arrived and are kept. Run it again later: the download continues from there"
             )
         if trouble.refused:
             refused, url = True, fresh_url()
@@ -421,20 +424,20 @@ def _download(what: str, file: _File, target: Path, fresh_url: Callable[[], str]
 
 
 def _size(path: Path) -> int:
-    """-1 if there is no such file, so that an empty one is made, too."""
+    """A file's size; -1 if it does not exist, so that a missing empty file counts as incomplete and is made."""
     return path.stat().st_size if path.exists() else -1
 
 
 def _continue(url: str, target: Path, timeout: float) -> _Trouble:
-    """Add to a file what comes from an address in one go, and say why it ended if that was too early."""
+    """Append to a file what one request brings, and return why that ended; irrelevant if the file is then complete."""
     import requests
 
-    have = max(_size(target), 0)
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    size = max(_size(target), 0)
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={size}-"} if size else {})
     silence = _Trouble(f"nothing came for {timeout:g} seconds")
     try:
-        # a signed address needs no key, and an authorisation that does nothing keeps requests from taking netrc's
-        with requests.get(url, headers=headers, stream=True, timeout=timeout, auth=lambda asked: asked) as answer:
+        # a signed address needs no key; an authorisation that does nothing keeps requests from using one from netrc
+        with requests.get(url, headers=headers, stream=True, timeout=timeout, auth=lambda request: request) as answer:
             if answer.status_code not in (200, 206):
                 return _refusal(answer)
             with target.open("ab" if answer.status_code == 206 else "wb") as out:
@@ -443,15 +446,15 @@ def _continue(url: str, target: Path, timeout: float) -> _Trouble:
     except requests.Timeout:
         return silence
     except requests.RequestException as error:
-        # its words hold the signed address, so they are not quoted
+        # the error's message is not quoted, since it holds the signed address
         broken = _Trouble(f"there was no connection, or it was cut ({type(error).__name__})")
         return silence if _ran_out_of_time(error) else broken
     return _Trouble("the answer ended early")
 
 
 def _ran_out_of_time(error: BaseException | None) -> bool:
-    """Whether the network's own TimeoutError is what an error was made of: requests calls it a ConnectionError where it
-    comes in the middle of an answer."""
+    """Whether a TimeoutError of the network caused an error: in the middle of an answer, requests turns it into a
+    ConnectionError."""
     while error is not None and not isinstance(error, TimeoutError):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -459,7 +462,7 @@ def _ran_out_of_time(error: BaseException | None) -> bool:
 
 def _refusal(answer: requests.Response) -> _Trouble:
     status = answer.status_code
-    if status in (400, 401, 403):  # what stores answer when a signed address has run out
+    if status in (400, 401, 403):  # what stores answer when a signed address has expired
         return _Trouble(f"the store refuses the address that wandb gave for it (HTTP {status})", refused=True)
     if status in (408, 429) or status >= 500:
         return _Trouble(f"the store answers HTTP {status}", wait=_wait_asked_for(answer.headers.get("Retry-After", "")))
@@ -467,7 +470,7 @@ def _refusal(answer: requests.Response) -> _Trouble:
 
 
 def _wait_asked_for(retry_after: str) -> float:
-    """Seconds, from a number of them or from a date."""
+    """The seconds that a Retry-After header asks to wait, given as a number or as a date."""
     try:
         seconds = float(retry_after)
     except ValueError:

@@ -127,9 +127,9 @@ class Checkpoint:
         return other
 
     def for_one_of(self, computations: int) -> Checkpoint:
-        """The same file, for the first of so many computations of the same result; each further one takes a `part` of
-        it. What was computed in less than the seconds leaves no checkpoint, and each may have been: so each has its
-        share of them."""
+        """A checkpoint in the same file for the first of several computations of the same result; each further one uses
+        a `part` of it. A computation shorter than `seconds` leaves no checkpoint, so each gets an equal share of
+        `seconds`: then a crash costs at most `seconds` over all of them."""
         other = copy(self)
         other.seconds = self.seconds / computations
         return other

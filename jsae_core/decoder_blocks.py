@@ -1,8 +1,8 @@
-"""The blocks of a Hugging Face decoder and the MLP of each, found by what flows through them, not by their names.
+"""The blocks of a Hugging Face decoder and the MLP of each, found by the tensors that flow through them, not by name.
 
-Here: which module is a block, which of its linear maps are its MLP's, what its activation is called, and which of its
-parts are finished when the MLP begins. An MLP is one only if its linear maps and its activation, put together, give
-what was seen to flow.
+Here: which module is a block, which of its linear maps belong to its MLP, the name of its activation, and which parts
+of the block are finished when the MLP begins. Modules count as an MLP only if their linear maps and activation together
+reproduce the tensors that were observed.
 Not here: loading (`model_files.py`), reading and replacing activations (`language_model.py`), the frozen MLP
 (`mlp.py`).
 """
@@ -25,46 +25,46 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ACTIVATION_RANGE = torch.linspace(-20, 20, 8001, dtype=torch.float64)  # wide enough for clipped activations
-SAME_UP_TO_ROUNDING = 0.01  # a share of the norm; in bfloat16 what is the same is off by about 0.003
+SAME_UP_TO_ROUNDING = 0.01  # as a share of the norm; in bfloat16 equal tensors differ by about 0.003
 EPS_NAMES = ("eps", "variance_epsilon")
 SAME_ACTIVATION = 1e-6  # gelu and its tanh approximation differ by 5e-4, two ways to write the latter by 1e-8
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A LayerNorm (`centred`) or RMSNorm, whatever its class is called and however it keeps its gain and bias."""
+    """A LayerNorm (`centred`) or RMSNorm of any class, whatever form its gain and bias have there."""
 
     module: nn.Module
     centred: bool
 
     def standardised(self, x: Tensor) -> Tensor:
-        """x [..., d_model] normalised, without gain and bias."""
+        """x [..., d_model], normalised without gain and bias."""
         return _standardised(x, self.centred, self.module)
 
     def gain_and_bias(self, standardised: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each feature, [d_model] each, from what it makes, x [n, d_model], of some standardised inputs: however its
-        class keeps them, they are the line through these. An RMSNorm has no bias."""
+        """The gain and the bias [d_model] of each feature, as the line fitted to standardised inputs and the outputs x
+        of the norm for them (both [n, d_model]), which works for any class. An RMSNorm has no bias."""
         z, y = standardised.double(), x.double()
         if not self.centred:
             gain = (z * y).sum(dim=0) / z.square().sum(dim=0)
             return gain.to(x.dtype), torch.zeros_like(x[0])
-        apart = z - z.mean(dim=0)
-        gain = (apart * (y - y.mean(dim=0))).sum(dim=0) / apart.square().sum(dim=0)
+        deviations = z - z.mean(dim=0)
+        gain = (deviations * (y - y.mean(dim=0))).sum(dim=0) / deviations.square().sum(dim=0)
         return gain.to(x.dtype), (y.mean(dim=0) - gain * z.mean(dim=0)).to(x.dtype)
 
 
 @dataclass(frozen=True)
 class BlockMLP:
-    """The MLP of one block, with views of its weights as [out, in]; None where it has no bias or no gate.
+    """The MLP of one block, with views of its weights as [out, in]; None for a bias or gate that it does not have.
 
     Attributes:
-        into, widths: the linear maps that are given the MLP's input - one, or two where the MLP is gated and its
-            weights are not kept as one - and how many numbers each gives.
-        down: the linear map whose output is the MLP's, before anything is added to it or normalised.
-        activation: the name that Hugging Face has for the activation.
-        norm: what normalises the MLP's input; None where nothing does (a model that normalises outputs alone).
-        before: the parts of the block that hold weight matrices and are finished when the MLP begins: attention.
-        example: what entered and what left it, [n, d_model] each, in the pass in which it was found.
+        into, widths: the linear maps that receive the MLP's input, and the width of each one's output. There is one
+            map, or two if the MLP is gated and keeps its two matrices apart.
+        down: the linear map whose output is the MLP's, before anything is added to it or normalises it.
+        activation: Hugging Face's name of the activation.
+        norm: the norm that makes the MLP's input; None if there is none (a model that only normalises outputs).
+        before: the parts of the block with weight matrices that are finished when the MLP begins: attention.
+        example: the MLP's input and output, [n, d_model] each, in the pass in which it was found.
     """
 
     into: tuple[nn.Module, ...]
@@ -80,7 +80,7 @@ class BlockMLP:
     b_gate: Tensor | None
 
     def frozen(self) -> MLP:
-        """A copy of it. Raises ValueError where its activation cannot be used."""
+        """A frozen copy of this MLP. Raises ValueError if its activation cannot be used."""
         W_out, b_out = _weight_and_bias(self.down)
         W_in, W_out, W_gate = (None if W is None else _row_major(W) for W in (self.W_in, W_out, self.W_gate))
         b_in, b_out, b_gate = (None if b is None else b.clone() for b in (self.b_in, b_out, self.b_gate))
@@ -91,40 +91,41 @@ class BlockMLP:
 def find_mlps(
     model: PreTrainedModel, blocks: Sequence[nn.Module], tokens: Tensor
 ) -> tuple[list[BlockMLP | str], Tensor | Sequence, Tensor]:
-    """Run the model once, and find the MLP of each block in what its parts were given and gave.
+    """Run the model once, and find the MLP of each block by the inputs and outputs of the block's parts.
 
     Args:
-        tokens: [row, position], a few.
+        tokens: a few tokens, [row, position].
 
     Returns:
-        For each block its MLP, or what it is instead; what the last block gave, in its own form; and the logits,
-        [row, position, vocabulary].
+        For each block its MLP, or a text that says why it has none that can be used ("is a mixture of experts"); the
+        last block's output, in the block's own form (see `alone`); and the logits, [row, position, vocabulary].
     """
-    last: list = []
+    last_outputs: list = []
     traces: list[list[_Call]] = [[] for _ in blocks]
 
     def keep(trace: list[_Call], module: nn.Module) -> RemovableHandle:
         def hook(module, args, kwargs, output):
-            given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-            gave = hidden_state(output)
-            if given is not None and isinstance(gave, Tensor):
-                trace.append(_Call(module, given.clone(), gave.clone()))  # Falcon adds in place to what its MLP gave
+            first_input = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+            first_output = hidden_state(output)
+            if first_input is not None and isinstance(first_output, Tensor):
+                # cloned, because Falcon adds in place to its MLP's output
+                trace.append(_Call(module, first_input.clone(), first_output.clone()))
 
         return module.register_forward_hook(hook, with_kwargs=True)
 
     def keep_last(module, args, output) -> None:
-        last.append(alone(output))
+        last_outputs.append(alone(output))
 
     handles = [keep(trace, module) for block, trace in zip(blocks, traces, strict=True) for module in block.modules()]
     with hooked([*handles, blocks[-1].register_forward_hook(keep_last)]):
         logits = model(tokens, use_cache=False).logits
     names = _ActivationNames(model)
-    found = [_find_mlp(block, trace, names) for block, trace in zip(blocks, traces, strict=True)]
-    return found, last[0], logits
+    mlps = [_find_mlp(block, trace, names) for block, trace in zip(blocks, traces, strict=True)]
+    return mlps, last_outputs[0], logits
 
 
 def decoder_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder's blocks, in order. Raises ValueError where none are found."""
+    """The decoder's blocks, in order. Raises ValueError if they are not found."""
     config = model.config.get_text_config(decoder=True)
     n_layers = next((count for name in LAYER_COUNT_NAMES if (count := getattr(config, name, None)) is not None), None)
     lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
@@ -139,19 +140,20 @@ def decoder_blocks(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def hidden_state(output: Tensor | Sequence) -> Tensor:
-    """What a part gives to the next. Some parts give a sequence of it and of what else they know."""
+    """The hidden state in a module's output. Some modules return a sequence that begins with it."""
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def alone(output: Tensor | Sequence, hidden: Tensor | None = None) -> Tensor | Sequence:
-    """A part's output in its own form without what else it knows (attention weights), or another one in that form."""
+    """A module's output in its own form, but with nothing except its hidden state, or with `hidden` in its place. If
+    the output is a sequence, its other entries (such as attention weights) become None."""
     hidden = hidden_state(output) if hidden is None else hidden
     return type(output)([hidden, *(None for _ in output[1:])]) if isinstance(output, (tuple, list)) else hidden
 
 
 @contextlib.contextmanager
 def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Hooks that are removed at the end."""
+    """Keep hooks for the duration of the block and remove them at its end."""
     handles = list(handles)
     try:
         yield
@@ -162,16 +164,16 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """A call of a module that has ended; of several tensors the first."""
+    """A finished call of a module, with the first tensor of its input and of its output."""
 
     module: nn.Module
-    given: Tensor
-    gave: Tensor
+    input: Tensor
+    output: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class _Branch:
-    """A linear map of the MLP's input, as wide as its hidden layer."""
+    """A linear map from the MLP's input to the width of its hidden layer."""
 
     W: Tensor  # [d_mlp, d_model]
     b: Tensor | None
@@ -181,45 +183,45 @@ class _Branch:
 def _find_mlp(block: nn.Module, trace: Sequence[_Call], names: _ActivationNames) -> BlockMLP | str:
     if _holds_experts(block):
         return "is a mixture of experts"
-    found = [mlp for holder in block.modules() if (mlp := _mlp_in(holder, block, trace, names)) is not None]
-    if not found:
+    mlps = [mlp for parent in block.modules() if (mlp := _mlp_in(parent, block, trace, names)) is not None]
+    if not mlps:
         return (
             "has no MLP of one or two linear maps, an activation that Hugging Face has a name for and a linear map back"
         )
-    if len(found) > 1:
-        return f"has {len(found)} MLPs"
-    return found[0]
+    if len(mlps) > 1:
+        return f"has {len(mlps)} MLPs"
+    return mlps[0]
 
 
-def _mlp_in(holder: nn.Module, block: nn.Module, trace: Sequence[_Call], names: _ActivationNames) -> BlockMLP | None:
-    """The MLP that consists of direct children of a module."""
-    children = list(holder.children())
+def _mlp_in(parent: nn.Module, block: nn.Module, trace: Sequence[_Call], names: _ActivationNames) -> BlockMLP | None:
+    """The MLP that consists of direct children of the module `parent`; None if they are not an MLP."""
+    children = list(parent.children())
     linear = [child for child in children if _is_linear(child)]
     calls = [call for call in trace if call.module in linear]
     if len(linear) not in (2, 3) or len(calls) != len(linear):
         return None
     *into, down = calls
-    x, width = into[0].given, down.given.shape[-1]
-    if not all(_same(call.given, x) for call in into):
+    x, width = into[0].input, down.input.shape[-1]
+    if not all(_same(call.input, x) for call in into):
         return None
     branches = [branch for call in into for branch in _branches(call, width)]
     for call in trace:
-        gates = [branch for branch in branches if call.module in children and _same(branch.value, call.given)]
+        gates = [branch for branch in branches if call.module in children and _same(branch.value, call.input)]
         if len(gates) != 1 or len(branches) > 2:
             continue
         others = [branch for branch in branches if branch is not gates[0]]
-        hidden = call.gave * others[0].value if others else call.gave
+        hidden = call.output * others[0].value if others else call.output
         name = names[call.module]
-        if name is not None and torch.allclose(hidden, down.given, rtol=1e-2):
+        if name is not None and torch.allclose(hidden, down.input, rtol=1e-2):
             plain, gate = (others[0], gates[0]) if others else (gates[0], None)
             return BlockMLP(
                 into=tuple(call.module for call in into),
-                widths=tuple(call.gave.shape[-1] for call in into),
+                widths=tuple(call.output.shape[-1] for call in into),
                 down=down.module,
                 activation=name,
                 norm=_find_norm(trace[: trace.index(into[0])], x),
                 before=tuple(_finished(block, trace, trace.index(into[0]))),
-                example=(x.flatten(0, -2), down.gave.flatten(0, -2)),
+                example=(x.flatten(0, -2), down.output.flatten(0, -2)),
                 W_in=plain.W,
                 b_in=plain.b,
                 W_gate=gate and gate.W,
@@ -229,24 +231,24 @@ def _mlp_in(holder: nn.Module, block: nn.Module, trace: Sequence[_Call], names: 
 
 
 def _branches(call: _Call, width: int) -> list[_Branch]:
-    """The branches that a linear map computes: one, or two where gate and input matrix are kept as one (Phi-3)."""
+    """The branches that a linear map computes: one, or two if it holds the gate's and the input matrix (Phi-3)."""
     W, b = _weight_and_bias(call.module)
     pieces = len(W) // width
     biases = [None] * pieces if b is None else b.chunk(pieces)
-    return [_Branch(*parts) for parts in zip(W.chunk(pieces), biases, call.gave.chunk(pieces, dim=-1), strict=True)]
+    return [_Branch(*parts) for parts in zip(W.chunk(pieces), biases, call.output.chunk(pieces, dim=-1), strict=True)]
 
 
 def _find_norm(trace: Sequence[_Call], x: Tensor) -> Norm | None:
-    """The last of these calls that gave x and made of what it was given a standardised tensor times a gain plus a bias,
-    one of each a feature."""
+    """The norm that made x: the last call with output x for which x is the standardised input times a gain plus a bias,
+    one gain and one bias for each feature."""
     x = x.flatten(0, -2)
     for call in reversed(trace):
-        gave, given = call.gave.flatten(0, -2), call.given.flatten(0, -2)
-        if _holds_matrices(call.module) or not _same(gave, x) or given.shape != x.shape or _same(given, x):
+        output, before = call.output.flatten(0, -2), call.input.flatten(0, -2)
+        if _holds_matrices(call.module) or not _same(output, x) or before.shape != x.shape or _same(before, x):
             continue
-        off = {centred: _off_affine(_standardised(given, centred, call.module), x) for centred in (True, False)}
-        centred = min(off, key=off.__getitem__)
-        if off[centred] < SAME_UP_TO_ROUNDING:
+        errors = {centred: _affine_error(_standardised(before, centred, call.module), x) for centred in (True, False)}
+        centred = min(errors, key=errors.__getitem__)
+        if errors[centred] < SAME_UP_TO_ROUNDING:
             return Norm(call.module, centred)
     return None
 
@@ -258,25 +260,25 @@ def _standardised(x: Tensor, centred: bool, norm: nn.Module) -> Tensor:
     return (wide * (wide.square().mean(dim=-1, keepdim=True) + eps).rsqrt()).to(x.dtype)
 
 
-def _off_affine(z: Tensor, x: Tensor) -> float:
-    """How far x [n, d] is from gain * z + bias for the best of either, one of each a feature; a share of x's norm."""
+def _affine_error(z: Tensor, x: Tensor) -> float:
+    """The distance of x [n, d] from the best fit gain * z + bias (gain and bias [d]), as a share of x's norm."""
     z, x = z.double(), x.double()
-    apart, wanted = z - z.mean(dim=0), x - x.mean(dim=0)
-    gain = (apart * wanted).sum(dim=0) / apart.square().sum(dim=0).clamp(min=1e-30)
-    return float((wanted - gain * apart).norm() / x.norm().clamp(min=1e-30))
+    dz, dx = z - z.mean(dim=0), x - x.mean(dim=0)
+    gain = (dz * dx).sum(dim=0) / dz.square().sum(dim=0).clamp(min=1e-30)
+    return float((dx - gain * dz).norm() / x.norm().clamp(min=1e-30))
 
 
 def _finished(block: nn.Module, trace: Sequence[_Call], start: int) -> Iterator[nn.Module]:
-    """The block's parts with weight matrices that ran once, and ended before a place in the trace."""
+    """The block's parts with weight matrices that ran exactly once and ended before the call number `start`."""
     for part in block.children():
-        ended = [place for place, call in enumerate(trace) if call.module is part]
+        ended = [number for number, call in enumerate(trace) if call.module is part]
         if _holds_matrices(part) and len(ended) == 1 and ended[0] < start:
             yield part
 
 
 class _ActivationNames:
-    """What Hugging Face calls an activation module: of the names of the function that it computes, the one that the
-    model's config has, else the first. None where it has no name."""
+    """Hugging Face's name for an activation module. If the function that it computes has several names, this is the one
+    in the model's config, otherwise the first; if it has none, None."""
 
     def __init__(self, model: PreTrainedModel):
         from transformers.activations import ACT2FN
@@ -314,7 +316,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _weight_and_bias(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """[out, in] and [out]: a Linear keeps its weight so, GPT-2's Conv1D keeps [in, out]."""
+    """The weight [out, in] and the bias [out]: a Linear stores its weight in this form, GPT-2's Conv1D as [in, out]."""
     weight = linear.weight.detach()
     return weight if isinstance(linear, nn.Linear) else weight.T, (
         None if linear.bias is None else linear.bias.detach()
@@ -331,7 +333,8 @@ def _holds_matrices(module: nn.Module) -> bool:
 
 
 def _holds_experts(block: nn.Module) -> bool:
-    """Whether it has MLPs in a list, or in a module that says by its name that it stacks their weights."""
+    """Whether the block has MLPs in a list, or in a module whose class name says that it stacks the weights of
+    experts."""
     return any(
         _holds_matrices(module) if isinstance(module, nn.ModuleList) else "Experts" in type(module).__name__
         for module in block.modules()

@@ -1,8 +1,8 @@
-"""A language model's files: found where they were said to be, read as they are, refused where something is missing.
+"""Finding, checking and reading the files of a language model.
 
-Here: a directory or a model on the Hugging Face hub and its revision, weights, tokenizer. No code that a model brings
-is run and no pickle is read. Torch is imported only when weights are read, so that a catalog can be checked without it.
-Not here: what is done with a model (`language_model.py`).
+Here: a directory, or a model on the Hugging Face hub and its revision; weights, tokenizer. Code in a model's files is
+never run and no pickle is read. Torch is imported only when weights are read, so that a catalog can be checked without
+it. Not here: what is done with a model (`language_model.py`).
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-LFS_POINTER = b"version https://git-lfs"  # what git leaves in the place of a large file
-LONGEST_QUOTE = 500  # characters of a library's own words in an error
-# what architectures call the number of their decoder's blocks; those that have an encoder, too, come first, since they
-# call the number of its blocks num_hidden_layers
+LFS_POINTER = b"version https://git-lfs"  # the start of a placeholder that git-lfs leaves for a large file
+LONGEST_QUOTE = 500  # characters of a library's message that an error quotes
+# the names that architectures give the number of their decoder's blocks. Names of architectures that also have an
+# encoder come first, since these call the number of the encoder's blocks num_hidden_layers
 LAYER_COUNT_NAMES = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layer", "num_layers", "n_layers")
-# of a repository on the hub: what transformers reads, none of the copies in other formats
+# the files of a hub repository that transformers reads, without copies of the weights in other formats
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model.safetensors", "model-*-of-*.safetensors"]
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model lies on this machine.
+    """The files of a model on this machine.
 
     Attributes:
-        name: as it was asked for.
+        name: the name or directory that was asked for.
+        directory: the folder with the files.
         revision: the commit of a hub model; None for a directory.
     """
 
@@ -53,14 +54,18 @@ class ModelFiles:
 def find_model(
     name_or_directory: str | Path, revision: str | None = None, say: Callable[[str], None] = print
 ) -> ModelFiles:
-    """A `Path` is a directory, and so is text that starts with `.`, `/` or `~` or names a folder with a config.json.
-    Other text, and any text with a revision, is a name on the hub, whatever folders there are. What the hub has and
-    this machine has not is fetched; `say` is told what, from where and how large it is, before that begins.
+    """Find the files of a model in a directory or on the Hugging Face hub; files on the hub are downloaded if needed.
+
+    Args:
+        name_or_directory: a directory, given as a `Path`, or as text that starts with `.`, `/` or `~` or that names a
+            folder with a config.json. Any other text is a name on the hub.
+        revision: a revision on the hub. With it, text is a name on the hub even if there is a folder of that name.
+        say: receives a message before a download: what is downloaded, from where, and how large it is.
 
     Raises:
         FileNotFoundError: the directory holds no config.json.
-        ValueError: it holds no weights that can be read; the hub has no such model or revision or cannot be reached; or
-            a directory was given a revision.
+        ValueError: there are no weights that can be read; the hub has no such model or revision or cannot be reached;
+            or a directory was given together with a revision.
     """
     name = str(name_or_directory)
     directory = Path(name).expanduser()
@@ -87,49 +92,50 @@ def find_model(
     pointers = [path.name for path in sorted(files.directory.glob("*.safetensors")) if _is_pointer(path)]
     if pointers:
         raise ValueError(
-            f"{files} could not be loaded: {', '.join(pointers)} holds no weights but says where git keeps them; run "
-            "`git lfs pull` there"
+            f"{files} could not be loaded: {', '.join(pointers)} holds no weights but only a git-lfs pointer to them; "
+            "run `git lfs pull` there"
         )
     return files
 
 
 def _snapshot(name: str, revision: str | None, say: Callable[[str], None]) -> Path:
-    """The folder of a model from the hub, in the client's cache. Raises ValueError."""
+    """Download a model from the hub, if needed, and return its folder in the client's cache. Raises ValueError if the
+    hub does not give it."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import DryRunError
 
     try:
-        with contextlib.suppress(DryRunError):  # the hub cannot be asked, but the cache may hold it
+        with contextlib.suppress(DryRunError):  # the hub cannot be reached, but the cache may hold the model
             found = snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, dry_run=True)
             if missing := [file for file in found if file.will_download]:
                 size = in_bytes(sum(file.file_size or 0 for file in missing))
                 say(f"Fetching the model {name}@{missing[0].commit_hash} from {constants.ENDPOINT}: {size}")
         return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
-    except Exception as error:  # its own, its HTTP library's, OSError and ValueError alike
+    except Exception as error:  # huggingface_hub raises errors of its own, of its HTTP library, OSError and ValueError
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-            raise  # of this machine: no room, no permission
-        wanted = f"{name} (model on the Hugging Face hub{'' if revision is None else f', revision {revision}'})"
+            raise  # an error of this machine, such as a full disk or a missing permission
+        model = f"{name} (model on the Hugging Face hub{'' if revision is None else f', revision {revision}'})"
         raise ValueError(
-            f"{in_plain_words(wanted, error)}. Or download the model, and name its directory instead"
+            f"{in_plain_words(model, error)}. Or download the model, and name its directory instead"
         ) from None
 
 
 def _is_pointer(path: Path) -> bool:
-    if not path.is_file():  # a link that leads nowhere: reading says so
+    if not path.is_file():  # a broken link; the error comes when it is read
         return False
     with path.open("rb") as file:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def layer_count(directory: Path) -> int | None:
-    """How many blocks the config.json of a model's directory says its decoder has; None where it does not say.
+    """The number of the decoder's blocks by a model's config.json; None if config.json does not give it.
 
     Raises:
-        ValueError: config.json cannot be read, or is no JSON object.
+        ValueError: config.json cannot be read, or is not a JSON object.
     """
     config = _config(directory)
-    of_decoder = config.get("text_config")  # of a model that takes images too
-    config = of_decoder if isinstance(of_decoder, dict) else config
+    decoder_config = config.get("text_config")  # present in models that take images too
+    config = decoder_config if isinstance(decoder_config, dict) else config
     counts = (config.get(name) for name in LAYER_COUNT_NAMES)
     return next((count for count in counts if isinstance(count, int)), None)
 
@@ -146,11 +152,11 @@ def _config(directory: Path) -> dict:
 
 
 def read_model(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
-    """The model on the CPU, in eval mode.
+    """Read the model on the CPU, in eval mode.
 
     Raises:
-        ValueError: it cannot be read, is no causal language model, needs code of its own, or its weights are quantised
-            or not those of its architecture.
+        ValueError: the model cannot be read, is not a causal language model, needs code of its own, has quantised
+            weights, or has weights that do not fit its architecture.
     """
     from transformers import AutoModelForCausalLM
 
@@ -163,29 +169,29 @@ def read_model(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that the report names them
+            ignore_mismatched_sizes=True,  # so that the report names all of them
         )
     wrong = {
         "missing": report["missing_keys"],
         "unknown to it": report["unexpected_keys"],
         "of another shape": [name for name, *_ in report["mismatched_keys"]],
     }
-    said = [
-        f"{len(names)} {what}, such as {', '.join(sorted(map(str, names))[:3])}"
-        for what, names in wrong.items()
+    problems = [
+        f"{len(names)} {problem}, such as {', '.join(sorted(map(str, names))[:3])}"
+        for problem, names in wrong.items()
         if names
     ]
-    if said:
+    if problems:
         raise ValueError(
-            f"{files}: its weights are not those of a {type(model).__name__} with this config.json: {'; '.join(said)}. "
+            f"{files}: its weights do not fit a {type(model).__name__} with this config.json: {'; '.join(problems)}. "
             "Were they saved from another model, or with names of another library?"
         )
     return model.eval().requires_grad_(False)
 
 
 def _check_kind(files: ModelFiles) -> None:
-    """Raises ValueError: what config.json describes is no causal language model with plain weights that transformers
-    itself knows."""
+    """Raises ValueError if config.json does not describe a causal language model that transformers knows itself and
+    whose weights are not quantised."""
     import transformers
 
     with _explained(str(files), "Is it complete?"):
@@ -194,10 +200,10 @@ def _check_kind(files: ModelFiles) -> None:
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         why = (
             f"the model_type in its config.json is {kind!r}, which transformers {transformers.__version__} does not "
-            "know, and code that a model brings is not run; a newer transformers may know it"
+            "know, and code that comes with a model is not run; a newer transformers may know it"
         )
     elif transformers.CONFIG_MAPPING[kind] not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-        why = f"its architecture ({kind}) is no causal language model; expected a decoder, such as llama or gpt2"
+        why = f"its architecture ({kind}) is not a causal language model; expected a decoder, such as llama or gpt2"
     elif config.get("quantization_config"):
         why = (
             "its weights are quantised (quantization_config in config.json); save it with plain weights first, as "
@@ -209,10 +215,11 @@ def _check_kind(files: ModelFiles) -> None:
 
 
 def read_tokenizer(files: ModelFiles, n_vocabulary: int) -> PreTrainedTokenizerBase:
-    """Its tokenizer; `n_vocabulary` is how many tokens the model knows.
+    """Read the tokenizer of a model with a vocabulary of `n_vocabulary` tokens.
 
     Raises:
-        ValueError: there is none, or it has no token to open a document with that the model knows.
+        ValueError: there is no tokenizer, it has neither a BOS nor an EOS token to open documents with, or that token
+            is outside the model's vocabulary.
     """
     from transformers import AutoTokenizer
 
@@ -224,12 +231,13 @@ def read_tokenizer(files: ModelFiles, n_vocabulary: int) -> PreTrainedTokenizerB
             "beside config.json"
         )
     opening = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    # what its files lack, a tokenizer class adds under the next free number, which means nothing to the model
+    # a special token that the files lack is added by the tokenizer class under the next free id, which the model does
+    # not know
     added = opening is not None and opening >= tokenizer.vocab_size
     if opening is None or added and tokenizer.convert_ids_to_tokens(opening) not in _added_tokens(files.directory):
         raise ValueError(
-            f"the tokenizer of {files} has neither a BOS nor an EOS token, but one must open each document; name "
-            "a token that it has as bos_token in tokenizer_config.json"
+            f"the tokenizer of {files} has neither a BOS nor an EOS token, but one must open each document; set "
+            "bos_token in tokenizer_config.json to a token of its vocabulary"
         )
     if opening >= n_vocabulary:
         raise ValueError(
@@ -240,7 +248,7 @@ def read_tokenizer(files: ModelFiles, n_vocabulary: int) -> PreTrainedTokenizerB
 
 
 def _added_tokens(directory: Path) -> set[str]:
-    """The tokens that its files add to the vocabulary proper."""
+    """The tokens that a tokenizer's files add to its base vocabulary."""
 
     def read(name: str) -> dict:
         path = directory / name
@@ -253,12 +261,12 @@ def _added_tokens(directory: Path) -> set[str]:
 
 @contextlib.contextmanager
 def _explained(what: str, hint: str) -> Iterator[None]:
-    """Makes any error of reading one that says what was read, and what to look at."""
+    """Turn any error of reading into a ValueError that says what was read, and what to check."""
     try:
         yield
     except MemoryError:
         raise
-    except Exception as error:  # transformers, huggingface_hub, httpx and safetensors each raise their own
-        words = " ".join(str(error).split()).removesuffix(".")
-        words = words if len(words) <= LONGEST_QUOTE else f"{words[:LONGEST_QUOTE]}..."
-        raise ValueError(f"{what} could not be loaded: {type(error).__name__}: {words}. {hint}") from error
+    except Exception as error:  # transformers, huggingface_hub, httpx and safetensors all raise errors of their own
+        message = " ".join(str(error).split()).removesuffix(".")
+        message = message if len(message) <= LONGEST_QUOTE else f"{message[:LONGEST_QUOTE]}..."
+        raise ValueError(f"{what} could not be loaded: {type(error).__name__}: {message}. {hint}") from error

@@ -64,7 +64,7 @@ def duration(seconds: float) -> str:
 
 
 def in_bytes(size: int) -> str:
-    """In words, with two digits that matter or all of the whole ones."""
+    """A size in words, in the largest unit that fits: "1.5 GB", "120 MB"."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}" if size < 10 * factor else f"{size / factor:,.0f} {unit}"

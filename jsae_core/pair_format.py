@@ -26,9 +26,9 @@ from jsae_core.sae import SAE_WEIGHTS, sae_shapes
 from jsae_core.tensor_files import read_tensors, write_tensors
 
 WEIGHTS_FILE, CONFIG_FILE = "sae_weights.safetensors", "cfg.json"
-LANGUAGE_MODEL_FILE = "randomized_llm_weights.safetensors"  # beside them where the language model was randomised
+LANGUAGE_MODEL_FILE = "randomized_llm_weights.safetensors"  # a third file, if the language model was randomised
 INPUT_CONVENTION = "the MLP's true input: normalisation with its gain and bias, weights unprocessed"
-SIDES = {"input": "", "output": "_out"}  # what the names of each SAE's tensors end in
+SIDES = {"input": "", "output": "_out"}  # the suffix of the tensor names of each SAE
 MLP_WEIGHTS = ("W_in", "b_in", "W_out", "b_out", "W_gate", "b_gate")
 RENAMED_KEYS = {
     "hook_point": "hook_name",
@@ -37,8 +37,8 @@ RENAMED_KEYS = {
     "activation_fn": "activation_fn_str",
     "use_jacobian_loss": "is_pair",
 }
-# What a configuration may say of things that can be otherwise elsewhere, but not here. A key that is absent says the
-# first of its values; anything else would be another function than the one that is computed here.
+# For settings that other code varies but this code does not: the values that a configuration may have. An absent key
+# means the first of its values; any other value would mean a function that is not computed here.
 ONLY_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "activation_fn_str": ("topk",),
     "architecture": ("standard", "topk"),
@@ -50,20 +50,20 @@ ONLY_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "prepend_bos": (True,),
     "seqpos_slice": (None, [], [None], [None, None]),
     "is_pair": (True, False, None),
-    "transcode": (False, None),  # this and the next two make a transcoder of it
+    "transcode": (False, None),  # this and the next two would make the pair a transcoder
     "is_transcoder": (False, None),
     "skip_connection": (False, None),
     "input_convention": (INPUT_CONVENTION,),
 }
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-# Arguments that the language model was loaded with and that change no weight and no activation.
+# Arguments for loading the language model that change no weight and no activation.
 HARMLESS_MODEL_ARGUMENTS = {"dtype", "torch_dtype", "device"}
 MLP_INPUT_SITES = ("ln2.hook_normalized", "mlp.hook_in")
 
 
 @dataclass(frozen=True)
 class PairConfig:
-    """What a pair is and how it was trained. `extra` keeps every other key of its cfg.json, unread."""
+    """What a pair is and how it was trained. `extra` keeps all other keys of its cfg.json, without using them."""
 
     model_name: str
     layer: int
@@ -74,7 +74,7 @@ class PairConfig:
     dtype: str = "float32"
     apply_b_dec_to_input: bool = True
     prepend_bos: bool = True
-    trained_on_bos: bool = True  # as the published pairs were, whose configurations do not say it
+    trained_on_bos: bool = True  # true of the published pairs, whose configurations lack this key
     context_size: int | None = None
     randomize_llm_weights: bool = False
     mlp_activation: str | None = None
@@ -87,8 +87,8 @@ class PairConfig:
 
     @classmethod
     def from_artifact(cls, written: Mapping[str, Any]) -> PairConfig:
-        """Read a cfg.json: older and newer key names, the newer layout of SAELens 6 (a top-level `k`, a section
-        `metadata`), and what was meant where a key is absent.
+        """Read a cfg.json with older or newer key names, or in the layout of SAELens 6 (a top-level `k`, a section
+        `metadata`). An optional key that is absent gets the value that its absence means in the published format.
 
         Raises:
             ValueError: a key is missing, has a value that no pair can have, or asks for something that is not computed
@@ -98,7 +98,7 @@ class PairConfig:
         _check_supported(values)
         values.pop("normalize_activations", None)
         if values.get("is_pair") is False:
-            values["jacobian_coefficient"] = 0.0  # its loss has no such term, and what stands there is the default
+            values["jacobian_coefficient"] = 0.0  # the loss had no Jacobian term; the value in the file is a default
         k = _k(values)
         layer = _layer(values)
         missing = [key for key in ("model_name", "d_in", "d_sae") if key not in values]
@@ -143,7 +143,7 @@ class PairConfig:
             activation_function(self.mlp_activation)
 
     def to_artifact(self) -> dict[str, Any]:
-        """The cfg.json of this pair, in the newer of the artifact format's key names."""
+        """The cfg.json of this pair, under the newer key names of the artifact format."""
         return {
             "hook_name": f"blocks.{self.layer}.ln2.hook_normalized",
             "hook_head_index": None,
@@ -170,7 +170,7 @@ class PairConfig:
 
 
 def _flat(written: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings at one level, under their newer names; what stands at the top counts before what is in metadata."""
+    """All settings at one level, under their newer names; top-level settings take precedence over `metadata`."""
     metadata = written.get("metadata") or {}
     if not isinstance(metadata, Mapping):
         raise ValueError(f"metadata is {metadata!r}, expected an object of settings")
@@ -180,7 +180,7 @@ def _flat(written: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_supported(values: Mapping[str, Any]) -> None:
     for key, supported in ONLY_SUPPORTED.items():
-        # compared with their types: 0 is not false, and 1 not true
+        # types are compared too, since 0 == False and 1 == True in Python
         if key in values and not any(type(values[key]) is type(s) and values[key] == s for s in supported):
             expected = " or ".join(json.dumps(value) for value in supported)
             raise ValueError(f"{key} is {values[key]!r}, which is not supported; expected {expected}")
@@ -191,12 +191,12 @@ def _check_supported(values: Mapping[str, Any]) -> None:
         if value and name not in HARMLESS_MODEL_ARGUMENTS:
             raise ValueError(
                 f"model_from_pretrained_kwargs.{name} is {value!r}, which is not supported: the language model is used "
-                "as its authors give it, with unprocessed weights"
+                "as published, with unprocessed weights"
             )
 
 
 def _k(values: dict[str, Any]) -> Any:
-    """Takes the k of TopK from where it stands."""
+    """Remove the k of TopK from the settings, where it may have either of two names, and return it."""
     kwargs = values.pop("activation_fn_kwargs", None) or {}
     if not isinstance(kwargs, Mapping):
         raise ValueError(f"activation_fn_kwargs is {kwargs!r}, expected an object with k")
@@ -210,7 +210,8 @@ def _k(values: dict[str, Any]) -> Any:
 
 
 def _layer(values: dict[str, Any]) -> Any:
-    """Takes the layer from hook_layer, or from hook_name where that is absent; both must name the MLP's input."""
+    """Remove hook_layer from the settings and return it; if it is absent, take the layer from hook_name. If there is a
+    hook_name, it must name the MLP's input."""
     layer, hook_name = values.pop("hook_layer", None), values.get("hook_name")
     if hook_name is None:
         if layer is None:
@@ -258,7 +259,7 @@ def read_artifact(path: str | Path) -> tuple[dict[str, Tensor], PairConfig, Path
     elif "cfg" in header:
         config_path, written = path, header["cfg"].encode()
     else:
-        raise ValueError(f"{path}: its header has no 'cfg', so it is no stored pair; pass the artifact directory")
+        raise ValueError(f"{path}: its header has no 'cfg', so it is not a stored pair; pass the artifact directory")
     try:
         config = PairConfig.from_artifact(_json_object(written))
     except (TypeError, ValueError) as error:
@@ -267,7 +268,7 @@ def read_artifact(path: str | Path) -> tuple[dict[str, Tensor], PairConfig, Path
 
 
 def write_artifact(tensors: Mapping[str, Tensor], config: PairConfig, directory: str | Path) -> None:
-    """Write the artifact directory. Both files are written beside their places first, then moved there."""
+    """Write the artifact directory. Both files are first written under temporary names, then moved into place."""
     directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     staged = {name: directory / f".{name}.{os.getpid()}.part" for name in (WEIGHTS_FILE, CONFIG_FILE)}
@@ -282,9 +283,9 @@ def write_artifact(tensors: Mapping[str, Tensor], config: PairConfig, directory:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], config: PairConfig) -> None:
-    """Raises ValueError: a tensor of the SAEs is missing or of another shape than the configuration says, any tensor
-    holds NaN or infinite values, or there is one that no pair of TopK SAEs has: thresholds, gates or factors of
-    latents, of which the configuration may say nothing."""
+    """Raises ValueError if a tensor of the SAEs is missing or its shape disagrees with the configuration, if a tensor
+    holds NaN or infinite values, or if a tensor does not belong to a pair of TopK SAEs: thresholds, gates or scaling
+    factors of latents, which the configuration does not always mention."""
     expected = {
         tensor_name(side, name): shape
         for side in SIDES
@@ -304,23 +305,23 @@ def check_tensors(tensors: Mapping[str, Tensor], config: PairConfig) -> None:
             if not (tensor == 1).all():
                 raise ValueError(f"{name} scales latents, which is not supported; expected none, or only ones")
         elif name not in known:
-            raise ValueError(f"{name} is no tensor of a pair of TopK SAEs, which has {', '.join(known)}")
+            raise ValueError(f"{name} does not belong to a pair of TopK SAEs, whose tensors are {', '.join(known)}")
 
 
 def sae_weights(tensors: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:
-    """The weights of one SAE by their own names; `side` is "input" or "output"."""
+    """The weights of one SAE under their names in an SAE; `side` is "input" or "output"."""
     return {name: tensors[tensor_name(side, name)] for name in SAE_WEIGHTS}
 
 
 def mlp_of(tensors: Mapping[str, Tensor], config: PairConfig, of_model: MLP | None = None, model_name: str = "") -> MLP:
-    """The MLP between the SAEs: the artifact's own, or the language model's where the artifact has none.
+    """The MLP between the SAEs: the artifact's own, or the language model's if the artifact has none.
 
     Args:
         of_model, model_name: the language model's MLP at the pair's layer, in the pair's dtype, and the model's name.
 
     Raises:
-        ValueError: neither holds an MLP or names its activation, tensors are missing or of another shape, or the
-            artifact's MLP is not the language model's.
+        ValueError: neither source has an MLP, or neither names its activation; tensors are missing or of another shape;
+            or the artifact's MLP differs from the language model's.
     """
     stored = {name: tensors[f"mlp.{name}"] for name in MLP_WEIGHTS if f"mlp.{name}" in tensors}
     if of_model is not None and of_model.W_in.shape[0] != config.d_in:
@@ -335,7 +336,7 @@ def mlp_of(tensors: Mapping[str, Tensor], config: PairConfig, of_model: MLP | No
                 f"language_model=load_language_model({config.model_name!r})"
             )
         return of_model
-    # gated models mostly have no biases; a plain one without them has lost them
+    # most gated MLPs have no biases, but a plain one without biases is incomplete
     gated = "W_gate" in stored or "b_gate" in stored
     required = ("W_in", "W_gate", "W_out") if gated else ("W_in", "b_in", "W_out", "b_out")
     missing = [f"mlp.{name}" for name in required if name not in stored]
@@ -360,16 +361,17 @@ def mlp_of(tensors: Mapping[str, Tensor], config: PairConfig, of_model: MLP | No
 
 
 def _check_same_mlp(stored: Mapping[str, Tensor], of_model: MLP, model_name: str) -> None:
-    weights = dict(of_model.named_buffers(recurse=False))  # a bias that the artifact leaves out counts as zeros
-    for name in (name for name in MLP_WEIGHTS if name in weights or name in stored):
-        theirs = weights.get(name)
-        ours = stored.get(name, None if theirs is None else torch.zeros_like(theirs))
+    model_weights = dict(of_model.named_buffers(recurse=False))
+    for name in (name for name in MLP_WEIGHTS if name in model_weights or name in stored):
+        expected = model_weights.get(name)
+        # a bias that the artifact leaves out counts as zeros
+        actual = stored.get(name, None if expected is None else torch.zeros_like(expected))
         if (
-            theirs is None
-            or ours is None
-            or theirs.shape != ours.shape
-            # 1% of the largest weight: far above the rounding of bfloat16, far below another model's weights
-            or (ours - theirs).abs().max() > 0.01 * theirs.abs().max().clamp(min=1e-3)
+            expected is None
+            or actual is None
+            or expected.shape != actual.shape
+            # 1% of the largest weight: far above the rounding of bfloat16, far below the difference of another model
+            or (actual - expected).abs().max() > 0.01 * expected.abs().max().clamp(min=1e-3)
         ):
             raise ValueError(
                 f"mlp.{name} differs from {model_name}'s own: this pair and this language model do not belong "
@@ -381,7 +383,7 @@ def _json_object(written: str | bytes) -> dict[str, Any]:
     try:
         values = json.loads(written)
     except ValueError as error:
-        raise ValueError(f"the configuration is no JSON ({error})") from error
+        raise ValueError(f"the configuration is not JSON ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"the configuration is a JSON {type(values).__name__}, expected an object of settings")
     return values

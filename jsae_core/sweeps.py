@@ -1,6 +1,6 @@
-"""A project's training runs in wandb, and their table kept in step with it.
+"""The table of a wandb project's training runs, kept in step with wandb.
 
-Here: which runs are asked for, how they are read page by page, what is known of runs that end, live on or are deleted.
+Here: which runs are requested, how they are read page by page, how runs that ended, go on or were deleted are tracked.
 Not here: what a row of the table holds (`training_runs.py`), how wandb is reached and what its errors mean
 (`wandb_client.py`), drawing.
 """
@@ -28,20 +28,21 @@ if TYPE_CHECKING:
 
 ENDED = ("finished", "crashed", "failed", "killed")
 RUNS_A_PAGE = 100
-MOST_READS = 3  # of runs whose pages do not hold as many as wandb counts; then that is an error
-# what lies so shortly before the newest heartbeat is fetched again: a run may live on behind a page already read
+MOST_READS = 3  # attempts to read as many runs as wandb counts, before that is an error
+# runs with a heartbeat so shortly before the newest one are fetched again, since one may change after its page was read
 OVERLAP = timedelta(minutes=10)
-MOST_NAMED = 10  # malformed runs named in an error
+MOST_NAMED = 10  # malformed runs that an error names
 
 
 @dataclass(frozen=True)
 class Synced:
-    """What a sync came to.
+    """The result of a sync.
 
     Attributes:
-        table: the very table that was given, if nothing changed (nor the rules by which it is made).
+        table: the table of runs; the same object as the known table, if nothing changed (nor the rules by which it is
+            made).
         changed: how many runs are new or differ.
-        deleted: ids of the runs found deleted upstream by this sync.
+        deleted: ids of the runs that this sync found deleted in wandb.
         unfinished: ids of the runs that may go on.
     """
 
@@ -52,14 +53,14 @@ class Synced:
 
 
 def sync_runs(path: str, known: pd.DataFrame | None, folder: str | Path, *, full: bool = False) -> Synced:
-    """A wandb project's runs as a table: what is known of them, brought up to date.
+    """Bring the table of a wandb project's runs up to date.
 
-    One small request tells whether there is anything new. If so, runs are fetched that lived on since the newest known
-    heartbeat, with those that had not ended; runs that are gone upstream are kept and marked, runs that come back are
-    unmarked. If the number of runs still disagrees, all are fetched.
+    One small request tells whether there is anything new. If so, this fetches the runs with a heartbeat since the
+    newest known one, and the runs that had not ended. Runs that are gone from wandb are kept and marked as deleted;
+    runs that come back are unmarked. If the number of runs still disagrees, all are fetched.
 
-    What moves no heartbeat (an edited name or tag; an old run deleted while another old one is restored) is noticed
-    only once the run is fetched for another reason, so fetch all now and then.
+    Changes without a new heartbeat (an edited name or tag; an old run deleted while another old one is restored) are
+    noticed only when the run is fetched for another reason, so use `full` now and then.
 
     Args:
         path: "entity/project".
@@ -68,12 +69,12 @@ def sync_runs(path: str, known: pd.DataFrame | None, folder: str | Path, *, full
         full: fetch every run, and make the table anew.
 
     Raises:
-        ValueError: the path is no path, or `known` no table of runs.
-        WandbError: wandb did not give the runs, gave malformed ones, or never as many as it counts. There is no table
-            then: keep the known one.
+        ValueError: the path is malformed, or `known` is not a table of runs.
+        WandbError: wandb did not give the runs, gave malformed ones, or never as many as it counts. Keep the known
+            table then.
     """
     if not PROJECT_PATH.fullmatch(path):
-        raise ValueError(f"{path!r} is no wandb project; expected entity/project")
+        raise ValueError(f"{path!r} is not a wandb project; expected entity/project")
     before = {} if known is None else {run.run_id: run for run in runs_of(known)}
     api = connect(path.split("/")[0], folder)
     if known is None or full:
@@ -96,29 +97,29 @@ def sync_runs(path: str, known: pd.DataFrame | None, folder: str | Path, *, full
 
 
 def _same(table: pd.DataFrame, known: pd.DataFrame) -> bool:
-    """Also of a table from a file, where tags are arrays. One that was made by other rules of the same raw values is
-    not the same."""
+    """Whether two tables are equal, including columns that other rules would derive from the same raw values. Tags may
+    be lists or, in a table from a file, arrays."""
     tags = [[*map(tuple, made["tags"])] for made in (table, known)]
     return tags[0] == tags[1] and table.drop(columns="tags").equals(known.drop(columns="tags"))
 
 
-# --- What is asked of wandb
+# --- Requests to wandb
 
 Runs = dict[str, TrainingRun]
 
 
 def _state_upstream(api: wandb.Api, path: str) -> tuple[int, datetime | None]:
-    """How many runs there are, and their newest heartbeat: the one small request of a sync that finds nothing new."""
+    """The number of runs in wandb, and their newest heartbeat: the only request of a sync that finds nothing new."""
     project = next(_pages(api, path, order="-heartbeat_at", per_page=1, lazy=True))
     heartbeats = [edge["node"]["heartbeatAt"] for edge in project["runs"]["edges"]]
-    with suppress(ValueError):  # a malformed time counts as news, and fetching it tells which run's it is
+    with suppress(ValueError):  # a malformed time counts as new; fetching the runs then tells which one has it
         return project["runCount"], utc_time(heartbeats[0]) if heartbeats and heartbeats[0] else None
     return project["runCount"], None
 
 
 def _with_all(api: wandb.Api, path: str, known: Runs) -> Runs:
     fetched = _fetch(api, path, {})
-    return known | fetched | {run_id: _gone(run) for run_id, run in known.items() if run_id not in fetched}
+    return known | fetched | {run_id: _marked_deleted(run) for run_id, run in known.items() if run_id not in fetched}
 
 
 def _with_changed(api: wandb.Api, path: str, known: Runs) -> Runs:
@@ -127,36 +128,36 @@ def _with_changed(api: wandb.Api, path: str, known: Runs) -> Runs:
         return _with_all(api, path, known)
     since = newest - OVERLAP
     unfinished = _unfinished(known)
-    # a run that has crashed is no longer unfinished, though no heartbeat says so
-    wanted: list[dict[str, Any]] = [{"heartbeatAt": {"$gte": _as_wandb_writes(since)}}]
-    wanted += [{"name": {"$in": sorted(unfinished)}}] if unfinished else []
-    fetched = _fetch(api, path, wanted[0] if len(wanted) == 1 else {"$or": wanted})
+    # unfinished runs too, because a run may end (crash) without another heartbeat
+    conditions: list[dict[str, Any]] = [{"heartbeatAt": {"$gte": _as_wandb_writes(since)}}]
+    conditions += [{"name": {"$in": sorted(unfinished)}}] if unfinished else []
+    fetched = _fetch(api, path, conditions[0] if len(conditions) == 1 else {"$or": conditions})
     expected = unfinished | {
         run_id for run_id, run in _present(known).items() if run.updated_at and run.updated_at >= since
     }
-    return known | fetched | {run_id: _gone(known[run_id]) for run_id in expected if run_id not in fetched}
+    return known | fetched | {run_id: _marked_deleted(known[run_id]) for run_id in expected if run_id not in fetched}
 
 
 def _fetch(api: wandb.Api, path: str, filters: dict[str, Any]) -> Runs:
-    """All of these runs, as many as wandb counts: a page may repeat a run and leave out another, and what is left out
-    must not pass for deleted."""
+    """All runs that the filters select, as many as wandb counts. A page may repeat a run and leave out another one,
+    which must not be taken for deleted."""
     for _ in range(MOST_READS):
         found, counted = _read_once(api, path, filters)
         if len(found) == counted:
             return found
     raise WandbError(
         f"wandb counts {counted} runs of {path} but its pages hold {len(found)} different ones, in {MOST_READS} "
-        "attempts, so nothing is taken over. Sync again later"
+        "attempts, so the table stays as it was. Sync again later"
     )
 
 
 def _read_once(api: wandb.Api, path: str, filters: dict[str, Any]) -> tuple[Runs, int]:
-    """The runs that the pages hold, and how many there are by wandb's count on the last of them."""
+    """The runs that the pages hold, and the number of runs by wandb's count on the last page."""
     found: Runs = {}
     counted = 0
     malformed: list[str] = []
     address = _address(api, path)
-    # an order that does not change while the pages are read
+    # ordered by creation, which does not change while the pages are read
     for project in _pages(api, path, filters=filters, order="+created_at", per_page=RUNS_A_PAGE, lazy=False):
         counted = project["runCount"]
         for edge in project["runs"]["edges"]:
@@ -169,16 +170,16 @@ def _read_once(api: wandb.Api, path: str, filters: dict[str, Any]) -> tuple[Runs
     if malformed:
         more = f" and {len(malformed) - MOST_NAMED} more" if len(malformed) > MOST_NAMED else ""
         raise WandbError(
-            f"wandb gave {len(malformed)} malformed runs of {path} beside {len(found)} good ones, so nothing is taken "
-            f"over: {', '.join(malformed[:MOST_NAMED])}{more}. Sync again; if they are the same, repair or delete them "
-            f"at {address}"
+            f"wandb gave {len(malformed)} malformed runs of {path} besides {len(found)} good ones, so the table stays "
+            f"as it was: {', '.join(malformed[:MOST_NAMED])}{more}. Sync again; if they are the same, repair or delete "
+            f"them at {address}"
         )
     return found, counted
 
 
 def _pages(api: wandb.Api, path: str, **query: Any) -> Iterator[dict[str, Any]]:
-    """The project part of each page's raw answer."""
-    api.flush()  # or the client gives what it has read of this query before
+    """The raw answers of a query, page by page; of each the object `project`."""
+    api.flush()  # otherwise the client gives its cached answers to this query
     runs = api.runs(path, **query)
     answer = None
     while True:
@@ -190,34 +191,31 @@ def _pages(api: wandb.Api, path: str, **query: Any) -> Iterator[dict[str, Any]]:
 
 
 def _read_on(runs: Any, last: dict[str, Any] | None) -> None:
-    """Has the client get the page after the last one, if there is one."""
+    """Have the client fetch the page after `last`, if there is one."""
     try:
-        # what was read is gone through again without a request, then the next page is asked for
+        # the client first iterates over what it has read, without a request, and then fetches the next page
         for _ in runs:
             if runs.last_response is not last:
                 return
     except Exception:
-        # one malformed run makes the client give up its whole page, but the answer is there, with the good ones
+        # one malformed run makes the client give up its whole page, but the raw answer still holds the good runs
         if runs.last_response is last or not runs.last_response.get("project"):
             raise
 
 
 def _address(api: wandb.Api, path: str) -> str:
-    """Where a browser finds the project."""
+    """The address of the project's page for a browser."""
     from wandb import Settings
 
     settings = Settings(base_url=api.settings["base_url"], app_url_override=os.environ.get("WANDB_APP_URL"))
     return f"{settings.app_url.rstrip('/')}/{quote(path)}"
 
 
-# --- What wandb answers
+# --- Answers of wandb
 
 
 def _run_of(node: Mapping[str, Any], address: str) -> TrainingRun:
-    """
-    Raises:
-        ValueError: the run is malformed; says how.
-    """
+    """The run that a node of wandb's answer describes. Raises ValueError, saying why, if the run is malformed."""
     config = {
         name: entry["value"] if isinstance(entry, dict) and "value" in entry else entry
         for name, entry in _object("configuration", node["config"]).items()
@@ -239,12 +237,12 @@ def _object(what: str, text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        # as the client reads it: control characters may stand in texts
+        # as the client reads it: texts may hold control characters
         value = json.loads(text, strict=False)
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"its {what} is no JSON") from error
+        raise ValueError(f"its {what} is not JSON") from error
     if not isinstance(value, dict):
-        raise ValueError(f"its {what} is no JSON object")
+        raise ValueError(f"its {what} is not a JSON object")
     return value
 
 
@@ -252,7 +250,7 @@ def _as_wandb_writes(moment: datetime) -> str:
     return moment.isoformat().replace("+00:00", "Z")
 
 
-# --- What is known of runs
+# --- Known runs
 
 
 def _present(runs: Runs) -> Runs:
@@ -267,5 +265,5 @@ def _newest_heartbeat(runs: Runs) -> datetime | None:
     return max((run.updated_at for run in _present(runs).values() if run.updated_at), default=None)
 
 
-def _gone(run: TrainingRun) -> TrainingRun:
+def _marked_deleted(run: TrainingRun) -> TrainingRun:
     return replace(run, deleted=True)

@@ -1,5 +1,5 @@
-"""The language model that ships with this package: its files lie in this folder. A model trained anew gets a new name,
-so that what was measured on the old one is not taken for it."""
+"""The language model that ships with this package; its files lie in this folder. A retrained model must get a new name,
+so that measurements of the old model are not taken for those of the new one."""
 
 from pathlib import Path
 

@@ -26,7 +26,7 @@ WARM_UP_STEPS = 200
 WEIGHT_DECAY = 0.05
 
 
-def read(split: Split) -> list[str]:
+def read_files(split: Split) -> list[str]:
     return [path.read_text(encoding="utf-8", errors="replace") for path in standard_library_files(split)]
 
 
@@ -44,7 +44,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def windows(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    """[n, CONTEXT] windows of the files joined end to end, each opened by BOS as every measured document is."""
+    """The files joined end to end and cut into windows [n, CONTEXT], each opened by BOS as measured documents are."""
     ids = [token for text in texts for token in tokenizer(text, verbose=False)["input_ids"]]
     usable = len(ids) // (CONTEXT - 1) * (CONTEXT - 1)
     body = torch.tensor(ids[:usable]).view(-1, CONTEXT - 1)
@@ -64,7 +64,7 @@ def mean_loss(model: GPTNeoXForCausalLM, documents: torch.Tensor) -> float:
 
 def train(steps: int, output: Path) -> None:
     torch.manual_seed(0)
-    train_texts, held_out_texts = read("train"), read("held_out")
+    train_texts, held_out_texts = read_files("train"), read_files("held_out")
     tokenizer = train_tokenizer(train_texts)
     documents, held_out = windows(train_texts, tokenizer), windows(held_out_texts, tokenizer)
     print(f"{documents.numel():,} training tokens, {held_out.numel():,} held-out tokens")
@@ -108,7 +108,7 @@ def train(steps: int, output: Path) -> None:
             elapsed = time.monotonic() - started
             print(
                 f"step {step + 1}/{steps}  loss {loss.item():.3f}  {elapsed:.0f} s, "
-                f"{elapsed / (step + 1) * (steps - step - 1):.0f} s to go",
+                f"{elapsed / (step + 1) * (steps - step - 1):.0f} s left",
                 flush=True,
             )
 

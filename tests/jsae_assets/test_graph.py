@@ -416,7 +416,7 @@ DAMAGES = {
     "a wrong shape": (reshape, ["sae_weights.safetensors", "_b_enc has shape (39,), expected (40,)"]),
     "NaN": (poison(math.nan), ["sae_weights.safetensors", "_W_dec_out holds 1 NaN or infinite"]),
     "infinity": (poison(math.inf), ["sae_weights.safetensors", "_W_dec_out holds 1 NaN or infinite"]),
-    "a configuration that is no JSON": (lambda folder: (folder / "cfg.json").write_text("{"), ["cfg.json", "no JSON"]),
+    "a configuration that is no JSON": (lambda folder: (folder / "cfg.json").write_text("{"), ["cfg.json", "not JSON"]),
     "a k above d_sae": (configure(activation_fn_kwargs={"k": 41}), ["cfg.json", "k is 41, larger than d_sae, 40"]),
     "an unknown activation": (configure(mlp_activation="swoosh"), ["cfg.json", "swoosh"]),
     "the pair of another layer": (configure(hook_layer=0), ["pairs/1"]),

@@ -437,7 +437,7 @@ def test_a_path_of_another_form_is_refused_without_a_request(server, folder, pat
         ({"what": 401}, "refuses the API key"),
         ({"what": 429}, "HTTP 429"),
         ({"what": 500}, "HTTP 500"),
-        ({"what": "hang"}, "no answer in time"),
+        ({"what": "hang"}, "did not answer in time"),
     ],
     ids=str,
 )
@@ -627,7 +627,7 @@ def test_a_project_path_of_another_form_is_refused(folder, project):
 
 @pytest.mark.parametrize("name", ["", "a/b", "a:b", "a b", "a" * 129])
 def test_a_name_that_wandb_would_not_take_is_refused(folder, name):
-    with pytest.raises(ValueError, match="is no artifact name"):
+    with pytest.raises(ValueError, match="is not an artifact name"):
         publish_pair(random_pair(), "ent/proj", name, folder, offline=True)
 
 

@@ -67,7 +67,7 @@ def test_what_git_leaves_in_the_place_of_weights_is_told_from_weights(directory)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "t5"}, r"its architecture \(t5\) is no causal language model; expected a decoder"),
+        ({"model_type": "t5"}, r"its architecture \(t5\) is not a causal language model; expected a decoder"),
         ({"model_type": "theirs"}, "model_type in its config.json is 'theirs', which transformers .* does not know"),
         ({"model_type": None}, "model_type in its config.json is None"),
         ({"quantization_config": {"quant_method": "fp8"}}, "its weights are quantised"),

@@ -392,7 +392,7 @@ def test_a_factor_that_scales_latents_is_refused_though_the_configuration_is_sil
 def test_a_tensor_that_no_pair_of_topk_saes_has_is_refused_though_the_configuration_is_silent(artifact, name):
     rewrite_tensors(artifact, {name: torch.ones(D_SAE)})
     message = refused(artifact)
-    assert str(artifact / WEIGHTS) in message and f"{name} is no tensor of a pair of TopK SAEs" in message
+    assert str(artifact / WEIGHTS) in message and f"{name} does not belong to a pair of TopK SAEs" in message
 
 
 @pytest.mark.parametrize("name", ["is_pair", "use_jacobian_loss"])

@@ -214,7 +214,7 @@ FAULTS = [
     ({"what": 404}, "there is nothing of this name"),
     ({"what": 429, "retry_after": 1}, "too many requests"),
     ({"what": 500}, "the server fails"),
-    ({"what": "hang"}, "no answer in time"),
+    ({"what": "hang"}, "did not answer in time"),
     ({"what": "cut"}, "cut in the middle"),
     ({"what": "malformed"}, "malformed runs of ent/proj"),
 ]
@@ -264,9 +264,9 @@ def test_malformed_runs_are_all_named_beside_the_number_of_good_ones(server, syn
     with pytest.raises(WandbError) as error:
         sync()
     count = [50, 50, 4][page]
-    assert f"gave {count} malformed runs of ent/proj beside {208 - count} good ones" in str(error.value)
-    assert f"run{100 * page + 1:03d} (its configuration is no JSON)" in str(error.value)
-    assert f"run{100 * page + 3:03d} (its configuration is no JSON object)" in str(error.value)
+    assert f"gave {count} malformed runs of ent/proj besides {208 - count} good ones" in str(error.value)
+    assert f"run{100 * page + 1:03d} (its configuration is not JSON)" in str(error.value)
+    assert f"run{100 * page + 3:03d} (its configuration is not a JSON object)" in str(error.value)
     assert f"repair or delete them at {server.url}/ent/proj" in str(error.value)
 
 
@@ -280,7 +280,7 @@ def test_malformed_runs_that_are_new_do_not_pass_for_nothing_new(server, sync):
     add_runs(server, 3)
     known = sync().table
     server.add_run(*PROJECT, "odd", summary="[]", heartbeat_at="soon", created_at=time_of(5))
-    with pytest.raises(WandbError, match=r"odd \('soon' is no time|odd \(its summary is no JSON object"):
+    with pytest.raises(WandbError, match=r"odd \('soon' is not a time|odd \(its summary is not a JSON object"):
         sync(known)
 
 
@@ -311,7 +311,7 @@ def test_pages_that_never_hold_as_many_runs_as_wandb_counts_are_an_error_and_not
 
 
 def test_a_wrong_project_is_an_error_that_names_it(server, tmp_path):
-    with pytest.raises(WandbError, match="the runs of ent/nope, asked at .*Check the path's entity, project"):
+    with pytest.raises(WandbError, match="for the runs of ent/nope: .*Check the path's entity, project"):
         sync_runs("ent/nope", None, tmp_path)
 
 

@@ -263,10 +263,10 @@ def test_a_table_comes_back_from_its_file_with_the_runs_it_was_made_of():
     [
         ({"run_id": ""}, "the run's id is ''"),
         ({"state": None}, "the state is None"),
-        ({"created_at": "yesterday"}, "'yesterday' is no time"),
-        ({"created_at": None}, "None is no time"),
-        ({"summary": {"x": object()}}, "its summary does not fit into JSON"),
-        ({"config": {1: 2, "a": 3}}, "its configuration does not fit into JSON"),
+        ({"created_at": "yesterday"}, "'yesterday' is not a time"),
+        ({"created_at": None}, "None is not a time"),
+        ({"summary": {"x": object()}}, "its summary cannot be written as JSON"),
+        ({"config": {1: 2, "a": 3}}, "its configuration cannot be written as JSON"),
     ],
 )
 def test_a_run_of_other_than_plain_values_is_an_error(wrong, message):
@@ -277,5 +277,5 @@ def test_a_run_of_other_than_plain_values_is_an_error(wrong, message):
 def test_two_runs_of_one_id_and_a_table_of_something_else_are_errors():
     with pytest.raises(ValueError, match="'a' is the id of more than one run"):
         runs_table([a_run(), a_run({})])
-    with pytest.raises(ValueError, match="no column run_id, .*: it is no table of training runs"):
+    with pytest.raises(ValueError, match="no column run_id, .*: it is not a table of training runs"):
         runs_of(pd.DataFrame({"x": [1]}))

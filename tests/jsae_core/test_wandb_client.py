@@ -72,7 +72,7 @@ def test_without_a_key_nothing_is_asked_and_the_error_tells_where_to_put_one(ser
 def test_what_is_no_key_is_told_from_a_key_that_is_refused(server, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "c0ffee")
     message, _ = failure_of(lambda: connect("ent", tmp_path))
-    assert "what is given as API key is none" in message and "c0ffee" not in message
+    assert "the API key is malformed" in message and "c0ffee" not in message
     monkeypatch.setenv("WANDB_API_KEY", "f" * 40)
     message, _ = failure_of(lambda: connect("ent", tmp_path))
     assert "refuses the API key (HTTP 401)" in message and "f" * 40 not in message
@@ -82,13 +82,13 @@ def test_what_is_no_key_is_told_from_a_key_that_is_refused(server, tmp_path, mon
     ("on", "fault", "says", "requests"),
     [
         ("runs", {"what": 401}, "refuses the API key", 1),
-        ("runs", {"what": 403}, "may not read this", 1),
+        ("runs", {"what": 403}, "has no access", 1),
         ("runs", {"what": 404}, "there is nothing of this name", 1),
         ("runs", {"what": 429, "retry_after": 1}, "too many requests", 2),
         ("runs", {"what": 500}, "the server fails (HTTP 500)", 2),
         ("runs", {"what": "cut"}, "cut in the middle of an answer", 3),
-        ("runs", {"what": "hang"}, "no answer in time", 2),
-        ("runs", {"what": "stall"}, "no answer in time", 1),
+        ("runs", {"what": "hang"}, "did not answer in time", 2),
+        ("runs", {"what": "stall"}, "did not answer in time", 1),
         ("viewer", {"what": 401}, "refuses the API key", 1),
         ("viewer", {"what": 404}, "there is nothing of this name", 1),
         ("viewer", {"what": 503}, "the server fails (HTTP 503)", 2),
@@ -107,7 +107,7 @@ def test_a_fault_is_retried_where_that_helps_and_named_in_bounded_time(server, t
 
     message, took = failure_of(ask)
     what = "access to ent" if on == "viewer" else "the runs of ent/proj"
-    assert f"wandb did not give {what}, asked at {server.url.removeprefix('http://')}: " in message
+    assert f"request to wandb at {server.url.removeprefix('http://')} failed, for {what}: " in message
     assert says in message and took < BOUNDED
     assert len(server.asked()) == requests
 
@@ -141,7 +141,7 @@ def test_errors_of_downloads_are_explained_without_the_signature_of_their_addres
     assert "HTTP 403" in message and f"{server.url}/files/none" in message and "abc123" not in message
     server.fail("hang", on="file")
     message, _ = failure_of(download)
-    assert "no answer in time" in message and "abc123" not in message
+    assert "did not answer in time" in message and "abc123" not in message
     server.fail("cut", on="file")
     message, _ = failure_of(download)
     assert "cut in the middle" in message and "abc123" not in message

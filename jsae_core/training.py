@@ -30,13 +30,13 @@ from jsae_core.sae_pair import SAEPair
 from jsae_core.shuffling import ShuffledBatches
 from jsae_core.tensor_files import content_digest
 
-STATE_VERSION = "train_pair 2"  # of what a checkpoint holds, and of what a step does: raise it with either
+STATE_VERSION = "train_pair 2"  # raise it when the content of a checkpoint or the computation of a step changes
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where training stands: losses of the step just done (and the accounted share, where the recipe asks for one), and
-    how many steps a checkpoint had spared."""
+    """The progress of training: the losses of the last step (and the accounted share, if the recipe asks for it), and
+    `spared`, the number of steps that a checkpoint made unnecessary."""
 
     step: int
     steps: int
@@ -159,7 +159,7 @@ def train_pair(
 
 
 def _total(losses: Losses, config: TrainingConfig, step: int) -> Tensor:
-    """The terms, weighed."""
+    """The loss: the weighted sum of its terms."""
     total = losses.input + config.mlp_out_mse_coefficient * losses.output
     total = total + config.jacobian_coefficient_at(step) * losses.jacobian
     if config.auxk is not None and losses.auxk is not None:
@@ -170,21 +170,22 @@ def _total(losses: Losses, config: TrainingConfig, step: int) -> Tensor:
 
 
 def _reported_terms(loss: Tensor, losses: Losses, config: TrainingConfig) -> Tensor:
-    """A part's share of what a step reports: the loss, its first three terms, the accounted share."""
+    """What one part of a batch adds to the numbers that a step reports: the loss, its first three terms, the accounted
+    share."""
     share = losses.input.new_zeros(()) if losses.accounted_share is None else losses.accounted_share
     terms = torch.stack([losses.input, losses.output, losses.jacobian, share])
     return torch.cat([loss.detach()[None], terms.detach() / config.gradient_accumulation])
 
 
 def _count_unused(unused: dict[str, Tensor], losses: Losses) -> None:
-    """Add the tokens of these losses, in place."""
+    """Update, in place, how many tokens each latent has not been active for."""
     for side, (latents, activations) in losses.active.items():
         unused[side] += len(latents)
         unused[side][latents[activations > 0]] = 0
 
 
 def _digests(config: TrainingConfig, mlp: MLP) -> tuple[str, str, str]:
-    """Of what the trained pair depends on beside its inputs."""
+    """What the trained pair depends on besides its inputs: recipe, activation and digest of the MLP's weights."""
     return json.dumps(asdict(config)), mlp.activation, content_digest(dict(mlp.named_buffers(recurse=False)))
 
 
@@ -195,8 +196,8 @@ def _state(
     unused: dict[str, Tensor],
     batches: ShuffledBatches,
 ) -> State:
-    """After so many steps: the parameters, what Adam remembers of each, how long latents were not active, and where the
-    batches stand."""
+    """The state after `step` steps: the parameters, Adam's state of each, for how many tokens each latent has not been
+    active, and the position in the batches."""
     order = State.joined({"batches": batches.state()})
     tensors = {**order.tensors} | {f"unused.{side}": tokens for side, tokens in unused.items()}
     for number, parameter in enumerate(parameters):
@@ -212,12 +213,12 @@ def _resumed(
     unused: dict[str, Tensor],
     batches: ShuffledBatches,
 ) -> int:
-    """Restore all that `_state` holds; the number of steps that were done."""
+    """Restore everything that `_state` holds, and return the number of steps done; 0 if there is no usable state."""
     state = checkpoint.load()
     if state is None:
         return 0
     if not batches.restore(state.part("batches")):
-        checkpoint.refuse("the stream of MLP inputs is another")
+        checkpoint.refuse("the stream of MLP inputs has changed")
         return 0
     with torch.no_grad():
         for number, parameter in enumerate(parameters):
@@ -233,13 +234,13 @@ def _resumed(
 
 
 def _like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """A copy, in the parameter's memory order if it has its shape: Adam goes through both side by side."""
+    """A copy of the tensor. If it has the parameter's shape, it gets its memory layout, too, as fused Adam expects."""
     return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor.clone()
 
 
 def _check_room(d_sae: int, like: Tensor) -> None:
-    """Raises MemoryError: the weights of both SAEs, their gradients and the two means that Adam keeps of each are more
-    than is free. (A CPU's memory is promised beyond what there is, and whoever uses it then is killed.)"""
+    """Raises MemoryError if the weights of both SAEs, their gradients and Adam's two means for each do not fit the free
+    memory. (On a CPU, an allocation beyond the memory succeeds, and the process is killed when it uses it.)"""
     needed, free = 4 * 2 * 2 * like.shape[0] * d_sae * like.element_size(), available_bytes(like.device)
     if free is not None and needed > free:
         raise MemoryError(
@@ -267,7 +268,7 @@ def _normalise_decoders(weights: dict[str, dict[str, Tensor]]) -> None:
 
 
 def _artifact_recipe(config: TrainingConfig) -> dict[str, Any]:
-    """The recipe under the names that the artifact format gives it; options only where they are not the default."""
+    """The recipe under the artifact format's names; optional settings only if they differ from their defaults."""
     options = ("mlp_out_mse_coefficient", "auxk", "anti_bypass", "gradient_accumulation")
     values, default = asdict(config), {field.name: field.default for field in fields(TrainingConfig)}
     return {name: values[name] for name in options if values[name] != default[name]} | {

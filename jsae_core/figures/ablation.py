@@ -1,7 +1,7 @@
-"""What an intervention does to output latents, against what the Jacobian says: scatter, marginals, bars of agreement.
+"""The effect of interventions on output latents against the Jacobian's prediction: scatter, marginals, bars.
 
-Here: drawing measured samples. Not here: measuring and judging them (`measures.ablation`), whole curves of an output
-latent (`function_curves`).
+Here: drawing measured samples. Not here: measuring and classifying them (`measures.ablation`), whole curves of an
+output latent (`function_curves`).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from jsae_core.figures.style import (
 from jsae_core.terms import AGREEMENTS, DOSES, NOTEWORTHY, NOTEWORTHY_SHARE, PUBLISHED_AGREEMENTS
 
 POINTS = 2000  # of each variant; more would hide each other
-HIDDEN_SHARE = 0.01  # of a variant's values that may be too small for the axes
-DECADES = 7  # that an axis has at most; with more its numbers would overlap
-SPACES = 0.6  # as wide as a percentage point of the bars
-ACROSS, DOWN = 4, 7  # numbers that there is room for beside and above each other
-EDGE = 0.08  # decades that the axes go on below their lower edges, so that points there are seen whole
+HIDDEN_SHARE = 0.01  # so large a share of a variant's values may be too small for the axes
+DECADES = 7  # the most decades on an axis; with more, its numbers would overlap
+SPACES = 0.6  # of the width of a percentage point of the bars
+ACROSS, DOWN = 4, 7  # so many numbers fit on a horizontal and on a vertical axis
+EDGE = 0.08  # decades by which the axes extend below their lower edges, so that points there are drawn whole
 BINS_PER_DECADE = 8  # of the marginals
-# of each of AGREEMENTS: its name in the figure, and when it is said
+# for each of AGREEMENTS: its name in the figure, and its definition
 NAMES = {
     "line": ("on the line", "change = −J ± 10%"),
     "off": ("off the line", "still active, but elsewhere"),
@@ -48,19 +48,21 @@ NAMES = {
 }
 _NUMBERS = ["jacobian", "change", "drawn", "input_latent", "output_latent"]
 LEFT, RIGHT, ABOVE, BELOW = 100, 20, 8, 106  # px around all panels
-SIDE, MARGINAL, GAP, BETWEEN = 320, 56, 20, 32  # px: a scatter, a marginal, beside both, before the bars
+# px: the side of a scatter, the width of a marginal, the space between the two, the space before the bars
+SIDE, MARGINAL, GAP, BETWEEN = 320, 56, 20, 32
 LABEL = 62  # px above a scatter, for the variant's name and its numbers
 
 
 class _Bar(NamedTuple):
-    """What a bar for each variant shows: the share of one class, by a column of the samples, without another class."""
+    """A group of bars, one for each variant: among the samples whose `column` is not `left_out`, the share of those
+    whose `column` is `of_class`."""
 
     title: str
     meaning: str
     column: str
     of_class: str
     left_out: str | None
-    number: str  # its name in summaries
+    number: str  # the name of this share in summaries
 
 
 def ablation_figure(
@@ -68,21 +70,21 @@ def ablation_figure(
     subtitle: str,
     summaries: Mapping[Variant, Mapping[str, float]] | None = None,
 ) -> go.Figure:
-    """|change| of an output latent against |J| when one unit of an input latent is taken away, both logarithmic, a
-    panel for each variant (left), and bars (right). Of the samples that are not negligible: how many are on the line
-    |change| = |J|, off it, and dropped; with other doses, if they were measured, and where negligible is told by the
-    relative rule, how many are on the line; and what the paper's criterion calls on the line, of all samples. Per
-    cent.
+    """|change| of an output latent against |J| when one unit of an input latent is taken away, on logarithmic axes in a
+    panel for each variant (left), and bars of shares in per cent (right). The bars show, among the samples that are not
+    negligible, how many are on the line |change| = |J|, off it, and dropped; how many are on the line with other doses,
+    if these were measured, and when the relative rule decides what is negligible; and how many of all samples are on
+    the line by the paper's criterion.
 
-    Marginals (above and beside the panels), bars and the shares written count all samples. The points are those drawn
-    first, at most 2000 of each variant. What is too small for an axis, zeros included, is drawn on its lower edge.
+    Marginals (above and beside the panels), bars and written shares count all samples. The points are those sampled
+    first, at most 2000 of each variant. Values too small for an axis, zeros included, are drawn on its lower edge.
 
     Args:
         variants: for each variant the samples as `ablation_samples` returns them.
-        subtitle: model, layer, tokens and settings. It is added how many samples are points, if not all are, and where
-            zeros are, if there are any.
-        summaries: for each variant what `ablation_summary` gives; then the bars have error bars of two standard errors,
-            and slope and correlation, the dropped left out, are written in the panels.
+        subtitle: model, layer, tokens and settings. Remarks are added if not all samples are drawn as points, and if
+            there are zeros.
+        summaries: for each variant what `ablation_summary` returns. With it, the bars have error bars of two standard
+            errors, and the panels show slope and correlation of the samples that are not dropped.
 
     Raises:
         ValueError: no variant, no sample, a column missing, numbers that are not finite, or an unknown agreement.
@@ -171,7 +173,8 @@ def _kinds_of_bars(variants: Mapping[Variant, pd.DataFrame]) -> list[_Bar]:
 
 
 def _bins(variants: Mapping[Variant, pd.DataFrame]) -> np.ndarray:
-    """Edges of the marginals' bins, and with them the ends of both axes. What is negligible is always in between."""
+    """Edges of the marginals' bins, which also set the ends of both axes. The border of what is negligible is always
+    between them."""
     lower, upper = NOTEWORTHY / 10, NOTEWORTHY * 10
     for samples in variants.values():
         for column in ("jacobian", "change"):
@@ -180,19 +183,19 @@ def _bins(variants: Mapping[Variant, pd.DataFrame]) -> np.ndarray:
                 lower = min(lower, magnitudes[magnitudes > 0].quantile(HIDDEN_SHARE))
                 upper = max(upper, magnitudes.max())
     start = max(np.floor(np.log10(lower)), np.ceil(np.log10(upper)) - DECADES)
-    # no point on the upper edge
+    # one bin more, so that no point is on the upper edge
     n_bins = np.floor((np.log10(upper) - start) * BINS_PER_DECADE) + 2
     return 10 ** (start + np.arange(n_bins) / BINS_PER_DECADE)
 
 
 def _range(bins: np.ndarray) -> np.ndarray:
-    """Of a logarithmic axis over all bins."""
+    """The range of a logarithmic axis over all bins."""
     return np.log10(bins[[0, -1]]) - [EDGE, 0]
 
 
 def _panels(n_variants: int) -> tuple[go.Figure, float]:
-    """Empty panels, and the height in px of all of them with what is around: the marginal of |J| and the scatters in
-    the first column, the marginals of |change| in the second, the bars in the third."""
+    """Empty panels, and their height in px with the space around them. The first column has the marginal of |J| and
+    the scatters, the second the marginals of |change|, the third the bars."""
     width, height = WIDTH - LEFT - RIGHT, MARGINAL + n_variants * (SIDE + LABEL)
     bars = width - SIDE - GAP - MARGINAL - BETWEEN
     figure = make_subplots(
@@ -210,7 +213,7 @@ def _panels(n_variants: int) -> tuple[go.Figure, float]:
 
 
 def _marginal(variant: Variant, values: pd.Series, bins: np.ndarray, look: Look, sideways: bool = False) -> go.Scatter:
-    """Per cent of all samples in each bin; in the first also those that the scatter has on its lower edge."""
+    """Per cent of all samples in each bin; the first bin includes those that the scatter shows on its lower edge."""
     counts, _ = np.histogram(_on_axis(values, bins[0]), bins)
     percent = 100 * np.append(counts, counts[-1]) / len(values)
     if sideways:
@@ -257,7 +260,7 @@ def _points(variant: Variant, samples: pd.DataFrame, least: float) -> list[go.Sc
 
 
 def _on_axis(values: pd.Series, least: float) -> np.ndarray:
-    """Magnitudes; those that a logarithmic axis from `least` on cannot show are `least`."""
+    """The magnitudes of values; those below `least`, where the logarithmic axis begins, are raised to it."""
     return np.maximum(values.abs().to_numpy(dtype=float), least)
 
 
@@ -283,7 +286,7 @@ def _guides(bins: np.ndarray, named: bool) -> list[go.Scatter]:
 
 
 def _label(variant: Variant, samples: pd.DataFrame, summary: Mapping[str, float] | None) -> dict:
-    """Above the scatter, where it covers no point."""
+    """The label of a panel, above the scatter, where it covers no point."""
     line = f", slope {summary['slope']:.2f}, r {summary['correlation']:.2f}" if summary else ""
     name = f'<b style="color:{variant.colour}">{plain(variant.label)}</b>'
     return {
@@ -315,7 +318,8 @@ def _bars(
     place: int,
     n_variants: int,
 ) -> go.Bar:
-    """Every kind of bar has a unit of the axis: a heading in its upper part, below it a bar for each variant."""
+    """The bars of a variant. Each kind of bar takes one unit of the axis: a heading at the top, and below it a bar for
+    each variant."""
     percents = [_percent(samples, bar) for bar in bars]
     errors = [200 * summary.get(f"{bar.number}_se", 0.0) for bar in bars]
     thickness = 0.5 / n_variants
@@ -327,7 +331,7 @@ def _bars(
         name=plain(variant.label),
         showlegend=False,
         marker=bar_marker(variant, look),
-        # a number stands beyond its error bar
+        # the number must not cover the error bar
         text=[
             f"{'&nbsp;' * (2 + math.ceil(SPACES * error) if any(errors) else 0)}{_written(share)}"
             for share, error in zip(percents, errors, strict=True)
@@ -359,7 +363,7 @@ def _heading(place: int, name: str, meaning: str) -> dict:
 
 
 def _describe_axes(figure: go.Figure, bins: np.ndarray, last: int, n_kinds: int) -> None:
-    """`last` is the row of the last scatter, `n_kinds` the number of kinds of bars."""
+    """Set up all axes; `last` is the row of the last scatter, `n_kinds` the number of kinds of bars."""
     decades = range(round(np.log10(bins[0])), int(np.floor(np.log10(bins[-1]))) + 1)
     magnitude = {"type": "log", "range": _range(bins), "tickvals": [10.0**decade for decade in decades], "tickangle": 0}
     unlabelled = {"showticklabels": False, "ticks": ""}
@@ -389,8 +393,8 @@ def _powers(decades: Sequence[int], most: int) -> list[str]:
 
 
 def _remarks(variants: Mapping[Variant, pd.DataFrame], summaries: Mapping | None) -> str:
-    """On errors, on samples that are no points, and on zeros, which a logarithmic axis does not have; empty if there
-    are none."""
+    """Remarks for the subtitle: on error bars, on samples not drawn as points, and on zeros, which a logarithmic axis
+    cannot show; empty if none applies."""
     remarks = " · error bars: ± 2 SE, by document; slope and correlation r without the dropped" if summaries else ""
     most = max(map(len, variants.values()))
     if most > POINTS:

@@ -1,6 +1,6 @@
-"""How many latents are dead, and how far that is known: the share not active yet against the number of tokens.
+"""How many latents are dead, and how certain that is: the share not active yet against the number of tokens.
 
-Here: drawing. Not here: counting, and estimating what is still to come (`measures/activity.py`).
+Here: drawing. Not here: counting latents, and estimating how many more would become active (`measures/activity.py`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ READING = " · dashed: what would stay dead of all text, at most (Chao's estimat
 
 
 def dead_latents_figure(activities: Mapping[Variant, pd.DataFrame], subtitle: str) -> go.Figure:
-    """The share of latents that was not active in the first n tokens, in per cent, against n (logarithmic), a panel for
-    each SAE; dashed, the share that is left if the latents are taken away that are estimated to be alive still.
+    """The share of latents that were not active in the first n tokens, in per cent, against n (logarithmic), in a panel
+    for each SAE. A dashed line marks this share without the latents that are estimated to become active later.
 
     Args:
         activities: for each variant what `latent_activity` returns.
@@ -56,7 +56,7 @@ def dead_latents_figure(activities: Mapping[Variant, pd.DataFrame], subtitle: st
     figure.update_yaxes(title_text="latents not active yet (%)", col=1)
     figure.update_annotations(font_size=FONT_SIZE)
     apply_style(figure, "How many latents are dead?", _answer(activities), subtitle + READING, height=420)
-    figure.layout.margin.t += 30  # for the names of the panels
+    figure.layout.margin.t += 30  # for the titles of the panels
     return figure
 
 

@@ -1,6 +1,6 @@
-"""What one variant has more or less of than another: paired differences over the same documents, with their errors.
+"""How two variants differ: differences of their numbers, paired over the same documents, with standard errors.
 
-Here: drawing. Not here: taking the differences (`measures.moments.difference`).
+Here: drawing. Not here: computing the differences (`measures.moments.difference`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import plotly.graph_objects as go
 from jsae_core.figures.style import FONT_SIZE, INK, Variant, apply_style, plain
 from jsae_core.terms import Z95
 
-ROW, GROUP, BELOW = 30, 40, 110  # px: a difference, a heading of a group, the axis below
+ROW, GROUP, BELOW = 30, 40, 110  # px: the height of a difference, of a group's heading, of the axis below
 LEFT = 330  # px for the names
 AROUND = 1.4  # times the largest difference, which the axis shows on both sides where an interval goes further
 
 
 class Difference(NamedTuple):
-    """One number of both variants, a share: in percentage points it is drawn times 100.
+    """A share that was measured on two variants; their difference is drawn in percentage points.
 
     Attributes:
-        one, other: what the variant and the one it is compared with have.
-        standard_error: of one less other.
-        definition: of which tokens and by which rule.
+        one, other: the share of the variant, and of the variant that it is compared with.
+        standard_error: standard error of `one` - `other`.
+        definition: which tokens were counted, and by which rule.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Difference(NamedTuple):
 def differences_figure(
     one: Variant, other: Variant, groups: Mapping[str, Sequence[Difference]], subtitle: str
 ) -> go.Figure:
-    """A dot a number, at what `one` has of it less what `other` has, in percentage points, with a 95% interval of the
-    paired difference over documents; at the right what both have.
+    """A dot for each number, at the difference `one` - `other` in percentage points, with a 95% interval of the
+    difference paired over documents; at the right, the numbers of both.
 
     Args:
-        groups: by heading, from top to bottom.
+        groups: the differences by the heading of their group, from top to bottom.
         subtitle: model, layer and settings. It is added how to read a row.
 
     Raises:

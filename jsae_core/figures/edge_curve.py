@@ -1,5 +1,5 @@
-"""How many input latents an output latent needs, and how much comes from them at all: the edge curve and the accounted
-share.
+"""How many input latents an output latent needs, and how much of it comes from input latents at all: the edge curve and
+the accounted share.
 
 Here: drawing. Not here: measuring (`measures/accounting.py`).
 """
@@ -30,17 +30,18 @@ TITLES = ("Explained by the input latents kept", "From input latents at all")
 
 
 def edge_curve_figure(accountings: Mapping[Variant, Mapping[str, float]], subtitle: str) -> go.Figure:
-    """Left, R^2 of the output latents' pre-activations against the number of input latents kept for each of them: the
-    ones of largest attribution (solid) and random ones (dotted), the floor that any pair reaches. Right, the share of
-    the pre-activations that the input latents account for. Bars are 95% intervals.
+    """Left, R^2 of the output latents' pre-activations against the number of input latents that are kept for each of
+    them: those with the largest attribution (solid), or random ones (dotted), a lower bound that any pair reaches.
+    Right, the share of the pre-activations that the input latents account for. Error bars are 95% intervals.
 
     Args:
-        accountings: for each variant what `latent_accountings` gives overall, with the orders "attribution" and
+        accountings: for each variant the overall numbers of `latent_accountings`, with the orders "attribution" and
             "random".
         subtitle: model, layer, tokens and settings.
 
     Raises:
-        ValueError: no variant, or one without a number that is drawn, or with others kept than the first's.
+        ValueError: no variant, a variant without a number that is drawn, or with other numbers of kept latents than the
+            first variant.
     """
     require_variants(accountings)
     kept = _kept(next(iter(accountings.values())), "attribution")
@@ -77,12 +78,12 @@ def edge_curve_figure(accountings: Mapping[Variant, Mapping[str, float]], subtit
     figure.update_layout(bargap=0.3)
     question = "How many input latents does an output latent need?"
     apply_style(figure, question, _answer(accountings, kept), subtitle, 460)
-    figure.layout.margin.t += 30  # for the names of the panels
+    figure.layout.margin.t += 30  # for the titles of the panels
     return figure
 
 
 def _answer(accountings: Mapping[Variant, Mapping[str, float]], kept: list[int]) -> str:
-    """What the figure says, in a sentence: of few latents, and of all."""
+    """The figure's result in a sentence: how much a few input latents explain, and how much all account for."""
     few = min(kept, key=lambda n: abs(n - 4))
     explained, accounted = (
         of_each({variant: _percent(of[name]) for variant, of in accountings.items()})
@@ -119,7 +120,9 @@ def _curve(variant: Variant, accounting: Mapping[str, float], kept: list[int], o
 def _share(variant: Variant, accounting: Mapping[str, float], place: int, look: Look) -> go.Bar:
     share, error = accounting["accounted_share"], Z95 * accounting["accounted_share_se"]
     return go.Bar(
-        x=[f"<b>{_percent(share)}</b>" + "\u200b" * place],  # zero-width: equal numbers are two bars
+        x=[
+            f"<b>{_percent(share)}</b>" + "\u200b" * place
+        ],  # zero-width spaces, so that equal numbers are separate bars
         y=[share],
         error_y={"array": [error], "thickness": 1.5, "width": 4},
         marker=bar_marker(variant, look),

@@ -1,7 +1,7 @@
-"""Pairs beside such on the randomised language model, at equal explained variance: how many elements of the Jacobian
-are large, and how much the input latents account for.
+"""Pairs on the trained and on the randomised language model, at equal explained variance: how many elements of the
+Jacobian are large, and how much the input latents account for.
 
-Here: drawing points, lines and what was read off between them. Not here: measuring, and reading it off
+Here: drawing points, lines and interpolated values. Not here: measuring, and interpolating between pairs
 (`measures.interpolation`).
 """
 
@@ -24,12 +24,12 @@ LABEL_ROOM, RIGHT_ROOM, LEAST_SPAN = 0.25, 0.08, 1.0
 
 
 class PairNumbers(NamedTuple):
-    """A pair's numbers, each with its standard error: shares, between 0 and 1 but for the accounted one.
+    """Shares measured on a pair, each with its standard error; between 0 and 1, except the accounted share.
 
     Attributes:
-        coefficient: λ; None for what was read off between pairs.
-        explained: variance that the output SAE explains.
-        share: elements of the Jacobian with |J| of 0.01 or more.
+        coefficient: λ; None for values interpolated between pairs.
+        explained: share of the variance that the output SAE explains.
+        share: share of the Jacobian's elements with |J| of 0.01 or more.
         accounted: the accounted share.
     """
 
@@ -46,14 +46,16 @@ def equal_quality_figure(
     subtitle: str,
 ) -> go.Figure:
     """Left the share of elements with |J| of 0.01 or more, right the accounted share, against the variance that the
-    output SAE explains; a line through the pairs of each language model, a point a λ. A dotted line marks the explained
-    variance of the pair that is compared, a diamond what pairs on the randomised model have there. Bars are 95%
-    intervals.
+    output SAE explains. Each language model has a line through its pairs, with a point for each λ. A dotted line marks
+    the explained variance of the pair `compared`, a diamond the interpolated value of pairs on the randomised model
+    there. Error bars are 95% intervals.
 
     Args:
-        pairs: those on the language model as it is, then those on the one with randomised weights, in any order.
-        compared: one of the first.
-        read_off: of the second, at its explained variance; None if no two of them enclose that.
+        pairs: first the pairs on the trained language model, then those on the one with randomised weights, each in any
+            order.
+        compared: one of the pairs on the trained model.
+        read_off: the values of pairs on the randomised model, interpolated at the explained variance of `compared`;
+            None if no two of them enclose it.
         subtitle: model, layer and settings.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What Jacobians look like: heat maps of |J| at a few tokens, variants below each other.
+"""Examples of Jacobians: heat maps of |J| at a few tokens, one variant below the other.
 
 Here: shuffling, scaling and drawing given Jacobians. Not here: computing them, or choosing the tokens.
 """
@@ -28,13 +28,13 @@ from jsae_core.figures.style import (
 )
 from jsae_core.terms import NOTEWORTHY
 
-# A few strong elements would leave all others pale: the colours end at this quantile of all that is drawn.
+# The colours end at this quantile of all elements, because a few strong ones would leave all others pale.
 COLOUR_QUANTILE = 0.99
-# Perceptually uniform, nearly white at zero. In bands, because that halves the size of a PNG and is hardly seen.
+# Perceptually uniform, nearly white at zero. In bands, which halves the size of a PNG and is hardly visible.
 _BANDS = sample_colorscale("dense", 16)
 _COLOUR_SCALE = [(edge / len(_BANDS), colour) for band, colour in enumerate(_BANDS) for edge in (band, band + 1)]
-COLUMNS = 4  # heat maps that fill the width; fewer do not grow, more shrink
-TOKEN_CHARACTERS, LABEL_CHARACTERS = 12, 14  # that fit beside a heat map
+COLUMNS = 4  # so many heat maps fill the width; fewer are not enlarged, more are made smaller
+TOKEN_CHARACTERS, LABEL_CHARACTERS = 12, 14  # that fit above and beside a heat map
 LEFT, RIGHT, ABOVE, BELOW, GAP = 104, 140, 44, 44, 12  # px around and between the heat maps
 _WHITESPACE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 
@@ -56,20 +56,20 @@ def jacobian_examples_figure(
 ) -> go.Figure:
     """Heat maps of |J|: a row for each variant, a column for each token, one colour scale for all.
 
-    Rows and columns of every matrix are shuffled, because the descending order of activations that they come in
-    suggests a structure that the Jacobian does not have. A seed shuffles alike whatever the normalisation.
+    Rows and columns of every matrix are shuffled, because their descending order of activations suggests a structure
+    that the Jacobian does not have. The order depends on the seed, but not on the normalisation.
 
     Args:
         variants: for each variant, at the same tokens, `jacobian` [n_tokens, k_out, k_in], `output_latents`
             [n_tokens, k_out] and `input_latents` [n_tokens, k_in], as `run_sandwich` gives them.
         tokens: the text of each token, [n_tokens]; about four are readable.
-        subtitle: model, layer, tokens and settings. It is added that rows and columns are shuffled.
+        subtitle: model, layer, tokens and settings. A remark that rows and columns are shuffled is added.
         normalise: divide each Jacobian by its sum of |J| ("l1") or its root of the sum of J^2 ("l2"), or not (None).
-        seed: of the shuffling.
+        seed: seed of the shuffling.
 
     Raises:
-        ValueError: no variant or token, Jacobians that are not one finite matrix a token, latents that are not those
-            of its rows and columns, an unknown normalisation.
+        ValueError: no variant or token, Jacobians that are not one finite matrix for each token, latents whose shapes
+            do not fit the rows and columns, an unknown normalisation.
     """
     require_variants(variants)
     if not tokens:
@@ -113,13 +113,13 @@ def jacobian_examples_figure(
 
 
 def permute_rows_and_columns(matrix: ArrayLike, seed: int | np.random.Generator) -> np.ndarray:
-    """The matrix with its rows and its columns shuffled, each as a whole: elements of a row stay together."""
+    """Shuffle the rows and the columns of a matrix, each as a whole: elements of a row stay in one row."""
     matrix = np.asarray(matrix)
     return matrix[np.ix_(*_orders(matrix, np.random.default_rng(seed)))]
 
 
 def _orders(matrix: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Of the rows and of the columns of a shuffled matrix."""
+    """Random orders of the rows and of the columns of a matrix."""
     rows, columns = matrix.shape
     return generator.permutation(rows), generator.permutation(columns)
 
@@ -136,7 +136,7 @@ def _magnitudes(variant: Variant, jacobians: ArrayLike, n_tokens: int) -> np.nda
 
 
 def _latents(variant: Variant, given: Mapping[str, ArrayLike], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Of the rows and of the columns of each matrix."""
+    """The latents of the rows and of the columns of each matrix. Raises ValueError if their shapes do not fit."""
     latents = np.asarray(given["output_latents"]), np.asarray(given["input_latents"])
     expected = shape[:2], (shape[0], shape[2])
     for name, of, wanted in zip(("output_latents", "input_latents"), latents, expected, strict=True):
@@ -151,7 +151,7 @@ def _large(measured: Mapping[Variant, np.ndarray]) -> str:
 
 
 def _concentrated(measured: Mapping[Variant, np.ndarray]) -> str:
-    """Of each matrix as much, however large it is."""
+    """A sentence on how concentrated the Jacobians are; every matrix counts the same, whatever its norm."""
     shares = {}
     for variant, of in measured.items():
         falling = np.sort(of.reshape(len(of), -1), axis=1)[:, ::-1]
@@ -162,7 +162,7 @@ def _concentrated(measured: Mapping[Variant, np.ndarray]) -> str:
 
 
 def _normalised(magnitudes: np.ndarray, normalise: Normalisation) -> np.ndarray:
-    """Each matrix over its norm; a matrix of zeros stays one."""
+    """Each matrix divided by its norm; a matrix of zeros stays unchanged."""
     if normalise is None:
         return magnitudes
     order = {"l1": 1, "l2": 2}[normalise]
@@ -173,7 +173,8 @@ def _normalised(magnitudes: np.ndarray, normalise: Normalisation) -> np.ndarray:
 def _heat_map(
     matrix: np.ndarray, latents: Sequence[np.ndarray], where: str, generator: np.random.Generator
 ) -> go.Heatmap:
-    """Shuffled, as `permute_rows_and_columns` does; pointed at, an element says between which latents it is."""
+    """The heat map of a matrix, shuffled as in `permute_rows_and_columns`. The hover text of an element names its two
+    latents."""
     orders = _orders(matrix, generator)
     outputs, inputs = (of[order].tolist() for of, order in zip(latents, orders, strict=True))
     return go.Heatmap(
@@ -212,7 +213,7 @@ def _row_title(variant: Variant) -> str:
 
 
 def _visible(token: str) -> str:
-    """The token with its whitespace drawn and its other control characters spelled out, cut if it is long."""
+    """The token with symbols for whitespace and escapes for other control characters, shortened if it is long."""
     drawn = "".join(
         character if character.isprintable() else repr(character)[1:-1] for character in token.translate(_WHITESPACE)
     )

@@ -1,4 +1,4 @@
-"""What shape the functions have: small charts of output latents against input latents, and bars of their shapes.
+"""The shapes of output latents as functions of input latents: small charts of such functions, and bars of their shapes.
 
 Here: drawing measured curves. Not here: measuring and classifying them (`measures.linearity`), single interventions
 (`ablation`).
@@ -32,20 +32,20 @@ from jsae_core.figures.thresholds import REPORTED
 from jsae_core.terms import FUNCTION_SHAPES as SHAPES
 from jsae_core.terms import RELATIVE_SHAPES, STRAIGHT_WITHIN, STRAIGHT_WITHIN_SHARE
 
-LEAST_HEIGHT = 0.1  # activation; magnified further, a curve that passes for linear (within 0.01) would look bent
-STRAIGHT = 0.3  # px; a curve's point is left out if it is nearer than this to the line between others
+LEAST_HEIGHT = 0.1  # activation; magnified further, a curve that counts as linear (within 0.01) would look bent
+STRAIGHT = 0.3  # px; a point of a curve is left out if it is nearer than this to the line between its neighbours
 
 COLUMNS, ROWS = 5, 2  # charts of each variant on a page
 EXAMPLE_COLUMNS, EXAMPLE_ROWS = 2, 2  # charts of each shape and variant
-SMALL = 16  # the font in charts
-# px of a chart: its frame, and what is above it (latents), below (inputs) and at its left (outputs)
+SMALL = 16  # font size in charts
+# px of a chart: its frame, and the space above it (names of latents), below (input values) and left (output values)
 FRAME, FRAME_ABOVE, FRAME_BELOW, FRAME_LEFT, FRAME_RIGHT = 76, 32, 26, 54, 10
 CHART = FRAME_ABOVE + FRAME + FRAME_BELOW
 HEADING = 32  # px above a block of charts
 LEGEND_ROW, LEGEND_SYMBOL, LEGEND_CHARACTER = 30, 42, 9  # px
 CHARTS_LEFT, BARS_LEFT, RIGHT = 36, 68, 12  # px beside all charts, and beside charts above bars
 AXIS_TITLE, SLIDER = 44, 104  # px below charts
-BARS, BARS_BELOW = 280, 90  # px: how high the bars' axis is, and what is below it, a row of legend included
+BARS, BARS_BELOW = 280, 90  # px: the height of the bars' axis, and of the space below it with one row of legend
 READING = " · above each chart: input → output latent; dot: where the token was"
 RULE = f"; linear: within {STRAIGHT_WITHIN:g} of a line"
 RELATIVE, RELATIVE_RULE = "relative_shape", f"relative rule: within {STRAIGHT_WITHIN_SHARE:.0%} of its range"
@@ -58,7 +58,7 @@ _CURVE = ["input_values", "output_values"]
 
 @dataclass(frozen=True)
 class _Chart:
-    """A curve, and where its frame is, in px from the upper left corner of all charts."""
+    """The chart of a curve; its frame is given in px from the upper left corner of all charts."""
 
     sample: pd.Series
     left: float
@@ -71,40 +71,41 @@ class _Chart:
 
     @property
     def last_input(self) -> float:
-        """At the right; at the left it is 0."""
+        """The input at the right end of the chart; the left end is 0."""
         return float(np.max(self.sample["input_values"]))
 
     @property
     def outputs(self) -> tuple[float, float]:
-        """At the bottom and at the top."""
+        """The outputs at the bottom and at the top of the chart."""
         reached = np.append(self.sample["output_values"], self.sample["output_activation"])
         low, high = float(reached.min()), float(reached.max())
-        least = min(LEAST_HEIGHT, high) or LEAST_HEIGHT  # on a smaller scale, as high as from zero
-        # a narrow range is in the middle, unless the axis would begin below zero as no activation does
+        least = min(LEAST_HEIGHT, high) or LEAST_HEIGHT  # if activations are smaller, the axis runs from zero to `high`
+        # a narrow range is centred, unless the axis would begin below zero, where no activation is
         low = max(low - max(0, least - (high - low)) / 2, min(low, 0))
         return low, max(high, low + least)
 
     def place(self, inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where points are drawn."""
+        """The coordinates at which points are drawn, in px."""
         low, high = self.outputs
         x = self.left + (self.right - self.left) * np.asarray(inputs) / self.last_input
         return x, self.bottom - FRAME * (np.asarray(outputs) - low) / (high - low)
 
 
 def function_curves_figure(variants: Mapping[Variant, pd.DataFrame], subtitle: str, n_curves: int = 100) -> go.Figure:
-    """A small chart for each sample: an output latent as a function of an input latent, a dot where the token was.
+    """A small chart for each sample: an output latent as a function of an input latent, with a dot at the activations
+    in the sample's token.
 
-    A page has ten charts of each variant, the variants below each other; a slider turns the pages. Every chart has axes
-    of its own: inputs from 0 to the number at its right, outputs between the numbers at its left, at least 0.1 apart.
+    A page has ten charts of each variant, one variant below the other; a slider turns the pages. Every chart has its
+    own axes: inputs from 0 to the number at its right, outputs between the numbers at its left, at least 0.1 apart.
 
     Args:
         variants: for each variant the samples as `function_shapes` returns them, some with curves.
-        subtitle: model, layer, tokens and settings. It is added how to read a chart.
-        n_curves: how many curves of each variant are drawn at most; those drawn first.
+        subtitle: model, layer, tokens and settings. A remark on how to read a chart is added.
+        n_curves: the most curves to show of each variant, in the order in which they were sampled.
 
     Raises:
-        ValueError: no variant, no sample, no curve, a column missing, numbers that are not finite, values that are no
-            curve, an unknown shape, or `n_curves` below 1.
+        ValueError: no variant, no sample, no curve, a column missing, numbers that are not finite, values that do not
+            make a curve, an unknown shape, or `n_curves` below 1.
     """
     if n_curves < 1:
         raise ValueError(f"n_curves is {n_curves}; expected at least 1")
@@ -144,21 +145,22 @@ def function_shapes_figure(
     errors: Mapping[Variant, Mapping[str, Mapping[str, float]]] | None = None,
 ) -> go.Figure:
     """Examples of linear, jumprelu and other functions for each variant (above), in charts like those of
-    `function_curves_figure`, and bars of the share of each shape in per cent (below), the flat functions, whose range
-    is below 0.01, hollow; beside them, if the samples have it, the same by the relative rule.
+    `function_curves_figure`, and bars of the share of each shape in per cent (below). The part of a bar that stands for
+    flat functions, whose range is below 0.01, is hollow. If the samples are also classified by the relative rule, bars
+    of those shapes are beside the others.
 
-    Examples are the curves drawn first, flat ones only where there are no others. The bars count all samples.
+    Examples are the curves that were sampled first, flat ones only if there are no others. The bars count all samples.
 
     Args:
         variants: for each variant the samples as `function_shapes` returns them, with columns for curves.
-        subtitle: model, layer, tokens and settings. It is added how to read a chart.
-        reported: shares in [0, 1] of shapes, drawn as diamonds on the bars of their variants.
-        errors: for each variant, by the rule's column ("shape", "relative_shape"), the standard error of the share of
-            each shape. None: no error bars.
+        subtitle: model, layer, tokens and settings. A remark on how to read a chart is added.
+        reported: for some variants the reported shares of shapes, in [0, 1], drawn as diamonds on their bars.
+        errors: for each variant, by the column of the rule ("shape", "relative_shape"), the standard error of the share
+            of each shape. None: no error bars.
 
     Raises:
-        ValueError: no variant, no sample, a column missing, numbers that are not finite, values that are no curve, an
-            unknown shape, or reported shares that are none or of a variant that is not drawn.
+        ValueError: no variant, no sample, a column missing, numbers that are not finite, values that do not make a
+            curve, an unknown shape, or reported shares outside [0, 1] or of a variant that is not drawn.
     """
     curves = _all_curves(variants)
     expected = {variant: _reported_percents(variant, given, curves) for variant, given in (reported or {}).items()}
@@ -216,7 +218,7 @@ def _answer_on_shapes(variants: Mapping[Variant, pd.DataFrame]) -> str:
 
 
 def _all_curves(variants: Mapping[Variant, pd.DataFrame]) -> dict[Variant, pd.DataFrame]:
-    """The samples of each variant that have their curves, in the order of drawing."""
+    """The samples of each variant that have a curve, in the order in which they were sampled."""
     require_variants(variants)
     return {variant: _curves(variant, samples) for variant, samples in variants.items()}
 
@@ -261,7 +263,7 @@ def _reported_percents(
 
 
 def _grid(samples: pd.DataFrame, columns: int, width: float, left: float, top: float) -> list[_Chart]:
-    """Charts in rows of `columns`, each `width` px wide, from the upper left corner (`left`, `top`) on."""
+    """Charts in rows of `columns`, each `width` px wide, starting at the upper left corner (`left`, `top`)."""
     charts = []
     for place, (_, sample) in enumerate(samples.iterrows()):
         row, column = divmod(place, columns)
@@ -271,7 +273,7 @@ def _grid(samples: pd.DataFrame, columns: int, width: float, left: float, top: f
 
 
 def _traces(charts: Mapping[Variant, Sequence[_Chart]]) -> list[go.Scatter]:
-    """All charts in a few traces: hundreds of axes would take seconds to draw."""
+    """All charts as a few traces on one pair of axes, since hundreds of axes would take seconds to draw."""
     every = [chart for of_variant in charts.values() for chart in of_variant]
     traces = [_frames(every), _numbers(every)]
     for variant, of_variant in charts.items():
@@ -304,7 +306,7 @@ def _dots(variant: Variant, charts: Sequence[_Chart]) -> go.Scatter:
         name=plain(variant.label),
         marker={"color": INK, "size": 9, "line": {"color": "white", "width": 1.5}},
         cliponaxis=False,
-        # on a canvas x and y are px: these are the numbers that they stand for
+        # x and y are px on the canvas; the hover text shows the activations that they stand for
         customdata=[[float(c.sample["input_activation"]), float(c.sample["output_activation"])] for c in charts],
         text=[_hover(c.sample) for c in charts],
         hovertemplate="%{text}",
@@ -320,7 +322,7 @@ def _hover(sample: pd.Series) -> str:
 
 
 def _numbers(charts: Sequence[_Chart]) -> go.Scatter:
-    """What is written around the frames."""
+    """The texts around the frames: the names of the latents, and the ends of both axes."""
     written = []
     for chart in charts:
         low, high = chart.outputs
@@ -346,7 +348,7 @@ def _numbers(charts: Sequence[_Chart]) -> go.Scatter:
 
 
 def _joined(paths: Sequence[tuple[Iterable[float], Iterable[float]]]) -> dict[str, list[float | None]]:
-    """The coordinates of many paths as those of one, with a gap after each."""
+    """Join many paths into the coordinates of a single one, with a gap after each."""
     return {
         name: [value for path in paths for value in (*(round(float(v), 1) for v in path[axis]), None)]
         for axis, name in enumerate("xy")
@@ -354,8 +356,8 @@ def _joined(paths: Sequence[tuple[Iterable[float], Iterable[float]]]) -> dict[st
 
 
 def _without_straight(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The points, of increasing x, that make the same picture: of those between two kept ones, the one farthest from
-    their line is kept as well, until none is far."""
+    """Leave out the points of a curve (of increasing x) that do not change its picture. Between two points that are
+    kept, the one farthest from their line is kept as well, until no point is farther from it than STRAIGHT."""
     kept, spans = {0, len(x) - 1}, [(0, len(x) - 1)]
     while spans:
         start, stop = spans.pop()
@@ -370,7 +372,7 @@ def _without_straight(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _use_pixels(figure: go.Figure, width: float, height: float) -> None:
-    """Make the first axes a canvas measured in px from its upper left corner, and say so in the figure's `meta`."""
+    """Make the first axes a canvas measured in px from its upper left corner, and note this in the figure's `meta`."""
     figure.layout.meta = {**figure.layout.meta, "canvas": True}
     canvas = {"showline": False, "showticklabels": False, "ticks": "", "showgrid": False, "automargin": False}
     figure.update_layout(
@@ -398,8 +400,8 @@ def _heading(variant: Variant, top: float) -> dict:
 
 
 def _slider(figure: go.Figure, pages: Mapping[int, int]) -> dict:
-    """Shows the traces of one page, each given by its first curve and the one after its last. A trace's `meta` is the
-    first curve of its page."""
+    """A slider that shows the traces of one page. `pages` maps the number of a page's first curve to that after its
+    last; the `meta` of a trace is the number of the first curve of its page."""
     return {
         "steps": [
             {
@@ -411,12 +413,13 @@ def _slider(figure: go.Figure, pages: Mapping[int, int]) -> dict:
         ],
         "currentvalue": {"prefix": "curves ", "font": {"size": SMALL}},
         "font": {"size": SMALL},
-        "pad": {"t": AXIS_TITLE, "l": 20, "r": 30},  # for the labels at its ends
+        "pad": {"t": AXIS_TITLE, "l": 20, "r": 30},  # room for the labels at its ends
     }
 
 
 class _Kind(NamedTuple):
-    """What a bar for each variant is of: the samples whose column says a shape; and where the bars are."""
+    """A group of bars, one for each variant: the share of samples with this shape in this column, drawn around
+    `centre`."""
 
     column: str
     shape: str
@@ -436,8 +439,8 @@ def _add_bars(
     reported: Mapping[Variant, Mapping[str, float]],
     errors: Mapping[Variant, Mapping[str, Mapping[str, float]]],
 ) -> None:
-    """On the second axes: of each shape a bar for each variant, by the paper's rule and beside it by the relative one,
-    if the samples have it, and its reported share where there is one."""
+    """Draw, on the second axes, the bars of each shape for each variant, first by the paper's rule, then by the
+    relative one if the samples have it; with the reported share if there is one."""
     width, kinds, look = 0.8 / len(variants), _kinds(variants), looks(variants)
     highest, numbers, diamonds = 0.0, [], []
     for place, (variant, samples) in enumerate(variants.items()):
@@ -456,7 +459,7 @@ def _add_bars(
         diamonds += [(centres[SHAPES.index(shape)], percent, variant) for shape, percent in given.items()]
         highest = max([highest, *(top for _, _, top, _ in numbers), *given.values()])
     both_rules = len(kinds) > len(SHAPES)
-    pixel = (1.15 if not both_rules else 1.3) * highest / BARS  # the rules are named above
+    pixel = (1.15 if not both_rules else 1.3) * highest / BARS  # with room for the names of the rules
     figure.add_trace(_bar_numbers(numbers, pixel, FONT_SIZE - (4 if both_rules else 2)))
     figure.add_trace(_flat_in_legend())
     if diamonds:
@@ -489,8 +492,8 @@ def _bars(
     percents: list[float],
     width: float,
 ) -> list[go.Bar]:
-    """Hollow ones for all functions, and before them those of the functions that are not flat by the kind's rule; by
-    the relative one, flat is a shape of its own."""
+    """Hollow bars of all functions, and in front of them filled bars of those that are not flat. By the relative rule,
+    flat is a shape of its own, so its bars are filled entirely."""
     flat = samples["flat"].astype(bool)
     steep = [
         100 * float(((samples[kind.column] == kind.shape) & ~(flat & (kind.column == "shape"))).mean())
@@ -519,7 +522,7 @@ def _bars(
 
 
 def _error_bars(centres: list[float], percents: list[float], reaches: list[float]) -> go.Scatter:
-    """On the ends of bars; before all of them, since those of flat functions are drawn in front of the others."""
+    """Error bars at the ends of bars, as a trace of their own, so that no other bar covers them."""
     return go.Scatter(
         x=centres,
         y=percents,
@@ -534,8 +537,8 @@ def _error_bars(centres: list[float], percents: list[float], reaches: list[float
 
 
 def _bar_numbers(bars: Sequence[tuple[float, float, float, float | None]], pixel: float, size: int) -> go.Scatter:
-    """What is written on bars, given by centre, per cent, where bar and error bar end, and the reported per cent, which
-    it must not cover. `pixel` is the height of one in per cent."""
+    """The numbers on bars. A bar is given by its centre, its per cent, the upper end of its error bar, and the reported
+    per cent, whose diamond the number must not cover. `pixel` is the height of one px in per cent."""
     heights = [
         above + 12 * pixel if above is not None and -10 * pixel < above - top < 32 * pixel else top
         for _, _, top, above in bars
@@ -567,7 +570,7 @@ def _flat_in_legend() -> go.Bar:
 
 
 def _legend_rows(figure: go.Figure) -> int:
-    """What does not fit into one row is put in columns as wide as the widest entry."""
+    """The rows of the legend: if the entries do not fit into one row, they form columns as wide as the widest entry."""
     shown = [trace.name for trace in figure.data if trace.showlegend is not False]
     widths = [LEGEND_SYMBOL + LEGEND_CHARACTER * len(name) for name in shown]
     columns = len(shown) if sum(widths) <= WIDTH else max(1, WIDTH // max(widths))

@@ -1,7 +1,7 @@
 """How the magnitudes of Jacobian elements are distributed: histogram and cumulative distribution, variants together.
 
-Here: drawing counted bins, also for `sparsity`. Not here: counting (`measures.histogram`) and the share above single
-thresholds (`thresholds`).
+Here: drawing histograms, also for `sparsity`. Not here: counting elements (`measures.histogram`) and the shares above
+single thresholds (`thresholds`).
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from jsae_core.figures.style import (
     require_variants,
 )
 
-VISIBLE = 95  # per cent of every variant's elements that the axes show at first; the rest is reached by zooming out
-FEWEST_BINS = 10  # that must show them, or the bins are too wide for what was measured
-RARE = 0.1  # per cent of the elements, at each end of a logarithmic axis, that it need not show
-DOUBLING = 4  # logarithmic bins of the measure make one of the figure
+VISIBLE = 95  # per cent of every variant's elements that the axes show at first; zooming out shows the rest
+FEWEST_BINS = 10  # if fewer linear bins show them, these bins are too wide for the measured values
+RARE = 0.1  # per cent of the elements that a logarithmic axis may leave out at each end
+DOUBLING = 4  # so many logarithmic bins of the measure are merged into one of the figure
 LOGARITHMIC = ("log_hist", "log_edges")
 SHARE_AXIS = {"title_text": "elements below |J| (%)", "range": [0, 101]}
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Per cent of all elements: in each bin, and above the last one."""
+    """A histogram in per cent of all elements: in each bin (`percent`), and above the last one (`overflow`)."""
 
     edges: np.ndarray
     percent: np.ndarray
@@ -45,7 +45,7 @@ class Distribution:
 
     @property
     def density(self) -> np.ndarray:
-        """Per cent of elements in as much of each bin as the first bin is wide."""
+        """Per cent of elements per width of the first bin."""
         widths = np.diff(self.edges)
         return self.percent * widths[0] / widths
 
@@ -56,7 +56,7 @@ class Distribution:
 
     @property
     def median(self) -> float:
-        """The |J| that half of the elements are below; infinite where that is above the last edge."""
+        """The median of |J|; infinite if it is above the last edge."""
         return float(np.interp(50, self.below, self.edges, right=np.inf))
 
     @property
@@ -66,17 +66,19 @@ class Distribution:
 
 
 def jacobian_histogram_figure(variants: Mapping[Variant, Mapping[str, ArrayLike]], subtitle: str) -> go.Figure:
-    """Histogram (left, logarithmic) and cumulative distribution (right) of |J|, over a linear axis and the paper's bins
-    of 0.001 where they fit what was measured, else over a logarithmic axis and doublings of |J|. The subtitle says so.
+    """Histogram (left, logarithmic) and cumulative distribution (right) of |J|. The |J| axis is linear with the paper's
+    bins of 0.001 if these bins fit the measured values; otherwise it is logarithmic with doublings of |J|, and the
+    subtitle says so.
 
-    The paper's bins fit if they show 95% of every variant's elements, and need at least 10 bins for that of some. They
-    are merged so that a drawn bin is never wider than a tenth of the |J| where it begins, or is a single bin: that
-    keeps the detail near zero, smooths the tail, where counts are low, and makes the figure small.
+    The paper's bins fit if they cover 95% of every variant's elements, and if this takes at least 10 bins for some
+    variant. Bins are merged such that a drawn bin is a single one or at most a tenth as wide as the |J| where it
+    begins. This keeps the detail near zero, smooths the tail, where counts are low, and makes the figure small.
 
     Args:
-        variants: for each variant `hist`, `overflow` and `bin_edges` as `jacobian_histogram` returns them, and where
-            another scale is to be drawn, too, `log_hist` and `log_edges` as `jacobian_sizes` does.
-        subtitle: model, layer, tokens and settings. The share of elements above the last bin is added, if any are.
+        variants: for each variant `hist`, `overflow` and `bin_edges` as `jacobian_histogram` returns them, and, to
+            allow a logarithmic axis, `log_hist` and `log_edges` as `jacobian_sizes` returns them.
+        subtitle: model, layer, tokens and settings. The share of elements above the last bin is added, if there are
+            any.
 
     Raises:
         ValueError: no variant; counts missing, negative, not finite, or all zero; bins that do not fit the counts or
@@ -104,8 +106,8 @@ class Panel(NamedTuple):
 
 
 class SizePanels(NamedTuple):
-    """Histogram and cumulative distribution of |J|, what they say in a sentence, and what a subtitle says of the
-    bins."""
+    """Histogram and cumulative distribution of |J|, their result in a sentence, and a remark on the bins for the
+    subtitle."""
 
     density: Panel
     cumulative: Panel
@@ -114,7 +116,7 @@ class SizePanels(NamedTuple):
 
 
 def size_panels(variants: Mapping[Variant, Mapping[str, ArrayLike]]) -> SizePanels:
-    """As in `jacobian_histogram_figure`. Raises as it does."""
+    """The panels of `jacobian_histogram_figure`, with the same errors."""
     drawn, look = distributions(variants), looks(variants)
     if paper_bins_fit(variants, drawn):
         x = {"title_text": MAGNITUDE, "range": visible_range(drawn), "nticks": 6}
@@ -140,7 +142,7 @@ def _median(drawn: Mapping[Variant, Distribution]) -> str:
 
 
 def paper_bins_fit(variants: Mapping[Variant, Mapping[str, ArrayLike]], drawn: Mapping[Variant, Distribution]) -> bool:
-    """Whether linear bins show what was measured, or nothing else was counted."""
+    """Whether the paper's linear bins fit the measured values, or are the only ones that were counted."""
     if not all(set(LOGARITHMIC) <= set(histogram) for histogram in variants.values()):
         return True
     edges = next(iter(drawn.values())).edges
@@ -154,7 +156,8 @@ def _logarithmic(histogram: Mapping[str, ArrayLike]) -> Distribution:
 
 
 def logarithmic_axis(distributions: Mapping[Variant, Distribution], title: str = MAGNITUDE) -> dict:
-    """That holds nearly all of every variant but what is exactly zero; however long, its numbers do not overlap."""
+    """A logarithmic axis that holds nearly all elements of every variant except those that are exactly zero. Its
+    numbers do not overlap, however many decades it has."""
     ends = []
     for distribution in distributions.values():
         above_zero = distribution.percent * (distribution.edges[:-1] > 0)
@@ -177,7 +180,7 @@ def _doublings_line(variant: Variant, distribution: Distribution, look: Look) ->
         np.add.reduceat(distribution.percent, range(0, distribution.percent.size, DOUBLING)),
     )
     shown = np.flatnonzero(percent)
-    # one more at each end, where a step goes down to zero; nothing is at zero or at infinity on this axis
+    # one more bin at each end, where the steps go down to zero; zero and infinity cannot be drawn on this axis
     shown = np.arange(max(shown[0] - 1, 1), min(shown[-1] + 2, percent.size)) if shown[-1] else np.array([1])
     return go.Scatter(
         x=edges[shown],
@@ -192,7 +195,8 @@ def _doublings_line(variant: Variant, distribution: Distribution, look: Look) ->
 def distributions(
     variants: Mapping[Variant, Mapping[str, ArrayLike]], names: tuple[str, str, str] = ("hist", "overflow", "bin_edges")
 ) -> dict[Variant, Distribution]:
-    """What is drawn of counts, overflow and edges of those names, bins merged as in `jacobian_histogram_figure`.
+    """The distributions to draw, from counts, overflow and edges under these names, with bins merged as in
+    `jacobian_histogram_figure`.
 
     Raises:
         ValueError: as `jacobian_histogram_figure`.
@@ -208,7 +212,7 @@ def distributions(
 def _checked_counts(
     variant: Variant, histogram: Mapping[str, ArrayLike], names: tuple[str, str, str]
 ) -> tuple[np.ndarray, float]:
-    """Counts in the bins and above them."""
+    """The counts in the bins, and the count above them. Raises ValueError if they cannot be drawn."""
     where = f"the histogram of {variant.label!r}"
     missing = set(names) - set(histogram)
     if missing:
@@ -228,7 +232,7 @@ def _checked_counts(
 
 
 def _common_edges(variants: Mapping[Variant, Mapping[str, ArrayLike]], name: str) -> np.ndarray:
-    """The edges of the bins, which must be the same for all."""
+    """The edges of the bins. Raises ValueError unless all variants have the same."""
     first, *others = variants
     edges = np.asarray(variants[first][name], dtype=float)
     if not (np.diff(edges) > 0).all():
@@ -256,12 +260,12 @@ def _distribution(counts: np.ndarray, overflow: float, starts: list[int], edges:
 def visible_range(distributions: Mapping[Variant, Distribution]) -> list[float]:
     """The |J| at which the axes start and end, to show the visible share of every variant."""
     edges = next(iter(distributions.values())).edges
-    # just short of the edge, where the step to the next bin would stand on the border
+    # just short of the edge, since the step to the next bin would lie on the border
     return [0, 0.99 * edges[_visible_bins(distributions)]]
 
 
 def density_axis(groups: Sequence[Mapping[Variant, Distribution]]) -> dict:
-    """The logarithmic axis that shows what is visible of each of the groups."""
+    """The logarithmic axis of densities that shows the visible bins of all groups."""
     densities = np.concatenate([d.density[: _visible_bins(group)] for group in groups for d in group.values()])
     bottom, top = np.log10([densities[densities > 0].min(), densities.max()])
     first, second = next(iter(groups[0].values())).edges[:2]
@@ -282,7 +286,7 @@ def histogram_line(variant: Variant, distribution: Distribution, look: Look) -> 
     density = distribution.density
     return go.Scatter(
         x=distribution.edges,
-        y=np.append(density, density[-1]),  # from edge to edge: the last bin, too, ends at an edge
+        y=np.append(density, density[-1]),  # repeated, so that the last bin reaches its right edge
         name=plain(variant.label),
         legendgroup=variant.label,
         line={"color": variant.colour, "width": 2.5, "shape": "hv", "dash": look.dash},
@@ -291,7 +295,7 @@ def histogram_line(variant: Variant, distribution: Distribution, look: Look) -> 
 
 
 def cumulative_line(variant: Variant, distribution: Distribution, look: Look) -> go.Scatter:
-    # of many bins most are empty, and infinity is on no axis
+    # without empty bins, which are the most, and without infinity, which no axis can show
     below = distribution.below
     drawn = np.isfinite(distribution.edges) & (np.diff(below, prepend=-1) + np.diff(below, append=101) > 0)
     return go.Scatter(

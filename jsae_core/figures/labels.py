@@ -1,7 +1,7 @@
 """Labels of marks in a panel, placed so that they cover no mark, no line and no other label.
 
-Here: which place of several is free. Not here: what is labelled, and with what. Everything is in px from the panel's
-lower left corner; a box is left, right, bottom and top.
+Here: finding a free place among several. Not here: which marks get which label. All coordinates are in px from the
+panel's lower left corner; a box is (left, right, bottom, top).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from jsae_core.figures.style import FONT_SIZE
 
 SMALL = FONT_SIZE - 2
-CHARACTER, AROUND = 0.56 * SMALL, 4  # px: a digit is as wide, and what is left free around a label
+CHARACTER, AROUND = 0.56 * SMALL, 4  # px: the width of a digit, and the free space kept around a label
 
 
 class Place(NamedTuple):
-    """Where a label may be: its box, points on the line that leads to it, and its position in Plotly's terms."""
+    """A possible place of a label: its box, points on the line that leads to it, and its position in Plotly's terms."""
 
     left: float
     right: float
@@ -29,19 +29,19 @@ class Place(NamedTuple):
 
 
 class Room:
-    """What is free of a panel.
+    """The free space of a panel.
 
     Args:
-        size: width and height.
-        marks, lines: boxes [n, 4] of what may not be covered.
+        size: width and height of the panel.
+        marks, lines: boxes [n, 4] around the marks and lines that labels may not cover.
     """
 
     def __init__(self, size: tuple[float, float], marks: np.ndarray, lines: np.ndarray):
         self.size, self.marks, self.lines = size, marks, lines
 
     def first_free(self, places: Iterator[Place]) -> str | tuple[float, float] | None:
-        """The position, in Plotly's terms, of the first place that covers nothing, which is taken then. A line that
-        leads to it may cross lines, but neither marks nor labels: it would seem to come from them."""
+        """Occupy the first place that covers nothing, and return its position in Plotly's terms; None if there is none.
+        The line that leads to the place may cross lines, but not marks or labels, from which it would seem to come."""
         for place in places:
             box, leader = np.array([place[:4]]), boxes(place.leader, 1)
             width, height = self.size
@@ -67,15 +67,15 @@ def boxes(points: np.ndarray, reach: float) -> np.ndarray:
 
 
 def along(points: np.ndarray) -> np.ndarray:
-    """Points every few px on the lines that join these, gaps left out."""
+    """Points every few px along the lines that join the given points; NaN marks a gap in the line."""
     steps = np.linspace(0, 1, 200)[:, None, None]
     between = (points[:-1] + steps * (points[1:] - points[:-1])).reshape(-1, 2)
     return between[~np.isnan(between).any(axis=1)]
 
 
 def beside(mark: np.ndarray, size: float, characters: int) -> Iterator[Place]:
-    """Where Plotly can put a text at a marker."""
-    away = 0.625 * size + 1  # as Plotly has it
+    """The places beside a marker that Plotly's text positions can have."""
+    away = 0.625 * size + 1  # the distance that Plotly uses
     width = CHARACTER * characters
     for down, across in ((0, 1), (0, -1), (-1, 0), (1, 0), (-1, 1), (1, 1), (-1, -1), (1, -1)):
         left = mark[0] + {1: away, 0: -width / 2, -1: -away - width}[across]
@@ -85,7 +85,8 @@ def beside(mark: np.ndarray, size: float, characters: int) -> Iterator[Place]:
 
 
 def around(ring: np.ndarray, diameter: int, characters: int) -> Iterator[Place]:
-    """Ever farther from a ring, where a line can lead to it; its position is the way from the ring in px, y down."""
+    """Places around a ring at growing distance, with a line from the ring to the label. Their position is the offset
+    from the ring in px, y downwards."""
     width, height = CHARACTER * characters, 1.4 * SMALL
     for distance in range(diameter, 8 * diameter, 10):
         for angle in np.radians(range(-45, 315, 15)):

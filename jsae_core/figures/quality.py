@@ -1,4 +1,4 @@
-"""Whether quality suffers: reconstruction and the language model's loss by layer, variants together.
+"""What sparsity costs in quality: reconstruction and the language model's loss by layer, for all variants.
 
 Here: drawing measured numbers with their errors. Not here: measuring them (`measures.quality`), and how sparse the
 Jacobians become in return (`sparsity`).
@@ -20,24 +20,25 @@ SIDES = {"input": "input SAE", "output": "output SAE", "pair": "both SAEs"}  # i
 NOTE = ["Scores (reconstructions", "spliced in): 1 is no loss,", "0 as bad as zeros.", "Error bars: ± 2 SE."]
 BEYOND = ("triangle-up", "triangle-down")
 OFF_AXIS = "▲ ▼: beyond the axis."
-ROOM = 0.1  # of what an axis shows, left at both of its ends
-NARROWEST = 0.02  # of the way from the best to the worst: an axis shows no less
-FEW_LAYERS = 8  # that get a tick each, and large markers
-HEIGHT, GAP, ABOVE, BELOW = 176, 22, 30, 130  # px: a panel, between panels, for headings, for ticks, title and legend
+ROOM = 0.1  # free space at each end of an axis, as a share of the range of the values
+NARROWEST = 0.02  # the least range of an axis, as a share of the range from the best to the worst value
+FEW_LAYERS = 8  # up to so many layers have a tick each, and large markers
+HEIGHT, GAP = 176, 22  # px: the height of a panel, the space between panels
+ABOVE, BELOW = 30, 130  # px: headings above the panels; ticks, title and legend below
 
 
 class _Measure(NamedTuple):
-    """A row of panels. Values beyond `best` and `worst` do not stretch its axis."""
+    """A row of panels. The axis ends at `best` and `worst` even if there are values beyond."""
 
     title: str
     sides: tuple[str, ...]
     best: float
     worst: float
     has_error: bool = True
-    unit: float = 1  # how much one of what was measured is in what is drawn
+    unit: float = 1  # factor from the measured number to the drawn one
 
 
-# Not drawn: L0, which is k by construction, and MSE and cosine, which say again what the explained variance says.
+# Not drawn: L0, which is k by construction; MSE and cosine, which repeat what the explained variance shows.
 _MEASURES = {
     "ce_score": _Measure("CE score", ("input", "output", "pair"), best=1, worst=0),
     "kl_score": _Measure("KL score", ("input", "output", "pair"), best=1, worst=0),
@@ -50,13 +51,14 @@ def quality_by_layer_figure(variants: Mapping[Variant, pd.DataFrame], subtitle: 
     """CE and KL score with the input SAE's, the output SAE's or both reconstructions spliced in, and explained variance
     and dead latents of each SAE, by layer, with error bars of two standard errors.
 
-    A line is broken at layers that another variant has and its own lacks. The panels of a measure share an axis, from
-    the best possible value to the worst that occurs, but no further than 0 for scores and explained variance. Points
-    beyond it are triangles at its end, without error bars: a score is a ratio, which means nothing where the model
-    hardly depends on the MLP, and would make all others look alike.
+    A line is broken at layers that its variant lacks but another one has. The panels of a measure share an axis, from
+    the best possible value to the worst that occurs, but not below 0 for scores and explained variance. Points beyond
+    the axis are triangles at its end, without error bars. This is needed because a score is a ratio: it means nothing
+    in layers where the model hardly depends on the MLP, and would make all other scores look alike.
 
     Args:
-        variants: for each variant a row a layer: `layer` and what `pair_quality` returns. Layers may differ.
+        variants: for each variant a table with one row for each layer: `layer` and the numbers of `pair_quality`. The
+            layers of variants may differ.
         subtitle: model, tokens and settings.
 
     Raises:
@@ -109,7 +111,7 @@ def _answer(frames: Mapping[Variant, pd.DataFrame]) -> str:
 
 
 def _checked(variant: Variant, frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns that are drawn, by layer."""
+    """The columns that are drawn, with the layer as index. Raises ValueError if they cannot be drawn."""
     where = f"the quality of {variant.label!r}"
     values = [f"{name}_{side}" for name, measure in _MEASURES.items() for side in measure.sides]
     errors = [f"{name}_{side}_se" for name, measure in _MEASURES.items() if measure.has_error for side in measure.sides]
@@ -131,7 +133,7 @@ def _checked(variant: Variant, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _arrangement(layers: np.ndarray, n_variants: int) -> tuple[list[float], np.ndarray]:
-    """The ends of the layer axis, and how far each variant's points are beside their layer."""
+    """The ends of the layer axis, and the horizontal shift of each variant's points from their layer."""
     distance = np.diff(layers).min() if layers.size > 1 else 1
     room = max(distance / 2, 0.04 * (layers[-1] - layers[0]))
     ends = [layers[0] - room, layers[-1] + room]
@@ -140,7 +142,7 @@ def _arrangement(layers: np.ndarray, n_variants: int) -> tuple[list[float], np.n
 
 
 def _axis(frames: Mapping[Variant, pd.DataFrame], name: str, measure: _Measure) -> tuple[float, float]:
-    """The ends of a measure's axis: with the error bars of what is on it."""
+    """The ends of a measure's axis, with room for the error bars of the values on it."""
     columns = [f"{name}_{side}" for side in measure.sides]
     values = measure.unit * np.concatenate([frame[columns].to_numpy().ravel() for frame in frames.values()])
     if measure.has_error:
@@ -167,7 +169,7 @@ def _line(variant: Variant, look: Look, few: bool) -> dict:
 
 
 def _in_legend(variant: Variant, look: Look, n_layers: int) -> go.Scatter:
-    """With the variant's own symbol, whatever its first point has."""
+    """The legend entry of a variant, with its own symbol even if its first point is drawn as a triangle."""
     return go.Scatter(x=[None], y=[None], showlegend=True, **_line(variant, look, n_layers <= FEW_LAYERS))
 
 
@@ -177,9 +179,9 @@ def _points(
     values = measure.unit * frame[name].to_numpy()
     errors = 2 * measure.unit * frame[f"{name}_se"].to_numpy() if measure.has_error else np.zeros(values.size)
     low, high = ends
-    inset = (high - low) / 16  # what half a triangle takes
+    inset = (high - low) / 16  # half the size of a triangle
     few = values.size <= FEW_LAYERS
-    inside = ~((values > high) | (values < low))  # a layer that is missing is not beyond
+    inside = ~((values > high) | (values < low))  # NaN, for a missing layer, counts as inside
     symbols = np.select([values > high, values < low], BEYOND, look.symbol)
     line = _line(variant, look, few)
     return go.Scatter(
@@ -197,7 +199,7 @@ def _points(
 
 
 def _note(figure: go.Figure) -> dict:
-    """What the marks mean, in the corner where there is no panel."""
+    """A note on what the marks mean, in the corner without a panel."""
     triangles = any(symbol in BEYOND for trace in figure.data for symbol in np.atleast_1d(trace.marker.symbol))
     return {
         "text": "<br>".join([*NOTE, OFF_AXIS] if triangles else NOTE),

@@ -1,6 +1,6 @@
-"""Whether Jacobians became sparse or merely small: measures that follow the scale of J beside measures that do not.
+"""Whether Jacobians are sparse or merely small: measures that depend on the scale of J beside measures that do not.
 
-Here: the panels and their arrangement. Not here: what they share with the figures of their own (`histogram`,
+Here: the panels and their arrangement. Not here: panels that are also figures by themselves (`histogram`,
 `thresholds`), and measuring (`measures`).
 """
 
@@ -39,15 +39,16 @@ from jsae_core.figures.style import (
 from jsae_core.figures.thresholds import threshold_bars
 from jsae_core.terms import NORMS, THRESHOLDS
 
-RARE = 1e-3  # per cent of the pairs of latents: fewer are not shown
-MEAN_DECADES = 4  # of the axis of mean |J|
+RARE = 1e-3  # per cent of the pairs of latents; smaller shares are not shown
+MEAN_DECADES = 4  # the most decades on the axis of mean |J|
 SCALED = "<b>A  Measures that follow the scale of J</b>: sparser, or merely smaller?"
 SCALE_FREE = "<b>B  Measures without the scale of J</b>: sparser? (Norms are means over tokens.)"
 REMARK = " · ± 2 SE, by document · where only A differs, J is merely smaller; where B differs, too, it is sparser"
-COLUMNS = {2: [(0, 0.42), (0.58, 1)], 3: [(0, 0.3), (0.35, 0.65), (0.7, 1)]}  # of the width, by panels in a row
-HEADING, BELOW = 40, 100  # px: above the first panels of a group; axis, title and gap below a panel
-BAR = 40  # px for each variant
-LEFT = 80  # px beside the panels: title and numbers of an axis
+# the parts of the width that panels take, by the number of panels in a row
+COLUMNS = {2: [(0, 0.42), (0.58, 1)], 3: [(0, 0.3), (0.35, 0.65), (0.7, 1)]}
+HEADING, BELOW = 40, 100  # px: the heading of a group; axis, title and gap below a panel
+BAR = 40  # px, the height of a variant's bar
+LEFT = 80  # px left of the panels, for the title and numbers of an axis
 
 
 class _Row(NamedTuple):
@@ -63,20 +64,22 @@ def jacobian_sparsity_figure(
 ) -> go.Figure:
     """Sparsity of the Jacobian by many measures, in two groups.
 
-    A, what changes if all J are scaled: histogram, cumulative distribution and shares above thresholds of |J|; and over
-    all pairs of latents, most of which are never active together, the share whose mean |J| is above each value, both
-    axes logarithmic. B, what does not change: histograms of |J| over a mean norm, kurtosis, L1/L2, and the share of the
-    output latents' pre-activations that the input latents account for, which a JSAE that bypasses its latents loses.
+    A, measures that change if all J are scaled: histogram, cumulative distribution and shares above thresholds of |J|;
+    and the share of all pairs of latents (most of which are never active together) whose mean |J| is above each value,
+    with two logarithmic axes. B, measures that do not change: histograms of |J| divided by a mean norm, kurtosis,
+    L1/L2, and the share of the output latents' pre-activations that the input latents account for, which is low for a
+    JSAE that bypasses its latents.
 
     Args:
         histograms: for each variant what `jacobian_histograms` returns, the normed ones under "l2t.", "l4t.", "linft.".
         numbers: for each variant `kurtosis`, `l1_over_l2` and `accounted_share`, with standard errors under the same
             name with `_se`.
-        subtitle: model, layer, tokens and settings. It is added how to read the groups.
+        subtitle: model, layer, tokens and settings. A remark on how to read the groups is added.
 
     Raises:
-        ValueError: no variant, different variants in the two, histograms that `jacobian_histogram_figure` would refuse,
-            or numbers that are missing, not finite, or, but for the accounted share, negative.
+        ValueError: no variant, different variants in `histograms` and `numbers`, histograms that
+            `jacobian_histogram_figure` would refuse, or numbers that are missing, not finite, or negative (the
+            accounted share may be negative).
     """
     require_variants(histograms)
     if set(histograms) != set(numbers):
@@ -114,7 +117,7 @@ def jacobian_sparsity_figure(
     remarks = panels.remark + remark + REMARK
     title = "Are the Jacobians sparse, or merely small?"
     apply_style(figure, title, _answer(elements, numbers), subtitle + remarks, height + BELOW + 40)
-    figure.layout.margin.l = LEFT  # the headings begin there, however narrow the numbers of the axes are
+    figure.layout.margin.l = LEFT  # fixed, since the headings begin there
     return figure
 
 
@@ -147,8 +150,8 @@ def _narrow(panel: Panel, **x) -> Panel:
 
 
 def _means(histograms: Mapping[Variant, Mapping[str, ArrayLike]]) -> tuple[dict[Variant, Distribution], str]:
-    """The mean |J| of pairs of latents, and what the subtitle says of which: those of output latents that were active
-    often, if that was counted, since of others the mean is hardly known."""
+    """The distribution of mean |J| over pairs of latents, and a remark on these pairs for the subtitle. If it was
+    counted, only pairs whose output latent was often active are included, since other means are too uncertain."""
     if not all("log_mean_hist" in histogram for histogram in histograms.values()):
         return distributions(histograms, ("mean_jac_hist", "mean_jac_overflow", "bin_edges")), ""
     means, coverage = {}, []
@@ -167,7 +170,7 @@ def _thresholds(elements: Mapping[Variant, Distribution], look: Mapping[Variant,
     for variant, distribution in elements.items():
         percents = np.interp(THRESHOLDS, distribution.edges, distribution.above)
         shares = dict(zip(THRESHOLDS, (percents / 100).clip(0, 1), strict=True))
-        # there is no room for numbers
+        # without numbers on the bars, for which there is no room
         bar = threshold_bars(variant, shares, list(THRESHOLDS), look[variant])
         bars.append(bar.update(showlegend=False, textposition="none"))
     x = {"title_text": f"threshold on {MAGNITUDE}", "type": "category"}
@@ -180,7 +183,7 @@ def _mean_matrix(means: Mapping[Variant, Distribution], look: Mapping[Variant, L
         above = distribution.above
         common = above[1] >= RARE and np.isfinite(distribution.edges[1])
         last = np.flatnonzero(above >= RARE)[-1]
-        # from where they begin to be fewer
+        # start where the share begins to fall
         first = max(1, np.flatnonzero(above >= above[1])[-1])
         shown = np.arange(first, last + 1) if common else np.array([], dtype=int)
         if common:
@@ -198,7 +201,7 @@ def _mean_matrix(means: Mapping[Variant, Distribution], look: Mapping[Variant, L
             )
         )
     fallback = next(iter(means.values())).edges[1]
-    # the smallest means are on so many decades that the rest would be pressed together
+    # the smallest means span so many decades that showing all of them would compress the rest
     high = np.log10(max(ends, default=10 * fallback))
     low = np.clip(np.log10(min(starts, default=fallback)), high - MEAN_DECADES, high - 1)
     x = {"title_text": f"mean {MAGNITUDE}", "type": "log", "range": [low, high + 0.05], "dtick": 1}
@@ -213,7 +216,7 @@ def _mean_matrix(means: Mapping[Variant, Distribution], look: Mapping[Variant, L
 
 
 def _normed(normed: Mapping[str, Mapping[Variant, Distribution]], look: Mapping[Variant, Look]) -> list[Panel]:
-    """One for each norm, with one axis for the densities of all."""
+    """A panel for each norm, all with the same axis of densities."""
     panels: list[Panel] = []
     for name, part in normed.items():
         lines = [histogram_line(*item, look[item[0]]).update(showlegend=False) for item in part.items()]
@@ -224,7 +227,7 @@ def _normed(normed: Mapping[str, Mapping[Variant, Distribution]], look: Mapping[
 
 
 def _bars(numbers: Mapping[Variant, Mapping[str, float]], name: str, title: str, unit: float = 1) -> Panel:
-    """`unit`: how much one of the number is in what is drawn."""
+    """A panel with a bar for each variant; `unit` is the factor from the number to the drawn length."""
     values = [unit * of[name] for of in numbers.values()]
     errors = [2 * unit * of[f"{name}_se"] for of in numbers.values()]
     bars = go.Bar(
@@ -241,7 +244,7 @@ def _bars(numbers: Mapping[Variant, Mapping[str, float]], name: str, title: str,
         showlegend=False,
     )
     low, high = min(0, *values), max(0, *values)
-    # room for the numbers, which stand outside, on the side that a bar points to
+    # room for the numbers beyond the ends of the bars
     reach = max(high - low, 1e-9)
     room = 1.0 * reach
     ends = [low - (room if low < 0 else 0), high + (room if high > 0 or not low else 0)]
@@ -251,7 +254,7 @@ def _bars(numbers: Mapping[Variant, Mapping[str, float]], name: str, title: str,
 
 
 def _markers(look: Mapping[Variant, Look]) -> dict:
-    """Of a bar for each variant."""
+    """Plotly's marker for a trace with a bar for each variant."""
     pattern = bar_marker(*list(look.items())[-1]).get("pattern", {})
     return {
         "color": [variant.colour for variant in look],
@@ -260,8 +263,8 @@ def _markers(look: Mapping[Variant, Look]) -> dict:
 
 
 def _with_error(value: float, error: float) -> str:
-    """Both to the first digit of the error."""
-    # of 0.00096 that digit is 0.001
+    """The value and its error, both rounded to the error's first significant digit."""
+    # rounded first: the first digit of 0.00096 is that of 0.001
     decimals = min(max(-math.floor(math.log10(float(f"{error:.0e}"))), 0), 4) if error else 4
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
@@ -281,7 +284,7 @@ def _heading(text: str, y: float) -> dict:
 
 
 def _add(figure: go.Figure, panel: Panel, columns: tuple[float, float], rows: tuple[float, float]) -> None:
-    """Add a panel that takes these parts of the figure's width and height."""
+    """Add a panel; `columns` and `rows` are the parts of the figure's width and height that it takes."""
     number = 1 + len({trace.xaxis for trace in figure.data})
     figure.add_traces([trace.update(xaxis=f"x{number}", yaxis=f"y{number}") for trace in panel.traces])
     figure.update_layout(

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
-# A figure is as wide as what it is shown in; a picture of it is 900 px wide and may be shown at half of that, so every
-# font must still be read at half its size. Where px are counted, it is for this width.
+# A figure is as wide as the page or panel that shows it. A picture of it is 900 px wide and may be shown at half that
+# width, so every font must be readable at half its size. Layouts in px are computed for this width.
 WIDTH = 900
 FONT_SIZE, TITLE_SIZE, SUBTITLE_SIZE = 20, 26, 18
-SUBTITLE_CHARACTERS = 88  # that fit into one line, in the widest of the fonts below
+SUBTITLE_CHARACTERS = 88  # characters that fit into a line, in the widest of the fonts below
 ANSWER = "answer"
 INK, GRID = "#222222", "#DDDDDD"
 MAGNITUDE = "|J| (output per unit of input)"
@@ -57,7 +57,7 @@ class Variant:
 
 
 class Look(NamedTuple):
-    """What tells a variant from others where colours do not: in grey, in print, to the colour-blind."""
+    """What distinguishes variants where colours do not: in greyscale, in print, for colour-blind readers."""
 
     dash: str
     symbol: str
@@ -73,23 +73,23 @@ LOOKS = (
 
 
 def looks(variants: Iterable[Variant]) -> dict[Variant, Look]:
-    """Of each variant, by its place among those that are drawn."""
+    """The look of each variant, by its position among the variants that are drawn."""
     return {variant: LOOKS[place % len(LOOKS)] for place, variant in enumerate(variants)}
 
 
 def bar_marker(variant: Variant, look: Look) -> dict:
-    """Of a variant's bars: its colour, under a pattern of white."""
+    """Plotly's marker of a variant's bars: its colour, with a white pattern on top."""
     pattern = {"shape": look.pattern, "fillmode": "overlay", "fgcolor": "white", "size": 9, "solidity": 0.18}
     return {"color": variant.colour} | ({"pattern": pattern} if look.pattern else {})
 
 
 def of_each(values: Mapping[Variant, str]) -> str:
-    """What a sentence says of each variant: "62% (Traditional), 79% (JSAE)"."""
+    """A text for each variant joined for a sentence: "62% (Traditional), 79% (JSAE)"."""
     return ", ".join(f"{value} ({variant.label})" for variant, value in values.items())
 
 
 def percent(share: float) -> str:
-    """Two digits that matter, and none after the first decimal: 0.43%, 5.2%, 62%."""
+    """A share in per cent with two significant digits and at most two decimals: 0.43%, 5.2%, 62%."""
     number = 100 * share
     if 0 < number < 0.01:
         return "<0.01%"
@@ -100,28 +100,34 @@ def percent(share: float) -> str:
 
 
 def decade_numbers(low: float, high: float) -> dict:
-    """How the numbers of a logarithmic axis from 10**low to 10**high are written, all alike: as decimals while they are
-    short, else as powers of ten."""
+    """Plotly's settings for the numbers of a logarithmic axis from 10**low to 10**high: all as decimals if these are
+    short, otherwise all as powers of ten."""
     if low >= -3.5 and high < 5:
         return {"tickformat": "~f"}
-    return {"exponentformat": "power", "tickfont": {"size": 0.8 * FONT_SIZE}}  # Plotly draws those larger by a quarter
+    return {"exponentformat": "power", "tickfont": {"size": 0.8 * FONT_SIZE}}  # Plotly draws powers a quarter larger
 
 
 def require_variants(variants: Mapping[Variant, object]) -> None:
-    """Raises ValueError if there is none."""
+    """Raises ValueError if there is no variant."""
     if not variants:
         raise ValueError("there is no variant to draw; expected at least one")
 
 
 def plain(text: str) -> str:
-    """Text that Plotly draws as it stands: it would take `<...>` and `&...;` for markup."""
+    """Escape a text for Plotly, which would take `<...>` and `&...;` for markup."""
     return html.escape(text, quote=False)
 
 
 def apply_style(figure: go.Figure, title: str, answer: str, subtitle: str, height: int) -> go.Figure:
-    """Give the figure the shared look, in place: a title, below it on lines of its own the answer to the figure's
-    question in a sentence, then what it is made from. The answer also goes into the figure's `meta`, for whoever shows
-    the figure; it is empty where nothing is asked. `height` in px is that of what lies below the subtitle."""
+    """Give the figure the shared look, in place.
+
+    Args:
+        title: usually a question.
+        answer: the answer to that question in a sentence, shown below the title and kept in the figure's `meta`; empty
+            if the title is not a question.
+        subtitle: what the figure is made from, shown below the answer.
+        height: px of everything below the subtitle.
+    """
     lines = [*_lines(answer), *_lines(subtitle)]
     top = 76 + 22 * len(lines)
     return figure.update_layout(
@@ -145,6 +151,6 @@ def apply_style(figure: go.Figure, title: str, answer: str, subtitle: str, heigh
 
 
 def _lines(text: str) -> list[str]:
-    # "k = 16" and "0.2 / 0.1" are not torn apart at the end of a line
+    # "k = 16" and "0.2 / 0.1" must not be broken at the end of a line
     glued = text.replace(" = ", "\xa0=\xa0").replace(" / ", "\xa0/\xa0")
     return [line.replace("\xa0", " ") for line in textwrap.wrap(glued, SUBTITLE_CHARACTERS)]

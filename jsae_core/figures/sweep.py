@@ -1,7 +1,8 @@
 """What sparse Jacobians cost over a sweep of the coefficient λ: the trade-off, and a grid of such charts.
 
-Here: drawing a table of runs, and finding its knee. Not here: making the table (`jsae_core.training_runs`), looking up
-what was reported (`jsae_core.reported`), and the measures of a single pair (`thresholds`, `quality`).
+Here: drawing a table of runs, and finding the knee of its curve. Not here: making the table
+(`jsae_core.training_runs`), looking up reported runs (`jsae_core.reported`), figures of a single pair (`thresholds`,
+`quality`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ QUALITY = ("ce_score", "kl_score", "explained_variance_output", "accounted_share
 LAMBDA, SHARE, SCORE, ACCOUNTED = "jacobian_coefficient", "above_0.01", "ce_score", "accounted_share"
 DEFINITION = "jacobian_at"  # the column that says where a run's Jacobian was evaluated
 EVALUATED = {"input": "at the true input", "reconstruction": "at the input SAE's reconstruction"}
-# what runs may differ in beside λ; those that do not are a group
+# the settings, besides λ, in which runs may differ, and how their values are introduced; equal runs form a group
 SETTINGS = {
     "model": "",
     "layer": "layer ",
@@ -34,38 +35,38 @@ SETTINGS = {
     "objective": "",
     "randomize_llm_weights": "",
 }
-TEXTS = ("model", "objective")  # of these, those that are no numbers
-SYMBOLS = ("circle", "square", "cross", "star", "bowtie", "hourglass")  # more groups could not be told apart
+TEXTS = ("model", "objective")  # the settings that are text, not numbers
+SYMBOLS = ("circle", "square", "cross", "star", "bowtie", "hourglass")  # of groups; more could not be distinguished
 KNEE = " · ring: the knee, farthest from the line between both ends"
-ENOUGH_RUNS = 8  # of a group: with fewer, where a curve bends is chance
-LEAST_BEND = 0.02  # of the way between the ends: with less, a curve is straight and has no knee
-JOINED = 25  # λ of a group that a line joins; through more it would be a scribble
+ENOUGH_RUNS = 8  # a group with fewer runs has no knee, since chance decides where its curve bends
+LEAST_BEND = 0.02  # of the distance between the ends; a curve that bends less counts as straight and has no knee
+JOINED = 25  # a line joins at most so many λ of a group; through more it would be a scribble
 SPREAD = " · bars: ± one standard deviation over the runs of a λ"
-MANY = 60  # runs: more get smaller dots
+MANY = 60  # with more runs, the dots are smaller
 BEYOND = " · triangles: beyond the axis"
 
 DOT, SMALL_DOT, GRID_DOT, SMALL_GRID_DOT, DIAMOND, RING = 14, 8, 10, 6, 14, 28  # px across
-LEFT, RIGHT, BELOW = 108, 96, 84  # px beside the panels, colour bar included, and below them, without the legend
-GRID_LEFT = 128  # px, for two lines of titles and numbers of three decimals
+LEFT, RIGHT, BELOW = 108, 96, 84  # px beside the panels (with the colour bar) and below them (without the legend)
+GRID_LEFT = 128  # px left of the grid, for titles in two lines and numbers with three decimals
 LEGEND_ROW, LEGEND_SYMBOL, LEGEND_CHARACTER = 30, 46, 10  # px
 PANEL_WIDTH = WIDTH - LEFT - RIGHT  # px
-HEIGHT, BETWEEN = 470, 40  # px of a panel of the trade-off, and between two
-CELL, GAP, SECOND_LINE = 150, 20, 24  # px in the grid: how high a panel is, what is between panels, and in titles
-ROOM = 0.07  # of what an axis shows, left at both of its ends
+HEIGHT, BETWEEN = 470, 40  # px: the height of a panel of the trade-off, and the space between two
+CELL, GAP, SECOND_LINE = 150, 20, 24  # px in the grid: the height of a panel, the space between panels, a title's line
+ROOM = 0.07  # free space at each end of an axis, as a share of the range of the values
 JOINING = {"color": "#999999", "width": 1.5}
 NO_PENALTY = "#BBBBBB"  # λ = 0, which has no logarithm
 
 
 class _Measure(NamedTuple):
-    """What can be on an axis. Values beyond `least` and `most` do not stretch it."""
+    """A measure that can be drawn on an axis. The axis ends at `least` and `most` even if there are values beyond."""
 
     name: str
     hint: str = ""  # added to the title
     least: float = -np.inf
     most: float = np.inf
-    narrowest: float = 0  # that the axis may be
-    unit: float = 1  # how much one of what is in the table is in what is drawn
-    log: bool = False  # the limits above are decimal logarithms then
+    narrowest: float = 0  # the least range of the axis
+    unit: float = 1  # factor from the number in the table to the drawn one
+    log: bool = False  # a logarithmic axis; then `least`, `most` and `narrowest` are decimal logarithms
 
     def scaled(self, values: pd.Series) -> np.ndarray:
         numbers = self.unit * values.to_numpy(dtype=float)
@@ -73,19 +74,19 @@ class _Measure(NamedTuple):
 
 
 class _Axis(NamedTuple):
-    """What is shown of a measure, in its scaled numbers."""
+    """The range of a measure that an axis shows, in scaled numbers (see `_Measure.scaled`)."""
 
     measure: _Measure
     low: float
     high: float
 
     def beyond(self, values: pd.Series) -> np.ndarray:
-        """-1 where values are below what is shown, 1 where above, otherwise 0."""
+        """-1 for values below the range, 1 for values above it, otherwise 0."""
         scaled = self.measure.scaled(values)
         return (scaled > self.high).astype(int) - (scaled < self.low).astype(int)
 
     def places(self, values: pd.Series) -> np.ndarray:
-        """Where values are drawn: those beyond the axis at its end."""
+        """The positions at which values are drawn; values beyond the axis are drawn at its end."""
         scaled = self.measure.scaled(values)
         inset = ROOM / 2 * (self.high - self.low)
         ends = scaled.clip(self.low + inset, self.high - inset)
@@ -93,7 +94,7 @@ class _Axis(NamedTuple):
         return 10**inside if self.measure.log else inside
 
     def pixels(self, places: np.ndarray, length: float) -> np.ndarray:
-        """From the axis's lower end, of one that is not logarithmic."""
+        """Px from the lower end of an axis of this length; the axis must not be logarithmic."""
         return (places - self.low) / (self.high - self.low) * length
 
     def layout(self, nticks: int = 6) -> dict:
@@ -117,34 +118,34 @@ class _Knee(NamedTuple):
 
 
 def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, reported: pd.DataFrame | None = None) -> go.Figure:
-    """Cross-entropy score against the share of elements with |J| above 0.01, a dot a run, coloured by its λ and
-    labelled with it where the label covers nothing.
+    """Cross-entropy score against the share of elements with |J| above 0.01: a dot for each run, coloured by its λ and
+    labelled with it if the label covers nothing.
 
-    Runs that differ in nothing but λ and the seed are a group. It has a symbol, a line through its means at each λ in
-    the order of λ, with bars of one standard deviation where there are several runs, and a ring around its knee: of
-    these means the one farthest from the straight line between those at the smallest and the largest λ, on the side of
-    better scores and fewer large elements. (Scaling an axis does not move it.) There is no knee where hardly any is on
-    that side, or in a group of fewer than 8 runs; no line through more than 25 λ; and there are neither symbols nor
-    knees if there are more groups than symbols.
+    Runs that differ only in λ and the seed form a group. Each group has a symbol, a line through its means at each λ in
+    the order of λ, bars of one standard deviation if there are several runs at a λ, and a ring around its knee. The
+    knee is the mean that is farthest from the straight line between the means at the smallest and the largest λ, on the
+    side of better scores and fewer large elements. (Scaling an axis does not move it.) A group has no knee if its curve
+    hardly bends to that side, or if it has fewer than 8 runs; no line if it has more than 25 λ. If there are more
+    groups than symbols, there are neither symbols nor knees.
 
-    Where the accounted share was measured, a panel below shows it against the same shares of elements.
+    If the accounted share was measured, a panel below shows it against the same shares of elements.
 
-    All shares are of one definition, which the subtitle names: at the MLP's true input, unless some of the runs or the
-    reported ones are known at the input SAE's reconstruction alone; then all are at that, and a run that is not known
-    there is incomplete.
+    All shares have the same definition, which the subtitle names: at the MLP's true input, unless some of the runs or
+    of the reported runs are only known at the input SAE's reconstruction. Then all shares are at the reconstruction,
+    and runs that are not known there count as incomplete.
 
-    Runs that are not finished, finished ones without λ or one of the numbers, and `odd_runs` are left out; runs deleted
-    upstream are drawn. The axis of scores goes no further than from 0 to 1: scores beyond are triangles at its end.
+    Left out are unfinished runs, finished runs without λ or one of the numbers, and `odd_runs`; runs deleted in wandb
+    are drawn. The axis of scores is limited to 0 to 1: scores beyond are triangles at its end.
 
     Args:
         runs: the table of runs.
-        subtitle: model, layer and settings. It is added how many runs are drawn, deleted upstream and left out.
+        subtitle: model, layer and settings. A remark on how many runs are drawn, deleted and left out is added.
         reported: `jacobian_coefficient`, `above_0.01`, `jacobian_at` and `ce_score` of reported runs, drawn as
             diamonds; may be empty.
 
     Raises:
-        ValueError: a column missing, no run, or none that is finished and has the numbers, or a reported one that
-            cannot be.
+        ValueError: a column is missing, there is no finished run with the numbers, or a reported run has an impossible
+            number.
     """
     given = None if reported is None else _checked_reported(reported)
     numbers = [name for name in (SHARE, SCORE, ACCOUNTED) if name in runs]
@@ -176,8 +177,8 @@ def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, reported: pd.DataFr
 
 
 def _add_accounted(figure: go.Figure, drawn: pd.DataFrame, groups: pd.Series, x: _Axis, height: int) -> None:
-    """A panel below, with the share of the output latents that the input latents account for: a Jacobian can be made
-    sparse by passing them by, which no score tells."""
+    """Add a panel below with the share of the output latents that the input latents account for. A pair can make its
+    Jacobian sparse by bypassing the input latents, which no score reveals."""
     y = _axis(_measure(ACCOUNTED), drawn[ACCOUNTED])
     dots = _dots(drawn, groups, (x, SHARE), (y, ACCOUNTED))
     for trace in (_lines(_curves(dots)), _circles(dots, (x, y), DOT if len(dots) <= MANY else SMALL_DOT)):
@@ -192,24 +193,25 @@ def _add_accounted(figure: go.Figure, drawn: pd.DataFrame, groups: pd.Series, x:
 def sweep_grid_figure(
     runs: pd.DataFrame, subtitle: str, sparsity: Sequence[str] = SPARSITY, quality: Sequence[str] = QUALITY
 ) -> go.Figure:
-    """A chart for each measure of quality (rows) and of sparsity (columns), a dot a run, coloured by its λ: axes run as
-    in `sweep_tradeoff_figure`.
+    """A grid of charts for each measure of quality (rows) and of sparsity (columns), with a dot for each run, coloured
+    by its λ.
 
     Charts in a row share their y axis, charts in a column their x axis. Groups have symbols and lines, and measures of
-    the Jacobian one definition, as in `sweep_tradeoff_figure`. A run is missing from the charts of numbers that it
-    lacks, `odd_runs` from all. Axes go no further than from 0 to 1 for scores, explained variance and L1/L2, and from 1
-    on for the kurtosis, which is logarithmic: what is beyond is a triangle at the end.
+    the Jacobian have one definition, as in `sweep_tradeoff_figure`. A run is missing from charts of numbers that it
+    lacks; `odd_runs` are missing from all. Axes are limited to 0 to 1 for scores, explained variance and L1/L2, and
+    start at 1 for the kurtosis, whose axis is logarithmic; values beyond are triangles at the end.
 
     Args:
         runs: the table of runs.
-        subtitle: model, layer and settings. It is added how many runs are drawn, deleted upstream and left out, and of
-            which measures there is no number.
+        subtitle: model, layer and settings. A remark is added on how many runs are drawn, deleted and left out, and on
+            measures of which no run has a number.
         sparsity: columns of the table.
-        quality: columns of the table; `kl_score`, if it is none, is the mean of `kl_score_input` and `kl_score_output`.
+        quality: columns of the table; if there is no column `kl_score`, it is the mean of `kl_score_input` and
+            `kl_score_output`.
 
     Raises:
-        ValueError: a column missing that describes runs, no run, none that is finished and has a λ, or no number of
-            sparsity or none of quality.
+        ValueError: a column that describes runs is missing, there is no finished run with a λ, or no run has a number
+            of sparsity or none has one of quality.
     """
     if "kl_score" not in runs and {"kl_score_input", "kl_score_output"} <= set(runs):
         runs = runs.assign(kl_score=(runs["kl_score_input"] + runs["kl_score_output"]) / 2)
@@ -241,7 +243,7 @@ def sweep_grid_figure(
         figure.update_yaxes(row=row, **axes[down].layout(nticks=4))
         figure.update_yaxes(title_text=_title(down), row=row, col=1)
     for column, across in enumerate(columns, start=1):
-        # more numbers, or larger ones, would touch
+        # more or larger numbers would touch each other
         layout = axes[across].layout(nticks=4 if axes[across].measure.unit == 100 else 3)
         figure.update_xaxes(col=column, tickangle=0, tickfont={"size": SMALL - 2}, **layout)
         figure.update_xaxes(title_text=_title(across), row=len(rows), col=column)
@@ -256,7 +258,8 @@ def sweep_grid_figure(
 
 
 def _answer(drawn: pd.DataFrame, groups: pd.Series, *names: str) -> str:
-    """How far numbers go over a sweep: of one group from the smallest λ to the largest, of several all together."""
+    """The range of the numbers in a sentence: from the smallest λ to the largest for a single group, over all runs for
+    several groups."""
     if len(groups.cat.categories) > 1 or drawn[LAMBDA].nunique() == 1:
         said = [_said(name, drawn[name].min(), drawn[name].max()) for name in names]
         which = "Over all runs" if len(drawn) > 1 else f"The only run, λ = {drawn[LAMBDA].iloc[0]:g}"
@@ -274,7 +277,7 @@ def _said(name: str, first: float, last: float) -> str:
 
 
 def _at_knees(knees: Mapping[str, _Knee]) -> str:
-    """Where the curve of the only group bends; the legend says it of several."""
+    """A sentence on where the curve of a single group bends; for several groups the legend shows it."""
     return "".join(
         f" The curve bends at λ = {_three_digits(knee.coefficient)}." for knee in knees.values() if len(knees) == 1
     )
@@ -283,8 +286,9 @@ def _at_knees(knees: Mapping[str, _Knee]) -> str:
 def _drawn(
     runs: pd.DataFrame, required: Sequence[str], numbers: Sequence[str], reported: pd.DataFrame | None = None
 ) -> tuple[pd.DataFrame, str]:
-    """The finished runs that have what is required, these columns as numbers, and a remark on them and all others.
-    Reported runs are drawn beside them."""
+    """Select the runs to draw: the finished ones that have all `required` columns, with the columns `numbers` as
+    floats. Also return a remark on these runs and on those left out. The definition of the shares depends on the
+    reported runs, which are drawn beside them. Raises ValueError if no run is left."""
     missing = [name for name in ["name", "state", "deleted", DEFINITION, *SETTINGS, *required] if name not in runs]
     if missing:
         raise ValueError(f"the table of runs lacks {', '.join(missing)}")
@@ -306,8 +310,8 @@ def _drawn(
 
 
 def _of_one_definition(finished: pd.DataFrame, reported: pd.DataFrame | None) -> tuple[pd.DataFrame, str]:
-    """The runs with their measures of the Jacobian by a definition that all of them and the reported ones have, so that
-    no axis holds numbers of two; and what the subtitle says of it."""
+    """The runs with their measures of the Jacobian by a single definition, so that no axis mixes two: at the
+    reconstruction if any run, reported ones included, is only known there. And a remark on it for the subtitle."""
     named = {*finished[DEFINITION].dropna(), *(() if reported is None else reported[DEFINITION])}
     if "reconstruction" not in named:
         return finished, f" · J {EVALUATED['input']}" if named else ""
@@ -322,11 +326,11 @@ def _of_one_definition(finished: pd.DataFrame, reported: pd.DataFrame | None) ->
 
 
 def odd_runs(runs: pd.DataFrame, numbers: Sequence[str] = ()) -> pd.Series:
-    """The finished runs whose λ, shares or other measures of these figures cannot be, which are therefore not drawn:
-    by the index of the table, what is odd about each ("above_0.01 = 8.2").
+    """The finished runs with an impossible λ, share or other measure, which these figures do not draw. The series has
+    the index of the table and names the impossible number of each run ("above_0.01 = 8.2").
 
     Args:
-        numbers: columns besides those that the figures show by themselves.
+        numbers: columns to check besides those that the figures always show.
     """
     finished = runs[runs["state"] == "finished"]
     there = [f"{name}{AT_RECONSTRUCTION}" for name in SPARSITY]
@@ -340,7 +344,7 @@ def odd_runs(runs: pd.DataFrame, numbers: Sequence[str] = ()) -> pd.Series:
 
 
 def _impossible(name: str, numbers: pd.Series) -> pd.Series:
-    """Those that no run can have: infinite ones, a λ below 0, a share that is none."""
+    """The numbers that no run can have: infinite ones, a λ below 0, a share outside [0, 1]."""
     wrong = np.isinf(numbers)
     wrong |= (numbers < 0) if name == LAMBDA or name.startswith("above_") else False
     wrong |= (numbers > 1) if name.startswith("above_") else False
@@ -398,7 +402,7 @@ def _title(name: str) -> str:
 
 
 def _axis(measure: _Measure, values: pd.Series) -> _Axis:
-    """Of at least one number."""
+    """The axis that shows these values, of which at least one is not NaN."""
     inside = measure.scaled(values.dropna()).clip(measure.least, measure.most)
     low, high = inside.min(), inside.max()
     reach = max(high - low, measure.narrowest) or 1
@@ -407,8 +411,8 @@ def _axis(measure: _Measure, values: pd.Series) -> _Axis:
 
 
 def _log_ticks(low: float, high: float) -> dict:
-    """For an axis or a colour bar from 10**low to 10**high: powers of ten; between few of them also 2 and 5 times
-    these; between hardly any all digits, of which, if they are many, 1, 2 and 5 are written."""
+    """Ticks for an axis or a colour bar from 10**low to 10**high: powers of ten; if these are few, also 2 and 5 times
+    them; if even these are few, all multiples, of which only 1, 2 and 5 are written if there are many."""
     decades = 10.0 ** np.arange(np.floor(low), np.ceil(high) + 1)
     for steps in ([1], [1, 2, 5], [1, 2, 3, 4, 5, 6, 7, 8, 9]):
         ticks = np.outer(decades, steps).ravel()
@@ -444,7 +448,7 @@ def _setting(name: str, value: str | float) -> str:
 
 
 def _dots(runs: pd.DataFrame, groups: pd.Series, across: tuple[_Axis, str], down: tuple[_Axis, str]) -> pd.DataFrame:
-    """Of the runs that have both numbers: where they are drawn and how."""
+    """The position and look of the dots of all runs that have both numbers."""
     runs = runs.dropna(subset=[across[1], down[1]])
     groups = groups[runs.index]
     several = 1 < len(groups.cat.categories)
@@ -475,8 +479,8 @@ def _dots(runs: pd.DataFrame, groups: pd.Series, across: tuple[_Axis, str], down
 
 
 def _curves(dots: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Of each group at each λ, in the order of λ, of the runs on the axes: means `x` and `y`, standard deviations
-    `sd_x` and `sd_y` (NaN for one run), how many runs."""
+    """The curve of each group. In the order of λ, and without runs beyond the axes: the means `x` and `y`, the standard
+    deviations `sd_x` and `sd_y` (NaN for a single run), and the number of runs `n`."""
     dots = dots[~dots["beyond"]]
     curves = {}
     for name, group in dots.groupby("group", observed=True):
@@ -491,7 +495,7 @@ def _knee(curve: pd.DataFrame) -> _Knee | None:
     curve = curve[["x", "y"]]
     ends = curve.iloc[-1] - curve.iloc[0]
     if not ends["x"] * ends["y"] > 0:
-        return None  # nothing is given up for something
+        return None  # there is no trade-off
     moved = (curve - curve.iloc[0]) / ends.abs()
     gained = moved["y"] - moved["x"]
     if not gained.max() > LEAST_BEND:
@@ -500,7 +504,8 @@ def _knee(curve: pd.DataFrame) -> _Knee | None:
 
 
 def _lines(curves: Mapping[str, pd.DataFrame]) -> go.Scatter:
-    """All in one trace, with a gap after each; where several runs have one λ, with bars of one standard deviation."""
+    """The lines of all groups in one trace, with gaps between them; with bars of one standard deviation if several runs
+    have the same λ."""
     joined = [curve for curve in curves.values() if len(curve) <= JOINED and (len(curve) > 1 or curve["n"].max() > 1)]
 
     def end_to_end(name: str) -> np.ndarray:
@@ -575,7 +580,7 @@ def _rings(knees: Sequence[_Knee]) -> go.Scatter:
 
 
 def _symbols(groups: pd.Series, knees: Mapping[str, _Knee]) -> list[go.Scatter]:
-    """What the symbols mean, for the legend, and where knees are: in the panel there may be no room to say it."""
+    """Legend entries for the symbols of groups. They also name the knees, since the panel may have no room for that."""
     names = groups.cat.categories
     return [
         go.Scatter(
@@ -605,8 +610,8 @@ def _write_labels(
     knees: Sequence[_Knee],
     marked: Sequence[tuple[go.Scatter, pd.DataFrame]],
 ) -> list[dict]:
-    """Label marks with their λ where there is room, in place, and return the names of the knees, which come first. Of
-    a group's runs of the same λ one is labelled."""
+    """Label marks with their λ, in place, if there is room, and return the labels of the knees, which are placed first.
+    Of several runs of a group with the same λ, one is labelled."""
     rings = _pixels(axes, np.array([knee.x for knee in knees]), np.array([knee.y for knee in knees]))
     marks, lines = [boxes(rings, RING / 2)], [_pixels(axes, lines.x, lines.y)]
     for trace, _ in marked:
@@ -636,7 +641,7 @@ def _write_labels(
 
 
 def _pixels(axes: tuple[_Axis, _Axis], x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Points in px, a row each."""
+    """Points in px, one in each row."""
     return np.stack([axes[0].pixels(x, PANEL_WIDTH), axes[1].pixels(y, HEIGHT)], axis=1)
 
 
@@ -667,11 +672,11 @@ def _colour_axis(coefficients: pd.Series) -> dict:
     zeros = (coefficients == 0).any()
     block = 0.1 * (high - low) if zeros else 0
     share = block / (high - low + block)
-    # the light end of the scale would not be seen on white
+    # without the light end of the scale, which would not be visible on white
     colours = sample_colorscale("viridis", np.linspace(0, 0.93, 24))
     scale = [[float(place), colour] for place, colour in zip(np.linspace(share, 1, 24), colours, strict=True)]
     if zeros:
-        edge = 0.99 * share  # rounded, the smallest λ must not fall into the block
+        edge = 0.99 * share  # so that rounding does not put the smallest λ into the block
         scale = [[0, NO_PENALTY], [edge, NO_PENALTY], [edge, colours[0]], *scale]
         values, texts = [low - block / 2, *values], ["0", *texts]
     return {
@@ -695,7 +700,7 @@ def _colour_axis(coefficients: pd.Series) -> dict:
 
 
 def _surround(figure: go.Figure, coloraxis: dict, left: int, below: int) -> go.Figure:
-    """Add what is beside and below the panels, in place, and keep Plotly from changing their size for it."""
+    """Add the colour bar, the legend and the margins, in place, and keep Plotly from resizing the panels for them."""
     names = [trace.name for trace in figure.data if trace.showlegend is not False]
     width = LEGEND_SYMBOL + LEGEND_CHARACTER * max(map(len, names), default=0)
     columns = max(1, min(len(names), PANEL_WIDTH // width))

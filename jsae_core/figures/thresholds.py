@@ -1,7 +1,7 @@
 """How many elements of the Jacobian are large: bars of the share above thresholds, variants side by side.
 
-Here: drawing shares, beside reported ones. Not here: measuring them (`measures.histogram.share_above`), looking up
-what was reported, and the whole distribution (`histogram`).
+Here: drawing measured shares and reported ones. Not here: measuring them (`measures.histogram.share_above`), looking up
+reported results, the whole distribution (`histogram`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jsae_core.terms import NOTEWORTHY
 
 REPORTED = "reported (Farnik et al., 2025)"
 LIKEWISE = "measured here by the reported definition"
-DIAMOND, NUMBER = 0.03, 0.08  # how much of the axis half a diamond and a number on a bar take
+DIAMOND, NUMBER = 0.03, 0.08  # shares of the axis that half a diamond, and a number on a bar, take
 ROOM = 0.14  # of the axis, left above the highest bar or diamond
 
 
@@ -46,14 +46,14 @@ def jacobian_thresholds_figure(
 
     Args:
         shares: for each variant the share, in [0, 1], above each threshold.
-        subtitle: model, layer, tokens and settings. Where reported shares are drawn, it is added that the numbers are
-            not theirs.
-        reported: of some of the variants, shares in [0, 1] above some thresholds; thresholds not drawn are ignored.
+        subtitle: model, layer, tokens and settings. If reported shares are drawn, a remark is added that the numbers on
+            the bars are those measured here.
+        reported: for some of the variants, reported shares in [0, 1]; thresholds that are not drawn are ignored.
         errors: for each variant the standard error of each share. None: no error bars.
-        likewise: of variants with reported shares, what was measured here by the definition of the reported ones where
-            that is another one than the bars': circles.
-        question, answer: the title, and the sentence below it. None: the share of elements that are 0.01 or more, or
-            above the lowest threshold.
+        likewise: for variants with reported shares, the shares measured here by the definition of the reported ones, if
+            it differs from that of the bars; drawn as circles.
+        question, answer: the title, and the sentence below it. Without an answer, the sentence gives the share of
+            elements that are 0.01 or more, or above the lowest threshold.
 
     Raises:
         ValueError: no variant, no threshold, thresholds that differ between variants, a share outside [0, 1], or
@@ -81,7 +81,7 @@ def jacobian_thresholds_figure(
     circles = [_circles(variant, (likewise or {}).get(variant, {}), thresholds) for variant in diamonds]
     circles = [trace for trace in circles if trace.x]
     highest = max([highest, *(percent for trace in circles for percent in trace.y)])
-    # an axis from 0 to 0 if nothing is above any threshold would be no axis
+    # if nothing is above any threshold, the axis must not run from 0 to 0
     top = highest / (1 - ROOM) or 1
     for place, (variant, trace) in enumerate(diamonds.items()):
         _move_numbers(bars[variant], trace, top)
@@ -148,7 +148,7 @@ def _diamonds(variant: Variant, reported: Mapping[float, float], thresholds: lis
 
 
 def _circles(variant: Variant, likewise: Mapping[float, float], thresholds: list[float]) -> go.Scatter:
-    """On the bars of a variant with reported shares."""
+    """Circles on the bars of a variant with reported shares: shares measured here by the reported definition."""
     circles = _diamonds(variant, likewise, thresholds)
     circles.update(name=LIKEWISE, legendgroup=LIKEWISE, mode="markers")
     circles.marker.update(symbol="circle-open", size=16, color=INK)
@@ -163,7 +163,7 @@ def _check_shares(variant: Variant, shares: Mapping[float, float]) -> None:
 
 
 def _move_numbers(bars: go.Bar, diamonds: go.Scatter, top: float) -> None:
-    """Move the numbers that diamonds would cover from their bars to above the diamonds."""
+    """Move numbers that a diamond would cover from their bar to above the diamond."""
     heights = dict(zip(diamonds.x, diamonds.y, strict=True))
     moved = {
         threshold: number

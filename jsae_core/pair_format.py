@@ -313,29 +313,31 @@ def sae_weights(tensors: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:
     return {name: tensors[tensor_name(side, name)] for name in SAE_WEIGHTS}
 
 
-def mlp_of(tensors: Mapping[str, Tensor], config: PairConfig, of_model: MLP | None = None, model_name: str = "") -> MLP:
+def mlp_of(
+    tensors: Mapping[str, Tensor], config: PairConfig, model_mlp: MLP | None = None, model_name: str = ""
+) -> MLP:
     """The MLP between the SAEs: the artifact's own, or the language model's if the artifact has none.
 
     Args:
-        of_model, model_name: the language model's MLP at the pair's layer, in the pair's dtype, and the model's name.
+        model_mlp, model_name: the language model's MLP at the pair's layer, in the pair's dtype, and the model's name.
 
     Raises:
         ValueError: neither source has an MLP, or neither names its activation; tensors are missing or of another shape;
             or the artifact's MLP differs from the language model's.
     """
     stored = {name: tensors[f"mlp.{name}"] for name in MLP_WEIGHTS if f"mlp.{name}" in tensors}
-    if of_model is not None and of_model.W_in.shape[0] != config.d_in:
+    if model_mlp is not None and model_mlp.W_in.shape[0] != config.d_in:
         raise ValueError(
-            f"the pair's d_in is {config.d_in}, but {model_name} has d_model {of_model.W_in.shape[0]}: "
+            f"the pair's d_in is {config.d_in}, but {model_name} has d_model {model_mlp.W_in.shape[0]}: "
             f"they do not belong together (the pair was trained on {config.model_name})"
         )
     if not stored:
-        if of_model is None:
+        if model_mlp is None:
             raise ValueError(
                 "holds no MLP (mlp.W_in and the rest), and no language model was given to take it from; pass "
                 f"language_model=load_language_model({config.model_name!r})"
             )
-        return of_model
+        return model_mlp
     # most gated MLPs have no biases, but a plain one without biases is incomplete
     gated = "W_gate" in stored or "b_gate" in stored
     required = ("W_in", "W_gate", "W_out") if gated else ("W_in", "b_in", "W_out", "b_out")
@@ -344,14 +346,14 @@ def mlp_of(tensors: Mapping[str, Tensor], config: PairConfig, of_model: MLP | No
         raise ValueError(f"tensors missing: {', '.join(missing)}, while other mlp.* tensors are there")
     if stored["W_in"].ndim != 2 or stored["W_in"].shape[0] != config.d_in:
         raise ValueError(f"mlp.W_in has shape {tuple(stored['W_in'].shape)}, expected ({config.d_in}, d_mlp)")
-    if of_model is not None:
-        _check_same_mlp(stored, of_model, model_name)
-        if config.mlp_activation not in (None, of_model.activation):
+    if model_mlp is not None:
+        _check_same_mlp(stored, model_mlp, model_name)
+        if config.mlp_activation not in (None, model_mlp.activation):
             raise ValueError(
                 f"the pair's MLP activation is {config.mlp_activation!r}, but {model_name}'s is "
-                f"{of_model.activation!r}: they do not belong together"
+                f"{model_mlp.activation!r}: they do not belong together"
             )
-        return MLP(activation=of_model.activation, **stored)
+        return MLP(activation=model_mlp.activation, **stored)
     if config.mlp_activation is None:
         raise ValueError(
             "the artifact names no MLP activation, and no language model was given to take it from; pass "
@@ -360,8 +362,8 @@ def mlp_of(tensors: Mapping[str, Tensor], config: PairConfig, of_model: MLP | No
     return MLP(activation=config.mlp_activation, **stored)
 
 
-def _check_same_mlp(stored: Mapping[str, Tensor], of_model: MLP, model_name: str) -> None:
-    model_weights = dict(of_model.named_buffers(recurse=False))
+def _check_same_mlp(stored: Mapping[str, Tensor], model_mlp: MLP, model_name: str) -> None:
+    model_weights = dict(model_mlp.named_buffers(recurse=False))
     for name in (name for name in MLP_WEIGHTS if name in model_weights or name in stored):
         expected = model_weights.get(name)
         # a bias that the artifact leaves out counts as zeros

@@ -98,8 +98,8 @@ class SAEPair(nn.Module):
         return self.input_sae.W_dec, self.output_sae.W_enc, self.mlp
 
     def _apply(self, fn, recurse: bool = True) -> SAEPair:
-        """What `to`, `double` and their like call. SAELens keeps dtype and device beside an SAE's weights, and only
-        the SAE's own `to` keeps them in step."""
+        """Called by `to`, `double` and similar methods. SAELens stores dtype and device separately from an SAE's
+        weights, and only the SAE's own `to` updates them."""
         super()._apply(fn, recurse)
         for sae in (self.input_sae, self.output_sae):
             sae.to(sae.W_enc.device, sae.W_enc.dtype)
@@ -149,8 +149,8 @@ class SAEPair(nn.Module):
         if language_model is None:
             mlp = mlp_of(tensors, config)
         else:
-            of_model = language_model.mlp(config.layer).to("cpu", config.torch_dtype)
-            mlp = mlp_of(tensors, config, of_model, language_model.name)
+            model_mlp = language_model.mlp(config.layer).to("cpu", config.torch_dtype)
+            mlp = mlp_of(tensors, config, model_mlp, language_model.name)
         input_sae, output_sae = (
             make_sae(
                 sae_weights(tensors, side),
@@ -174,5 +174,5 @@ class SAEPair(nn.Module):
         return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
     def save(self, directory: str | Path) -> None:
-        """Write the artifact directory. Both files are written beside their places first, then moved there."""
+        """Write the artifact directory. Both files are first written under temporary names, then moved into place."""
         write_artifact(self.tensors(), self.config, directory)

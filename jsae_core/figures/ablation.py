@@ -141,7 +141,7 @@ def _check(variant: Variant, samples: pd.DataFrame) -> None:
     if missing:
         raise ValueError(f"{where} lack {', '.join(sorted(missing))}")
     if samples.empty:
-        raise ValueError(f"{where} are none; expected at least one")
+        raise ValueError(f"there are no samples of {variant.label!r}; expected at least one")
     if not np.isfinite(samples[_NUMBERS].to_numpy(dtype=float)).all():
         raise ValueError(f"{where} hold NaN or infinite values")
     unknown = set(samples["agreement"]) - set(AGREEMENTS)

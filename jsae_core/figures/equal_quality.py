@@ -87,19 +87,21 @@ def _answer(pairs: Mapping[Variant, Sequence[PairNumbers]], compared: PairNumber
     trained, randomised = (variant.label for variant in pairs)
     explained = f"{100 * compared.explained[0]:.0f}% explained variance"
     if read_off is None:
-        theirs = [pair.explained[0] for pair in [*pairs.values()][1]]
-        which = "larger" if min(theirs) > compared.explained[0] else "smaller"
+        randomised_explained = [pair.explained[0] for pair in [*pairs.values()][1]]
+        which = "larger" if min(randomised_explained) > compared.explained[0] else "smaller"
         return (
             f"At {explained} no pair on the randomised model can be compared with {trained}: they explain "
-            f"{100 * min(theirs):.0f} to {100 * max(theirs):.0f}%. It takes a {which} λ in the sweep."
+            f"{100 * min(randomised_explained):.0f} to {100 * max(randomised_explained):.0f}%. It takes a {which} λ "
+            "in the sweep."
         )
     return (
-        f"At {explained}, |J| ≥ 0.01: {_said(compared.share)} ({trained}), {_said(read_off.share)} ({randomised}, "
-        f"{READ_OFF}); accounted: {_said(compared.accounted)}, {_said(read_off.accounted)}."
+        f"At {explained}, |J| ≥ 0.01: {_with_interval(compared.share)} ({trained}), {_with_interval(read_off.share)} "
+        f"({randomised}, {READ_OFF}); accounted: {_with_interval(compared.accounted)}, "
+        f"{_with_interval(read_off.accounted)}."
     )
 
 
-def _said(number: tuple[float, float]) -> str:
+def _with_interval(number: tuple[float, float]) -> str:
     value, error = (100 * part for part in number)
     return f"{value:.1f} ± {Z95 * error:.1f}%".replace("-", "\N{MINUS SIGN}")
 

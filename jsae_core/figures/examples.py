@@ -139,9 +139,11 @@ def _latents(variant: Variant, given: Mapping[str, ArrayLike], shape: tuple[int,
     """The latents of the rows and of the columns of each matrix. Raises ValueError if their shapes do not fit."""
     latents = np.asarray(given["output_latents"]), np.asarray(given["input_latents"])
     expected = shape[:2], (shape[0], shape[2])
-    for name, of, wanted in zip(("output_latents", "input_latents"), latents, expected, strict=True):
-        if of.shape != wanted:
-            raise ValueError(f"the {name} of {variant.label!r} are {list(of.shape)}; expected {list(wanted)}")
+    for name, values, expected_shape in zip(("output_latents", "input_latents"), latents, expected, strict=True):
+        if values.shape != expected_shape:
+            raise ValueError(
+                f"the {name} of {variant.label!r} are {list(values.shape)}; expected {list(expected_shape)}"
+            )
     return latents
 
 

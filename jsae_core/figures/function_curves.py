@@ -229,7 +229,7 @@ def _curves(variant: Variant, samples: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise ValueError(f"{where} lack {', '.join(sorted(missing))}")
     if samples.empty:
-        raise ValueError(f"{where} are none; expected at least one")
+        raise ValueError(f"there are no samples of {variant.label!r}; expected at least one")
     if samples["flat"].isna().any() or not np.isfinite(samples[_NUMBERS].to_numpy(dtype=float)).all():
         raise ValueError(f"{where} hold NaN or infinite values")
     unknown = set(samples["shape"]) - set(SHAPES)

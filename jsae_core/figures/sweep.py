@@ -155,8 +155,8 @@ def sweep_tradeoff_figure(runs: pd.DataFrame, subtitle: str, reported: pd.DataFr
     groups = _groups(drawn)
     dots = _dots(drawn, groups, (x, SHARE), (y, SCORE))
     curves = _curves(dots)
-    told_apart = len(groups.cat.categories) <= len(SYMBOLS)
-    knees = {group: knee for group, curve in curves.items() if told_apart and (knee := _knee(curve))}
+    groups_have_symbols = len(groups.cat.categories) <= len(SYMBOLS)
+    knees = {group: knee for group, curve in curves.items() if groups_have_symbols and (knee := _knee(curve))}
 
     lines, circles = _lines(curves), _circles(dots, (x, y), DOT if len(dots) <= MANY else SMALL_DOT)
     reported = reported.sort_values(LAMBDA).assign(group=REPORTED)
@@ -252,8 +252,8 @@ def sweep_grid_figure(
     remark += f" · no run has {', '.join(unknown)}" if unknown else ""
     remark += _remark_on_marks(figure, groups)
     title = "Sparser, or merely smaller, and at what cost?"
-    told = [name for name in (SHARE, "kurtosis", "l1_over_l2", SCORE) if name in known] or known
-    apply_style(figure, title, _answer(drawn, groups, *told), subtitle + remark, height)
+    answered = [name for name in (SHARE, "kurtosis", "l1_over_l2", SCORE) if name in known] or known
+    apply_style(figure, title, _answer(drawn, groups, *answered), subtitle + remark, height)
     return _surround(figure, _colour_axis(drawn[LAMBDA]), GRID_LEFT, BELOW + SECOND_LINE)
 
 
@@ -261,19 +261,19 @@ def _answer(drawn: pd.DataFrame, groups: pd.Series, *names: str) -> str:
     """The range of the numbers in a sentence: from the smallest λ to the largest for a single group, over all runs for
     several groups."""
     if len(groups.cat.categories) > 1 or drawn[LAMBDA].nunique() == 1:
-        said = [_said(name, drawn[name].min(), drawn[name].max()) for name in names]
+        ranges = [_range_in_words(name, drawn[name].min(), drawn[name].max()) for name in names]
         which = "Over all runs" if len(drawn) > 1 else f"The only run, λ = {drawn[LAMBDA].iloc[0]:g}"
-        return f"{which}: {', '.join(said)}."
+        return f"{which}: {', '.join(ranges)}."
     means = drawn.groupby(LAMBDA)[[*names]].mean()
-    said = [_said(name, *means[name].dropna().iloc[[0, -1]]) for name in names]
-    return f"From λ = {means.index[0]:g} to {means.index[-1]:g}, {', '.join(said)}."
+    ranges = [_range_in_words(name, *means[name].dropna().iloc[[0, -1]]) for name in names]
+    return f"From λ = {means.index[0]:g} to {means.index[-1]:g}, {', '.join(ranges)}."
 
 
-def _said(name: str, first: float, last: float) -> str:
+def _range_in_words(name: str, first: float, last: float) -> str:
     measure = _measure(name)
     ends = [percent(end) if measure.unit == 100 else f"{end:#.3g}" for end in (first, last)]
-    moved = ends[0] if ends[0] == ends[1] else " → ".join(ends)
-    return f"{measure.name} {moved}".replace("-", "\N{MINUS SIGN}")
+    in_words = ends[0] if ends[0] == ends[1] else " → ".join(ends)
+    return f"{measure.name} {in_words}".replace("-", "\N{MINUS SIGN}")
 
 
 def _at_knees(knees: Mapping[str, _Knee]) -> str:
@@ -301,7 +301,7 @@ def _drawn(
     odd = odd_runs(finished, numbers)
     possible = finished.drop(index=odd.index)
     if possible.empty:
-        raise ValueError(f"none of the {len(finished)} finished runs has numbers that can be: {', '.join(odd[:3])}")
+        raise ValueError(f"none of the {len(finished)} finished runs has possible numbers: {', '.join(odd[:3])}")
     possible = possible.assign(**{name: possible[name].astype(float) for name in [LAMBDA, *numbers]})
     drawn = possible.dropna(subset=required).reset_index(drop=True)
     if drawn.empty:
@@ -315,12 +315,15 @@ def _of_one_definition(finished: pd.DataFrame, reported: pd.DataFrame | None) ->
     named = {*finished[DEFINITION].dropna(), *(() if reported is None else reported[DEFINITION])}
     if "reconstruction" not in named:
         return finished, f" · J {EVALUATED['input']}" if named else ""
-    known_there = finished[DEFINITION] == "reconstruction"
+    only_at_reconstruction = finished[DEFINITION] == "reconstruction"
     unknown = pd.Series(np.nan, finished.index)
-    both = {name: f"{name}{AT_RECONSTRUCTION}" for name in finished}
-    of_jacobian = [name for name in both if name in SPARSITY or both[name] in finished]
+    name_at_reconstruction = {name: f"{name}{AT_RECONSTRUCTION}" for name in finished}
+    of_jacobian = [
+        name for name in name_at_reconstruction if name in SPARSITY or name_at_reconstruction[name] in finished
+    ]
     at_reconstruction = {
-        name: finished[name].where(known_there, finished.get(both[name], unknown)) for name in of_jacobian
+        name: finished[name].where(only_at_reconstruction, finished.get(name_at_reconstruction[name], unknown))
+        for name in of_jacobian
     }
     return finished.assign(**at_reconstruction), f" · J {EVALUATED['reconstruction']}"
 
@@ -333,8 +336,10 @@ def odd_runs(runs: pd.DataFrame, numbers: Sequence[str] = ()) -> pd.Series:
         numbers: columns to check besides those that the figures always show.
     """
     finished = runs[runs["state"] == "finished"]
-    there = [f"{name}{AT_RECONSTRUCTION}" for name in SPARSITY]
-    known = dict.fromkeys([LAMBDA, *SPARSITY, *there, *QUALITY, "kl_score_input", "kl_score_output", *numbers])
+    at_reconstruction = [f"{name}{AT_RECONSTRUCTION}" for name in SPARSITY]
+    known = dict.fromkeys(
+        [LAMBDA, *SPARSITY, *at_reconstruction, *QUALITY, "kl_score_input", "kl_score_output", *numbers]
+    )
     complaints = {
         name: _impossible(name, finished[name].astype(float)).map(f"{name} = {{:g}}".format)
         for name in known
@@ -356,8 +361,8 @@ def _remark_on_runs(drawn: pd.DataFrame, unfinished: int, incomplete: int, odd: 
     deleted = int(drawn["deleted"].sum())
     remark += f", {deleted} of them deleted upstream" if deleted else ""
     examples = ", ".join(odd[:1]) + (", …" if len(odd) > 1 else "")
-    counts = ((unfinished, "not finished"), (incomplete, "incomplete"), (len(odd), f"odd ({examples})"))
-    left_out = [f"{n} {what}" for n, what in counts if n]
+    reasons = ((unfinished, "not finished"), (incomplete, "incomplete"), (len(odd), f"odd ({examples})"))
+    left_out = [f"{n} {reason}" for n, reason in reasons if n]
     return remark + (f"; left out: {', '.join(left_out)}" if left_out else "")
 
 
@@ -370,7 +375,7 @@ def _checked_reported(reported: pd.DataFrame) -> pd.DataFrame:
     for name in names:
         impossible = _impossible(name, reported[name])
         if not impossible.empty:
-            raise ValueError(f"the table of reported runs holds {name} = {impossible.iloc[0]:g}, which cannot be")
+            raise ValueError(f"the table of reported runs holds {name} = {impossible.iloc[0]:g}, which is impossible")
     if reported[names].isna().any(axis=None):
         raise ValueError("the table of reported runs holds NaN")
     return reported
@@ -429,8 +434,8 @@ def _log_ticks(low: float, high: float) -> dict:
 
 def _groups(runs: pd.DataFrame) -> pd.Series:
     """The name of each run's group, a category."""
-    unsaid = dict.fromkeys(TEXTS, "?") | {"randomize_llm_weights": False}
-    settings = runs[list(SETTINGS)].fillna(unsaid).astype({name: float for name in SETTINGS if name not in TEXTS})
+    if_missing = dict.fromkeys(TEXTS, "?") | {"randomize_llm_weights": False}
+    settings = runs[list(SETTINGS)].fillna(if_missing).astype({name: float for name in SETTINGS if name not in TEXTS})
     differing = [name for name in SETTINGS if settings[name].nunique(dropna=False) > 1]
     numbers = settings.groupby(list(SETTINGS), dropna=False).ngroup()
     names = []

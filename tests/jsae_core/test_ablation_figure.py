@@ -374,7 +374,7 @@ def test_an_unknown_agreement_is_refused(unknown):
 
 
 def test_a_variant_of_no_sample_is_refused():
-    with pytest.raises(ValueError, match="the samples of 'JSAE' are none"):
+    with pytest.raises(ValueError, match="there are no samples of 'JSAE'"):
         ablation_figure({TRADITIONAL: FIVE, JSAE: FIVE[:0]}, SUBTITLE)
 
 

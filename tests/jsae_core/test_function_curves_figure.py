@@ -477,7 +477,7 @@ def test_an_unknown_shape_is_refused(draw, unknown):
 
 
 def test_a_variant_of_no_sample_is_refused(draw):
-    with pytest.raises(ValueError, match="the samples of 'JSAE' are none"):
+    with pytest.raises(ValueError, match="there are no samples of 'JSAE'"):
         draw({TRADITIONAL: ONE_OF_EACH, JSAE: ONE_OF_EACH[:0]}, SUBTITLE)
 
 

@@ -526,8 +526,8 @@ def test_the_reported_sweep_is_the_reported_one():
         (lambda runs: runs.drop(columns="ce_score"), "reported runs lacks ce_score"),
         (lambda runs: runs.drop(columns="jacobian_at"), "reported runs lacks jacobian_at"),
         (lambda runs: runs.assign(ce_score=np.nan), "reported runs holds NaN"),
-        (lambda runs: runs.assign(ce_score=np.inf), "reported runs holds ce_score = inf, which cannot be"),
-        (lambda runs: runs.assign(**{"above_0.01": 8.2}), "reported runs holds above_0.01 = 8.2, which cannot be"),
+        (lambda runs: runs.assign(ce_score=np.inf), "reported runs holds ce_score = inf, which is impossible"),
+        (lambda runs: runs.assign(**{"above_0.01": 8.2}), "reported runs holds above_0.01 = 8.2, which is impossible"),
     ],
 )
 def test_reported_runs_that_make_no_sense_are_refused(bad, complaint):
@@ -774,7 +774,7 @@ def test_infinite_numbers_of_unfinished_runs_do_not_matter(draw):
 
 @both
 def test_where_every_finished_run_is_odd_that_is_an_error(draw):
-    with pytest.raises(ValueError, match="none of the 5 finished runs has numbers that can be: jacobian_coefficient"):
+    with pytest.raises(ValueError, match="none of the 5 finished runs has possible numbers: jacobian_coefficient"):
         draw(table().assign(jacobian_coefficient=-1.0), SUBTITLE)
 
 

@@ -1,7 +1,7 @@
-"""The science of Jacobian sparse autoencoders, in plain PyTorch. Knows no Dagster; use it alone from a notebook.
+"""The science of Jacobian sparse autoencoders, in plain PyTorch, without Dagster; can be used alone from a notebook.
 
-The public names stand in `__init__.pyi`, and each is loaded when first used, so that `import jsae_core` does not import
-torch (about ten seconds on two cores).
+The public names are listed in `__init__.pyi`. Each is loaded when it is first used, so that `import jsae_core` does not
+import torch (about ten seconds on two cores).
 """
 
 from importlib.metadata import version

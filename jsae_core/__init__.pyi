@@ -1,4 +1,4 @@
-# The public names, each with its home: read by `lazy_loader` when a name is first used, and by type checkers.
+# The public names and the modules that define them, for `lazy_loader`, which loads a name at first use, and type checkers.
 
 from . import figures as figures
 from . import measures as measures

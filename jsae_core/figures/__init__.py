@@ -1,9 +1,9 @@
 """Figures: tables and tensors in, `plotly.graph_objects.Figure` out.
 
-Here: one module for each subject that is drawn, and how all of them look (`style`). Not here: measuring (`measures/`),
-writing a figure to a file, or choosing what to draw (the caller's). Knows neither torch nor Dagster.
+Here: one module for each kind of figure, the look that they share (`style`), pages and pictures (`export`). Not here:
+measuring (`measures/`), or choosing what to draw (the caller's choice). Imports neither torch nor Dagster.
 
-The public names stand in `__init__.pyi`, and each is loaded when first used, as in `jsae_core`.
+The public names are listed in `__init__.pyi`. Each is loaded when it is first used, as in `jsae_core`.
 """
 
 import lazy_loader

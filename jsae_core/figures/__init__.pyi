@@ -1,4 +1,4 @@
-# The public names, each with its home (see jsae_core/__init__.pyi).
+# The public names and the modules that define them (see jsae_core/__init__.pyi).
 
 from .ablation import ablation_figure as ablation_figure
 from .dead_latents import dead_latents_figure as dead_latents_figure

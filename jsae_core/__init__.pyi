@@ -1,4 +1,4 @@
-# The public names and the modules that define them, for `lazy_loader`, which loads a name at first use, and type checkers.
+# The public names and the modules that define them, for `lazy_loader`, which loads a name at first use, and for mypy.
 
 from . import figures as figures
 from . import measures as measures

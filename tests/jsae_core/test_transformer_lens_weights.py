@@ -126,7 +126,7 @@ def test_weights_that_are_not_this_models_are_refused_and_it_stays_as_it_was(tmp
 
 def test_attention_biases_for_a_model_without_them_are_refused(tmp_path):
     target = model(tmp_path / "target", attention_bias=False)
-    with pytest.raises(ValueError, match="biases that are not zero"):
+    with pytest.raises(ValueError, match="nonzero biases"):
         weights_from_transformer_lens(as_transformer_lens_has_it(model(tmp_path / "source")), target)
 
 

@@ -1,6 +1,6 @@
-"""Why the Hugging Face hub did not give something, in plain words, and what to do.
+"""Errors of the Hugging Face hub's client in plain words: why a request failed, and what to do.
 
-Here: the client's errors. Not here: asking the hub (`hub.py`, `model_files.py`, `text.py`).
+Here: the meaning of the client's errors. Not here: requests to the hub (`hub.py`, `model_files.py`, `text.py`).
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 import re
 
 QUERIES = re.compile(r"\?[^\s\"'?]*=[^\s\"']*")
-LONGEST_QUOTE = 300  # characters of a client's own words in an error
+LONGEST_QUOTE = 300  # characters of the client's own message in an error
 
 
 def in_plain_words(place: str, error: Exception) -> str:
-    """What was not given, why, what to do, and the client's own words, without what a signed address holds."""
+    """A message that says what the hub did not give, why, what to do, and quotes the client without the query of a
+    signed address."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # why the hub was not asked, which is what can be mended
+        error = error.__cause__  # the reason why the hub could not be reached, which is what the user can mend
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         why, advice = "its owner asks for an agreement first", "Accept it on the repository's page, and set HF_TOKEN"

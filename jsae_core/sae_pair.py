@@ -41,11 +41,11 @@ class SAEPair(nn.Module):
         config: PairConfig.
         input_sae, output_sae: SAELens TopKSAE; W_enc [d_in, d_sae], W_dec [d_sae, d_in].
         mlp: the frozen MLP between them.
-        table_dtype: what the rows that Jacobians are made of are rounded to. None: the pair's own dtype. With
-            torch.bfloat16 beside a float32 pair they take half the memory, and a GPU multiplies them faster; sums stay
-            float32. Jacobians are off by 0.2% (root mean square over that of J, against float64: what `python -m
-            benchmarks.precision` gives on the CPU). Nothing else is made of them: interventions, curves and the levels
-            of accounting go by rows in the pair's own dtype, which are kept beside them where these are asked for.
+        table_dtype: dtype of the table rows from which Jacobians are computed. None: the pair's own dtype. Rows in
+            torch.bfloat16 for a float32 pair take half the memory, and a GPU multiplies them faster; sums stay float32.
+            The error of the Jacobians is then 0.2% (root mean square, relative to that of J, against float64: the
+            result of `python -m benchmarks.precision` on the CPU). Only Jacobians use these rows: interventions, curves
+            and the levels of accounting use rows in the pair's own dtype, which are then kept as well.
     """
 
     def __init__(
@@ -77,21 +77,21 @@ class SAEPair(nn.Module):
         moved or changed.
 
         Raises:
-            MemoryError: the device has no room for them.
+            MemoryError: the device has no room for the tables.
         """
         return self._tables.tables(*self._table_weights())
 
     def table_rows(self, input_latents: Tensor, output_latents: Tensor) -> tuple[Tables, Tensor, Tensor]:
-        """Tables of `table_dtype` that hold at least the rows of these latents, and the rows they are in (shaped like
-        the latents): all of the tables, or, for a few latents, these rows alone. Raises MemoryError as `tables`
-        does."""
+        """Tables of `table_dtype` that hold at least the rows of these latents: the whole tables, or, for a few latents,
+        only their rows. Also returns the index of each latent's row, in the shape of `input_latents` and
+        `output_latents`. Raises MemoryError as `tables` does."""
         own = self.table_dtype in (None, self.input_sae.W_dec.dtype)
         cache = self._tables if own else self._rounded_tables
         return cache.rows(*self._table_weights(), input_latents, output_latents)
 
     @property
     def tables_bytes(self) -> int:
-        """What its tables take that are built."""
+        """The memory in bytes of the tables that are built."""
         return self._tables.n_bytes + self._rounded_tables.n_bytes
 
     def _table_weights(self) -> tuple[Tensor, Tensor, MLP]:
@@ -114,17 +114,17 @@ class SAEPair(nn.Module):
         language_model: LanguageModel | None = None,
         table_dtype: torch.dtype | None = None,
     ) -> SAEPair:
-        """Read an artifact's directory, or a stored pair's one file.
+        """Read a pair from an artifact's directory, or from the single file of a stored pair.
 
         Args:
-            language_model: gives the MLP's activation, and the MLP where the artifact lacks it. Without one, both must
-                be in the artifact, as `save` writes them.
-            table_dtype: as the attribute.
+            language_model: source of the MLP's activation, and of the MLP if the artifact lacks it. Without a language
+                model, both must be in the artifact, as `save` writes them.
+            table_dtype: see the attribute.
 
         Raises:
             FileNotFoundError: the directory or one of its files is missing.
-            ValueError: a file is truncated, a tensor missing, of the wrong shape or not finite, or the configuration
-                makes no sense. The message names the file.
+            ValueError: a file is truncated, a tensor is missing, has the wrong shape or is not finite, or the
+                configuration is invalid. The message names the file.
             MemoryError: the device has no room for the pair.
         """
         tensors, config, weights_path = read_artifact(path)
@@ -143,7 +143,7 @@ class SAEPair(nn.Module):
         language_model: LanguageModel | None = None,
         table_dtype: torch.dtype | None = None,
     ) -> SAEPair:
-        """A pair from tensors under their artifact names. Raises ValueError as `load` does."""
+        """Make a pair from tensors under their artifact names. Raises ValueError as `load` does."""
         check_tensors(tensors, config)
         tensors = {name: tensor.to(config.torch_dtype) for name, tensor in tensors.items()}
         if language_model is None:
@@ -165,7 +165,7 @@ class SAEPair(nn.Module):
         return cls(replace(config, mlp_activation=mlp.activation), input_sae, output_sae, mlp, table_dtype)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the artifact, under its artifact name, on the CPU."""
+        """All tensors of the artifact by their artifact names, on the CPU."""
         named = {
             tensor_name(side, name): getattr(sae, name)
             for side, sae in (("input", self.input_sae), ("output", self.output_sae))

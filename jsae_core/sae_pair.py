@@ -82,9 +82,9 @@ class SAEPair(nn.Module):
         return self._tables.tables(*self._table_weights())
 
     def table_rows(self, input_latents: Tensor, output_latents: Tensor) -> tuple[Tables, Tensor, Tensor]:
-        """Tables of `table_dtype` that hold at least the rows of these latents: the whole tables, or, for a few latents,
-        only their rows. Also returns the index of each latent's row, in the shape of `input_latents` and
-        `output_latents`. Raises MemoryError as `tables` does."""
+        """Tables of `table_dtype` that hold at least the rows of these latents: all rows, or, for a few latents, theirs
+        alone. Also returns the index of each latent's row, in the shape of `input_latents` and of `output_latents`.
+        Raises MemoryError as `tables` does."""
         own = self.table_dtype in (None, self.input_sae.W_dec.dtype)
         cache = self._tables if own else self._rounded_tables
         return cache.rows(*self._table_weights(), input_latents, output_latents)

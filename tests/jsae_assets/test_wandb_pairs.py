@@ -170,7 +170,7 @@ def test_a_pair_trained_here_is_published_offline_and_the_asset_says_where(entri
     [
         ({"variant": "nobody"}, "variant is 'nobody', which is not in the catalog; the catalog has: traditional, jsae"),
         ({"variant": "traditional"}, "materialise traditional/sae_pair for tiny:1 first"),
-        ({"variant": "jsae", "project": "lab"}, "'lab' is no wandb project"),
+        ({"variant": "jsae", "project": "lab"}, "'lab' is not a wandb project"),
     ],
 )
 def test_what_cannot_be_published_is_refused_with_the_reason(entries, graph, config, expected):

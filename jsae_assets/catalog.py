@@ -94,6 +94,9 @@ class Text(Section):
 C4 = Text(dataset="allenai/c4", config="en", split="validation", long_documents="truncate")
 C4_IN_WORDS = "C4 validation"
 
+MOST_SHARDS = 1000  # each is a step of every measure of every layer
+NO_MATTER = {"shards"}  # settings of a model that change how something is computed, but not what
+
 
 class Model(Section):
     """A language model, the text that its pairs are measured on, and how much of it each measure takes.
@@ -108,6 +111,9 @@ class Model(Section):
     Jacobians are shown as examples. `randomise_seed` is the seed of the model's twin with randomised weights; variants
     that are a `control_of` another are trained and measured on that twin. `jacobian_tables`: "bfloat16" rounds the
     tables from which Jacobians are computed (`SAEPair.table_dtype`).
+
+    `shards`: into how many steps what is measured of its tokens is split. That changes no result, so nothing is
+    measured anew where it is changed.
     """
 
     directory: ModelDirectory | None = None
@@ -123,6 +129,7 @@ class Model(Section):
     least_active: int = Field(default=20, ge=1)
     quality_tokens: int = Field(default=20_000, ge=2)
     jacobian_tables: Literal["bfloat16"] | None = None
+    shards: int = Field(default=1, ge=1, le=MOST_SHARDS)
     prompt: str = Field(default="The quick brown fox jumps over the lazy dog.", min_length=1, max_length=LONGEST_TEXT)
 
     @property
@@ -356,7 +363,7 @@ class Catalog(Section):
     def digest(self, model: str, asset: str, pair: Pair | None = None) -> str:
         """Return a hash of the entries that an asset is made from. It changes with those settings of the model, its
         text or the pair that concern the asset, but not when the pair's entry gets further layers."""
-        excluded = {TABLES} | {setting for setting, concerned in SETTING_OF.items() if concerned != asset}
+        excluded = {TABLES} | NO_MATTER | {setting for setting, concerned in SETTING_OF.items() if concerned != asset}
         if pair is None or self.randomise_seed(pair.variant, model) is None:
             excluded.add("randomise_seed")
         entries = [self.models[model].canonical(excluded)]
@@ -380,7 +387,7 @@ class Catalog(Section):
         """Return a hash of the entries that a run of a local sweep is made from. It does not change when the sweep gets
         further runs."""
         excluded = {setting for setting, concerned in SETTING_OF.items() if concerned not in ("tokens", "pair_quality")}
-        excluded.add(TABLES)
+        excluded |= {TABLES} | NO_MATTER
         seed = self.randomise_seed_of_sweep(sweep)
         return _hash(
             [

@@ -98,7 +98,7 @@ def report(catalog: Catalog, instance: dg.DagsterInstance, names: Sequence[str] 
     return bool(events)
 
 
-def confirm(context: dg.AssetExecutionContext, catalog: Catalog) -> None:
+def confirm(context: dg.OpExecutionContext | dg.AssetExecutionContext, catalog: Catalog) -> None:
     """Make sure that the instance knows the entries that an asset is made from as this process has read them. Every
     asset calls this first, because Dagster records an asset as made from the entries that the instance knows.
 

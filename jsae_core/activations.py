@@ -89,6 +89,11 @@ class MLPInputs:
         return [len(document) - 1 for document in self.documents]
 
     @property
+    def item_lengths(self) -> list[int]:
+        """How many rows each item has."""
+        return [int(batch.measured.sum()) for batch in packed(self.documents, self.batch_tokens)]
+
+    @property
     def n_tokens(self) -> int:
         """The number of rows that a full read yields."""
         return sum(self.document_lengths)

@@ -75,6 +75,23 @@ class State:
         return State({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.values, self.lists)
 
 
+@dataclass(frozen=True)
+class Shards:
+    """Which part of a computation a checkpoint is for, where the computation is split over shards of its input.
+
+    Attributes:
+        of: how many shards there are.
+        number: the shard, from 0; None for the step that merges all of them.
+    """
+
+    of: int
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.of}_shards_merged" if self.number is None else f"shard_{self.number + 1}_of_{self.of}"
+
+
 def without_prefix(items: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The items whose names start with the prefix, under their names without it."""
     return {name.removeprefix(prefix): value for name, value in items.items() if name.startswith(prefix)}
@@ -107,7 +124,12 @@ class Checkpoint:
         seconds: the time after which the next checkpoint is due, at least 0. A crash costs at most this time and one
             step.
         say: receives a sentence when a state was found, was not used or could not be written.
+
+    Attributes:
+        shards: which part of the computation the checkpoint is for, set by `measures/sharding.py`; None: all of it.
     """
+
+    shards: Shards | None = None
 
     def __init__(
         self, path: Path, digest: str = "", seconds: float = SECONDS, say: Callable[[str], None] = lambda message: None
@@ -148,7 +170,7 @@ class Checkpoint:
     def load(self) -> State | None:
         """Return the state to continue from, or None if there is none."""
         try:
-            state = self._read()
+            state = self.read()
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
@@ -176,6 +198,20 @@ class Checkpoint:
         """Replace the state in the file. Of the lists, only the tensors that were added since the last `save` are asked
         for and written. If that fails (a full disk), `say` receives a message, the state before stays, and the
         computation can continue: a crash only costs it more."""
+        try:
+            self.write(tensors, values, lists)
+        except OSError as error:
+            self.say(f"{error}; going on without it and trying again in {self.seconds:g} s: make room there")
+        self._last_saved = time.monotonic()
+
+    def write(
+        self,
+        tensors: Mapping[str, Tensor],
+        values: Mapping[str, Any],
+        lists: Mapping[str, Sequence[Tensor]] | None = None,
+    ) -> None:
+        """As `save`, for a state that the computation cannot do without. Raises OSError, naming the file, if it cannot
+        be written; the state before stays."""
         on_cpu = _on_cpu(tensors)
         text, digests = json.dumps(dict(values)), list(self._piece_digests)
         size = sum(tensor.nbytes for tensor in on_cpu.values())
@@ -192,13 +228,9 @@ class Checkpoint:
             self._piece_digests = digests
             self._lengths = {name: len(tensors) for name, tensors in (lists or {}).items()}
         except (OSError, SafetensorError) as error:  # safetensors does not raise the system's own errors
-            self.say(
-                f"the checkpoint {self.path} of {size:,} bytes could not be written ({error}); going on without it and "
-                f"trying again in {self.seconds:g} s: make room there"
-            )
             for number in range(len(self._piece_digests), len(digests) + 1):
                 self._piece(number).unlink(missing_ok=True)
-        self._last_saved = time.monotonic()
+            raise OSError(f"the checkpoint {self.path} of {size:,} bytes could not be written ({error})") from error
 
     def remove(self) -> None:
         """Delete the stored state. Call it only once the result is stored: until then a crash would need the state."""
@@ -239,7 +271,9 @@ class Checkpoint:
         if added:
             yield added
 
-    def _read(self) -> State:
+    def read(self) -> State:
+        """Return the stored state. Raises FileNotFoundError if there is none, ValueError if it belongs to another
+        computation or is damaged."""
         with self._local_copy(self.path) as path:
             tensors, header = read_tensors(path)
         if header.get("digest") != self.digest:

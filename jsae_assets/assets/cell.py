@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -77,7 +77,7 @@ def cell_at(
     return Cell(model, layer, catalog.models[model], pair, seed, downloads_folder(context.instance), context.log.info)
 
 
-def find_cell(context: dg.AssetExecutionContext, catalog: Catalog, variant: str) -> Cell:
+def find_cell(context: dg.OpExecutionContext | dg.AssetExecutionContext, catalog: Catalog, variant: str) -> Cell:
     """The cell that an asset is to be made at, once the catalog's entries for it are confirmed."""
     confirm(context, catalog)
     return cell_at(context, catalog, variant)
@@ -135,29 +135,47 @@ def cell_asset(
         priority: of the steps that could begin, that of the highest begins first.
         also: further entries of the catalog that it is made from, by cell.
     """
-    partitions, further = cells(catalog, variants), also or {}
     asset = dg.asset(
-        key=prefix.split("/") + [name],
+        **of_cells(catalog, variants, prefix, name, group),
         description=description,
         code_version=code_version,
         kinds=kinds,
         ins=ins,
-        deps=[
-            depends_on(
-                {
-                    key: [*_entries(key, variants, name, group), *further.get(key, ())]
-                    for key in partitions.get_partition_keys()
-                }
-            )
-        ],
+        deps=[entries_of_cells(catalog, variants, name, group, also)],
         io_manager_key=io_manager_key,
-        group_name=group or groups.of_variant(prefix),
         pool=pool,
-        partitions_def=partitions,
-        owners=OWNERS,
         op_tags=step_priority(priority),
     )
     return lambda body: asset(naming_settings(on_a_device_of_its_own(body) if pool == POOL else body))
+
+
+def of_cells(
+    catalog: Catalog, variants: Sequence[str], prefix: str, name: str, group: str | None = None
+) -> dict[str, Any]:
+    """What Dagster is told of an asset that exists at the cells that all of `variants` hold."""
+    return {
+        "key": prefix.split("/") + [name],
+        "partitions_def": cells(catalog, variants),
+        "group_name": group or groups.of_variant(prefix),
+        "owners": OWNERS,
+    }
+
+
+def entries_of_cells(
+    catalog: Catalog,
+    variants: Sequence[str],
+    name: str,
+    group: str | None = None,
+    also: Mapping[str, Sequence[str]] | None = None,
+) -> dg.AssetDep:
+    """The dependence of an asset of cells on the catalog's entries that it is made from."""
+    further = also or {}
+    return depends_on(
+        {
+            key: [*_entries(key, variants, name, group), *further.get(key, ())]
+            for key in cells(catalog, variants).get_partition_keys()
+        }
+    )
 
 
 def step_priority(priority: int) -> dict[str, str]:

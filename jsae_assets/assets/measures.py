@@ -15,11 +15,13 @@ from jsae_assets.assets.cell import (
     Cell,
     Stopwatch,
     cell_asset,
+    cell_at,
     context_size,
     find_cell,
     tokens_of,
     turn,
 )
+from jsae_assets.assets.spread import is_spread, spread_asset
 from jsae_assets.assets.summary import Headline, headlines
 from jsae_assets.catalog import C4_IN_WORDS, TABLES, Catalog
 from jsae_assets.estimates import estimate_columns, estimate_tensors
@@ -40,10 +42,15 @@ from jsae_core.terms import (
 )
 
 if TYPE_CHECKING:
+    import pandas
     from torch import Tensor
 
     from jsae_core import LanguageModel, MLPInputs, SAEPair
     from jsae_core.checkpoints import Checkpoint
+    from jsae_core.measures import Estimate
+    from jsae_core.measures.accounting import Accounting
+    from jsae_core.measures.histogram import JacobianSizes
+    from jsae_core.measures.quality import Quality
 
 SAME_FOR_ALL = {"count_jac", "n_tokens"}  # whatever the norm: stored once
 OF_JACOBIAN = ("above_", "norm_", "kurtosis", "l1_over_l2")  # how the names of what quality says of it begin
@@ -127,30 +134,65 @@ class Measured:
     said: Mapping[str, Any]
 
 
+Pass = Callable[["Checkpoint"], Any]
+
+
 @dataclass(frozen=True)
 class Measure:
     """One thing that is measured on every pair.
 
     Attributes:
         name, description: of its asset.
-        body: measures.
+        passes: what goes through the tokens, by name, given the checkpoint that is its own; none needs the result of
+            another. Where the catalog wants shards, each is measured shard by shard.
+        body: given what the passes gave, in their order, makes of it what is stored.
         code_version: another one asks for this measure again, and for the figures that show it.
         stored_as: tensors in a safetensors file, or a table in a parquet file.
         reads_tokens: whether it reads the model's tokens besides the pair.
         headlines: the five numbers at most of what it says that a reader wants first.
         settings: of a model in the catalog, those that concern it; where one is changed it is asked for again.
         of_jacobians: whether Jacobians are part of what it gives: then the rows that they are made of concern it.
+        further: how many computations of the body have a checkpoint of their own.
     """
 
     name: str
     description: str
-    body: Callable[[Subject], Measured]
+    passes: Callable[[Subject], Mapping[str, Pass]]
+    body: Callable[..., Measured]
     code_version: str
     stored_as: Literal["tensors", "tables"]
     headlines: Sequence[Headline]
     reads_tokens: bool = True
     settings: Sequence[str] = ()
     of_jacobians: bool = False
+    further: int = 0
+
+    def of_shard(self, subject: Subject, number: int) -> None:
+        """Measure one shard of the tokens. Raises as `jsae_core.measures.measure_shard` does."""
+        from jsae_core.measures import measure_shard
+
+        for one, checkpoint in self._passes(subject):
+            measure_shard(one, checkpoint, number, subject.cell.model.shards)
+
+    def of_all(self, subject: Subject) -> Measured:
+        """The result, of shards that were measured where there are several. Raises as
+        `jsae_core.measures.merge_shards` does."""
+        from jsae_core.measures import merge_shards
+
+        shards = subject.cell.model.shards
+        results = [
+            one(checkpoint) if shards == 1 else merge_shards(one, checkpoint, shards)
+            for one, checkpoint in self._passes(subject)
+        ]
+        return self.body(subject, *results)
+
+    def _passes(self, subject: Subject) -> Iterator[tuple[Pass, "Checkpoint"]]:
+        """Each pass and its checkpoint."""
+        assert subject.checkpoint is not None
+        passes = self.passes(subject)
+        first = subject.checkpoint.for_one_of(len(passes) + self.further)
+        for number, (name, one) in enumerate(passes.items()):
+            yield one, first.part(name) if number else first
 
 
 def measure_assets(catalog: Catalog, variant: str) -> list[dg.AssetsDefinition]:
@@ -159,20 +201,49 @@ def measure_assets(catalog: Catalog, variant: str) -> list[dg.AssetsDefinition]:
 
 
 def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.AssetsDefinition:
-    @cell_asset(
-        catalog,
-        [variant],
-        variant,
-        measure.name,
-        measure.description,
-        code_version=measure.code_version,
-        kinds={"pytorch", {"tensors": "safetensors", "tables": "parquet"}[measure.stored_as]},
-        ins={"sae_pair": dg.AssetIn([variant, "sae_pair"])}
+    said: dict[str, Any] = {
+        "description": measure.description,
+        "code_version": measure.code_version,
+        "kinds": {"pytorch", {"tensors": "safetensors", "tables": "parquet"}[measure.stored_as]},
+        "ins": {"sae_pair": dg.AssetIn([variant, "sae_pair"])}
         | ({"tokens": tokens_of(catalog, variant)} if measure.reads_tokens else {}),
-        io_manager_key=measure.stored_as,
-        priority=turn(catalog, variant),
-        also=_table_entries(catalog, variant) if measure.of_jacobians else {},
-    )
+        "io_manager_key": measure.stored_as,
+        "priority": turn(catalog, variant),
+        "also": _table_entries(catalog, variant) if measure.of_jacobians else {},
+    }
+
+    def subject_of(
+        context: dg.OpExecutionContext | dg.AssetExecutionContext,
+        cell: Cell,
+        compute: Compute,
+        tensors: StoringIOManager,
+        sae_pair: StoredTensors,
+        others: Mapping[str, StoredTensors],
+    ) -> "tuple[Subject, Checkpoint]":
+        from jsae_assets.checkpoints import checkpoint_of
+
+        key, partition = dg.AssetKey([variant, measure.name]), context.partition_key
+        # all else that a result depends on, the core knows
+        checkpoint = checkpoint_of(tensors, key, partition, measure.code_version, compute, context.log.info)
+        pair = compute.pair(sae_pair, cell.model.jacobian_tables)
+        return Subject(cell, compute, pair, checkpoint=checkpoint, **others), checkpoint
+
+    def of_shard(
+        context: dg.OpExecutionContext,
+        number: int,
+        compute: Compute,
+        tensors: StoringIOManager,
+        sae_pair: StoredTensors,
+        **others: StoredTensors,
+    ) -> Iterator[Any]:
+        cell = cell_at(context, catalog, variant)
+        context.log.info(
+            f"{measure.name.replace('_', ' ')}, {variant}, {cell}, shard {number + 1} of {cell.model.shards}"
+        )
+        subject, _ = subject_of(context, cell, compute, tensors, sae_pair, others)
+        measure.of_shard(subject, number)
+        yield dg.Output(None)
+
     def measured(
         context: dg.AssetExecutionContext,
         compute: Compute,
@@ -180,18 +251,11 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
         sae_pair: StoredTensors,
         **others: StoredTensors,
     ) -> Iterator[dg.Output]:
-        from jsae_assets.checkpoints import checkpoint_of
-
         cell = find_cell(context, catalog, variant)
         watch = Stopwatch()
         context.log.info(f"{measure.name.replace('_', ' ')}, {variant}, {cell}")
-        # all else that a result depends on, the core knows
-        checkpoint = checkpoint_of(
-            tensors, context.asset_key, context.partition_key, measure.code_version, compute, context.log.info
-        )
-        pair = compute.pair(sae_pair, cell.model.jacobian_tables)
-        subject = Subject(cell, compute, pair, checkpoint=checkpoint, **others)
-        result = compute.fitting(lambda: measure.body(subject), context.log.warning)
+        subject, checkpoint = subject_of(context, cell, compute, tensors, sae_pair, others)
+        result = compute.fitting(lambda: measure.of_all(subject), context.log.warning)
         yield dg.Output(
             result.value,
             metadata={
@@ -201,7 +265,11 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
                     **subject.labels,
                     "n_tokens": result.n_tokens,
                     "jacobian_at": EVALUATED_AT[0],
-                    **({TABLES: cell.model.jacobian_tables} if measure.of_jacobians and pair.table_dtype else {}),
+                    **(
+                        {TABLES: cell.model.jacobian_tables}
+                        if measure.of_jacobians and subject.pair.table_dtype
+                        else {}
+                    ),
                 },
                 "source": f"{variant}/sae_pair and " + ("tokens" if measure.reads_tokens else "the model's prompt"),
                 "device": compute.describe(),
@@ -210,7 +278,9 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
         )
         checkpoint.remove()  # the result is stored
 
-    return measured
+    if measure.reads_tokens and is_spread(catalog, variant):
+        return spread_asset(catalog, variant, measure.name, **said, of_shard=of_shard, of_all=measured)
+    return cell_asset(catalog, [variant], variant, measure.name, **said)(measured)
 
 
 def _table_entries(catalog: Catalog, variant: str) -> dict[str, list[str]]:
@@ -222,24 +292,33 @@ def _table_entries(catalog: Catalog, variant: str) -> dict[str, list[str]]:
     }
 
 
-def _jacobian_histogram(subject: Subject) -> Measured:
+def _histogram_passes(subject: Subject) -> dict[str, Pass]:
     from jsae_core.measures import jacobian_measures, jacobian_sizes
 
-    stream = subject.mlp_inputs
-    memory_bytes = subject.compute.memory_bytes
-    checkpoint = subject.checkpoint.for_one_of(3 if subject.as_published else 2)
-    sizes = jacobian_sizes(subject.pair, stream, memory_bytes=memory_bytes, checkpoint=checkpoint)
-    # as the paper's training runs logged it: never the same quantity as the one at the true input
-    at_reconstruction = jacobian_measures(
-        subject.pair, stream, at="reconstruction", checkpoint=checkpoint.part("at_reconstruction")
-    )
-    estimates = sizes.estimates | {f"{name}{AT_RECONSTRUCTION}": of for name, of in at_reconstruction.items()}
+    pair, stream, memory_bytes = subject.pair, subject.mlp_inputs, subject.compute.memory_bytes
+    passes: dict[str, Pass] = {
+        "sizes": lambda checkpoint: jacobian_sizes(pair, stream, memory_bytes=memory_bytes, checkpoint=checkpoint),
+        # as the paper's training runs logged it: never the same quantity as the one at the true input
+        "at_reconstruction": lambda checkpoint: jacobian_measures(
+            pair, stream, at="reconstruction", checkpoint=checkpoint
+        ),
+    }
     if subject.as_published:
-        likewise = jacobian_measures(
-            subject.pair, stream, convention="published", checkpoint=checkpoint.part("as_published")
+        passes["as_published"] = lambda checkpoint: jacobian_measures(
+            pair, stream, convention="published", checkpoint=checkpoint
         )
-        estimates |= {f"{name}{AS_PUBLISHED}": of for name, of in likewise.items()}
-    plain = sizes.histograms[None]
+    return passes
+
+
+def _jacobian_histogram(
+    subject: Subject,
+    sizes: "JacobianSizes",
+    at_reconstruction: Mapping[str, "Estimate"],
+    as_published: Mapping[str, "Estimate"] | None = None,
+) -> Measured:
+    estimates = sizes.estimates | {f"{name}{AT_RECONSTRUCTION}": of for name, of in at_reconstruction.items()}
+    estimates |= {f"{name}{AS_PUBLISHED}": of for name, of in (as_published or {}).items()}
+    plain, n_tokens = sizes.histograms[None], subject.mlp_inputs.n_tokens
     normed = {
         f"{norm}.{name}": tensor
         for norm in NORMS
@@ -249,11 +328,11 @@ def _jacobian_histogram(subject: Subject) -> Measured:
     said = {
         **{f"share_{name}": estimate.value for name, estimate in estimates.items() if name.startswith("above_")},
         **{name: estimates[name].value for name in ("kurtosis", "l1_over_l2")},
-        "tokens": stream.n_tokens,
+        "tokens": n_tokens,
         "elements_above_range": int(plain["overflow"]),
         "latents_often_active": int(sizes.logarithmic["n_often"]),
     }
-    return Measured(plain | normed | sizes.logarithmic | estimate_tensors(estimates), stream.n_tokens, said)
+    return Measured(plain | normed | sizes.logarithmic | estimate_tensors(estimates), n_tokens, said)
 
 
 def _jacobian_examples(subject: Subject) -> Measured:
@@ -281,38 +360,58 @@ def _jacobian_examples(subject: Subject) -> Measured:
     return Measured(tensors, len(document) - 1, said)
 
 
-def _ablation_samples(subject: Subject) -> Measured:
-    from jsae_core.measures import ablation_samples, ablation_summary
+def _ablation_passes(subject: Subject) -> dict[str, Pass]:
+    from jsae_core.measures import ablation_samples
 
-    stream = subject.mlp_inputs
-    with _explained(subject.cell, "ablation_samples"):
-        samples = ablation_samples(
-            subject.pair,
-            stream,
-            subject.cell.model.ablation_samples,
-            doses=tuple(DOSES),
-            checkpoint=subject.checkpoint,
-        )
-    return Measured(samples, stream.n_tokens, _without_errors(ablation_summary(samples)))
+    pair, stream, cell = subject.pair, subject.mlp_inputs, subject.cell
+
+    def samples(checkpoint: "Checkpoint") -> "pandas.DataFrame":
+        with _explained(cell, "ablation_samples"):
+            return ablation_samples(
+                pair, stream, cell.model.ablation_samples, doses=tuple(DOSES), checkpoint=checkpoint
+            )
+
+    return {"samples": samples}
 
 
-def _function_shapes(subject: Subject) -> Measured:
+def _ablation_samples(subject: Subject, samples: "pandas.DataFrame") -> Measured:
+    from jsae_core.measures import ablation_summary
+
+    return Measured(samples, subject.mlp_inputs.n_tokens, _without_errors(ablation_summary(samples)))
+
+
+def _shapes_passes(subject: Subject) -> dict[str, Pass]:
     from jsae_core.measures import function_shapes
     from jsae_core.measures.conventions import under
 
-    stream, n_samples = subject.mlp_inputs, subject.cell.model.function_shapes
-    with _explained(subject.cell, "function_shapes"):
-        shapes = function_shapes(
-            subject.pair,
-            stream,
-            n_samples,
-            n_curves=KEPT_CURVES,
-            rules=("published", "relative"),
-            checkpoint=subject.checkpoint,
-        )
-    likewise = {}
+    pair, stream, cell = subject.pair, subject.mlp_inputs, subject.cell
+    n_samples = cell.model.function_shapes
+
+    def shapes(checkpoint: "Checkpoint") -> "pandas.DataFrame":
+        with _explained(cell, "function_shapes"):
+            return function_shapes(
+                pair,
+                stream,
+                n_samples,
+                n_curves=KEPT_CURVES,
+                rules=("published", "relative"),
+                checkpoint=checkpoint,
+            )
+
+    passes: dict[str, Pass] = {"shapes": shapes}
     if subject.as_published:
-        found = function_shapes(*under("published", subject.pair, stream), n_samples)["shape"]
+        passes["as_published"] = lambda checkpoint: function_shapes(
+            *under("published", pair, stream), n_samples, checkpoint=checkpoint
+        )
+    return passes
+
+
+def _function_shapes(
+    subject: Subject, shapes: "pandas.DataFrame", as_published: "pandas.DataFrame | None" = None
+) -> Measured:
+    likewise = {}
+    if as_published is not None:
+        found = as_published["shape"]
         likewise = {f"share_{shape}{AS_PUBLISHED}": float((found == shape).mean()) for shape in FUNCTION_SHAPES}
     said = likewise | {
         **{f"share_{shape}": float((shapes["shape"] == shape).mean()) for shape in FUNCTION_SHAPES},
@@ -321,71 +420,94 @@ def _function_shapes(subject: Subject) -> Measured:
         "median_curvature": float(shapes["curvature"].median()),
         "samples": len(shapes),
     }
-    return Measured(shapes, stream.n_tokens, said)
+    return Measured(shapes, subject.mlp_inputs.n_tokens, said)
 
 
-def _pair_quality(subject: Subject) -> Measured:
-    """Without what it says of the Jacobian: the histogram says that, of more tokens."""
-    import pandas as pd
-
+def _quality_passes(subject: Subject) -> dict[str, Pass]:
     from jsae_core.measures import measured_quality
     from jsae_core.text import first_tokens
 
     documents = first_tokens(subject.documents, subject.cell.model.quality_tokens)
-    at_once, checkpoint = subject.compute.tokens_at_once, subject.checkpoint
-    quality = measured_quality(subject.pair, subject.language_model, documents, at_once, checkpoint)
+    pair, language_model, at_once = subject.pair, subject.language_model, subject.compute.tokens_at_once
+    return {"quality": lambda checkpoint: measured_quality(pair, language_model, documents, at_once, checkpoint)}
+
+
+def _pair_quality(subject: Subject, quality: "Quality") -> Measured:
+    """Without what it says of the Jacobian: the histogram says that, of more tokens."""
+    import pandas as pd
+
     estimates = {name: of for name, of in quality.estimates.items() if not name.startswith(OF_JACOBIAN)}
     row = pd.DataFrame([subject.labels | estimate_columns(estimates) | quality.numbers])
     said = {name: estimate.value for name, estimate in estimates.items()} | quality.numbers
     return Measured(row, int(quality.numbers["n_tokens"]), said)
 
 
-def _latent_accounting(subject: Subject) -> Measured:
+def _accounting_passes(subject: Subject) -> dict[str, Pass]:
     from jsae_core.measures import latent_accountings
 
-    stream = subject.mlp_inputs
-    accounting = latent_accountings(subject.pair, stream, checkpoint=subject.checkpoint)
+    pair, stream = subject.pair, subject.mlp_inputs
+    return {"accounting": lambda checkpoint: latent_accountings(pair, stream, checkpoint=checkpoint)}
+
+
+def _latent_accounting(subject: Subject, accounting: "Accounting") -> Measured:
     table = accounting.table()
     of_single_latents = [None] * (len(table) - 1)
     further = {name: [of_all, *of_single_latents] for name, of_all in estimate_columns(accounting.estimates).items()}
     table = table.assign(**{name: column for name, column in further.items() if name not in table})
-    return Measured(table, stream.n_tokens, _without_errors(accounting.overall))
+    return Measured(table, subject.mlp_inputs.n_tokens, _without_errors(accounting.overall))
 
 
 def _without_errors(numbers: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if not name.endswith("_se")}
 
 
-def _latent_activity(subject: Subject) -> Measured:
+def _activity_passes(subject: Subject) -> dict[str, Pass]:
     from jsae_core.measures import latent_activity
 
-    stream = subject.mlp_inputs
-    activity = latent_activity(subject.pair, stream, subject.checkpoint)
+    pair, stream = subject.pair, subject.mlp_inputs
+    return {"activity": lambda checkpoint: latent_activity(pair, stream, checkpoint)}
+
+
+def _latent_activity(subject: Subject, activity: "pandas.DataFrame") -> Measured:
     last = activity.groupby("side").last()
     said = {f"{name}_{side}": float(last.loc[side, name]) for name in ("dead", "unseen") for side in last.index}
-    return Measured(activity, stream.n_tokens, said)
+    return Measured(activity, subject.mlp_inputs.n_tokens, said)
 
 
-def _latent_contexts(subject: Subject) -> Measured:
+def _contexts_passes(subject: Subject) -> dict[str, Pass]:
     from jsae_core.measures import stream_contexts
 
-    stream = subject.mlp_inputs
-    contexts = stream_contexts(subject.pair, stream, checkpoint=subject.checkpoint)
+    pair, stream = subject.pair, subject.mlp_inputs
+    return {"contexts": lambda checkpoint: stream_contexts(pair, stream, checkpoint=checkpoint)}
+
+
+def _latent_contexts(subject: Subject, contexts: "pandas.DataFrame") -> Measured:
     density = contexts[contexts["kind"] == "latent"].groupby("side")["density"]
     said = {
         **{f"dead_{side}": float((shares == 0).mean()) for side, shares in density},
         **{f"density_median_{side}": float(shares.median()) for side, shares in density},
     }
-    return Measured(contexts, stream.n_tokens, said)
+    return Measured(contexts, subject.mlp_inputs.n_tokens, said)
 
 
-def _latent_connections(subject: Subject) -> Measured:
-    from jsae_core.measures import connection_curves, strongest_connections
+def _connections_passes(subject: Subject) -> dict[str, Pass]:
+    from jsae_core.measures import strongest_connections
 
-    stream, least_active = subject.mlp_inputs, subject.cell.model.least_active
-    pair, checkpoint = subject.pair, subject.checkpoint.for_one_of(2)
-    connections = strongest_connections(pair, stream, least_active=least_active, checkpoint=checkpoint)
-    curves = connection_curves(pair, stream, connections, CURVES_OF_A_LATENT, checkpoint.part("curves"))
+    pair, stream, least_active = subject.pair, subject.mlp_inputs, subject.cell.model.least_active
+    return {
+        "connections": lambda checkpoint: strongest_connections(
+            pair, stream, least_active=least_active, checkpoint=checkpoint
+        )
+    }
+
+
+def _latent_connections(subject: Subject, connections: "pandas.DataFrame") -> Measured:
+    from jsae_core.measures import connection_curves
+
+    stream, checkpoint = subject.mlp_inputs, subject.checkpoint
+    assert checkpoint is not None
+    checkpoint = checkpoint.for_one_of(2).part("curves")
+    curves = connection_curves(subject.pair, stream, connections, CURVES_OF_A_LATENT, checkpoint)
     connections = connections.join(curves)
     strongest = connections.drop_duplicates("output_latent")["share"]
     said = {
@@ -415,6 +537,7 @@ MEASURES = (
         "How large and how sparse the Jacobian is: histograms of |J| over all tokens, plain, logarithmic and divided "
         "by three norms, and of the mean |J| of each pair of latents; shares above thresholds, norms and kurtosis with "
         "their standard errors.",
+        _histogram_passes,
         _jacobian_histogram,
         code_version="4",
         stored_as="tensors",
@@ -430,6 +553,7 @@ MEASURES = (
     Measure(
         "jacobian_examples",
         "The Jacobian of every token of the model's prompt, with the latents it runs between.",
+        lambda subject: {},
         _jacobian_examples,
         code_version="2",
         stored_as="tensors",
@@ -445,6 +569,7 @@ MEASURES = (
         "ablation_samples",
         "What happens to an output latent when one unit of an input latent, its whole activation or twice that is "
         "taken away, beside what the Jacobian predicts: a row a sample.",
+        _ablation_passes,
         _ablation_samples,
         code_version="4",
         stored_as="tables",
@@ -463,6 +588,7 @@ MEASURES = (
         "Output latents as functions of single input latents: linear, jumprelu or other, by the paper's rule and by "
         "one that has no scale of its own, a row a sample, and the "
         f"curves of the {KEPT_CURVES} samples drawn first.",
+        _shapes_passes,
         _function_shapes,
         code_version="4",
         stored_as="tables",
@@ -479,6 +605,7 @@ MEASURES = (
         "pair_quality",
         "What the language model loses when reconstructions are spliced in, and how well both SAEs reconstruct: one "
         "row, means over tokens with their standard errors.",
+        _quality_passes,
         _pair_quality,
         code_version="3",
         stored_as="tables",
@@ -495,6 +622,7 @@ MEASURES = (
         "latent_accounting",
         "How much of the output latents' pre-activations the input latents account for, and how many of them it takes: "
         "a row for all output latents together, with standard errors, and one for each.",
+        _accounting_passes,
         _latent_accounting,
         code_version="2",
         stored_as="tables",
@@ -510,6 +638,7 @@ MEASURES = (
     Measure(
         "latent_activity",
         "How many latents of each SAE were not active in so many tokens, and how many of those are alive, estimated.",
+        _activity_passes,
         _latent_activity,
         code_version="1",
         stored_as="tables",
@@ -523,6 +652,7 @@ MEASURES = (
         "latent_contexts",
         "On what every latent of both SAEs fires: how often, in which contexts, on which tokens; for output latents "
         "the tokens that their decoder rows raise and lower in the logits.",
+        _contexts_passes,
         _latent_contexts,
         code_version="1",
         stored_as="tables",
@@ -539,6 +669,7 @@ MEASURES = (
         "latent_connections",
         "The strongest input latents of each output latent by |J s|: how large, how steady, in which tokens most, and "
         f"the function curves of the {CURVES_OF_A_LATENT} strongest.",
+        _connections_passes,
         _latent_connections,
         code_version="1",
         stored_as="tables",
@@ -549,5 +680,6 @@ MEASURES = (
         ),
         settings=("least_active",),
         of_jacobians=True,
+        further=1,
     ),
 )

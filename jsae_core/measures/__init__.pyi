@@ -27,3 +27,5 @@ from .moments import difference as difference
 from .quality import measured_quality as measured_quality
 from .quality import pair_quality as pair_quality
 from .reconstruction import reconstruction_quality as reconstruction_quality
+from .sharding import measure_shard as measure_shard
+from .sharding import merge_shards as merge_shards

@@ -19,14 +19,14 @@ from jsae_core.checkpoints import Checkpoint
 from jsae_core.jacobian import check_input, run_sandwich
 from jsae_core.measures.moments import Estimate, flat
 from jsae_core.measures.nearby import Lines, activations
-from jsae_core.measures.resuming import Computation, Parts
+from jsae_core.measures.resuming import Computation, Parts, Sums
 from jsae_core.measures.samples import (
+    KeptInputs,
     Ranks,
     Samples,
     at_least_float32,
     draw_samples,
     elements,
-    joined,
     moments_of,
     named,
     table,
@@ -82,6 +82,9 @@ def ablation_samples(
 
         For each further dose `change_{dose}` and `agreement_{dose}`.
 
+        Of merged shards (`merge_shards`) `typical_activation` is a sum in another order, in float32 the same to 1e-6,
+        and so is what `relative_agreement` compares with; all else is the same.
+
     Raises:
         ValueError: the stream is empty, not finite, or holds fewer elements than `n_samples`, or `ranks` or a dose is
             unknown.
@@ -91,15 +94,20 @@ def ablation_samples(
         raise ValueError(f"unknown dose {unknown[0]!r}; expected some of {', '.join(DOSES)}")
     further = [dose for dose in DOSES if dose in doses and dose != "unit"]
     settings = {"n_samples": n_samples, "ranks": ranks, "seed": seed, "doses": further}
-    work = Computation(checkpoint, "ablation_samples 1", pair, stream, settings)
-    x = joined(work, stream, pair.device)
+    work, inputs = Computation(checkpoint, "ablation_samples 2", pair, stream, settings, meets=True), KeptInputs(pair)
+    x = inputs.read(work, stream)
     check_input(pair, x)
+    activity = _activity(work, pair, x)
+    work.meet()
+    x = inputs.all()
     samples = draw_samples(len(x), pair.config.k, n_samples, ranks, seed, x.device)
     parts, kept = _by_tokens(samples, inputs_at_once(pair.input_sae)), Parts(pair.device)
     for part in work.steps(parts, {"rows": kept}, "samples", len(samples.token), lambda part: len(part.token)):
         kept.append(_ablate(pair, x, part, further))
     columns = {name: at_least_float32(values) for name, values in kept.joined().items()}
-    columns["typical_activation"] = _typical_activations(pair, x)[columns["output_latent"]]
+    # 0 where there is none
+    typical = activity["sums"] / activity["counts"].clamp(min=1)
+    columns["typical_activation"] = typical[columns["output_latent"]]
     classes = {"agreement": _agreement(columns, "unit")}
     classes["relative_agreement"] = _agreement(columns, "unit", _relative_threshold(columns))
     classes |= {f"agreement_{dose}": _agreement(columns, dose) for dose in further}
@@ -211,15 +219,17 @@ def _ablate(pair: SAEPair, x: Tensor, samples: Samples, further: Sequence[str]) 
     return columns | {f"change_{dose}": after[:, place] - before for place, dose in enumerate(further, start=1)}
 
 
-def _typical_activations(pair: SAEPair, x: Tensor) -> Tensor:
-    """Of each output latent, [d_sae], the mean over the tokens in which it is active; 0 where there is none."""
+def _activity(work: Computation, pair: SAEPair, x: Tensor) -> Sums:
+    """Of each output latent, [d_sae] each: `sums` of its activations, and `counts` of the tokens in which it is
+    active."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    sums, counts = (x.new_zeros(pair.config.d_sae, dtype=wide) for _ in range(2))
-    for part in x.split(inputs_at_once(pair.output_sae)):
+    activity = Sums({name: x.new_zeros(pair.config.d_sae, dtype=wide) for name in ("sums", "counts")})
+    parts = x.split(inputs_at_once(pair.output_sae)) if len(x) else ()
+    for part in work.steps(parts, {"activity": activity}, "tokens", len(x), len):
         values, latents = active_latents(pair.output_sae, pair.mlp(part))
-        sums.index_add_(0, latents.flatten(), values.flatten().to(wide))
-        counts.index_add_(0, latents.flatten(), (values > 0).flatten().to(wide))
-    return sums / counts.clamp(min=1)
+        activity["sums"].index_add_(0, latents.flatten(), values.flatten().to(wide))
+        activity["counts"].index_add_(0, latents.flatten(), (values > 0).flatten().to(wide))
+    return activity
 
 
 def _each(classes: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -87,7 +87,8 @@ def latent_accounting(
         ((sum |a|)^2 / sum a^2). Ratios of sums over tokens and outputs: `accounted_share`
         sum (p(x) - p(x_empty)) / sum p(x); `completeness` sum_oi a_oi / sum p(x); for each n in `kept`, `r2_{n}` =
         1 - sum (p(x_S) - p(x))^2 / sum (p(x_empty) - p(x))^2, with S the first n in the order. A ratio to nothing is 0.
-        All with their standard error over documents under the same name with `_se`; `n_tokens`.
+        All with their standard error over documents under the same name with `_se`; `n_tokens`. Of merged shards
+        (`merge_shards`) these are sums in float64 in another order: the same to 1e-12.
 
     Raises:
         ValueError: the stream is empty or not finite, the order is unknown, or a number to keep is negative.
@@ -116,11 +117,11 @@ def latent_accountings(
     constants = pre_activations(pair.output_sae, pair.mlp.b_out[None])[0]
     k, hidden = pair.config.k, pair.mlp.W_in[0]
     at_once = max(1, cached_piece(HIDDEN_BYTES, pair.device) // (k * hidden.nbytes))
-    generator = torch.Generator().manual_seed(seed)
+    random_numbers = RandomNumbers(seed, k, k)
     sums = _Sums(pair)
     settings = {"kept": list(kept), "orders": list(orders), "seed": seed}
-    work = Computation(checkpoint, "latent_accountings 1", pair, stream, settings)
-    for x, documents, _ in work.tokens(stream, {"sums": sums, "random_numbers": RandomNumbers(generator)}):
+    work = Computation(checkpoint, "latent_accountings 2", pair, stream, settings, meets=True)
+    for x, documents, place in work.tokens(stream, {"sums": sums, "random_numbers": random_numbers}):
         sandwich = run_sandwich(pair, x)
         for start in range(0, len(x), at_once):
             part = slice(start, start + at_once)
@@ -136,8 +137,14 @@ def latent_accountings(
             levels = _levels(tokens, pair.input_sae.b_dec)
             values = levels | _concentration(attribution)
             for order in orders if kept else ():
-                values |= _errors(tokens, attribution, levels, order, kept, generator)
+                importance = (
+                    moved(random_numbers.of(place + start, len(tokens.x)), attribution.device)
+                    if order == "random"
+                    else _importance(tokens, attribution, levels, order)
+                )
+                values |= _errors(tokens, importance, levels, order, kept)
             sums.add(tokens.output_latents, values, None if documents is None else documents[part])
+    work.meet()
     return Accounting(sums.estimates(), sums.n_tokens, sums.by_latent())
 
 
@@ -218,21 +225,17 @@ def _concentration(attribution: Tensor) -> dict[str, Tensor]:
     }
 
 
+def _importance(tokens: _Tokens, attribution: Tensor, levels: Mapping[str, Tensor], order: str) -> Tensor:
+    """Of each input latent to each output latent, [n, k_out, k_in]: an order begins with the largest."""
+    if order == "attribution":
+        return attribution.abs()
+    return (levels["p"][:, :, None] - tokens.lacking_each()).abs()
+
+
 def _errors(
-    tokens: _Tokens,
-    attribution: Tensor,
-    levels: Mapping[str, Tensor],
-    order: str,
-    kept: Sequence[int],
-    generator: torch.Generator,
+    tokens: _Tokens, importance: Tensor, levels: Mapping[str, Tensor], order: str, kept: Sequence[int]
 ) -> dict[str, Tensor]:
     """Squared differences from p where the first n input latents of an order are kept, [n, k_out] each."""
-    if order == "attribution":
-        importance = attribution.abs()
-    elif order == "ablation":
-        importance = (levels["p"][:, :, None] - tokens.lacking_each()).abs()
-    else:
-        importance = moved(torch.rand(attribution.shape, generator=generator), attribution.device)
     in_order = importance.argsort(dim=2, descending=True, stable=True)
     places = torch.arange(in_order.shape[2], device=in_order.device).expand_as(in_order)
     place = torch.empty_like(in_order).scatter_(2, in_order, places)  # of each input latent in the order
@@ -265,10 +268,13 @@ class _Sums:
         of_latents = {} if self._of_latents is None else {"of_latents": self._of_latents}
         return State.joined({"moments": self._moments.state(), "sums": State(of_latents, {"names": self._names})})
 
-    def restore(self, state: State) -> None:
-        self._moments.restore(state.part("moments"))
+    def take_in(self, state: State) -> None:
+        self._moments.take_in(state.part("moments"))
         sums = state.part("sums")
-        self._of_latents, self._names = sums.tensors.get("of_latents"), sums.values["names"]
+        of_latents = sums.tensors.get("of_latents")
+        if of_latents is not None:
+            self._of_latents = of_latents if self._of_latents is None else self._of_latents + of_latents
+            self._names = sums.values["names"]
 
     @property
     def n_tokens(self) -> int:

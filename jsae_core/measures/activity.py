@@ -44,7 +44,7 @@ def latent_activity(pair: SAEPair, stream: Iterable[Tensor], checkpoint: Checkpo
         ValueError: the stream is empty.
     """
     sides = {side: _Side(pair.config.d_sae) for side in ("input", "output")}
-    work = Computation(checkpoint, "latent_activity 1", pair, stream)
+    work = Computation(checkpoint, "latent_activity 2", pair, stream, meets=True)
     for x, documents, start in work.tokens(stream, sides):
         if not len(x):
             continue
@@ -53,6 +53,7 @@ def latent_activity(pair: SAEPair, stream: Iterable[Tensor], checkpoint: Checkpo
         sandwich = run_sandwich(pair, x)
         sides["input"].add(sandwich.input_activations, sandwich.input_latents, places, documents)
         sides["output"].add(sandwich.output_activations, sandwich.output_latents, places, documents)
+    work.meet()
     if not sides["input"].n_tokens:
         raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
     return pd.concat([side.table(name) for name, side in sides.items()], ignore_index=True)
@@ -86,10 +87,14 @@ class _Side:
         tensors = {"first": self._first, "n_documents": self._n_documents, "last_document": self._last_document}
         return State(tensors, {"documents": self._documents, "n_tokens": self.n_tokens})
 
-    def restore(self, state: State) -> None:
+    def take_in(self, state: State) -> None:
         names = ("first", "n_documents", "last_document")
-        self._first, self._n_documents, self._last_document = (state.tensors[name].cpu() for name in names)
-        self._documents, self.n_tokens = state.values["documents"], state.values["n_tokens"]
+        first, n_documents, last_document = (state.tensors[name].cpu() for name in names)
+        self._first = torch.minimum(self._first, first)
+        self._n_documents += n_documents  # no document is in two shards
+        self._last_document = torch.maximum(self._last_document, last_document)
+        self._documents = max(self._documents, state.values["documents"])
+        self.n_tokens = max(self.n_tokens, state.values["n_tokens"])
 
     def table(self, side: str) -> pd.DataFrame:
         n_tokens = self.n_tokens

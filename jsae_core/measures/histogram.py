@@ -18,7 +18,7 @@ from jsae_core.jacobian import run_sandwich
 from jsae_core.measures.conventions import under
 from jsae_core.measures.kept_jacobians import KeptJacobians
 from jsae_core.measures.moments import Estimate, NamedMoments
-from jsae_core.measures.resuming import Computation, Resumable, Tensors
+from jsae_core.measures.resuming import Computation, Maxima, Resumable, Sums
 from jsae_core.measures.token_jacobians import (
     LOGARITHMIC_BINS,
     logarithmic_counts,
@@ -126,12 +126,12 @@ def jacobian_sizes(
     memory_bytes = piece_factor(device) * MEMORY_BYTES if memory_bytes is None else memory_bytes
     wanted = [norm for norm in norms if norm is not None]
 
-    work = Computation(checkpoint, "jacobian_sizes 1", pair, stream, {"norms": list(norms), "at": at})
+    work = Computation(checkpoint, "jacobian_sizes 1", pair, stream, {"norms": list(norms), "at": at}, meets=True)
     counts, moments = _Bins(PLAIN_BINS, device), NamedMoments()
     log_counts, log_means = (
-        Tensors(bins=torch.zeros(LOGARITHMIC_BINS, dtype=torch.int64, device=device)) for _ in range(2)
+        Sums(bins=torch.zeros(LOGARITHMIC_BINS, dtype=torch.int64, device=device)) for _ in range(2)
     )
-    largest = Tensors(largest=torch.zeros((), device=device))
+    largest = Maxima(largest=torch.zeros((), device=device))
     with KeptJacobians(d_sae, memory_bytes, device, again=bool(wanted)) as kept:
         sums: dict[str, Resumable] = {
             "counts": counts,
@@ -140,6 +140,10 @@ def jacobian_sizes(
             "largest": largest,
             "kept": kept,
         }
+        if (first := work.first(stream)) is not None:
+            magnitude, _, _ = _sandwich(pair, first, at)
+            moments.begin_at(_joined([token_measures(part) for part in _parts(magnitude)]))
+            kept.begin_at(magnitude)
         for x, documents, _ in work.tokens(stream, sums):
             if not len(x):
                 continue
@@ -154,6 +158,7 @@ def jacobian_sizes(
                 log_counts["bins"] += logarithmic_counts(part)
             moments.add(_joined(of_parts), documents)
             kept.append(magnitude, inputs, outputs)
+        work.meet()
         n_tokens = moments.n_tokens
         if not n_tokens:
             raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
@@ -221,11 +226,19 @@ def jacobian_measures(
 ) -> dict[str, Estimate]:
     """The `estimates` of `jacobian_sizes` alone. Raises ValueError as it does."""
     pair, stream = under(convention, pair, stream)
-    work, moments = Computation(checkpoint, "jacobian_measures 1", pair, stream, {"at": at}), NamedMoments()
+    work = Computation(checkpoint, "jacobian_measures 1", pair, stream, {"at": at}, meets=True)
+    moments = NamedMoments()
+
+    def measured(x: Tensor) -> dict[str, Tensor]:
+        magnitude, _, _ = _sandwich(pair, x, at)
+        return _joined([token_measures(part) for part in _parts(magnitude)])
+
+    if (first := work.first(stream)) is not None:
+        moments.begin_at(measured(first))
     for x, documents, _ in work.tokens(stream, {"moments": moments}):
         if len(x):
-            magnitude, _, _ = _sandwich(pair, x, at)
-            moments.add(_joined([token_measures(part) for part in _parts(magnitude)]), documents)
+            moments.add(measured(x), documents)
+    work.meet()
     if not moments.n_tokens:
         raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
     return moments.estimates()
@@ -290,8 +303,8 @@ class _Bins:
     def state(self) -> State:
         return State({"counts": self._counts})
 
-    def restore(self, state: State) -> None:
-        self._counts = state.tensors["counts"]
+    def take_in(self, state: State) -> None:
+        self._counts += state.tensors["counts"]
 
     def add_zeros(self, n: int) -> None:
         """As many zeros as make the counts add up to n."""

@@ -62,6 +62,11 @@ class KeptJacobians:
         self._sums = None
         self._file.close()
 
+    def begin_at(self, magnitude: Tensor) -> None:
+        """Take these |J| [n, k_out, k_in] for the first ones, which others have kept."""
+        if self._sums is not None:
+            self._sums.begin_at(magnitude)
+
     def append(self, magnitude: Tensor, inputs: Tensor, outputs: Tensor) -> None:
         """Keep |J| [n, k_out, k_in] between input latents [n, k_in] and output latents [n, k_out].
 
@@ -100,17 +105,35 @@ class KeptJacobians:
             | sums
         )
 
-    def restore(self, state: State) -> None:
+    def take_in(self, state: State) -> None:
         kept, sums = state.part("kept"), state.part("sums")
-        self.counts = kept.tensors["counts"]
-        # whether there is room for sums may have changed: what was begun is gone on with
-        self._sums = None
-        if sums.tensors:
+        if not kept.tensors["counts"].any():
+            return
+        # whether there is room for sums may have changed: what was begun is gone on with, and one shard with sums
+        # makes sums of all
+        is_first = not self.counts.any()
+        self.counts += kept.tensors["counts"]
+        if is_first:
+            self._sums = PairSums(len(self.counts), self._device) if sums.tensors else None
+        elif sums.tensors and self._sums is None:
             self._sums = PairSums(len(self.counts), self._device)
-            self._sums.restore(sums)
+            for kept_rows, kept_places in zip(self._rows_kept, self._places, strict=True):
+                self._add_to_sums(self._read(kept_rows), *map(self._read, kept_places))
+            self._places.clear()
+        if sums.tensors and self._sums is not None:
+            self._sums.take_in(sums)
         columns = [kept.lists.get(name, []) for name in ("rows", *_Places._fields)]
-        for tensors in zip(*columns, strict=True) if self._sums is None else zip(columns[0], strict=True):
-            self._keep(*(tensor.to(self._device) for tensor in tensors))
+        for tensors in zip(columns[0], strict=True) if sums.tensors else zip(*columns, strict=True):
+            rows, *places = (tensor.to(self._device) for tensor in tensors)
+            if places and self._sums is not None:
+                self._add_to_sums(rows, *places)
+                places = []
+            self._keep(rows, *places)
+
+    def _add_to_sums(self, rows: Tensor, latents: Tensor, tokens: Tensor, inputs: Tensor) -> None:
+        """Rows of |J| with their `_Places`."""
+        assert self._sums is not None
+        self._sums.add(rows[:, None], inputs.index_select(0, tokens).long(), latents[:, None].long())
 
     def blocks(self) -> Sequence[range]:
         """Ranges of output latents whose means are taken together."""

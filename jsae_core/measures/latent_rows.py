@@ -77,7 +77,7 @@ class LatentRows:
                 lists.setdefault(f"of_tokens.{name}", []).append(column)
         return State(lists={name: LazyTensors(columns, self._tensor) for name, columns in lists.items()})
 
-    def restore(self, state: State) -> None:
+    def take_in(self, state: State) -> None:
         lists = state.lists
         names = list(lists)
         for columns in zip(*lists.values(), strict=True):

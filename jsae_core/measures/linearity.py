@@ -18,7 +18,7 @@ from jsae_core.checkpoints import Checkpoint
 from jsae_core.jacobian import Sandwich, run_sandwich
 from jsae_core.measures.nearby import Lines, activations, own_pre_activations
 from jsae_core.measures.resuming import Computation, Parts
-from jsae_core.measures.samples import Samples, draw_samples, elements, joined, named, table, with_document
+from jsae_core.measures.samples import KeptInputs, Samples, draw_samples, elements, named, table, with_document
 from jsae_core.sae import active_latents, inputs_at_once
 from jsae_core.sae_pair import SAEPair
 from jsae_core.terms import (
@@ -162,10 +162,13 @@ def function_shapes(
     if unknown:
         raise ValueError(f"unknown rule {unknown[0]!r}; expected some of {', '.join(RULES)}")
     settings = {"n_samples": n_samples, "seed": seed, "n_curves": n_curves, "rules": sorted(rules)}
-    work = Computation(checkpoint, "function_shapes 1", pair, stream, settings)
-    x = joined(work, stream, pair.device)
+    work, inputs = Computation(checkpoint, "function_shapes 2", pair, stream, settings, meets=True), KeptInputs(pair)
+    x = inputs.read(work, stream)
+    active = _active(work, pair, x) if "relative" in rules else None
+    work.meet()
+    x = inputs.all()
     samples = draw_samples(len(x), pair.config.k, n_samples, "random", seed, x.device)
-    usual = _usual_activations(work, pair, x) if "relative" in rules else None
+    usual = None if active is None else _usual_activations(pair, active, x)
     parts, kept = samples.split(inputs_at_once(pair.input_sae)), Parts(pair.device)
     for part in work.steps(parts, {"rows": kept}, "samples", n_samples, lambda part: len(part.token)):
         kept.append(_shapes(pair, x, part, usual, n_curves))
@@ -178,13 +181,19 @@ def function_shapes(
 
 
 @torch.no_grad()
-def _usual_activations(work: Computation, pair: SAEPair, x: Tensor) -> Tensor:
-    """The 99th percentile of each input latent's activations above zero, [d_sae]; 0 where there is none."""
-    parts, kept = x.split(inputs_at_once(pair.input_sae)), Parts(x.device)
-    for part in work.steps(parts, {"active": kept}, "tokens", len(x), len):
+def _active(work: Computation, pair: SAEPair, x: Tensor) -> Parts:
+    """The active input latents of each token, and their activations."""
+    active = Parts(x.device)
+    parts = x.split(inputs_at_once(pair.input_sae)) if len(x) else ()
+    for part in work.steps(parts, {"active": active}, "tokens", len(x), len):
         activations_, latents = active_latents(pair.input_sae, part)
-        kept.append({"activations": activations_, "latents": latents})
-    activations_, latents = (tensor.flatten().cpu() for tensor in kept.joined().values())
+        active.append({"activations": activations_, "latents": latents})
+    return active
+
+
+def _usual_activations(pair: SAEPair, active: Parts, x: Tensor) -> Tensor:
+    """The 99th percentile of each input latent's activations above zero, [d_sae]; 0 where there is none."""
+    activations_, latents = (tensor.flatten().cpu() for tensor in active.joined().values())
     above = activations_ > 0
     percentiles = pd.Series(activations_[above].double().numpy()).groupby(latents[above].numpy()).quantile(USUAL)
     usual = torch.zeros(pair.config.d_sae, dtype=x.dtype)

@@ -91,7 +91,7 @@ class Moments:
 
     def __init__(self) -> None:
         self.n_tokens = 0
-        self._origin: Tensor | float = 0.0  # where the first tokens are: far from zero, squares hide a small spread
+        self._origin: Any = None  # a Tensor: where the first tokens are: far from zero, squares hide a small spread
         self._n_documents = 0
         # over documents: sums and products of each document's sums, the last of which is its number of tokens
         self._sum: Any = 0.0  # a Tensor from the first document on
@@ -99,6 +99,10 @@ class Moments:
         self._unfinished: tuple[int, Tensor] | None = None  # the document that the next tokens may belong to as well
         self._named: list[Tensor] = []  # the sums of documents that were named, and their numbers
         self._numbers: list[Tensor] = []
+
+    def begin_at(self, values: Tensor) -> None:
+        """Take these tokens [n_tokens, n_quantities] for where the first tokens are, which others have added."""
+        self._origin = values.double().mean(dim=0)
 
     def add(self, values: Tensor, documents: Tensor | None = None) -> None:
         """Take in some tokens.
@@ -111,7 +115,7 @@ class Moments:
         if not len(values):
             return
         values = values.double()
-        if not self.n_tokens:
+        if self._origin is None:
             self._origin = values.mean(dim=0)
         rows = torch.cat([values - self._origin, values.new_ones(len(values), 1)], dim=1)
         self.n_tokens += len(values)
@@ -139,15 +143,40 @@ class Moments:
             values["unfinished"], tensors["unfinished"] = self._unfinished
         return State(tensors, values, {"numbers": self._numbers, "named": self._named})
 
-    def restore(self, state: State) -> None:
+    def take_in(self, state: State) -> None:
+        """Where documents were named, the sums are to the last bit those of adding all tokens here, if the origins are
+        one; else to rounding."""
         if not state.values:
             return
+        if not self.n_tokens:
+            self._begin_with(state)
+            return
+        self.n_tokens += state.values["n_tokens"]
+        move = self._from_origin(state.tensors["origin"])
+        if "unfinished" not in state.values:
+            self._n_documents += state.values["n_documents"]
+            self._sum = self._sum + move @ state.tensors["sum"]
+            self._products = self._products + move @ state.tensors["products"] @ move.T
+            return
+        if self._unfinished is not None:
+            self._finish_named(torch.tensor([self._unfinished[0]]), self._unfinished[1][None])
+        for numbers, sums in zip(state.lists["numbers"], state.lists["named"], strict=True):
+            self._finish_named(numbers, sums.to(move.device) @ move.T)
+        self._unfinished = state.values["unfinished"], move @ state.tensors["unfinished"]
+
+    def _begin_with(self, state: State) -> None:
         self.n_tokens, self._n_documents = state.values["n_tokens"], state.values["n_documents"]
         self._origin, self._sum, self._products = (state.tensors[name] for name in ("origin", "sum", "products"))
         if "unfinished" in state.values:
             self._unfinished = state.values["unfinished"], state.tensors["unfinished"]
             self._numbers = list(state.lists["numbers"])
             self._named = [sums.to(self._sum.device) for sums in state.lists["named"]]
+
+    def _from_origin(self, origin: Tensor) -> Tensor:
+        """What makes of a document's sums from another origin those from this one."""
+        move = torch.eye(len(origin) + 1, dtype=origin.dtype, device=origin.device)
+        move[:-1, -1] = origin - self._origin
+        return move
 
     def _finish_named(self, numbers: Tensor, rows: Tensor) -> None:
         self._numbers.append(numbers)
@@ -224,18 +253,19 @@ class NamedMoments:
         moments = self._moments.state()
         return State(moments.tensors, {**moments.values, "names": self._names}, moments.lists)
 
-    def restore(self, state: State) -> None:
+    def take_in(self, state: State) -> None:
         values = dict(state.values)
-        self._names = values.pop("names")
-        self._moments.restore(State(state.tensors, values, state.lists))
+        self._names = values.pop("names") or self._names
+        self._moments.take_in(State(state.tensors, values, state.lists))
+
+    def begin_at(self, values: Mapping[str, Tensor]) -> None:
+        """As `Moments.begin_at`."""
+        self._moments.begin_at(_stacked(values))
 
     def add(self, values: Mapping[str, Tensor], documents: Tensor | None = None) -> None:
         """A quantity a name, each [n_tokens]; the same names each time. `documents` as for `Moments.add`."""
         self._names = list(values)
-        columns = list(values.values())
-        if len({column.dtype for column in columns}) > 1:
-            columns = [column.double() for column in columns]  # together they may lose digits before they are wide
-        self._moments.add(torch.stack(columns, dim=1), documents)
+        self._moments.add(_stacked(values), documents)
 
     def estimates(self) -> dict[str, Estimate]:
         """The mean of each quantity."""
@@ -265,3 +295,10 @@ class NamedMoments:
 
     def _weights(self, weights: Mapping[str, float]) -> Tensor:
         return torch.tensor([weights.get(name, 0.0) for name in self._names], dtype=torch.float64)
+
+
+def _stacked(values: Mapping[str, Tensor]) -> Tensor:
+    columns = list(values.values())
+    if len({column.dtype for column in columns}) > 1:
+        columns = [column.double() for column in columns]  # together they may lose digits before they are wide
+    return torch.stack(columns, dim=1)

@@ -43,11 +43,16 @@ class PairSums:
         self._d_sae = d_sae
         self._unit: float | None = None
 
+    def begin_at(self, magnitude: Tensor) -> None:
+        """Take the unit from |J| of what is the first batch, whoever adds that."""
+        largest = magnitude.max().item()
+        self._unit = 2.0 ** ((math.frexp(largest)[1] if 0 < largest < math.inf else 0) - DIGITS)
+
     def add(self, magnitude: Tensor, inputs: Tensor, outputs: Tensor) -> None:
         """|J| [n, k_out, k_in], in float32 or wider, between input latents [n, k_in] and output latents [n, k_out]."""
         if self._unit is None:
-            largest = magnitude.max().item()
-            self._unit = 2.0 ** ((math.frexp(largest)[1] if 0 < largest < math.inf else 0) - DIGITS)
+            self.begin_at(magnitude)
+        assert self._unit is not None
         places = (outputs[:, :, None] * self._d_sae + inputs[:, None]).view(-1)
         terms = magnitude.mul(1 / self._unit).round_().long().view(-1)
         self._sums.scatter_add_(0, places, terms)
@@ -55,8 +60,14 @@ class PairSums:
     def state(self) -> State:
         return State({"sums": self._sums}, {"unit": self._unit})
 
-    def restore(self, state: State) -> None:
-        self._sums, self._unit = state.tensors["sums"], state.values["unit"]
+    def take_in(self, state: State) -> None:
+        """Sums of another unit, as another kind of device may find, are rounded to the larger one."""
+        sums, unit = state.tensors["sums"], state.values["unit"]
+        if unit is None:
+            return
+        common = max(unit, self._unit or unit)
+        self._sums = self._sums // round(common / (self._unit or common)) + sums // round(common / unit)
+        self._unit = common
 
     def means(self, counts: Tensor, largest: float) -> Iterator[tuple[Tensor, Tensor]]:
         """Each sum over how often its output latent was active (`counts` [d_sae]), 0 where it never was, [n, d_sae] for

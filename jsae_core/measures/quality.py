@@ -65,7 +65,8 @@ def pair_quality(
         For side in (input, output) what `reconstruction_quality` gives. Of the Jacobian, means over tokens of what
         `token_measures` gives: `above_{t}` for t in .005, .01, .015, .02, `kurtosis`, `l1_over_l2`, `norm_l2t`,
         `norm_l4t`, `norm_linft`. Each mean over tokens, and each ratio of such means, has its standard error under the
-        same name with `_se`. `n_tokens`.
+        same name with `_se`. `n_tokens`. Of merged shards (`merge_shards`) these are sums in float64 in another order:
+        the same to 1e-12.
 
     Raises:
         ValueError: there is nothing to predict, or pair and model do not belong together, or a result is not finite.
@@ -96,7 +97,8 @@ def measured_quality(
     cross_entropy, divergence, jacobian = NamedMoments(), NamedMoments(), NamedMoments()
     reconstruction = ReconstructionSums(pair)
     check = _SameMLP(language_model.name, layer)
-    work = Computation(checkpoint, "pair_quality 1", pair, MLPInputs(language_model, documents, layer, batch_tokens))
+    stream = MLPInputs(language_model, documents, layer, batch_tokens)
+    work = Computation(checkpoint, "pair_quality 1", pair, stream, meets=True)
     sums: dict[str, Resumable] = {
         "cross_entropy": cross_entropy,
         "divergence": divergence,
@@ -105,7 +107,8 @@ def measured_quality(
         "check": check,
     }
     batches, n_tokens = _numbered(packed(documents, batch_tokens)), sum(len(document) - 1 for document in documents)
-    for batch, n_documents in work.steps(batches, sums, "tokens", n_tokens, lambda item: int(item[0].measured.sum())):
+    size = lambda item: int(item[0].measured.sum())  # noqa: E731
+    for batch, n_documents in work.steps(batches, sums, "tokens", n_tokens, size, stream):
         there = _Places(batch, language_model.device, pair.config.trained_on_bos)
         # of tokens, and of those whose successor is known
         document, document_of_prediction = n_documents + there.document, n_documents + there.document_of_prediction
@@ -137,6 +140,7 @@ def measured_quality(
         cross_entropy.add(losses, document_of_prediction)
         divergence.add(divergences, document)
     check.finish()
+    work.meet()
     quality = Quality(
         cross_entropy.estimates()
         | divergence.estimates()
@@ -217,7 +221,7 @@ class _SameMLP:
         self.finish()
         return State()
 
-    def restore(self, state: State) -> None:
+    def take_in(self, state: State) -> None:
         """Whatever came before did agree."""
 
     def finish(self) -> None:

@@ -59,9 +59,9 @@ class ReconstructionSums:
     def state(self) -> State:
         return State.joined({name: side.state() for name, side in self._sides.items()})
 
-    def restore(self, state: State) -> None:
+    def take_in(self, state: State) -> None:
         for name, side in self._sides.items():
-            side.restore(state.part(name))
+            side.take_in(state.part(name))
 
     def estimates(self) -> dict[str, Estimate]:
         """What `reconstruction_quality` gives with an error. Raises ValueError if there was no token."""
@@ -103,11 +103,12 @@ class _Side:
         of_moments = {"means": self.means.state(), "errors_and_inputs": self.errors_and_inputs.state()}
         return State.joined({**of_moments, "side": State({"active": self.times_active}, {"n_tokens": self.n_tokens})})
 
-    def restore(self, state: State) -> None:
-        self.means.restore(state.part("means"))
-        self.errors_and_inputs.restore(state.part("errors_and_inputs"))
+    def take_in(self, state: State) -> None:
+        self.means.take_in(state.part("means"))
+        self.errors_and_inputs.take_in(state.part("errors_and_inputs"))
         own = state.part("side")
-        self.times_active, self.n_tokens = own.tensors["active"], own.values["n_tokens"]
+        self.times_active += own.tensors["active"]
+        self.n_tokens += own.values["n_tokens"]
 
     @property
     def dead(self) -> float:

@@ -13,6 +13,7 @@ result, bit for bit where the items are (as on a CPU).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -27,12 +28,15 @@ import torch
 from torch import Tensor
 
 from jsae_core.activations import with_documents
-from jsae_core.checkpoints import Checkpoint, LazyTensors, State
+from jsae_core.checkpoints import Checkpoint, LazyTensors, Shards, State
+from jsae_core.measures.sharding import ShardMeasured, Share, share_of
 from jsae_core.pace import Pace
 from jsae_core.sae_pair import SAEPair
 from jsae_core.tensor_files import content_digest
 
 T = TypeVar("T")
+MEASURED = "measured"  # said in the checkpoint of a shard that was gone through to its end
+PASSED_AT_ONCE = 2**12  # tokens whose random numbers are not asked for
 
 
 class Resumable(Protocol):
@@ -40,22 +44,27 @@ class Resumable(Protocol):
 
     def state(self) -> State: ...
 
-    def restore(self, state: State) -> None:
-        """Become what gave this state, from what this was when its loop began. The tensors are on the pair's device,
-        those of lists on the CPU."""
+    def take_in(self, state: State) -> None:
+        """Add what gave this state to what this is: to what it was when its loop began, where a loop goes on; to what
+        came before in the stream, where shards of it are merged. The tensors are on the pair's device, those of lists
+        on the CPU."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Loop:
     kept: Mapping[str, Resumable]
-    n_items: int = 0  # that were done
+    n_items: int = 0  # that were done, or are not to be done here
     amount: int = 0  # of what is counted
     read: str = ""  # digest of a stream's items so far, where the stream has none of its own
     went_on: bool = False
+    stream: Any = None  # that it goes through, if it does
 
 
 class Computation:
     """The loops of one measure, in order.
+
+    A measure that can be spread (`sharding.py`) says where its shards meet (`meet`). Up to there, what goes through a
+    shard sees that shard's tokens alone, and what merges them none.
 
     Args:
         checkpoint: None: nothing is kept and nothing is said.
@@ -64,6 +73,11 @@ class Computation:
             such a stream can also begin at any of its items (`starting_at`). Of any other, all items are looked at
             again to go on.
         settings: whatever else the result depends on, as JSON can hold it.
+        meets: whether its shards can meet.
+
+    Raises:
+        TypeError: it is to be spread, but its shards cannot meet.
+        ShardMeasured: this shard was measured before.
     """
 
     def __init__(
@@ -73,12 +87,17 @@ class Computation:
         pair: SAEPair,
         stream: Any,
         settings: Mapping[str, Any] | None = None,
+        meets: bool = False,
     ):
-        self._checkpoint, self._device = checkpoint, pair.device
+        self._given, self._device = checkpoint, pair.device
         self._loops: list[_Loop] = []
         self._before: State | None = None  # until all of it is restored
         self._is_kept = self._is_own = False
+        self._shards = None if checkpoint is None else checkpoint.shards
+        if self._shards is not None and not meets:
+            raise TypeError(f"{name.split()[0]} cannot be spread over shards of its stream")
 
+        @functools.cache
         def belongs_to() -> list[str]:
             known = stream.digest() if hasattr(stream, "digest") else ""
             tables = [] if pair.table_dtype is None else [str(pair.table_dtype)]
@@ -86,9 +105,14 @@ class Computation:
             return [name, json.dumps(dict(settings or {})), *of_pair, known]
 
         self._belongs_to = belongs_to
-        if checkpoint is not None and checkpoint.exists():
+        self._checkpoint = checkpoint
+        if checkpoint is not None and self._shards is not None and self._shards.number is not None:
+            self._checkpoint = checkpoint.part(self._shards.name)
+        if self._checkpoint is not None and self._checkpoint.exists():
             self._before = self._own.load()
             self._is_kept = self._before is not None
+            if self._before is not None and MEASURED in self._before.values:
+                raise ShardMeasured
 
     def tokens(
         self, stream: Iterable[Tensor], kept: Mapping[str, Resumable]
@@ -103,8 +127,16 @@ class Computation:
             ValueError: a stream that can be read only once is not the one that the checkpoint is of.
         """
         loop = self._next_loop(kept)
-        items = self._items(stream, loop)
-        pace = Pace(getattr(stream, "n_tokens", None), loop.amount)
+        loop.stream = stream
+        if self._merges:
+            return
+        share = self._share(stream)
+        if share is None:
+            items, total = self._items(stream, loop, 0, 0), getattr(stream, "n_tokens", None)
+        else:
+            items, total = self._items(stream, loop, share.first, share.place), share.stop
+            items = itertools.islice(items, share.end - loop.n_items)
+        pace = Pace(total, loop.amount)
         for item, documents in with_documents(stream, items, loop.amount):
             yield item, documents, loop.amount
             if not hasattr(stream, "digest"):
@@ -119,6 +151,7 @@ class Computation:
         unit: str,
         total: int | None = None,
         size: Callable[[T], int] = lambda item: 1,
+        stream: Iterable[Tensor] | None = None,
     ) -> Iterator[T]:
         """Items that follow from what is known before the loop begins, and are the same each time.
 
@@ -126,14 +159,83 @@ class Computation:
             kept: whatever changes in the loop.
             unit, total, size: what is counted to say how far it is: in the plural, how much there is, how much an item
                 is.
+            stream: of which each item makes one of these, so that a shard has its share of both.
         """
         loop = self._next_loop(kept)
+        if self._merges:
+            return
+        share = None if stream is None else self._share(stream)
+        if share is not None and not loop.n_items:
+            loop.n_items, loop.amount = share.first, share.place
         self._restore(loop)
-        pace = Pace(total, loop.amount)
-        for item in itertools.islice(items, loop.n_items, None):
+        pace = Pace(total if share is None else share.stop, loop.amount)
+        for item in itertools.islice(items, loop.n_items, None if share is None else share.end):
             yield item
             self._done(loop, size(item), pace, unit)
         self._ended(loop)
+
+    def first(self, stream: Iterable[Tensor]) -> Tensor | None:
+        """The first tokens of a stream, where they belong to another shard than the one that is gone through: what sums
+        are relative to must be the same in all shards."""
+        share = self._share(stream)
+        return next((item for item in stream if len(item)), None) if share is not None and share.place else None
+
+    def meet(self) -> None:
+        """To be called once, after the loops whose streams are spread. What goes through a shard ends here, and what
+        merges them takes in what they kept.
+
+        Raises:
+            ShardMeasured: as `sharding.measure_shard` expects.
+            ValueError, OSError: as `sharding.merge_shards` and `sharding.measure_shard` say.
+        """
+        if self._shards is None:
+            return
+        if self._shards.number is not None:
+            state = self._state()
+            self._own.write(state.tensors, {**state.values, MEASURED: True}, state.lists)
+            raise ShardMeasured
+        for number in range(self._shards.of):
+            state = self._of_shard(Shards(self._shards.of, number))
+            for place, loop in enumerate(self._loops):
+                for kept, one in loop.kept.items():
+                    one.take_in(state.part(f"{place}.{kept}").to(self._device))
+        for loop in self._loops:
+            loop.kept = {}  # it is in the shards' files
+        self._shards = None
+
+    @property
+    def _merges(self) -> bool:
+        """Whether there are shards still to be merged."""
+        return self._shards is not None and self._shards.number is None
+
+    def _share(self, stream: Iterable[Tensor]) -> Share | None:
+        """What this shard has of a stream, if it is one."""
+        if self._shards is None or self._shards.number is None:
+            return None
+        return share_of(stream, self._shards)
+
+    def _of_shard(self, shard: Shards) -> State:
+        """What a shard kept. Raises ValueError where it is not what is to be merged."""
+        assert self._given is not None
+        checkpoint = self._given.part(shard.name).of(*self._belongs_to(), shard.name)
+        what = f"{shard.name.replace('_', ' ')} cannot be merged"
+        try:
+            state = checkpoint.read()
+        except FileNotFoundError as error:
+            raise ValueError(f"{what}: {checkpoint.path} is not there; measure that shard first") from error
+        except ValueError as error:
+            raise ValueError(f"{what}: {checkpoint.path}: {error}; measure that shard again") from error
+        if MEASURED not in state.values:
+            raise ValueError(f"{what}: it was not gone through to its end; measure that shard first")
+        for loop, (_, _, read) in zip(self._loops, state.values["loops"], strict=True):
+            if loop.stream is None or hasattr(loop.stream, "digest"):
+                continue
+            share, expected = share_of(loop.stream, shard), ""
+            for item in itertools.islice(loop.stream, share.first, share.end):
+                expected = self._read(expected, item)
+            if read != expected:
+                raise ValueError(f"{what}: it was measured on another stream; measure that shard again")
+        return state
 
     def _next_loop(self, kept: Mapping[str, Resumable]) -> _Loop:
         """As far as it is known to have come; nothing is restored yet."""
@@ -149,28 +251,31 @@ class Computation:
         number = self._loops.index(loop)
         if number < len(self._before.values["loops"]):
             for name, one in loop.kept.items():
-                one.restore(self._before.part(f"{number}.{name}").to(self._device))
+                one.take_in(self._before.part(f"{number}.{name}").to(self._device))
         if number + 1 >= len(self._before.values["loops"]):
             self._before = None
 
-    def _items(self, stream: Any, loop: _Loop) -> Iterator[Tensor]:
-        """Those of a stream that are to come; what was kept of the others is restored."""
+    def _items(self, stream: Any, loop: _Loop, first: int, place: int) -> Iterator[Tensor]:
+        """Those of a stream that are to come, from its item number `first` on, whose first token is at `place`; what
+        was kept of the others is restored."""
+        if not loop.n_items:
+            loop.n_items, loop.amount = first, place
         if hasattr(stream, "digest"):
             self._restore(loop)
             return stream.starting_at(loop.n_items)
-        items, read = iter(stream), ""
-        for item in itertools.islice(items, loop.n_items):
+        items, read = itertools.islice(iter(stream), first, None), ""
+        for item in itertools.islice(items, loop.n_items - first):
             read = self._read(read, item)
         if read != loop.read:
-            if items is stream:
+            if iter(stream) is stream:
                 raise ValueError(
                     f"the stream of MLP inputs is not the one that the checkpoint {self._own.path} is of, and it can "
                     "be read only once; delete the checkpoint, or give a stream that can be read again"
                 )
             self._own.refuse("the stream of MLP inputs is another")
             self._before, self._is_kept = None, False
-            loop.n_items, loop.amount, loop.read = 0, 0, ""
-            return iter(stream)
+            loop.n_items, loop.amount, loop.read = first, place, ""
+            return itertools.islice(iter(stream), first, None)
         self._restore(loop)
         return items
 
@@ -195,14 +300,19 @@ class Computation:
             self._save()
 
     def _save(self) -> None:
+        state = self._state()
+        self._own.save(state.tensors, state.values, state.lists)
+        self._is_kept = True
+
+    def _state(self) -> State:
+        """Of all loops so far."""
         kept = {
             f"{number}.{name}": one.state()
             for number, loop in enumerate(self._loops)
             for name, one in loop.kept.items()
         }
         state, loops = State.joined(kept), [[loop.n_items, loop.amount, loop.read] for loop in self._loops]
-        self._own.save(state.tensors, {**state.values, "loops": loops}, state.lists)
-        self._is_kept = True
+        return State(state.tensors, {**state.values, "loops": loops}, state.lists)
 
     @property
     def _own(self) -> Checkpoint:
@@ -210,18 +320,30 @@ class Computation:
         due."""
         assert self._checkpoint is not None
         if not self._is_own:
-            self._checkpoint, self._is_own = self._checkpoint.of(*self._belongs_to()), True
+            shards = self._checkpoint.shards
+            whose = [] if shards is None else [shards.name]
+            self._checkpoint, self._is_own = self._checkpoint.of(*self._belongs_to(), *whose), True
         return self._checkpoint
 
 
-class Tensors(dict[str, Tensor]):
-    """Tensors of fixed shapes that a loop changes or replaces, by name."""
+class Sums(dict[str, Tensor]):
+    """Tensors of fixed shapes, by name, to which a loop adds."""
 
     def state(self) -> State:
         return State(dict(self))
 
-    def restore(self, state: State) -> None:
-        self.update(state.tensors)
+    def take_in(self, state: State) -> None:
+        self.update({name: self[name] + tensor for name, tensor in state.tensors.items()})
+
+
+class Maxima(dict[str, Tensor]):
+    """Tensors of fixed shapes, by name, of which a loop keeps the largest."""
+
+    def state(self) -> State:
+        return State(dict(self))
+
+    def take_in(self, state: State) -> None:
+        self.update({name: torch.maximum(self[name], tensor) for name, tensor in state.tensors.items()})
 
 
 class Parts(list[dict[str, Tensor]]):
@@ -230,15 +352,18 @@ class Parts(list[dict[str, Tensor]]):
     def __init__(self, device: torch.device):
         super().__init__()
         self._device = device
+        self._joined: tuple[int, dict[str, Tensor]] = (0, {})  # of so many
 
     def joined(self) -> dict[str, Tensor]:
-        """One after the other."""
-        return {name: torch.cat([part[name] for part in self]) for name in self[0]}
+        """One after the other; nothing of none."""
+        if self._joined[0] != len(self):
+            self._joined = len(self), {name: torch.cat([part[name] for part in self]) for name in self[0]}
+        return self._joined[1]
 
     def state(self) -> State:
         return State(lists={name: [part[name] for part in self] for name in (self[0] if self else ())})
 
-    def restore(self, state: State) -> None:
+    def take_in(self, state: State) -> None:
         for tensors in zip(*state.lists.values(), strict=True):
             self.append({name: tensor.to(self._device) for name, tensor in zip(state.lists, tensors, strict=True)})
 
@@ -249,21 +374,38 @@ class Frames(list[pd.DataFrame]):
     def state(self) -> State:
         return State(lists={"frames": LazyTensors(self, _packed)})
 
-    def restore(self, state: State) -> None:
+    def take_in(self, state: State) -> None:
         self += [_unpacked(packed) for packed in state.lists["frames"]]
 
 
 class RandomNumbers:
-    """Where a generator stands from which a loop draws."""
+    """Random numbers that belong to tokens: those of a token depend on its place in the stream alone, wherever a loop
+    begins. Tokens are asked for in order.
 
-    def __init__(self, generator: torch.Generator):
-        self._generator = generator
+    Args:
+        per_token: the shape of what a token has.
+    """
+
+    def __init__(self, seed: int, *per_token: int):
+        self._generator, self._per_token = torch.Generator().manual_seed(seed), per_token
+        self._place = 0  # of the token whose numbers come next
+
+    def of(self, place: int, n_tokens: int) -> Tensor:
+        """[n_tokens, *per_token] float32 on the CPU, evenly spread over [0, 1), of tokens from a place on."""
+        while left := place - self._place:  # this generator cannot leap
+            self._draw(min(left, PASSED_AT_ONCE))
+        return self._draw(n_tokens)
+
+    def _draw(self, n_tokens: int) -> Tensor:
+        self._place += n_tokens
+        return torch.rand(n_tokens, *self._per_token, generator=self._generator)
 
     def state(self) -> State:
-        return State({"generator": self._generator.get_state()})
+        return State({"generator": self._generator.get_state()}, {"place": self._place})
 
-    def restore(self, state: State) -> None:
+    def take_in(self, state: State) -> None:
         self._generator.set_state(state.tensors["generator"].cpu())
+        self._place = state.values["place"]
 
 
 def _packed(frame: pd.DataFrame) -> Tensor:

@@ -21,6 +21,7 @@ from jsae_core.jacobian import Sandwich
 from jsae_core.measures.moments import Estimate, NamedMoments
 from jsae_core.measures.resuming import Computation, Parts
 from jsae_core.memory import moved
+from jsae_core.sae_pair import SAEPair
 
 Ranks = Literal["random", "diagonal", "all"]
 CPU = torch.device("cpu")
@@ -161,16 +162,27 @@ def shares(samples: pd.DataFrame, column: str, classes: Sequence[str]) -> dict[s
     return moments_of(samples, {name: samples[column] == name for name in classes}).estimates()
 
 
-def joined(work: Computation, stream: Iterable[Tensor], device: torch.device) -> Tensor:
-    """The whole stream [n_tokens, d_model], as the first loop of a computation on a device. Raises ValueError if it
-    holds no token, or NaN or infinite values."""
-    chunks = Parts(device)
-    for x, _, _ in work.tokens(stream, {"chunks": chunks}):
-        if len(x):
-            chunks.append({"x": x})
-    if not chunks:
-        raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
-    x = chunks.joined()["x"]
-    if not torch.isfinite(x).all():
-        raise ValueError("the MLP inputs hold NaN or infinite values")
-    return x
+class KeptInputs:
+    """The MLP inputs of a stream, kept in memory."""
+
+    def __init__(self, pair: SAEPair):
+        self._pair, self._chunks = pair, Parts(pair.device)
+
+    def read(self, work: Computation, stream: Iterable[Tensor]) -> Tensor:
+        """Those that are seen before shards meet, [n_tokens, d_model]. Raises ValueError if they hold NaN or infinite
+        values."""
+        for x, _, _ in work.tokens(stream, {"chunks": self._chunks}):
+            if len(x):
+                self._chunks.append({"x": x})
+        if not self._chunks:
+            return self._pair.input_sae.W_enc.new_empty(0, self._pair.config.d_in)
+        x = self._chunks.joined()["x"]
+        if not torch.isfinite(x).all():
+            raise ValueError("the MLP inputs hold NaN or infinite values")
+        return x
+
+    def all(self) -> Tensor:
+        """The whole stream, [n_tokens, d_model], once shards have met. Raises ValueError if it holds no token."""
+        if not self._chunks:
+            raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
+        return self._chunks.joined()["x"]

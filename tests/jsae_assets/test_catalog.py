@@ -168,6 +168,8 @@ MALFORMED = {
         "in quotes, because YAML",
     ),
     "no tokens to measure": ("models.m.tokens", 0, "models.m.tokens", "is 0, expected at least 1"),
+    "no shards": ("models.m.shards", 0, "models.m.shards", "is 0, expected at least 1"),
+    "more shards than anybody wants": ("models.m.shards", 10**6, "models.m.shards", "expected at most 1000"),
     "a context without room for a token": ("models.m.context_size", 1, "models.m.context_size", "2"),
     "an empty prompt": ("models.m.prompt", "", "models.m.prompt", "at least 1 character"),
     "a number that is a word": ("models.m.tokens", "many", "models.m.tokens", "is 'many', expected a whole number"),
@@ -766,6 +768,7 @@ DEFAULTS = {
         "function_shapes": 5_000,
         "quality_tokens": 20_000,
         "jacobian_tables": None,
+        "shards": 1,
         "prompt": "The quick brown fox jumps over the lazy dog.",
     },
     Text: {
@@ -881,6 +884,7 @@ def test_the_digest_of_the_tokens_changes_with_the_models_text(tmp_path):
         ("models.m.tokens", 7, {"models/m/tokens"}),
         ("models.m.quality_tokens", 7, {"models/m/pair_quality"}),
         ("models.m.jacobian_tables", "bfloat16", {"models/m/jacobian_tables"}),
+        ("models.m.shards", 7, set()),
     ],
 )
 def test_an_edit_changes_the_entries_that_hold_it_and_no_others(tmp_path, place, value, changed):

@@ -106,15 +106,19 @@ class SettingError(ValueError):
 
 
 def default_executor() -> dg.ExecutorDefinition:
-    """Return the executor that JSAE_EXECUTOR names: in_process (the default) or ray.
+    """Return the executor that JSAE_EXECUTOR names: in_process (the default), multiprocess or ray.
 
     Raises:
         SettingError: it names another executor, or one whose packages are not installed.
     """
-    executors = {"in_process": dg.in_process_executor, "ray": ray_worker_executor}
+    executors = {
+        "in_process": dg.in_process_executor,
+        "multiprocess": dg.multiprocess_executor,
+        "ray": ray_worker_executor,
+    }
     name = os.environ.get("JSAE_EXECUTOR") or "in_process"
     if name not in executors:
-        raise SettingError(f"JSAE_EXECUTOR is {name!r}: expected {' or '.join(executors)}")
+        raise SettingError(f"JSAE_EXECUTOR is {name!r}: expected {', '.join(executors)}")
     if name == "ray" and find_spec("dagster_ray") is None:
         raise SettingError("JSAE_EXECUTOR is 'ray', which needs more packages: pip install 'jsae[ray]'")
     return executors[name]

@@ -1,7 +1,7 @@
-"""Who executes a run's steps. Whichever it is, a run is one process, so that the model and the pair are loaded once and
-stay loaded from one asset of a cell to the next.
+"""The executor for runs on a Ray cluster. A run is one process there, as by default, so that the model and the pair are
+loaded once and stay loaded from one asset of a cell to the next.
 
-Here: the executors. Not here: which one is used (`definitions.py`), how a run comes to another machine (by the run
+Not here: which one is used (`definitions.py`), how a run comes to another machine (by the run
 launcher of dagster-ray, which deploy/dagster.yaml names).
 """
 

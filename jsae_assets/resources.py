@@ -37,6 +37,15 @@ FEWEST_TOKENS = 64  # at once: if even so few do not fit in memory, their number
 _models_in_use: WeakValueDictionary[Hashable, LanguageModel] = WeakValueDictionary()
 
 
+def _file_times(directory: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return the name, size and time of each file of a directory, by which a changed model is noticed. Nothing for the
+    name of a model on the hub."""
+    if not directory.is_dir():
+        return ()
+    states = {path.name: path.stat() for path in sorted(directory.iterdir())}
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states.items())
+
+
 def downloads_folder(instance: dg.DagsterInstance) -> Path:
     """Return the local folder for downloaded files, which has a subfolder for each service."""
     return Path(instance.storage_directory()).parent
@@ -220,9 +229,10 @@ class Compute(dg.ConfigurableResource):
         arguments = (name, self.torch_device(), self.dtype, randomise_seed, randomised_weights, revision)
 
         def in_use_or_loaded() -> LanguageModel:
-            language_model = _models_in_use.get(arguments)
+            key = (*arguments, _file_times(Path(name)))
+            language_model = _models_in_use.get(key)
             if language_model is None:
-                language_model = _models_in_use[arguments] = load_language_model(*arguments, say=self.say)
+                language_model = _models_in_use[key] = load_language_model(*arguments, say=self.say)
             return language_model
 
         return self.cached("language model", arguments, in_use_or_loaded)

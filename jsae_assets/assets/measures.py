@@ -190,6 +190,8 @@ class Measure:
         """Each pass and its checkpoint."""
         assert subject.checkpoint is not None
         passes = self.passes(subject)
+        if not passes:
+            return
         first = subject.checkpoint.for_one_of(len(passes) + self.further)
         for number, (name, one) in enumerate(passes.items()):
             yield one, first.part(name) if number else first

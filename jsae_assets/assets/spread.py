@@ -3,7 +3,7 @@ the tokens, one merges them and gives the asset.
 
 Steps agree through the storage alone: what a shard kept is its checkpoint, and nothing else goes from one step to
 another. A step that failed is tried again by itself, and goes on where it was. Here: the steps, and what Dagster is
-told of them. Not here: what a step computes (`measures.py`), where steps run (`executors.py`).
+told of them. Not here: what a step computes (`measures.py`), where steps run (`definitions.py` names the executor).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -94,11 +94,14 @@ def ablation_samples(
         raise ValueError(f"unknown dose {unknown[0]!r}; expected some of {', '.join(DOSES)}")
     further = [dose for dose in DOSES if dose in doses and dose != "unit"]
     settings = {"n_samples": n_samples, "ranks": ranks, "seed": seed, "doses": further}
-    work, inputs = Computation(checkpoint, "ablation_samples 2", pair, stream, settings, meets=True), KeptInputs(pair)
+    work, inputs = (
+        Computation(checkpoint, "ablation_samples 2", pair, stream, settings, shardable=True),
+        KeptInputs(pair),
+    )
     x = inputs.read(work, stream)
     check_input(pair, x)
     activity = _activity(work, pair, x)
-    work.meet()
+    work.merge_shards()
     x = inputs.all()
     samples = draw_samples(len(x), pair.config.k, n_samples, ranks, seed, x.device)
     parts, kept = _by_tokens(samples, inputs_at_once(pair.input_sae)), Parts(pair.device)

@@ -120,7 +120,7 @@ def latent_accountings(
     random_numbers = RandomNumbers(seed, k, k)
     sums = _Sums(pair)
     settings = {"kept": list(kept), "orders": list(orders), "seed": seed}
-    work = Computation(checkpoint, "latent_accountings 2", pair, stream, settings, meets=True)
+    work = Computation(checkpoint, "latent_accountings 2", pair, stream, settings, shardable=True)
     for x, documents, place in work.tokens(stream, {"sums": sums, "random_numbers": random_numbers}):
         sandwich = run_sandwich(pair, x)
         for start in range(0, len(x), at_once):
@@ -144,7 +144,7 @@ def latent_accountings(
                 )
                 values |= _errors(tokens, importance, levels, order, kept)
             sums.add(tokens.output_latents, values, None if documents is None else documents[part])
-    work.meet()
+    work.merge_shards()
     return Accounting(sums.estimates(), sums.n_tokens, sums.by_latent())
 
 

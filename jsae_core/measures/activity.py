@@ -44,7 +44,7 @@ def latent_activity(pair: SAEPair, stream: Iterable[Tensor], checkpoint: Checkpo
         ValueError: the stream is empty.
     """
     sides = {side: _Side(pair.config.d_sae) for side in ("input", "output")}
-    work = Computation(checkpoint, "latent_activity 2", pair, stream, meets=True)
+    work = Computation(checkpoint, "latent_activity 2", pair, stream, shardable=True)
     for x, documents, start in work.tokens(stream, sides):
         if not len(x):
             continue
@@ -53,7 +53,7 @@ def latent_activity(pair: SAEPair, stream: Iterable[Tensor], checkpoint: Checkpo
         sandwich = run_sandwich(pair, x)
         sides["input"].add(sandwich.input_activations, sandwich.input_latents, places, documents)
         sides["output"].add(sandwich.output_activations, sandwich.output_latents, places, documents)
-    work.meet()
+    work.merge_shards()
     if not sides["input"].n_tokens:
         raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
     return pd.concat([side.table(name) for name, side in sides.items()], ignore_index=True)

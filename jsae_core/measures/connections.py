@@ -82,10 +82,10 @@ def strongest_connections(
     in the stream), `jacobian`, `input_activation`, `output_activation`, as many as there are up to `n_examples`."""
     d_sae = pair.config.d_sae
     settings = {"n_strongest": n_strongest, "least_active": least_active, "n_examples": n_examples}
-    work = Computation(checkpoint, "strongest_connections 1", pair, stream, settings, meets=True)
+    work = Computation(checkpoint, "strongest_connections 1", pair, stream, settings, shardable=True)
     with LatentRows(d_sae) as rows:
         _keep(work, rows, pair, stream)
-        work.meet()
+        work.merge_shards()
         if not rows.counts.any():
             raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
         parts = Frames()

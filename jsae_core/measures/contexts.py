@@ -100,7 +100,7 @@ def stream_contexts(
     text = _Text(lm, list(stream.documents))
     if not stream.n_tokens:
         raise ValueError("the documents hold no token to measure: expected at least one after BOS")
-    work = Computation(checkpoint, "stream_contexts 1", pair, stream, {"n_top": n_top}, meets=True)
+    work = Computation(checkpoint, "stream_contexts 1", pair, stream, {"n_top": n_top}, shardable=True)
     frames = []
     with LatentRows(d_sae) as inputs, LatentRows(d_sae) as outputs:
         _fill(work, pair, stream, inputs, outputs)
@@ -165,7 +165,7 @@ class _Firings(NamedTuple):
 
 
 def _fill(work: Computation, pair: SAEPair, stream: MLPInputs, inputs: LatentRows, outputs: LatentRows) -> None:
-    """The active latents of both SAEs at each token; here shards meet."""
+    """The active latents of both SAEs at each token. Shards are merged here."""
     at_once = inputs_at_once(pair.input_sae)
     for batch, _, start in work.tokens(stream, {"inputs": inputs, "outputs": outputs}):
         for x in batch.split(at_once):
@@ -174,7 +174,7 @@ def _fill(work: Computation, pair: SAEPair, stream: MLPInputs, inputs: LatentRow
                 activations, latents = active_latents(sae, given)
                 rows.add(latents, {"activation": activations}, tokens)
             start += len(x)
-    work.meet()
+    work.merge_shards()
 
 
 def _of_block(firings: _Firings, block: range, text: _Text, n_top: int) -> tuple[pd.DataFrame, pd.DataFrame]:

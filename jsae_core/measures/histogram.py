@@ -126,7 +126,7 @@ def jacobian_sizes(
     memory_bytes = piece_factor(device) * MEMORY_BYTES if memory_bytes is None else memory_bytes
     wanted = [norm for norm in norms if norm is not None]
 
-    work = Computation(checkpoint, "jacobian_sizes 1", pair, stream, {"norms": list(norms), "at": at}, meets=True)
+    work = Computation(checkpoint, "jacobian_sizes 1", pair, stream, {"norms": list(norms), "at": at}, shardable=True)
     counts, moments = _Bins(PLAIN_BINS, device), NamedMoments()
     log_counts, log_means = (
         Sums(bins=torch.zeros(LOGARITHMIC_BINS, dtype=torch.int64, device=device)) for _ in range(2)
@@ -158,7 +158,7 @@ def jacobian_sizes(
                 log_counts["bins"] += logarithmic_counts(part)
             moments.add(_joined(of_parts), documents)
             kept.append(magnitude, inputs, outputs)
-        work.meet()
+        work.merge_shards()
         n_tokens = moments.n_tokens
         if not n_tokens:
             raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
@@ -226,7 +226,7 @@ def jacobian_measures(
 ) -> dict[str, Estimate]:
     """The `estimates` of `jacobian_sizes` alone. Raises ValueError as it does."""
     pair, stream = under(convention, pair, stream)
-    work = Computation(checkpoint, "jacobian_measures 1", pair, stream, {"at": at}, meets=True)
+    work = Computation(checkpoint, "jacobian_measures 1", pair, stream, {"at": at}, shardable=True)
     moments = NamedMoments()
 
     def measured(x: Tensor) -> dict[str, Tensor]:
@@ -238,7 +238,7 @@ def jacobian_measures(
     for x, documents, _ in work.tokens(stream, {"moments": moments}):
         if len(x):
             moments.add(measured(x), documents)
-    work.meet()
+    work.merge_shards()
     if not moments.n_tokens:
         raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
     return moments.estimates()

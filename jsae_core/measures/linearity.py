@@ -162,10 +162,13 @@ def function_shapes(
     if unknown:
         raise ValueError(f"unknown rule {unknown[0]!r}; expected some of {', '.join(RULES)}")
     settings = {"n_samples": n_samples, "seed": seed, "n_curves": n_curves, "rules": sorted(rules)}
-    work, inputs = Computation(checkpoint, "function_shapes 2", pair, stream, settings, meets=True), KeptInputs(pair)
+    work, inputs = (
+        Computation(checkpoint, "function_shapes 2", pair, stream, settings, shardable=True),
+        KeptInputs(pair),
+    )
     x = inputs.read(work, stream)
     active = _active(work, pair, x) if "relative" in rules else None
-    work.meet()
+    work.merge_shards()
     x = inputs.all()
     samples = draw_samples(len(x), pair.config.k, n_samples, "random", seed, x.device)
     usual = None if active is None else _usual_activations(pair, active, x)

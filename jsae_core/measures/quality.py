@@ -98,7 +98,7 @@ def measured_quality(
     reconstruction = ReconstructionSums(pair)
     check = _SameMLP(language_model.name, layer)
     stream = MLPInputs(language_model, documents, layer, batch_tokens)
-    work = Computation(checkpoint, "pair_quality 1", pair, stream, meets=True)
+    work = Computation(checkpoint, "pair_quality 1", pair, stream, shardable=True)
     sums: dict[str, Resumable] = {
         "cross_entropy": cross_entropy,
         "divergence": divergence,
@@ -140,7 +140,7 @@ def measured_quality(
         cross_entropy.add(losses, document_of_prediction)
         divergence.add(divergences, document)
     check.finish()
-    work.meet()
+    work.merge_shards()
     quality = Quality(
         cross_entropy.estimates()
         | divergence.estimates()

@@ -45,26 +45,26 @@ class Resumable(Protocol):
     def state(self) -> State: ...
 
     def take_in(self, state: State) -> None:
-        """Add what gave this state to what this is: to what it was when its loop began, where a loop goes on; to what
-        came before in the stream, where shards of it are merged. The tensors are on the pair's device, those of lists
-        on the CPU."""
+        """Add a stored state to this object. A loop that is continued adds it to what the object was when the loop
+        began; merging adds each shard's state to those of the shards before. The tensors are on the pair's device,
+        those of lists on the CPU."""
 
 
 @dataclass(eq=False)
 class _Loop:
     kept: Mapping[str, Resumable]
-    n_items: int = 0  # that were done, or are not to be done here
-    amount: int = 0  # of what is counted
+    n_items: int = 0  # items that are done, or that belong to earlier shards
+    amount: int = 0  # tokens, or whatever is counted, in these items
     read: str = ""  # digest of a stream's items so far, where the stream has none of its own
     went_on: bool = False
-    stream: Any = None  # that it goes through, if it does
+    stream: Any = None  # the stream that the loop reads, if it reads one
 
 
 class Computation:
     """The loops of one measure, in order.
 
-    A measure that can be spread (`sharding.py`) says where its shards meet (`meet`). Up to there, what goes through a
-    shard sees that shard's tokens alone, and what merges them none.
+    A measure that can be split into shards of its stream (`sharding.py`) calls `merge_shards` after its loops over
+    tokens. Up to that call, a shard's loops read the tokens of the shard alone, and those of the merging step none.
 
     Args:
         checkpoint: None: nothing is kept and nothing is said.
@@ -73,10 +73,10 @@ class Computation:
             such a stream can also begin at any of its items (`starting_at`). Of any other, all items are looked at
             again to go on.
         settings: whatever else the result depends on, as JSON can hold it.
-        meets: whether its shards can meet.
+        shardable: whether the measure calls `merge_shards`.
 
     Raises:
-        TypeError: it is to be spread, but its shards cannot meet.
+        TypeError: the checkpoint is for a shard, but the measure is not shardable.
         ShardMeasured: this shard was measured before.
     """
 
@@ -87,15 +87,15 @@ class Computation:
         pair: SAEPair,
         stream: Any,
         settings: Mapping[str, Any] | None = None,
-        meets: bool = False,
+        shardable: bool = False,
     ):
         self._given, self._device = checkpoint, pair.device
         self._loops: list[_Loop] = []
         self._before: State | None = None  # until all of it is restored
         self._is_kept = self._is_own = False
         self._shards = None if checkpoint is None else checkpoint.shards
-        if self._shards is not None and not meets:
-            raise TypeError(f"{name.split()[0]} cannot be spread over shards of its stream")
+        if self._shards is not None and not shardable:
+            raise TypeError(f"{name.split()[0]} cannot be split into shards of its stream")
 
         @functools.cache
         def belongs_to() -> list[str]:
@@ -159,7 +159,7 @@ class Computation:
             kept: whatever changes in the loop.
             unit, total, size: what is counted to say how far it is: in the plural, how much there is, how much an item
                 is.
-            stream: of which each item makes one of these, so that a shard has its share of both.
+            stream: the stream whose items these correspond to, one to one, so that a shard has its share of both.
         """
         loop = self._next_loop(kept)
         if self._merges:
@@ -175,14 +175,14 @@ class Computation:
         self._ended(loop)
 
     def first(self, stream: Iterable[Tensor]) -> Tensor | None:
-        """The first tokens of a stream, where they belong to another shard than the one that is gone through: what sums
-        are relative to must be the same in all shards."""
+        """Return the first tokens of a stream if another shard has them, else None. Sums are taken relative to these
+        tokens, which must be the same in all shards."""
         share = self._share(stream)
         return next((item for item in stream if len(item)), None) if share is not None and share.place else None
 
-    def meet(self) -> None:
-        """To be called once, after the loops whose streams are spread. What goes through a shard ends here, and what
-        merges them takes in what they kept.
+    def merge_shards(self) -> None:
+        """Call this once, after the loops that are split into shards. A shard ends here, and the merging step adds up
+        the states of all shards. Without shards it does nothing.
 
         Raises:
             ShardMeasured: as `sharding.measure_shard` expects.
@@ -209,13 +209,13 @@ class Computation:
         return self._shards is not None and self._shards.number is None
 
     def _share(self, stream: Iterable[Tensor]) -> Share | None:
-        """What this shard has of a stream, if it is one."""
+        """Return the share of a stream that this shard has; None if this is no shard."""
         if self._shards is None or self._shards.number is None:
             return None
         return share_of(stream, self._shards)
 
     def _of_shard(self, shard: Shards) -> State:
-        """What a shard kept. Raises ValueError where it is not what is to be merged."""
+        """Return the state at the end of a shard. Raises ValueError if it is missing, unfinished or another's."""
         assert self._given is not None
         checkpoint = self._given.part(shard.name).of(*self._belongs_to(), shard.name)
         what = f"{shard.name.replace('_', ' ')} cannot be merged"
@@ -226,7 +226,7 @@ class Computation:
         except ValueError as error:
             raise ValueError(f"{what}: {checkpoint.path}: {error}; measure that shard again") from error
         if MEASURED not in state.values:
-            raise ValueError(f"{what}: it was not gone through to its end; measure that shard first")
+            raise ValueError(f"{what}: it is not finished; measure that shard first")
         for loop, (_, _, read) in zip(self._loops, state.values["loops"], strict=True):
             if loop.stream is None or hasattr(loop.stream, "digest"):
                 continue

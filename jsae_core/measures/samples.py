@@ -169,8 +169,8 @@ class KeptInputs:
         self._pair, self._chunks = pair, Parts(pair.device)
 
     def read(self, work: Computation, stream: Iterable[Tensor]) -> Tensor:
-        """Those that are seen before shards meet, [n_tokens, d_model]. Raises ValueError if they hold NaN or infinite
-        values."""
+        """The inputs that are read before shards are merged, [n_tokens, d_model]. Raises ValueError if they hold NaN or
+        infinite values."""
         for x, _, _ in work.tokens(stream, {"chunks": self._chunks}):
             if len(x):
                 self._chunks.append({"x": x})

@@ -1,5 +1,5 @@
-"""A measure whose stream is spread: shards of the stream are measured by themselves, anywhere and in any order, and
-then merged.
+"""A measure in shards: each shard of the stream is measured by itself, on any machine and in any order, and the results
+are then merged.
 
     place = Checkpoint(Path("histogram.safetensors"))
     histogram = lambda checkpoint: jacobian_histogram(pair, stream, checkpoint=checkpoint)
@@ -8,9 +8,9 @@ then merged.
     result = merge_shards(histogram, place, 3)
     place.remove()  # once the result is stored
 
-What a measure has kept of a shard, once it has gone through it, is its checkpoint; merging is taking in those of all
-shards, one after the other, and going on from there. So there is one way to compute, of which the whole stream is the
-case of one shard. Shards are runs of whole items of the stream, so that what is computed of an item is the same.
+The result of a shard is the checkpoint that the measure has at the end of it. Merging adds up the checkpoints of all
+shards, in order, and computes the rest. So there is one way to compute, and the whole stream is the case of one shard.
+A shard is a range of whole items of the stream, so that each item is computed as in the whole stream.
 
 Here: measuring a shard, merging, which items a shard has. Not here: the loops (`resuming.py`), what a measure keeps.
 """
@@ -29,24 +29,24 @@ T = TypeVar("T")
 
 
 class ShardMeasured(Exception):
-    """How a measure ends that goes through one shard: only what merges all of them has a result."""
+    """Raised at the end of a shard: only merging gives a result."""
 
 
 def measure_shard(measure: Callable[[Checkpoint], Any], checkpoint: Checkpoint, number: int, of: int) -> None:
-    """Go through one shard of a measure's stream, and keep what merging needs beside a checkpoint. Where that was
-    interrupted it goes on, and where it is done nothing is computed again.
+    """Measure one shard of a stream, and keep what merging needs in a file beside a checkpoint. A shard that was
+    interrupted is continued, and one that is done is not computed again.
 
     Args:
-        measure: given a checkpoint, calls one of the measures that say that they can be spread, with a stream that can
-            be read again and has a length: an `MLPInputs`, or a list of tensors.
-        checkpoint: of the measure, where nothing needs to be; the same for all shards, and for merging them.
-        number: of the shard, from 0 on.
-        of: how many shards there are; more than the stream has items leave some with nothing to do.
+        measure: a function of a checkpoint that calls one shardable measure, with a stream that can be read again and
+            has a length: an `MLPInputs`, or a list of tensors.
+        checkpoint: the checkpoint of the measure, the same for all shards and for merging. Its file need not exist.
+        number: the number of the shard, from 0.
+        of: how many shards there are. If there are more than items in the stream, some have nothing to do.
 
     Raises:
         ValueError: there is no such shard, or the stream has no length, or as the measure does.
-        TypeError: the measure cannot be spread.
-        OSError: what is kept cannot be written.
+        TypeError: the measure cannot be split into shards.
+        OSError: the shard's file cannot be written.
     """
     if not 0 <= number < of:
         raise ValueError(f"there is no shard {number} of {of}: expected a number from 0 to {of - 1}")
@@ -54,20 +54,20 @@ def measure_shard(measure: Callable[[Checkpoint], Any], checkpoint: Checkpoint, 
         measure(_for(checkpoint, Shards(of, number)))
     except ShardMeasured:
         return
-    raise TypeError("what was called has a result of its own, so it went through no shard; expected a single measure")
+    raise TypeError("the function that was given measured no shard; expected one that calls one measure in shards")
 
 
 def merge_shards(measure: Callable[[Checkpoint], T], checkpoint: Checkpoint, of: int) -> T:
-    """What a measure gives, of shards that were measured.
+    """Return the result of a measure from shards that were measured.
 
-    It is the result for the whole stream: to the last bit on a CPU, but for those sums of floating-point numbers that a
-    measure's documentation names, which are those to rounding.
+    It is the result for the whole stream: to the last bit on a CPU, except for the sums of floating-point numbers that
+    the measure's documentation names, which agree up to rounding.
 
     Args:
         measure, checkpoint, of: as they were for `measure_shard`.
 
     Raises:
-        ValueError: a shard was not measured, or not with the same pair, stream and settings, or is damaged.
+        ValueError: a shard was not measured, was measured with another pair, stream or settings, or is damaged.
     """
     return measure(_for(checkpoint, Shards(of)))
 
@@ -79,7 +79,7 @@ def _for(checkpoint: Checkpoint, shards: Shards) -> Checkpoint:
 
 
 class Share(NamedTuple):
-    """What a shard has of a stream: items [first, end), which hold the tokens [place, stop)."""
+    """The items [first, end) of a stream that a shard has, and their tokens [place, stop)."""
 
     first: int
     end: int
@@ -88,7 +88,7 @@ class Share(NamedTuple):
 
 
 def share_of(stream: Iterable[Tensor], shards: Shards) -> Share:
-    """The share of a shard: about as many items as others have, and whole documents.
+    """Return the share of a shard: about as many items as each other shard has, and whole documents.
 
     Raises:
         ValueError: the stream says neither its `item_lengths` nor how many items it has.
@@ -107,7 +107,7 @@ def _item_lengths(stream: Iterable[Tensor]) -> list[int]:
         return stream.item_lengths
     if not isinstance(stream, Sized):
         raise ValueError(
-            f"a {type(stream).__name__} cannot be spread: how many items it has is not known, nor can one begin within "
-            "it; expected an MLPInputs, or a list of tensors"
+            f"a {type(stream).__name__} cannot be split into shards, since it does not say how many items it has; "
+            "expected an MLPInputs, or a list of tensors"
         )
     return [len(item) for item in stream]

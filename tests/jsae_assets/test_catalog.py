@@ -410,7 +410,7 @@ def with_every_whole_number() -> dict:
     """GOOD, with each setting written out that is a whole number."""
     entries = copy.deepcopy(GOOD)
     sizes = ("ablation_samples", "function_shapes", "least_active", "quality_tokens", "context_size", "randomise_seed")
-    entries["models"]["m"] |= {"tokens": 100} | dict.fromkeys(sizes, 10)
+    entries["models"]["m"] |= {"tokens": 100, "shards": 2} | dict.fromkeys(sizes, 10)
     further = {"auxk": {"k": 1, "dead_after_tokens": 3}, "seed": 1, "buffer_tokens": 20, "gradient_accumulation": 1}
     entries["pairs"][0]["train"]["config"] = CONFIG | further
     entries["sweeps"]["s"] = {"local": copy.deepcopy(LOCAL) | {"k": [4], "d_sae": [8], "seed": [0]}}

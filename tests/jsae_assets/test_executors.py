@@ -1,16 +1,24 @@
 """JSAE_EXECUTOR: who executes a run, and what is said where that cannot be. A real Ray cluster is in `services/`."""
 
+import os
+
 import dagster as dg
+import pandas as pd
 import pytest
 
 from jsae_assets import definitions
+from jsae_assets.catalog import load_catalog
 from jsae_assets.command import main
 from jsae_assets.definitions import SettingError, build_definitions
 from jsae_assets.executors import OF_A_RAY_JOB, ray_worker_executor
-from tests.jsae_assets.conftest import write_catalog
+from jsae_assets.plan import CELL_JOB
+from jsae_assets.resources import POOL, Compute
+from tests.jsae_assets.conftest import Graph, write_catalog
 
 
-@pytest.mark.parametrize(("named", "expected"), [(None, "in_process"), ("", "in_process"), ("ray", "ray")])
+@pytest.mark.parametrize(
+    ("named", "expected"), [(None, "in_process"), ("", "in_process"), ("multiprocess", "multiprocess"), ("ray", "ray")]
+)
 def test_the_executor_is_the_one_that_the_environment_names(graph, entries, monkeypatch, named, expected):
     monkeypatch.setattr(definitions, "find_spec", lambda name: object())
     if named is None:
@@ -25,7 +33,7 @@ def test_an_executor_that_there_is_not_is_refused_in_one_line(entries, tmp_path,
     monkeypatch.setenv("JSAE_CATALOG", str(write_catalog(tmp_path, entries())))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     assert main(["run"]) == 2
-    assert capsys.readouterr().err == "JSAE_EXECUTOR is 'dask': expected in_process or ray\n"
+    assert capsys.readouterr().err == "JSAE_EXECUTOR is 'dask': expected in_process, multiprocess, ray\n"
 
 
 def test_ray_without_its_packages_is_refused_saying_how_to_install_them(monkeypatch):
@@ -61,3 +69,44 @@ def test_a_run_that_no_ray_cluster_started_is_refused_saying_what_the_instance_l
 def test_a_run_on_a_ray_worker_makes_all_its_steps_in_its_own_process(monkeypatch):
     monkeypatch.setenv(OF_A_RAY_JOB, "{}")
     assert run_on_ray()
+
+
+def job_of_the_environment() -> dg.JobDefinition:
+    return build_definitions(load_catalog(os.environ["JSAE_CATALOG"])).resolve_job_def(f"{CELL_JOB}_2")
+
+
+def test_several_processes_measure_the_shards_of_a_cell_and_store_what_one_stores(
+    instance, entries, tmp_path, monkeypatch
+):
+    key, partition = dg.AssetKey(["jsae", "latent_accounting"]), "tiny:1"
+    catalog = entries()
+    catalog["models"]["tiny"]["shards"] = 2
+    path = write_catalog(tmp_path, catalog)
+    graph = Graph(load_catalog(path), instance, {"compute": Compute(device="cpu", batch_tokens=64)})
+    assert graph.tokenise().success and graph.measure(1, "jsae/sae_pair", key.to_user_string()).success
+    stored = graph.file(key.to_user_string(), extension="parquet")
+    expected = pd.read_parquet(stored)
+    stored.unlink()
+    instance.event_log_storage.set_concurrency_slots(POOL, 2)
+    for name, value in {
+        "JSAE_EXECUTOR": "multiprocess",
+        "JSAE_CATALOG": path,
+        "JSAE_BATCH_TOKENS": 64,
+        "DAGSTER_HOME": instance.root_directory,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    with dg.execute_job(
+        dg.reconstructable(job_of_the_environment),
+        instance=instance,
+        tags={"dagster/partition": partition},
+        asset_selection=[key],
+    ) as result:
+        assert result.success
+        processes = {
+            event.step_key.removeprefix("jsae__latent_accounting."): event.dagster_event.pid
+            for event in instance.all_logs(result.run_id)
+            if event.is_dagster_event and event.dagster_event_type == dg.DagsterEventType.STEP_START
+        }
+    assert processes["shard[0]"] != processes["shard[1]"]
+    pd.testing.assert_frame_equal(pd.read_parquet(stored), expected)
+    assert not [slot for slot in instance.event_log_storage.get_concurrency_info(POOL).claimed_slots]

@@ -147,7 +147,7 @@ def test_one_shard_is_the_whole_stream(tmp_path, pair, stream, whole, name):
 def test_every_measure_of_a_stream_can_be_spread_but_curves_which_belong_to_a_result(tmp_path, pair, stream):
     assert {*EXACT, *ROUNDING} == set(MEASURES) - {"connection_curves"}
     none = pd.DataFrame({"output_latent": [0], "input_latent": [0], "token": [[0]]})
-    with pytest.raises(TypeError, match="connection_curves cannot be spread over shards"):
+    with pytest.raises(TypeError, match="connection_curves cannot be split into shards"):
         measure_shard(
             lambda checkpoint: connection_curves(pair, stream, none, 1, checkpoint), Checkpoint(tmp_path / "it"), 0, 2
         )
@@ -225,7 +225,7 @@ def test_what_a_shard_kept_is_refused_where_it_belongs_to_something_else(tmp_pat
         merge_shards(measure, place, 2)
     with pytest.raises(Interrupted):
         measure_shard(measure, Ends(place.path, saves=1), 1, 2)
-    with pytest.raises(ValueError, match="it was not gone through to its end"):
+    with pytest.raises(ValueError, match="it is not finished"):
         merge_shards(measure, place, 2)
     measure_shard(measure, place, 1, 2)
     merge_shards(measure, place, 2)
@@ -264,9 +264,11 @@ def test_a_shard_that_there_is_not_is_refused(tmp_path, number, of):
 
 def test_what_cannot_be_spread_is_refused(tmp_path, pair, stream):
     place = Checkpoint(tmp_path / "it")
-    with pytest.raises(ValueError, match="a generator cannot be spread.*expected an MLPInputs, or a list of tensors"):
+    with pytest.raises(
+        ValueError, match="a generator cannot be split into shards.*expected an MLPInputs, or a list of tensors"
+    ):
         measure_shard(lambda checkpoint: latent_activity(pair, iter(stream), checkpoint), place, 0, 2)
-    with pytest.raises(TypeError, match="went through no shard"):
+    with pytest.raises(TypeError, match="measured no shard"):
         measure_shard(lambda checkpoint: latent_activity(pair, stream), place, 0, 2)
     with pytest.raises(ValueError, match="the stream of MLP inputs is empty"):
         spread(lambda checkpoint: jacobian_histogram(pair, [], checkpoint=checkpoint), place, 2)

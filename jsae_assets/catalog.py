@@ -467,9 +467,11 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
     except RecursionError as error:
         raise CatalogError(f"{path}: is nested too deeply to be read") from error
     except yaml.YAMLError as error:
-        raise CatalogError(f"{path}: is not valid YAML: {error}") from error
+        problem = str(error).replace('in "<unicode string>", ', "at ")
+        raise CatalogError(f"{path}: is not valid YAML: {problem}") from error
     if not isinstance(entries, dict):
-        raise CatalogError(f"{path}: expected the sections models, text, variants, pairs and sweeps")
+        found = "is empty" if entries is None else "holds no sections"
+        raise CatalogError(f"{path}: {found}; expected the sections models, text, variants, pairs and, if any, sweeps")
     if problems := [*truth_values(entries)]:
         raise CatalogError("\n".join(f"{path}: {problem}" for problem in problems))
     try:

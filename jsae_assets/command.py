@@ -23,9 +23,11 @@ import time
 import uuid
 import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import dagster as dg
+from dagster._utils.error import SerializableErrorInfo
 from tabulate import tabulate
 from upath import UPath
 
@@ -171,7 +173,11 @@ def _was_interrupted(result: dg.JobExecutionResult) -> bool:
     """Whether the run ended because somebody stopped it (Ctrl-C, SIGTERM), in a step or while it waited for one."""
     errors = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
     errors += [event.job_failure_data.error for event in result.all_events if event.is_job_failure]
-    return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
+    return any(map(_is_interruption, errors))
+
+
+def _is_interruption(error: SerializableErrorInfo | None) -> bool:
+    return error is not None and error.cls_name == "DagsterExecutionInterruptedError"
 
 
 def _failure(run: PlannedRun, result: dg.JobExecutionResult) -> str:
@@ -183,14 +189,18 @@ def _failure(run: PlannedRun, result: dg.JobExecutionResult) -> str:
     ]
     for event in result.get_step_failure_events():
         error, data = event.step_failure_data.error, event.step_failure_data.user_failure_data
+        if _is_interruption(error):
+            continue
         is_of_a_check = data is not None and data.description in {check.description for check in failed_checks}
         if error and not is_of_a_check:
             # the error that the asset raised, which names the file or entry; not an error that caused it
             lines.append(f"{event.step_key.replace('__', '/')}: {(error.cause or error).message.strip()}")
+    outcome = "failed"
     if not lines and _was_interrupted(result):
-        lines.append("it was stopped while it waited")
+        outcome = "ended"
+        lines.append("it was stopped" + ("" if result.get_step_failure_events() else " while it waited"))
     details = "\n".join(f"  {line}" for line in lines)
-    return f"{run.title} failed:\n{details}\n  The run is {result.run_id}; `jsae ui` shows it."
+    return f"{run.title} {outcome}:\n{details}\n  The run is {result.run_id}; `jsae ui` shows it."
 
 
 def say_plan(freshness: Freshness, is_selected: Callable[[Place], bool]) -> None:
@@ -425,13 +435,18 @@ def unknown(options: argparse.Namespace, catalog: Catalog, definitions: dg.Defin
     ):
         for value in given:
             if value not in known:
-                names = ", ".join(map(str, sorted(known)))
-                return f"--{name} {value}: the catalog has no such {name}; it has: {names}"
+                names = sorted(map(str, known))
+                if alike := get_close_matches(str(value), names):
+                    return f"--{name} {value}: the catalog has no such {name}. Did you mean {' or '.join(alike)}?"
+                return f"--{name} {value}: the catalog has no such {name}; it has: {', '.join(names)}"
     return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # a script's `jsae ui &` ignores Ctrl-C, and Dagster gives SIGTERM the same handler: nothing would end it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["TQDM_DISABLE"] = "1"  # the progress bars of transformers would break up the printed lines
     try:
         home()
@@ -477,8 +492,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "demo":
             print("\n" + summary(catalog, instance))
             print("\nFigures:", *figure_pages(catalog, instance), sep="\n  ")
-            if site_page(instance).exists():
-                print(f"\nThe site, with all results and an explorer of latents: {site_page(instance)}")
+        if site_page(instance).exists():
+            print(f"\nThe site, with all results and an explorer of latents: {site_page(instance)}")
             print("`jsae site` opens that page, `jsae ui` the Dagster UI.")
     return FAILED if failures else MADE
 

@@ -253,8 +253,9 @@ class Site:
             )
         if found := both("accounted for"):
             said.append(
-                f"Its input latents account for {found[0]} of what its output latents compute, against {found[1]}: the "
-                "rest passes by them, through biases and the input SAE's error."
+                f"Its input latents account for {found[0]} of what its output latents compute, against {found[1]}; "
+                "100% would mean that nothing passes by them, through biases and the input SAE's error, and above that "
+                "what passes by them lowers the output latents."
             )
         if found := both("KL score"):
             said.append(
@@ -267,7 +268,9 @@ class Site:
                 f"One unit of an input latent taken away: {ours['agreement_negligible']:.0%} of the samples are "
                 f"negligible, against {theirs['agreement_negligible']:.0%}; of the others "
                 f"{ours['noteworthy_line']:.0%} change as the Jacobian says, within a tenth, against "
-                f"{theirs['noteworthy_line']:.0%}."
+                f"{theirs['noteworthy_line']:.0%}. Where negligible is less than 1% of what the output latent usually "
+                f"is, whatever the model's scale, these are {ours['relative_noteworthy_line']:.0%} and "
+                f"{theirs['relative_noteworthy_line']:.0%}."
             )
         return said
 

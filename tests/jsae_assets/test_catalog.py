@@ -629,9 +629,9 @@ def test_no_key_holds_a_separator_a_space_or_a_control_character(tmp_path, head,
         (b"models: [", "not valid YAML"),
         (b"models: {a: !!python/object:os.system {}}", "not valid YAML"),
         (b"\xff\xfe", "not UTF-8"),
-        (b"", "expected the sections models, text, variants, pairs and sweeps"),
-        (b"- models", "expected the sections models, text, variants, pairs and sweeps"),
-        (b"models", "expected the sections models, text, variants, pairs and sweeps"),
+        (b"", "is empty; expected the sections models, text, variants, pairs and, if any, sweeps"),
+        (b"- models", "holds no sections; expected the sections models, text, variants, pairs and, if any, sweeps"),
+        (b"models", "holds no sections; expected the sections models, text, variants, pairs and, if any, sweeps"),
     ],
 )
 def test_a_file_that_is_no_catalog_is_refused_by_name(tmp_path, content, expected):

@@ -5,9 +5,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -337,6 +339,7 @@ def test_what_is_asked_for_brings_with_it_what_it_is_made_from_and_nothing_else(
         (["--model", "nobody"], "--model nobody: the catalog has no such model; it has: tiny"),
         (["--layer", "7"], "--layer 7: the catalog has no such layer; it has: 0, 1"),
         (["--asset", "nothing"], "--asset nothing: the catalog has no such asset; it has: "),
+        (["--asset", "pair_qualty"], "the catalog has no such asset. Did you mean pair_quality or "),
     ],
 )
 def test_what_the_catalog_does_not_hold_is_a_bad_argument(
@@ -437,6 +440,7 @@ def test_the_ui_listens_on_this_machine_alone_advises_no_other_command_and_ends_
             env=environment,
             stdout=said,
             stderr=said,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_IGN),  # as a script's `jsae ui &` begins
         )
     try:
         end = time.monotonic() + 300

@@ -401,7 +401,7 @@ def test_empty_documents_are_left_out(tokenizer):
 def test_text_without_a_single_token_is_refused_with_what_was_seen(tokenizer, documents):
     n = len(documents)
     with pytest.raises(
-        ValueError, match=f"of {n} documents, {n} are shorter than two tokens" if n else "there is no document"
+        ValueError, match=f"none of the {n} documents has a token besides BOS" if n else "there is no document"
     ):
         text.tokenise(documents, tokenizer, 10)
 

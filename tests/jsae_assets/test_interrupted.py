@@ -87,6 +87,11 @@ def checkpoints(graph: Graph) -> list[Path]:
     return [path for path in (graph.storage / "checkpoints").rglob("*") if path.is_file()]
 
 
+def whole_checkpoints(graph: Graph) -> list[Path]:
+    """Those that were written to their end."""
+    return [path for path in checkpoints(graph) if not any(part.startswith(".") for part in path.parts)]
+
+
 @pytest.fixture
 def interrupted(instance, long_entries, tmp_path):
     """The graph, and what starts the work in another process and ends it with a signal amid training."""
@@ -94,7 +99,7 @@ def interrupted(instance, long_entries, tmp_path):
     graph = graph_of(home, catalog, instance)
 
     def interrupt(work, sign: signal.Signals) -> float:
-        seconds = killed_once(lambda: bool(checkpoints(graph)), sign, work, home, catalog)
+        seconds = killed_once(lambda: bool(whole_checkpoints(graph)), sign, work, home, catalog)
         free_slots(instance)
         return seconds
 
@@ -180,7 +185,7 @@ def test_a_measure_begins_anew_with_fewer_tokens_at_once_where_memory_ran_out(to
 def test_a_pair_whose_training_was_killed_is_trained_on_to_the_pair_it_would_have_been(interrupted):
     graph, interrupt = interrupted
     interrupt(train_pair_at, signal.SIGKILL)
-    (left,) = checkpoints(graph)
+    (left,) = whole_checkpoints(graph)
     assert left.relative_to(graph.storage).as_posix() == "checkpoints/jsae/sae_pair/1/tiny.safetensors"
     assert not graph.file(PAIR).exists()
     result = graph.measure(1, PAIR)

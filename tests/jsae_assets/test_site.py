@@ -313,7 +313,7 @@ def test_the_explorer_keeps_the_keyboard_s_place(measured, open_page):
     assert page.evaluate("document.activeElement.dataset.input") == chosen
     page.keyboard.press("Enter")
     page.wait_for_function("document.activeElement.textContent.startsWith('Input latent')")
-    assert page.get_by_role("status").filter(has_text=f"Input latent {chosen}, JSAE").count() == 1
+    page.get_by_role("status").filter(has_text=f"Input latent {chosen}, JSAE").wait_for(state="attached")
     second = page.locator("#latents a").nth(1)
     second.focus()
     page.keyboard.press("Enter")

@@ -33,9 +33,9 @@ def test_a_text_longer_than_the_buffer_is_read_only_as_far_as_training_is(stream
     read, when_training_began = 0, []
     documents, train = training.documents, jsae_core.train_pair
 
-    def counted(text):
+    def counted(*args):
         nonlocal read
-        for document in documents(text):
+        for document in documents(*args):
             read += 1
             yield document
 
@@ -62,7 +62,7 @@ def test_a_streamed_text_that_is_too_short_is_refused_saying_how_much_it_holds(s
 def test_a_recipe_whose_steps_take_more_tokens_than_it_streams_is_refused_before_anything_is_trained(
     streamed_entries, tmp_path
 ):
-    with pytest.raises(CatalogError, match=r"tokens is 3,000, but 13 steps of 250 take 3,250"):
+    with pytest.raises(CatalogError, match=r"tokens is 3,000, but 13 steps of 250 tokens need 3,250"):
         load_catalog(write_catalog(tmp_path, streamed_entries(steps=13)))
     load_catalog(write_catalog(tmp_path, streamed_entries(steps=12)))
     load_catalog(write_catalog(tmp_path, streamed_entries(steps=13, buffer_tokens=3000)))  # in epochs

@@ -5,7 +5,7 @@ import pytest
 
 from jsae_assets.catalog import load_catalog
 from jsae_assets.command import run_all
-from jsae_assets.plan import narrowed
+from jsae_assets.plan import selection
 from tests.jsae_assets.conftest import Graph
 from tests.jsae_assets.ui_server import IN_THE_DAEMON, QUICK_QUEUE, started
 
@@ -33,7 +33,7 @@ def test_what_the_command_runs_is_on_the_overviews_timeline(ui):
     server, folder = ui
     with dg.DagsterInstance.from_config(str(folder / "home")) as instance:
         tiny = Graph(load_catalog(folder / "catalog.yaml"), instance)
-        assert run_all(tiny.catalog, tiny.definitions, instance, narrowed([], [], ["tokens"], tiny.catalog)) == []
+        assert run_all(tiny.catalog, tiny.definitions, instance, selection([], [], ["tokens"], tiny.catalog)) == []
         (made,) = instance.get_run_records()
     shown = server.ask(TIMELINE, filter={"statuses": ["SUCCESS", "FAILURE", "CANCELED"], "createdBefore": 2e9})
     (run,) = shown["runsOrError"]["results"]

@@ -74,7 +74,7 @@ def test_what_is_kept_on_the_host_is_copied_while_the_gpu_computes(tmp_path):
         budget = MemoryBudget(gpu.device, 100_000)
         stream = MLPInputs(lm, documents, 1, batch_tokens=1300, budget=budget)
         computed = [batch.cpu() for batch in stream]
-        assert {batch.device.type for batch in stream._kept.values()} == {"cuda", "cpu"}
+        assert {batch.device.type for batch in stream._kept_batches.values()} == {"cuda", "cpu"}
         gpu.waits.clear()
         again = list(stream)
         assert not gpu.waits

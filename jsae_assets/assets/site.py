@@ -35,7 +35,7 @@ def site_asset(catalog: Catalog, shown: Sequence[dg.AssetsDefinition]) -> dg.Ass
         group_name=groups.SITE,
         kinds={"html"},
         owners=OWNERS,
-        code_version="6",
+        code_version="7",
         tags=GATHERS,
         io_manager_key="pages",
     )

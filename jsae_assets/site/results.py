@@ -66,7 +66,7 @@ class Number:
 
     def __str__(self) -> str:
         if self.percent and self.error is not None and self.error > 1:
-            return "uncertain (± over 100%)"
+            return "uncertain ± >100"
         scale, unit = (100, "%") if self.percent else (1, "")
         text = f"{self.value * scale:.1f}{unit}" if self.percent else f"{self.value:.3f}"
         return text if self.error is None else f"{text} ± {self.error * scale:.{1 if self.percent else 3}f}"

@@ -295,7 +295,7 @@ def tokens_of(
             break
     if not n_yielded:
         missing = f"; {documents.missing} rows without a text were left out" if documents.missing else ""
-        short = f"none of the {n_read} documents has a token besides BOS"
+        short = f"no document has a token besides BOS, of {n_read} that were read"
         raise ValueError(f"no text to measure: {short if n_read else 'there is no document'}{missing}")
 
 

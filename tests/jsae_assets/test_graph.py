@@ -501,7 +501,7 @@ def test_a_hub_model_that_cannot_be_reached_is_refused_by_name_with_what_to_do(e
     ("content", "expected"),
     [
         ("", "no text to measure: there is no document"),
-        ('{"text": ""}\n{"text": ""}\n', "none of the 2 documents has a token besides BOS"),
+        ('{"text": ""}\n{"text": ""}\n', "no document has a token besides BOS, of 2 that were read"),
         ('{"body": "x"}\n', "'text'"),
         ('{"text": "x"}\n{"text"', "line 2"),
     ],

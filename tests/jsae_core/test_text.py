@@ -241,7 +241,9 @@ def test_documents_are_cut_to_the_context_or_truncated_up_to_the_count(
         got = text.tokenise(iter(documents), tokenizer, context_size, max_tokens, long_documents)
         assert [document.tolist() for document in got] == expected
     else:
-        with pytest.raises(ValueError, match=f"of {len(documents)} documents, {len(documents)} are shorter"):
+        with pytest.raises(
+            ValueError, match=f"no document has a token besides BOS, of {len(documents)} that were read"
+        ):
             text.tokenise(documents, tokenizer, context_size, max_tokens, long_documents)
 
 
@@ -401,7 +403,7 @@ def test_empty_documents_are_left_out(tokenizer):
 def test_text_without_a_single_token_is_refused_with_what_was_seen(tokenizer, documents):
     n = len(documents)
     with pytest.raises(
-        ValueError, match=f"none of the {n} documents has a token besides BOS" if n else "there is no document"
+        ValueError, match=f"no document has a token besides BOS, of {n} that were read" if n else "there is no document"
     ):
         text.tokenise(documents, tokenizer, 10)
 

@@ -17,7 +17,7 @@ from jsae_assets.catalog import Catalog
 from jsae_assets.freshness import partition_keys
 from jsae_assets.sections import CHECKPOINTS
 from jsae_assets.storage import stored_at
-from jsae_core.pace import in_bytes
+from jsae_core.memory import in_bytes
 
 MOST_NAMED = 5
 ENDING, PIECES = ".safetensors", ".parts/"

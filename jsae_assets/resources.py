@@ -259,7 +259,7 @@ class Compute(dg.ConfigurableResource):
     def memory_in_use(self) -> str:
         """Return a sentence on the models, pairs and tables that this run keeps on the device, with their sizes; "" if
         there are none."""
-        from jsae_core.memory import in_words, weights_bytes
+        from jsae_core.memory import in_bytes, weights_bytes
 
         models = {
             f"the language model {model.name}": weights_bytes(model.hugging_face)
@@ -267,7 +267,7 @@ class Compute(dg.ConfigurableResource):
         }
         pairs = list(self._cache.get("pair", {}).values())
         sizes = models | {"the pair": sum(map(weights_bytes, pairs)), "its tables": sum(p.tables_bytes for p in pairs)}
-        listed = ", ".join(f"{name} ({in_words(size)})" for name, size in sizes.items() if size)
+        listed = ", ".join(f"{name} ({in_bytes(size)})" for name, size in sizes.items() if size)
         return f"This run keeps in the memory of {self.torch_device()}: {listed}" if listed else ""
 
     def mlp_inputs(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from jsae_core.locks import holding
-from jsae_core.pace import in_bytes
+from jsae_core.memory import in_bytes
 from jsae_core.wandb_client import (
     ARTIFACT_PATH,
     WandbError,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from jsae_core.artifacts import FetchedArtifact, FoundArtifact
 from jsae_core.hub_errors import in_plain_words
 from jsae_core.locks import holding
-from jsae_core.pace import in_bytes
+from jsae_core.memory import in_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling

@@ -1,6 +1,6 @@
 """The memory of a device: how much there is, how large the pieces of work may be, what becomes of what was freed.
 
-Here too: how what is on the host gets to a device. Not here: how much memory a measure takes.
+Also here: moving tensors from the host to a device, and sizes in words. Not here: how much memory a measure takes.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def check_room(what: str, n_bytes: int, device: torch.device) -> None:
     available = available_bytes(device)
     if available is not None and n_bytes > available:
         raise MemoryError(
-            f"{device} has no room for {what}: {in_words(n_bytes)} are needed, {in_words(available)} are left of "
-            f"{in_words(_total_bytes(device))}; {WHAT_TO_DO}"
+            f"{device} has no room for {what}: {in_bytes(n_bytes)} are needed, {in_bytes(available)} are left of "
+            f"{in_bytes(_total_bytes(device))}; {WHAT_TO_DO}"
         )
 
 
@@ -132,8 +132,12 @@ def weights_bytes(module: torch.nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
-def in_words(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.3g} MB"
+def in_bytes(size: int) -> str:
+    """A size in words, in the largest unit that fits: "1.5 GB", "120 MB"."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}" if size < 100 * factor else f"{size / factor:,.0f} {unit}"
+    return f"{size} bytes"
 
 
 def _total_bytes(device: torch.device) -> int:
@@ -164,6 +168,6 @@ def fitting(what: str, device: torch.device | str, n_bytes: int) -> Iterator[Non
         yield
     except torch.OutOfMemoryError as error:
         raise MemoryError(
-            f"{what} does not fit {device} beside what is there already: {in_words(n_bytes)} are needed; {WHAT_TO_DO} "
+            f"{what} does not fit {device} beside what is there already: {in_bytes(n_bytes)} are needed; {WHAT_TO_DO} "
             f"({error})"
         ) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsae_core.hub_errors import in_plain_words
-from jsae_core.pace import in_bytes
+from jsae_core.memory import in_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""Progress reports of long work: how much is done, how fast it goes, how long the rest takes, and how large it is.
+"""Progress reports of long work: how much is done, how fast it goes, and how long the rest takes.
 
 Not here: what the work is, and where its reports go.
 """
@@ -61,11 +61,3 @@ def duration(seconds: float) -> str:
     if seconds < 100 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.0f} h" if seconds >= 36000 else f"{seconds / 3600:.1f} h"
-
-
-def in_bytes(size: int) -> str:
-    """A size in words, in the largest unit that fits: "1.5 GB", "120 MB"."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}" if size < 10 * factor else f"{size / factor:,.0f} {unit}"
-    return f"{size} bytes"

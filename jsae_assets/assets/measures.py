@@ -6,7 +6,7 @@ own is a field of the catalog's models. Not here: measuring (`jsae_core.measures
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
@@ -152,7 +152,7 @@ class Measure:
         headlines: the five numbers at most of what it says that a reader wants first.
         settings: of a model in the catalog, those that concern it; where one is changed it is asked for again.
         of_jacobians: whether Jacobians are part of what it gives: then the rows that they are made of concern it.
-        further: how many computations of the body have a checkpoint of their own.
+        further: how many computations of the body have a checkpoint, a part of the subject's.
     """
 
     name: str
@@ -171,7 +171,8 @@ class Measure:
         """Measure one shard of the tokens. Raises as `jsae_core.measures.measure_shard` does."""
         from jsae_core.measures import measure_shard
 
-        for one, checkpoint in self._passes(subject):
+        _, passes = self._with_checkpoints(subject)
+        for one, checkpoint in passes:
             measure_shard(one, checkpoint, number, subject.cell.model.shards)
 
     def of_all(self, subject: Subject) -> Measured:
@@ -179,22 +180,21 @@ class Measure:
         `jsae_core.measures.merge_shards` does."""
         from jsae_core.measures import merge_shards
 
+        subject, passes = self._with_checkpoints(subject)
         shards = subject.cell.model.shards
         results = [
-            one(checkpoint) if shards == 1 else merge_shards(one, checkpoint, shards)
-            for one, checkpoint in self._passes(subject)
+            one(checkpoint) if shards == 1 else merge_shards(one, checkpoint, shards) for one, checkpoint in passes
         ]
         return self.body(subject, *results)
 
-    def _passes(self, subject: Subject) -> Iterator[tuple[Pass, "Checkpoint"]]:
-        """Each pass and its checkpoint."""
+    def _with_checkpoints(self, subject: Subject) -> "tuple[Subject, list[tuple[Pass, Checkpoint]]]":
+        """Return the subject and its passes, each with its checkpoint. Together, the computations of a measure lose no
+        more than the time between two checkpoints."""
         assert subject.checkpoint is not None
         passes = self.passes(subject)
-        if not passes:
-            return
-        first = subject.checkpoint.for_one_of(len(passes) + self.further)
-        for number, (name, one) in enumerate(passes.items()):
-            yield one, first.part(name) if number else first
+        first = subject.checkpoint.for_one_of(max(1, len(passes) + self.further))
+        checkpoints = [first.part(name) if number else first for number, name in enumerate(passes)]
+        return replace(subject, checkpoint=first), list(zip(passes.values(), checkpoints, strict=True))
 
 
 def measure_assets(catalog: Catalog, variant: str) -> list[dg.AssetsDefinition]:
@@ -203,7 +203,7 @@ def measure_assets(catalog: Catalog, variant: str) -> list[dg.AssetsDefinition]:
 
 
 def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.AssetsDefinition:
-    said: dict[str, Any] = {
+    declaration: dict[str, Any] = {
         "description": measure.description,
         "code_version": measure.code_version,
         "kinds": {"pytorch", {"tensors": "safetensors", "tables": "parquet"}[measure.stored_as]},
@@ -281,8 +281,8 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
         checkpoint.remove()  # the result is stored
 
     if measure.reads_tokens and is_spread(catalog, variant):
-        return spread_asset(catalog, variant, measure.name, **said, of_shard=of_shard, of_all=measured)
-    return cell_asset(catalog, [variant], variant, measure.name, **said)(measured)
+        return spread_asset(catalog, variant, measure.name, **declaration, of_shard=of_shard, of_all=measured)
+    return cell_asset(catalog, [variant], variant, measure.name, **declaration)(measured)
 
 
 def _table_entries(catalog: Catalog, variant: str) -> dict[str, list[str]]:
@@ -506,9 +506,9 @@ def _connections_passes(subject: Subject) -> dict[str, Pass]:
 def _latent_connections(subject: Subject, connections: "pandas.DataFrame") -> Measured:
     from jsae_core.measures import connection_curves
 
-    stream, checkpoint = subject.mlp_inputs, subject.checkpoint
-    assert checkpoint is not None
-    checkpoint = checkpoint.for_one_of(2).part("curves")
+    stream = subject.mlp_inputs
+    assert subject.checkpoint is not None
+    checkpoint = subject.checkpoint.part("curves")
     curves = connection_curves(subject.pair, stream, connections, CURVES_OF_A_LATENT, checkpoint)
     connections = connections.join(curves)
     strongest = connections.drop_duplicates("output_latent")["share"]

@@ -94,10 +94,8 @@ def ablation_samples(
         raise ValueError(f"unknown dose {unknown[0]!r}; expected some of {', '.join(DOSES)}")
     further = [dose for dose in DOSES if dose in doses and dose != "unit"]
     settings = {"n_samples": n_samples, "ranks": ranks, "seed": seed, "doses": further}
-    work, inputs = (
-        Computation(checkpoint, "ablation_samples 2", pair, stream, settings, shardable=True),
-        KeptInputs(pair),
-    )
+    work = Computation(checkpoint, "ablation_samples 2", pair, stream, settings, shardable=True)
+    inputs = KeptInputs(pair)
     x = inputs.read(work, stream)
     check_input(pair, x)
     activity = _activity(work, pair, x)

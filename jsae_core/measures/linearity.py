@@ -162,10 +162,8 @@ def function_shapes(
     if unknown:
         raise ValueError(f"unknown rule {unknown[0]!r}; expected some of {', '.join(RULES)}")
     settings = {"n_samples": n_samples, "seed": seed, "n_curves": n_curves, "rules": sorted(rules)}
-    work, inputs = (
-        Computation(checkpoint, "function_shapes 2", pair, stream, settings, shardable=True),
-        KeptInputs(pair),
-    )
+    work = Computation(checkpoint, "function_shapes 2", pair, stream, settings, shardable=True)
+    inputs = KeptInputs(pair)
     x = inputs.read(work, stream)
     active = _active(work, pair, x) if "relative" in rules else None
     work.merge_shards()

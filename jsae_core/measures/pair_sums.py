@@ -61,7 +61,8 @@ class PairSums:
         return State({"sums": self._sums}, {"unit": self._unit})
 
     def take_in(self, state: State) -> None:
-        """Sums of another unit, as another kind of device may find, are rounded to the larger one."""
+        """Add stored sums. If their unit differs, as on another kind of device, both are cut to multiples of the larger
+        unit."""
         sums, unit = state.tensors["sums"], state.values["unit"]
         if unit is None:
             return

@@ -107,8 +107,7 @@ def measured_quality(
         "check": check,
     }
     batches, n_tokens = _numbered(packed(documents, batch_tokens)), sum(len(document) - 1 for document in documents)
-    size = lambda item: int(item[0].measured.sum())  # noqa: E731
-    for batch, n_documents in work.steps(batches, sums, "tokens", n_tokens, size, stream):
+    for batch, n_documents in work.steps(batches, sums, "tokens", n_tokens, _n_measured, stream):
         there = _Places(batch, language_model.device, pair.config.trained_on_bos)
         # of tokens, and of those whose successor is known
         document, document_of_prediction = n_documents + there.document, n_documents + there.document_of_prediction
@@ -198,6 +197,11 @@ def _numbers(mask: Tensor, device: torch.device) -> Tensor:
 def _at(values: Tensor, places: Tensor) -> Tensor:
     """[row, position, width] at some places of all rows: [n_places, width]."""
     return values.flatten(0, 1).index_select(0, places)
+
+
+def _n_measured(numbered_batch: tuple[Batch, int]) -> int:
+    batch, _ = numbered_batch
+    return int(batch.measured.sum())
 
 
 class _SameMLP:

@@ -182,7 +182,8 @@ class KeptInputs:
         return x
 
     def all(self) -> Tensor:
-        """The whole stream, [n_tokens, d_model], once shards have met. Raises ValueError if it holds no token."""
+        """The inputs of the whole stream, [n_tokens, d_model], once shards are merged. Raises ValueError if it holds
+        no token."""
         if not self._chunks:
             raise ValueError("the stream of MLP inputs is empty: there is no token to measure")
         return self._chunks.joined()["x"]

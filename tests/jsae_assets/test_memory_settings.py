@@ -38,7 +38,8 @@ def test_what_does_not_fit_names_the_settings_that_take_less(entries, graph, mon
     message = histogram_failure(graph, entries)
     assert "the tables take 9 GB" in message
     assert re.search(
-        r"This run keeps in the memory of cpu: the language model \S+ \([\d.]+ MB\), the pair \([\d.]+ MB\)", message
+        r"This run keeps in the memory of cpu: the language model \S+ \([\d.]+ [kM]B\), the pair \([\d.]+ [kM]B\)",
+        message,
     )
     for setting in ("JSAE_DEVICE", "JSAE_DTYPE=bfloat16", "JSAE_MEMORY_GIB", "JSAE_BATCH_TOKENS"):
         assert setting in message

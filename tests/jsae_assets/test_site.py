@@ -21,6 +21,7 @@ from upath import UPath
 from jsae_assets.command import main
 from jsae_assets.serving import URL, serve
 from jsae_assets.site.explorer import with_digits
+from jsae_assets.site.results import Number
 from tests.jsae_assets.conftest import Graph, failures, materialised, metadata
 
 
@@ -408,3 +409,16 @@ def test_the_explorer_finds_latents_by_number_token_and_text_and_is_moved_by_key
 def test_the_explorers_numbers_have_three_digits_as_python_writes_them(numbers):
     expected = [float(f"{number:.3g}") if math.isfinite(number) else None for number in numbers]
     assert with_digits(numbers) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (Number(0.2254, 0.018, percent=True), "22.5% ± 1.8"),
+        (Number(-4.718, 54.478, percent=True), "uncertain ± >100"),
+        (Number(1.217, None, percent=True), "121.7%"),
+        (Number(3.947, 1.2), "3.947 ± 1.200"),
+    ],
+)
+def test_a_share_that_cannot_be_told_within_all_of_it_is_called_uncertain(number, shown):
+    assert str(number) == shown

@@ -224,7 +224,7 @@ def test_what_is_fetched_from_the_hub_is_said_with_its_size_before_it_begins_and
 
     assert load_language_model("org/tiny", say=say).revision == commit
     size = sum(map(len, files.values()))
-    assert said == [(f"Fetching the model org/tiny@{commit} from {hub.url}: {size / 1000:.0f} kB", [])]
+    assert said == [(f"Fetching the model org/tiny@{commit} from {hub.url}: {size / 1000:.1f} kB", [])]
     load_language_model("org/tiny", say=say)
     assert len(said) == 1 and len(hub.downloads()) == len(files)
 

@@ -154,12 +154,14 @@ def test_what_does_not_fit_a_small_gpu_is_named_with_how_much_it_takes_and_what_
     pair, lm = tmp_path / "pair", save_language_model(tmp_path / "lm")
     random_pair(d_sae=2048, d_mlp=100, dtype=torch.float32).save(pair)
     message = refused(PretendedGPU(10_000), lambda device: SAEPair.load(pair, device))
-    assert message.startswith(f"cuda:0 has no room for the pair {pair}: 0.285 MB are needed, 0.01 MB are left of 0.01 ")
+    assert message.startswith(
+        f"cuda:0 has no room for the pair {pair}: 285 kB are needed, 10.0 kB are left of 10.0 kB; "
+    )
     assert "compute on another device, with fewer digits (bfloat16), or with nothing else beside it" in message
     message = refused(PretendedGPU(10_000), lambda device: load_language_model(lm, device))
     assert message.startswith(f"cuda:0 has no room for the language model {lm}: ")
     message = refused(PretendedGPU(10**6), lambda device: SAEPair.load(pair, device).tables())
-    assert "tables that this pair's Jacobians are made of: 1.64 MB are needed, 1 MB are left of 1 MB" in message
+    assert "tables that this pair's Jacobians are made of: 1.6 MB are needed, 1.0 MB are left of 1.0 MB" in message
     with PretendedGPU(10**6) as gpu:  # of half as many digits they fit
         rounded = SAEPair.load(pair, gpu.device, table_dtype=torch.bfloat16)
         jacobian_histogram(rounded, [inputs_on(gpu.device, 600)])

@@ -9,7 +9,7 @@ import html
 import io
 import json
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = 60.0  # seconds that a browser has to start, and then for each picture
+AT_ONCE = 2  # pictures that it draws at once
 HOW_TO_GET_PICTURES = (
     "No picture: it takes a Chrome or Chromium that starts on this machine (Debian: apt-get install chromium; "
     "elsewhere set BROWSER_PATH to it); then materialise this again. The page and the JSON are complete."
@@ -81,16 +82,16 @@ class Pictures(NamedTuple):
 
 
 def pictures(figure: go.Figure) -> tuple[Pictures | None, str]:
-    """All of them, or None and a reason as `png` gives it. The browser, a process of its own, draws the PDF while the
-    PNG is made small here."""
+    """All of them, or None and a reason as `png` gives it. The browser draws the PDF beside the PNG, and while the PNG
+    is made small here."""
     from PIL import Image
 
     with ThreadPoolExecutor(1) as beside:
+        document = beside.submit(_pdf, figure)
         try:
             drawn = browser.picture(figure)
         except BrowserError as error:
             return None, _without_pictures(error)
-        document = beside.submit(_pdf, figure)
         image = _image(drawn)
         height = round(image.height * PREVIEW_WIDTH / image.width)
         narrow = image.resize((PREVIEW_WIDTH, height), Image.Resampling.LANCZOS)
@@ -114,34 +115,48 @@ class BrowserError(Exception):
 
 class Browser:
     """This process's browser: started for the first picture and kept open, since the next ones are then drawn ten times
-    faster. (Kaleido has such a server as well, but it waits for ever for a browser that does not answer.)"""
+    faster. It draws two pictures at once. (Kaleido has such a server as well, but it waits for ever for a browser that
+    does not answer.)"""
 
     def __init__(self):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._kaleido: Kaleido | None = None
         self._silent = False
-        self._one_at_a_time = threading.Lock()
+        self._one_at_a_time = threading.Lock()  # of several pictures, the first starts it
 
     def picture(self, figure: go.Figure, kind: str = "png") -> bytes:
         """The figure as a file of this kind. Raises BrowserError."""
+        kaleido = self._started()
+        with self._ended_if_it_fails():
+            return self._wait_for(kaleido.calc_fig(figure, opts={"format": kind, "width": WIDTH}))
+
+    def _started(self) -> Kaleido:
         from kaleido import Kaleido
-        from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
 
         with self._one_at_a_time:
             if self._silent:
                 raise BrowserError("the browser did not answer before, and was not asked again")
-            try:
-                if self._kaleido is None:
-                    self._kaleido = Kaleido(timeout=PATIENCE)
+            if self._kaleido is None:
+                with self._ended_if_it_fails():
+                    # MathJax, which no figure needs, would be fetched from the web for each picture
+                    self._kaleido = Kaleido(n=AT_ONCE, timeout=PATIENCE, mathjax=False)
                     self._wait_for(self._kaleido.open())
-                return self._wait_for(self._kaleido.calc_fig(figure, opts={"format": kind, "width": WIDTH}))
-            except TimeoutError as error:
-                self._silent = True
-                self._kill()
-                raise BrowserError(f"the browser did not answer within {PATIENCE:g} s") from error
-            except (ChromeNotFoundError, BrowserFailedError, BrowserClosedError) as error:
-                self._kill()
-                raise BrowserError(type(error).__name__) from error
+            return self._kaleido
+
+    @contextlib.contextmanager
+    def _ended_if_it_fails(self) -> Iterator[None]:
+        """Whatever goes wrong with the browser is raised as a BrowserError."""
+        from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
+
+        try:
+            yield
+        except TimeoutError as error:
+            self._silent = True
+            self._kill()
+            raise BrowserError(f"the browser did not answer within {PATIENCE:g} s") from error
+        except (ChromeNotFoundError, BrowserFailedError, BrowserClosedError) as error:
+            self._kill()
+            raise BrowserError(type(error).__name__) from error
 
     def close(self) -> None:
         """Another one may be started afterwards."""

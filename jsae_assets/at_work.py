@@ -227,7 +227,7 @@ def known_at_work(executor: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
 
     return dg.ExecutorDefinition(
         name=executor.name,
-        config_schema=executor.config_schema.as_field(),
+        config_schema=executor.config_schema,
         requirements=executor.get_requirements,
         executor_creation_fn=lambda context: _AtWork(executor.executor_creation_fn(context)),
         description=executor.description,

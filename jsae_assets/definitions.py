@@ -21,7 +21,7 @@ from jsae_assets.at_work import known_at_work
 from jsae_assets.catalog import Catalog, load_catalog
 from jsae_assets.checks import faithful_check
 from jsae_assets.entries import catalog_spec
-from jsae_assets.executors import ray_worker_executor
+from jsae_assets.executors import multiprocess_executor, ray_worker_executor
 from jsae_assets.io_managers import FigureStore, PagesStore, ParquetStore, SafetensorsStore
 from jsae_assets.problems import sentence
 from jsae_assets.publishing import publish_job
@@ -113,7 +113,7 @@ def default_executor() -> dg.ExecutorDefinition:
     """
     executors = {
         "in_process": dg.in_process_executor,
-        "multiprocess": dg.multiprocess_executor,
+        "multiprocess": multiprocess_executor,
         "ray": ray_worker_executor,
     }
     name = os.environ.get("JSAE_EXECUTOR") or "in_process"

@@ -1,5 +1,7 @@
-"""The executor for runs on a Ray cluster. A run is one process there, as by default, so that the model and the pair are
-loaded once and stay loaded from one asset of a cell to the next.
+"""The executors that JSAE_EXECUTOR names, besides Dagster's own in one process.
+
+With `multiprocess`, each step of a run is a process. On a Ray cluster a run is one process, as by default, so that the
+model and the pair are loaded once and stay loaded from one asset of a cell to the next.
 
 Not here: which one is used (`definitions.py`), how a run comes to another machine (by the run
 launcher of dagster-ray, which deploy/dagster.yaml names).
@@ -11,6 +13,11 @@ import os
 
 import dagster as dg
 
+# What every step needs. The processes of a run's steps are forked from one that has imported it.
+PRELOADED = ["jsae_assets.definitions", "jsae_core.language_model", "transformers"]
+multiprocess_executor = dg.multiprocess_executor.configured(
+    {"start_method": {"forkserver": {"preload_modules": PRELOADED}}}, name="multiprocess"
+)
 OF_A_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray sets in the processes of its jobs
 
 

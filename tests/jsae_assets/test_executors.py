@@ -1,18 +1,25 @@
 """JSAE_EXECUTOR: who executes a run, and what is said where that cannot be. A real Ray cluster is in `services/`."""
 
+import contextlib
 import os
+import signal
+from collections.abc import Iterator
+from multiprocessing import forkserver
 
 import dagster as dg
 import pandas as pd
 import pytest
+from torch import Tensor
 
 from jsae_assets import definitions
+from jsae_assets.at_work import known_at_work
 from jsae_assets.catalog import load_catalog
 from jsae_assets.command import main
 from jsae_assets.definitions import SettingError, build_definitions
 from jsae_assets.executors import OF_A_RAY_JOB, ray_worker_executor
 from jsae_assets.plan import CELL_JOB
 from jsae_assets.resources import POOL, Compute
+from jsae_core import MLPInputs
 from tests.jsae_assets.conftest import Graph, write_catalog
 
 
@@ -71,13 +78,57 @@ def test_a_run_on_a_ray_worker_makes_all_its_steps_in_its_own_process(monkeypatc
     assert run_on_ray()
 
 
+BEGINS = (dg.DagsterEventType.STEP_START, dg.DagsterEventType.STEP_RESTARTED)
+KILLED_ONCE = "TEST_KILLED_ONCE"  # names a file, which the first process that is killed makes
+
+
 def job_of_the_environment() -> dg.JobDefinition:
     return build_definitions(load_catalog(os.environ["JSAE_CATALOG"])).resolve_job_def(f"{CELL_JOB}_2")
 
 
-def test_several_processes_measure_the_shards_of_a_cell_and_store_what_one_stores(
-    instance, entries, tmp_path, monkeypatch
+def job_whose_second_shard_is_killed_once() -> dg.JobDefinition:
+    """That job, in a process that is killed amid the second shard, once its first item is measured and kept."""
+    read = MLPInputs.starting_at
+
+    def starting_at(self: MLPInputs, first: int) -> Iterator[Tensor]:
+        for number, item in enumerate(read(self, first)):
+            if first and number and kill_this_process_once():
+                raise AssertionError("it lives on")
+            yield item
+
+    MLPInputs.starting_at = starting_at
+    return job_of_the_environment()
+
+
+def kill_this_process_once() -> bool:
+    with contextlib.suppress(FileExistsError), open(os.environ[KILLED_ONCE], "x"):
+        os.kill(os.getpid(), signal.SIGKILL)
+        return True
+    return False
+
+
+@pytest.fixture
+def in_several_processes(instance, tmp_path, monkeypatch) -> Iterator[dg.DagsterInstance]:
+    """The instance, in which two steps compute at once. Their processes are forked from one with this environment."""
+    monkeypatch.setattr(forkserver._forkserver, "_preload_modules", [])  # so that others find theirs again
+    forkserver._forkserver._stop()
+    instance.event_log_storage.set_concurrency_slots(POOL, 2)
+    monkeypatch.setenv("JSAE_EXECUTOR", "multiprocess")
+    monkeypatch.setenv("DAGSTER_HOME", instance.root_directory)
+    monkeypatch.setenv(KILLED_ONCE, str(tmp_path / "killed"))
+    yield instance
+    forkserver._forkserver._stop()
+
+
+def taken_slots(instance: dg.DagsterInstance) -> list[str]:
+    pool = instance.event_log_storage.get_concurrency_info(POOL)
+    return [step.step_key for step in (*pool.claimed_slots, *pool.pending_steps)]
+
+
+def test_several_processes_measure_the_shards_of_a_cell_one_is_killed_and_they_store_what_one_process_stores(
+    in_several_processes, entries, tmp_path, monkeypatch
 ):
+    instance = in_several_processes
     key, partition = dg.AssetKey(["jsae", "latent_accounting"]), "tiny:1"
     catalog = entries()
     catalog["models"]["tiny"]["shards"] = 2
@@ -87,26 +138,49 @@ def test_several_processes_measure_the_shards_of_a_cell_and_store_what_one_store
     stored = graph.file(key.to_user_string(), extension="parquet")
     expected = pd.read_parquet(stored)
     stored.unlink()
-    instance.event_log_storage.set_concurrency_slots(POOL, 2)
-    for name, value in {
-        "JSAE_EXECUTOR": "multiprocess",
-        "JSAE_CATALOG": path,
-        "JSAE_BATCH_TOKENS": 64,
-        "DAGSTER_HOME": instance.root_directory,
-    }.items():
+    for name, value in {"JSAE_CATALOG": path, "JSAE_BATCH_TOKENS": 64, "JSAE_CHECKPOINT_SECONDS": 0}.items():
         monkeypatch.setenv(name, str(value))
     with dg.execute_job(
-        dg.reconstructable(job_of_the_environment),
+        dg.reconstructable(job_whose_second_shard_is_killed_once),
         instance=instance,
         tags={"dagster/partition": partition},
         asset_selection=[key],
     ) as result:
         assert result.success
-        processes = {
-            event.step_key.removeprefix("jsae__latent_accounting."): event.dagster_event.pid
+        processes = [
+            (event.step_key.removeprefix("jsae__latent_accounting."), event.dagster_event.pid)
             for event in instance.all_logs(result.run_id)
-            if event.is_dagster_event and event.dagster_event_type == dg.DagsterEventType.STEP_START
-        }
-    assert processes["shard[0]"] != processes["shard[1]"]
+            if event.is_dagster_event and event.dagster_event_type in BEGINS
+        ]
+        again = [event.step_key for event in result.all_events if event.is_step_restarted]
+    assert sorted(step for step, _ in processes) == ["merge", "plan", "shard[0]", "shard[1]", "shard[1]"]
+    assert len({process for _, process in processes}) == len(processes)
+    assert again == ["jsae__latent_accounting.shard[1]"]
     pd.testing.assert_frame_equal(pd.read_parquet(stored), expected)
-    assert not [slot for slot in instance.event_log_storage.get_concurrency_info(POOL).claimed_slots]
+    assert taken_slots(instance) == []
+
+
+def job_whose_step_is_killed_once() -> dg.JobDefinition:
+    @dg.op(pool=POOL)
+    def compute():
+        kill_this_process_once()
+
+    @dg.job(executor_def=known_at_work(definitions.default_executor()))
+    def one_step():
+        compute()
+
+    return one_step
+
+
+def test_where_a_steps_process_is_killed_as_for_want_of_memory_its_run_fails_and_gives_back_the_slot(
+    in_several_processes,
+):
+    instance = in_several_processes
+
+    def success_of_a_run() -> bool:
+        with dg.execute_job(dg.reconstructable(job_whose_step_is_killed_once), instance=instance) as result:
+            return result.success
+
+    assert not success_of_a_run()
+    assert taken_slots(instance) == []
+    assert success_of_a_run()

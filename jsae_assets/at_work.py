@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import select
 import signal
 import socket
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +30,7 @@ SECONDS_BETWEEN_LOOKS = 3.0
 LOOKS_BETWEEN_REMINDERS = 20  # of what is still waited for: a minute
 SECONDS_BETWEEN_INTERRUPTIONS = 1.0
 LOOKS_WHILE_ENDING = 5  # for which a run that is on its way out is left alone
+BEGINNING = "beginning-"  # how the lock of a process is named that is about to execute a run, before its number
 STOPPING, END = {signal.SIGINT, signal.SIGTERM}, b"\0"
 
 
@@ -53,6 +56,19 @@ def at_work(instance: dg.DagsterInstance, run_id: str, say: Callable[[str], None
         finally:
             end()
             watch.join()
+            lock.unlink()
+
+
+@contextlib.contextmanager
+def _beginning(instance: dg.DagsterInstance) -> Iterator[None]:
+    """To be held by a process from before Dagster marks its run as started until it holds the run's lock. Which run it
+    is to be, it does not know yet."""
+    _locks(instance).mkdir(parents=True, exist_ok=True)
+    lock = _locks(instance) / f"{BEGINNING}{os.getpid()}-{uuid.uuid4()}"
+    with holding(lock):
+        try:
+            yield
+        finally:
             lock.unlink()
 
 
@@ -193,21 +209,38 @@ def release_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         with if_free(lock) as abandoned:
             if not abandoned or not _is_of_this_machine(lock):
                 continue
-            run_id, run = lock.name, instance.get_run_by_id(lock.name)
+            run = _run_of(instance, lock)
             if run is not None and not run.is_finished:
-                sentence = f"The process of {_described(instance, run_id)} is gone: marked as failed, its slot is free"
+                sentence = (
+                    f"The process of {_described(instance, run.run_id)} is gone: marked as failed, its slot is free"
+                )
                 instance.report_run_failed(run, sentence)
                 said.append(sentence)
-            instance.event_log_storage.free_concurrency_slots_for_run(run_id)
+            instance.event_log_storage.free_concurrency_slots_for_run(lock.name if run is None else run.run_id)
             lock.unlink()
     return said
 
 
-class _AtWork(dg.Executor):
-    """Another executor, while whose runs execute it is known that they do."""
+def _run_of(instance: dg.DagsterInstance, lock: Path) -> dg.DagsterRun | None:
+    """The run of an abandoned lock."""
+    if not lock.name.startswith(BEGINNING):
+        return instance.get_run_by_id(lock.name)
+    process = int(lock.name.removeprefix(BEGINNING).split("-")[0])
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+        began = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_START)
+        by = [entry.dagster_event.pid for entry in began if entry.dagster_event is not None]
+        if by == [process] and not (lock.parent / run.run_id).exists():
+            return run
+    return None
 
-    def __init__(self, executor: dg.Executor):
-        self._executor = executor
+
+class _AtWork(dg.Executor):
+    """Another executor, while whose runs execute it is known that they do. Dagster makes it before it marks the run as
+    started."""
+
+    def __init__(self, executor: dg.Executor, instance: dg.DagsterInstance):
+        self._executor, self._until_at_work = executor, contextlib.ExitStack()
+        self._until_at_work.enter_context(_beginning(instance))
 
     @property
     def retries(self):
@@ -219,6 +252,7 @@ class _AtWork(dg.Executor):
 
     def execute(self, plan_context, execution_plan) -> Iterator[dg.DagsterEvent]:
         with at_work(plan_context.instance, plan_context.run_id, plan_context.log.info):
+            self._until_at_work.close()
             yield from self._executor.execute(plan_context, execution_plan)
 
 
@@ -227,8 +261,8 @@ def known_at_work(executor: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
 
     return dg.ExecutorDefinition(
         name=executor.name,
-        config_schema=executor.config_schema,
+        config_schema=executor.config_schema,  # type: ignore[arg-type]  # it is taken, whatever is written there
         requirements=executor.get_requirements,
-        executor_creation_fn=lambda context: _AtWork(executor.executor_creation_fn(context)),
+        executor_creation_fn=lambda context: _AtWork(executor.executor_creation_fn(context), context.instance),
         description=executor.description,
     )

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,13 +55,13 @@ class MLPInputs:
 
     def starting_at(self, first: int) -> Iterator[Tensor]:
         """Iterate from item number `first` on, without computing the items before it."""
-        for number, batch in enumerate(packed(self.documents, self.batch_tokens)):
+        for number, documents in enumerate(batched(self.documents, self.batch_tokens)):
             if number < first:
                 continue
             if number in self._kept_batches:
                 yield moved(self._kept_batches[number], self.language_model.device)
                 continue
-            computed = self._computed(batch)
+            computed = self._computed(_pad(documents))
             kept = None if self.budget is None else self.budget.kept(computed)
             if kept is not None:
                 self._kept_batches[number] = kept
@@ -83,15 +84,16 @@ class MLPInputs:
         indices = moved(batch.measured.flatten().nonzero()[:, 0], mlp_input.device)
         return mlp_input.flatten(0, 1).index_select(0, indices)
 
-    @property
+    @cached_property
     def document_lengths(self) -> list[int]:
         """The number of rows that a full read yields for each document."""
         return [len(document) - 1 for document in self.documents]
 
-    @property
+    @cached_property
     def item_lengths(self) -> list[int]:
         """How many rows each item has."""
-        return [int(batch.measured.sum()) for batch in packed(self.documents, self.batch_tokens)]
+        lengths = (map(len, documents) for documents in batched(self.documents, self.batch_tokens))
+        return [sum(length - 1 for length in of_item) for of_item in lengths]
 
     @property
     def n_tokens(self) -> int:
@@ -150,17 +152,23 @@ class Batch:
 
 
 def packed(documents: Iterable[Tensor], batch_tokens: int) -> Iterator[Batch]:
-    """Batches of consecutive documents: as many in each as fit `batch_tokens` when padded to the longest of them."""
+    """Batches of consecutive documents, as `batched` gives them, padded."""
+    return map(_pad, batched(documents, batch_tokens))
+
+
+def batched(documents: Iterable[Tensor], batch_tokens: int) -> Iterator[list[Tensor]]:
+    """Consecutive documents: as many in each list as fit `batch_tokens` when padded to the longest of them."""
     batch: list[Tensor] = []
     longest = 0
     for document in documents:
-        if batch and max(longest, len(document)) * (len(batch) + 1) > batch_tokens:
-            yield _pad(batch)
+        length = len(document)
+        if batch and max(longest, length) * (len(batch) + 1) > batch_tokens:
+            yield batch
             batch, longest = [], 0
         batch.append(document)
-        longest = max(longest, len(document))
+        longest = max(longest, length)
     if batch:
-        yield _pad(batch)
+        yield batch
 
 
 def _pad(documents: list[Tensor]) -> Batch:

@@ -48,6 +48,30 @@ with dg.DagsterInstance.get() as instance:
         held.execute_in_process(instance=instance, run_id=run_id, tags={"dagster/partition": "tiny:1"})
 """
 
+# A run that is killed once Dagster has marked it as started, before it holds its lock.
+KILLED_AT_ITS_BEGINNING = """
+import os, signal
+import dagster as dg
+from jsae_assets import at_work
+from tests.jsae_assets.test_at_work import job_known_at_work
+
+at_work.at_work = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+with dg.DagsterInstance.get() as instance:
+    dg.execute_job(dg.reconstructable(job_known_at_work), instance=instance)
+"""
+
+
+def job_known_at_work() -> dg.JobDefinition:
+    @dg.op
+    def compute():
+        pass
+
+    @dg.job(executor_def=at_work.known_at_work(dg.in_process_executor))
+    def held():
+        compute()
+
+    return held
+
 
 def wait_for(what: str, condition: Callable[[], object]) -> object:
     end = time.monotonic() + PATIENCE
@@ -150,6 +174,24 @@ def test_a_dead_run_is_noticed_though_its_process_number_was_used_again(instance
     assert len(at_work.release_dead_runs(instance)) == 1
     assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
     assert not lock.exists()
+
+
+def test_a_run_that_was_killed_before_it_held_its_lock_is_noticed_and_another_one_is_not(instance):
+    other = dg.DagsterRun(
+        "another", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED
+    )  # of a process that holds no such lock
+    instance.add_run(other)
+    with started(instance.root_directory, "-c", KILLED_AT_ITS_BEGINNING) as killed:
+        said, _ = killed.communicate(timeout=PATIENCE)
+    (dead,) = [run for run in instance.get_runs() if run.run_id != other.run_id]
+    assert dead.status == dg.DagsterRunStatus.STARTED, said
+    (sentence,) = at_work.release_dead_runs(instance)
+    assert f"run {dead.run_id[:8]} (held" in sentence
+    statuses = {run.run_id: run.status for run in instance.get_runs()}
+    assert statuses == {dead.run_id: dg.DagsterRunStatus.FAILURE, other.run_id: dg.DagsterRunStatus.STARTED}
+    with dg.execute_job(dg.reconstructable(job_known_at_work), instance=instance) as result:
+        assert result.success
+    assert list((Path(instance.root_directory) / "at_work").iterdir()) == []
 
 
 def test_a_run_of_another_machine_is_not_judged_and_who_waits_for_it_is_told_what_to_do(instance, holder, monkeypatch):

@@ -16,7 +16,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from jsae_assets.catalog import Catalog, load_catalog
+from jsae_assets.catalog import DEFAULT_CATALOG, Catalog, load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import report
 from jsae_assets.partitions import cell_key
@@ -328,6 +328,15 @@ def controlled_entries(entries):
         return made
 
     return make
+
+
+def default_entries(layers: tuple[int, ...]) -> dict:
+    """The entries of the default catalog, with these layers alone."""
+    made = yaml.safe_load(DEFAULT_CATALOG.read_text(encoding="utf-8"))
+    for pair in made["pairs"]:
+        pair["layers"] = [layer for layer in pair["layers"] if layer in layers]
+    made["pairs"] = [pair for pair in made["pairs"] if pair["layers"]]
+    return made
 
 
 def write_catalog(folder: Path, entries: dict) -> Path:

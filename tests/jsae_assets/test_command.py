@@ -136,7 +136,7 @@ def without(assets: set[str], *words: str) -> set[str]:
 def test_more_tokens_measure_everything_again_that_reads_them_and_train_nothing(finished, entries, tmp_path):
     changed = entries()
     changed["models"]["tiny"]["tokens"] = 500
-    assert run(edited(finished, tmp_path, changed)) == without(EVERYTHING, "/sae_pair", "/jacobian_examples")
+    assert planned(edited(finished, tmp_path, changed)) == without(EVERYTHING, "/sae_pair", "/jacobian_examples")
 
 
 def test_another_context_size_makes_all_of_it_again(finished, entries, tmp_path):

@@ -27,6 +27,7 @@ PAIR = "jsae/sae_pair"
 SWEPT = [0.0, 1.0]
 HISTOGRAM = "jsae/jacobian_histogram"
 MEASURES = [HISTOGRAM, *(f"jsae/{name}" for name in TABLES)]
+MANY_BATCHES = Compute(device="cpu", checkpoint_seconds=0, batch_tokens=64)  # and a checkpoint after each
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,7 @@ def train_sweep_at(home: Path, catalog: Path) -> None:
 def measuring(home: Path, catalog: Path, instance: dg.DagsterInstance | None = None) -> Graph:
     """A graph whose measures take many batches and save each."""
     instance = instance or dg.DagsterInstance.from_config(str(home))
-    compute = Compute(device="cpu", checkpoint_seconds=0, batch_tokens=64)
-    return Graph(load_catalog(catalog), instance, {"compute": compute})
+    return Graph(load_catalog(catalog), instance, {"compute": MANY_BATCHES})
 
 
 def measure_at(home: Path, catalog: Path) -> None:
@@ -133,8 +133,11 @@ def test_a_measure_that_was_killed_goes_on_and_stores_what_it_would_have_stored(
     assert "checkpoint" not in graph.messages(again) and digest(graph.file(HISTOGRAM)) == resumed
 
 
-def test_every_measure_that_fails_goes_on_in_the_next_run_from_where_it_was(to_measure, monkeypatch):
-    graph, saved = to_measure, Checkpoint.save
+def test_every_measure_that_fails_goes_on_in_the_next_run_from_where_it_was(graph, entries, monkeypatch):
+    short = entries()
+    short["models"]["tiny"] |= {"tokens": 400, "quality_tokens": 400}  # some batches after the fourth
+    graph, saved = graph(short, compute=MANY_BATCHES), Checkpoint.save
+    assert graph.measure(1, PAIR).success
 
     def results() -> dict[str, pd.DataFrame | str]:
         tables = {name: pd.read_parquet(graph.file(name, extension="parquet")) for name in MEASURES[1:]}
@@ -237,7 +240,7 @@ def test_checkpoints_in_a_storage_elsewhere_are_gone_on_from(long_entries, graph
     stores = {"tensors": SafetensorsStore, "tables": ParquetStore, "figures": FigureStore}
     tiny = graph(
         long_entries(),
-        compute=Compute(device="cpu", checkpoint_seconds=0, batch_tokens=64),
+        compute=MANY_BATCHES,
         **{name: store(base_path=base) for name, store in stores.items()},
     )
     saved = Checkpoint.save

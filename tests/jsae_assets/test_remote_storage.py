@@ -6,8 +6,14 @@ from upath import UPath
 
 from jsae_assets.command import figure_pages, open_site
 from jsae_assets.serving import URL
-from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, materialised, metadata
+from tests.jsae_assets.conftest import materialised, metadata
 from tests.s3_server import BUCKET, s3_server
+
+# Of a cell, what shows each way of storing: pairs, tensors, tables, figures; several are measured on each pair.
+MEASURES = ("sae_pair", "jacobian_histogram", "jacobian_examples", "latent_accounting", "function_shapes")
+MADE = {f"{variant}/{name}" for variant in ("traditional", "jsae") for name in MEASURES} | {
+    f"figures/jsae/{name}" for name in ("jacobian_histogram", "edge_curve")
+}
 
 
 @pytest.fixture
@@ -42,8 +48,8 @@ def test_a_cell_and_the_site_are_made_on_s3_each_pair_is_fetched_once_and_pages_
     monkeypatch.setenv("JSAE_STORAGE", base)
     tiny = graph(entries())
     tiny.tokenise()
-    result = tiny.measure(1, raise_on_error=True)
-    assert len(materialised(result)) == 2 * len(PER_VARIANT) + len(CELL_FIGURES)
+    result = tiny.measure(1, *MADE, raise_on_error=True)
+    assert materialised(result) == MADE
     pairs = [path for path in fetched if "sae_pair" in path and "checkpoints" not in path]
     assert len(pairs) == len(set(pairs)) == 2
     told = metadata(result, "figures/jsae/jacobian_histogram")

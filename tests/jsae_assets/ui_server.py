@@ -130,7 +130,7 @@ class Server:
             with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
                 if answer := condition():
                     return answer
-            time.sleep(0.2)
+            time.sleep(0.5)  # each question takes the server some work
         raise AssertionError(f"{what} did not happen\n{self.output()}")
 
     def output(self) -> str:

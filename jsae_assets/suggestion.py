@@ -167,7 +167,7 @@ def faults_of(
     pairs = (compute.pair(stored(dg.AssetKey([ASSET, sweep.key]), run_id)) for run_id in runs["run_id"])
     return [
         examined(
-            pair, held_out.language_model, held_out.documents, held_out.mlp_inputs, sweep.least, compute, print
+            pair, held_out.language_model, held_out.documents, held_out.mlp_inputs, sweep.least, True, compute, print
         ).faults
         for pair in pairs
     ]

@@ -131,6 +131,18 @@ def test_folded_activations_are_found_whatever_the_catalog_asks_to_be_explained(
     assert not check.passed and "it was trained on other activations" in check.description
 
 
+def test_only_a_pair_from_elsewhere_is_suspected_of_other_activations_where_the_model_hardly_tells_them_apart(
+    graph_of, artifacts, entries, graph, monkeypatch
+):
+    monkeypatch.setattr("jsae_assets.checks.MARGIN", 2.0)  # no true input wins by that
+    check = evaluation(graph_of(artifacts["true"]).measure(LAYER, CHECKED))
+    assert not check.passed and "which of them it was trained on cannot be told" in check.description
+    trained = graph(entries())
+    trained.tokenise()
+    check = evaluation(trained.measure(LAYER, CHECKED))
+    assert check.passed, check.description
+
+
 def test_a_badly_trained_pair_is_told_so_and_not_that_it_was_trained_on_other_activations(graph_of, artifacts):
     check = evaluation(graph_of(artifacts["badly"]).measure(LAYER, CHECKED))
     assert not check.passed

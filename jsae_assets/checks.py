@@ -49,8 +49,8 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
         pool=POOL,
         op_tags=step_priority(turn(catalog, variant)),
         description="On held-out tokens both SAEs explain the variance they should, the input SAE of a pair from "
-        "elsewhere more of that of the MLP's true input than of folded or un-normalised input; the MLP computes what the model's does; weights are "
-        "finite; shapes agree with the model.",
+        "elsewhere more of that of the MLP's true input than of folded or un-normalised input; the MLP computes what "
+        "the model's does; weights are finite; shapes agree with the model.",
     )
     @on_a_device_of_its_own
     def faithful(

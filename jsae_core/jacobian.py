@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from jsae_core.fused import fused_kernels
-from jsae_core.memory import piece_factor
+from jsae_core.memory import cached_piece
 from jsae_core.mlp import MLP
 from jsae_core.objectives import l1
 from jsae_core.sae import active_latents, decode, inputs_at_once
@@ -35,7 +35,7 @@ from jsae_core.sae_pair import SAEPair
 from jsae_core.tables import Tables, build_tables
 from jsae_core.terms import EVALUATED_AT
 
-GATHER_BYTES = 2**22  # of each of the two buffers that gathered rows are kept in: both stay in a CPU's cache
+GATHER_BYTES = 2**20  # of each of the two buffers that gathered rows are kept in: both stay in a core's cache
 # how often the latents of a batch must be active, on average over all d_sae, for the rows of all to be built at once
 MEAN_USES_ON_CPU, MEAN_USES_ON_ACCELERATOR = 16, 4
 
@@ -238,7 +238,7 @@ def _gathered(
     n, k_in = input_latents.shape
     k_out, d_mlp = output_latents.shape[1], tables.outputs.shape[1]
     row_bytes = slopes[0].element_size() * max(k_in * tables.inputs.shape[1], k_out * d_mlp)
-    chunk = max(1, min(n, piece_factor(tables.outputs.device) * GATHER_BYTES // row_bytes))
+    chunk = max(1, min(n, cached_piece(GATHER_BYTES, tables.outputs.device) // row_bytes))
     input_rows = slopes[0].new_empty(chunk * k_in, tables.inputs.shape[1])
     output_rows = slopes[0].new_empty(chunk * k_out, d_mlp)
     for start in range(0, n, chunk):

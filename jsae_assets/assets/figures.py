@@ -120,21 +120,26 @@ def _draw_thresholds(results: Mapping[Variant, Results], subtitle: str, **words:
 
 
 def _draw_control(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
-    """With what the shares above thresholds do not say: whether the pairs are equally good, and whether they bypass
-    their latents."""
-    large, said = [], []
+    """With what the shares above thresholds do not say: whether J is sparser or merely of another scale, whether the
+    pairs are equally good, and whether they bypass their latents."""
+    from jsae_core.figures.style import percent
+
+    large, ratios, said = [], [], []
     for variant, result in results.items():
+        sizes = stored_estimates(result.stored["jacobian_histogram"])
         accounted = stored_estimates(result.stored["latent_accounting"])["accounted_share"].value
         explained = stored_estimates(result.stored["pair_quality"])["explained_variance_output"].value
-        large.append(stored_estimates(result.stored["jacobian_histogram"])[f"above_{NOTEWORTHY:g}"].value)
+        large.append(percent(sizes[f"above_{NOTEWORTHY:g}"].value))
+        ratios.append(f"{sizes['l1_over_l2'].value:.2f}")
         said.append(f"{100 * accounted:.0f} / {100 * explained:.0f}% ({variant.label})")
-    (other, one), kept = list(results)[:2], [sparse / dense if dense else 1 for dense, sparse in (large[:2], large[2:])]
+    other, one = list(results)[:2]
     return _draw_thresholds(
         results,
         subtitle + " · accounted share / variance that the output SAE explains: " + ", ".join(said),
         question="Does sparsity need a trained language model?",
-        answer=f"{one.label} has {kept[0]:.0%} as many elements with |J| ≥ {NOTEWORTHY:g} as {other.label} on the "
-        f"trained model, {kept[1]:.0%} on the randomised one.",
+        answer=f"|J| is {NOTEWORTHY:g} or more for {large[1]} ({one.label}) and {large[0]} ({other.label}) of the "
+        f"elements on the trained model, for {large[3]} and {large[2]} on the randomised one. L1/L2, which no scale "
+        f"changes (lower: sparser): {ratios[1]} and {ratios[0]}, {ratios[3]} and {ratios[2]}.",
     )
 
 
@@ -414,7 +419,7 @@ CONTROL_FIGURES = (
         "randomised_control",
         "Share of Jacobian elements above thresholds, pretrained against randomised language model",
         _draw_control,
-        code_version="5",
+        code_version="6",
         reads=["jacobian_histogram", "latent_accounting", "pair_quality"],
     ),
 )

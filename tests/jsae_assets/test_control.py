@@ -95,6 +95,7 @@ def test_the_control_figure_has_four_bars_a_threshold_in_the_variants_colours(co
         explained = metadata(run, f"{variant}/pair_quality")["explained_variance_output"]
         said = figure.layout.title.subtitle.text.replace("<br>", " ")
         assert f"{100 * accounted:.0f} / {100 * explained:.0f}%" in said
+        assert f"{told['l1_over_l2']:.2f}" in said.split("L1/L2")[1].split("·")[0]
         assert "λ 0 (Traditional)" in said and "randomised" not in said.split("λ ")[1].split("·")[0]
 
 

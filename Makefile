@@ -28,6 +28,7 @@ setup: $(READY)
 # Torch's lock file comes first, because it has setuptools, which builds the packages without a wheel.
 $(READY): pyproject.toml $(LOCKS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with make PYTHON=...")'
+	@echo 'Installing the pinned packages into $(VENV), which takes 2 to 4 minutes'
 	$(PYTHON) -m venv $(VENV)
 	@echo 'PyTorch: the CPU build if pip can find it; otherwise pip reports an error, which is expected, and the build of the package index is installed'
 	$(PIP_INSTALL) --require-hashes --requirement requirements-torch-cpu.lock || $(PIP_INSTALL) --require-hashes --requirement requirements-torch.lock

@@ -7,15 +7,16 @@ a catalog). Nothing here imports torch, because the definitions must load fast.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
@@ -274,71 +275,10 @@ class Catalog(Section):
 
     @model_validator(mode="after")
     def _consistent(self):
-        def require_known(place: str, name: str | None, section: dict) -> None:
-            if name is not None and name not in section:
-                raise ValueError(
-                    f"{place} is {name!r}, which is not in the catalog; the catalog has: {', '.join(section)}"
-                )
-
-        for key, model in self.models.items():
-            require_known(f"models.{key}.text", model.text, self.text)
-        for key, variant in self.variants.items():
-            for name in ("compared_with", "control_of"):
-                other = getattr(variant, name)
-                require_known(f"variants.{key}.{name}", other, self.variants)
-                if other == key:
-                    raise ValueError(f"variants.{key}.{name} is itself")
-            if variant.control_of and self.variants[variant.control_of].control_of:
-                raise ValueError(f"variants.{key}.control_of is {variant.control_of!r}, which is itself a control")
-        layers: dict[str, tuple[str, list[int]]] = {}
-        recipes: dict[str, Recipe] = {}
-        for key, sweep in self.sweeps.items():
-            if sweep.local:
-                require_known(f"sweeps.{key}.local.model", sweep.local.model, self.models)
-                require_known(f"sweeps.{key}.local.train.text", sweep.local.train.text, self.text)
-                layers[f"sweeps.{key}.local.layer"] = (sweep.local.model, [sweep.local.layer])
-                recipes[f"sweeps.{key}.local.train"] = sweep.local.train
-        entry_of_pair: dict[Hashable, int] = {}
-        for number, pair in enumerate(self.pairs):
-            require_known(f"pairs[{number}].variant", pair.variant, self.variants)
-            require_known(f"pairs[{number}].model", pair.model, self.models)
-            require_known(f"pairs[{number}].{pair.kind}.text", pair.text, self.text)
-            layers[f"pairs[{number}].layers"] = (pair.model, pair.layers)
-            if isinstance(pair, TrainedPair):
-                recipes[f"pairs[{number}].train"] = pair.train
-            for layer in pair.layers:
-                first = entry_of_pair.setdefault((pair.variant, pair.model, layer), number)
-                if first != number or pair.layers.count(layer) > 1:
-                    raise ValueError(
-                        f"pairs[{number}] and pairs[{first}] both name the pair {pair.variant} of {pair.model} at "
-                        f"layer {layer}; expected it once"
-                    )
-        self._check_layers(layers)
-        self._check_amounts(recipes)
+        sections = {name: getattr(self, name) for name in SECTIONS}
+        if problems := [*_contradictions(sections | {"pairs": dict(enumerate(self.pairs))}, sections)]:
+            raise ValueError("\n".join(problems))
         return self
-
-    def _check_layers(self, layers_by_place: Mapping[str, tuple[str, list[int]]]) -> None:
-        """Raise ValueError if a model does not have the layers that the catalog names. `layers_by_place` gives a model
-        and layers of it for each place in the catalog that names layers."""
-        counts = {model: self.models[model].layer_count for model in {model for model, _ in layers_by_place.values()}}
-        for place, (model, layers) in layers_by_place.items():
-            count = counts[model]
-            if count is not None and max(layers) >= count:
-                raise ValueError(
-                    f"{place}: the model {model!r} has layers 0 to {count - 1}; there is no layer {max(layers)}"
-                )
-
-    def _check_amounts(self, recipes: Mapping[str, Recipe]) -> None:
-        """Raise ValueError if a recipe needs more tokens than its text can have. `recipes` are by their places in the
-        catalog."""
-        bounds = {name: self.text[name].most_tokens() for name in {recipe.text for recipe in recipes.values()}}
-        for place, recipe in recipes.items():
-            bound = bounds[recipe.text]
-            if bound is not None and recipe.tokens > bound:
-                raise ValueError(
-                    f"{place}.tokens is {recipe.tokens:,}, but the text {recipe.text!r} has {bound:,} bytes, and a "
-                    "token has at least one byte (most have three or four); add text, or train on fewer tokens"
-                )
 
     def pair(self, variant: str, model: str, layer: int) -> Pair | None:
         """Return the entry of this pair, or None if the catalog does not have it."""
@@ -441,8 +381,99 @@ class Catalog(Section):
         return C4 if name is None else self.text[name]
 
 
+SECTIONS = ("models", "text", "variants", "sweeps")  # those whose entries have names; pairs have numbers
+ENTRIES: Mapping[str, Any] = {
+    "models": Model,
+    "text": Text,
+    "variants": Variant,
+    "pairs": AnyPair,
+    "sweeps": Sweep,
+}
+
+
+def _contradictions(entries: Mapping[str, Mapping], names: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    """Yield a sentence for each entry that contradicts another one.
+
+    Args:
+        entries: the entries of each section that are valid by themselves, by name or number.
+        names: the names of all entries of the sections that have names.
+    """
+
+    def unknown(place: str, name: str | None, section: str) -> Iterator[str]:
+        if name is not None and name not in names[section]:
+            known = ", ".join(map(str, names[section]))
+            yield f"{place} is {name!r}, which is not in the catalog; the catalog has: {known}"
+
+    variants, pairs = entries["variants"], entries["pairs"]
+    for key, model in entries["models"].items():
+        yield from unknown(f"models.{key}.text", model.text, "text")
+    for key, variant in variants.items():
+        for name in ("compared_with", "control_of"):
+            other = getattr(variant, name)
+            yield from unknown(f"variants.{key}.{name}", other, "variants")
+            if other == key:
+                yield f"variants.{key}.{name} is itself"
+        if variant.control_of not in (None, key) and getattr(variants.get(variant.control_of), "control_of", None):
+            yield f"variants.{key}.control_of is {variant.control_of!r}, which is itself a control"
+    layers: dict[str, tuple[str, list[int]]] = {}
+    recipes: dict[str, Recipe] = {}
+    for key, sweep in entries["sweeps"].items():
+        if sweep.local:
+            yield from unknown(f"sweeps.{key}.local.model", sweep.local.model, "models")
+            yield from unknown(f"sweeps.{key}.local.train.text", sweep.local.train.text, "text")
+            layers[f"sweeps.{key}.local.layer"] = (sweep.local.model, [sweep.local.layer])
+            recipes[f"sweeps.{key}.local.train"] = sweep.local.train
+    entry_of_pair: dict[Hashable, int] = {}
+    for number, pair in pairs.items():
+        yield from unknown(f"pairs[{number}].variant", pair.variant, "variants")
+        yield from unknown(f"pairs[{number}].model", pair.model, "models")
+        yield from unknown(f"pairs[{number}].{pair.kind}.text", pair.text, "text")
+        layers[f"pairs[{number}].layers"] = (pair.model, pair.layers)
+        if isinstance(pair, TrainedPair):
+            recipes[f"pairs[{number}].train"] = pair.train
+        for layer, times in Counter(pair.layers).items():
+            first = entry_of_pair.setdefault((pair.variant, pair.model, layer), number)
+            if first != number or times > 1:
+                yield (
+                    f"pairs[{number}] and pairs[{first}] both name the pair {pair.variant} of {pair.model} at "
+                    f"layer {layer}; expected it once"
+                )
+    yield from _missing_layers(entries["models"], layers)
+    yield from _too_many_tokens(entries["text"], recipes)
+
+
+def _missing_layers(models: Mapping[str, Model], layers_by_place: Mapping[str, tuple[str, list[int]]]) -> Iterator[str]:
+    """Yield a sentence for each place in the catalog that names a layer that its model does not have.
+    `layers_by_place` gives a model and layers of it for each place that names layers."""
+    counts = {key: models[key].layer_count for key in {key for key, _ in layers_by_place.values()} & models.keys()}
+    for place, (model, layers) in layers_by_place.items():
+        count = counts.get(model)
+        if count is not None and max(layers) >= count:
+            yield f"{place}: the model {model!r} has layers 0 to {count - 1}; there is no layer {max(layers)}"
+
+
+def _too_many_tokens(texts: Mapping[str, Text], recipes: Mapping[str, Recipe]) -> Iterator[str]:
+    """Yield a sentence for each recipe that needs more tokens than its text can have. `recipes` are by their places in
+    the catalog."""
+    names = {recipe.text for recipe in recipes.values()} & texts.keys()
+    bounds = {name: texts[name].most_tokens() for name in names}
+    for place, recipe in recipes.items():
+        bound = bounds.get(recipe.text)
+        if bound is not None and recipe.tokens > bound:
+            yield (
+                f"{place}.tokens is {recipe.tokens:,}, but the text {recipe.text!r} has {bound:,} bytes, and a "
+                "token has at least one byte (most have three or four); add text, or train on fewer tokens"
+            )
+
+
 def _hash(entries: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(entries).encode()).hexdigest()[:16]
+
+
+def catalog_path() -> Path:
+    """Return the path of the catalog that JSAE_CATALOG names, else of the default catalog."""
+    named = os.environ.get(CATALOG_VARIABLE)
+    return Path(named).expanduser() if named else DEFAULT_CATALOG
 
 
 def load_catalog(path: str | Path | None = None) -> Catalog:
@@ -454,7 +485,7 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
         CatalogError: the file cannot be read, is malformed or contradicts itself.
     """
     chosen = path or os.environ.get(CATALOG_VARIABLE)
-    path = Path(chosen).expanduser() if chosen else DEFAULT_CATALOG
+    path = Path(path).expanduser() if path else catalog_path()
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -474,10 +505,12 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
         raise CatalogError(f"{path}: {found}; expected the sections models, text, variants, pairs and, if any, sweeps")
     if problems := [*truth_values(entries)]:
         raise CatalogError("\n".join(f"{path}: {problem}" for problem in problems))
+    context = {FOLDER: path.resolve().parent}
     try:
-        return TypeAdapter(Catalog).validate_python(entries, context={FOLDER: path.resolve().parent})
+        return TypeAdapter(Catalog).validate_python(entries, context=context)
     except ValidationError as error:
-        raise CatalogError("\n".join(f"{path}: {problem}" for problem in _problems(error))) from error
+        each_once = dict.fromkeys((*_problems(error), *_further_problems(entries, context)))
+        raise CatalogError("\n".join(f"{path}: {problem}" for problem in each_once)) from error
 
 
 # parts that pydantic adds to the place of an error: that it concerns a key, and the kind of a pair's source
@@ -491,8 +524,23 @@ def _problems(error: ValidationError) -> list[str]:
         parts = [part for part in item["loc"] if part not in OMITTED]
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
         message = item["msg"].removeprefix("Value error, ")
-        problems.append(f"{place.lstrip('.')}: {message}" if place else message)
+        problems += [f"{place.lstrip('.')}: {message}"] if place else message.splitlines()
     return problems
+
+
+def _further_problems(entries: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each entry that contradicts another one, of those entries that are valid by themselves.
+    Pydantic compares entries only if all of them are valid."""
+    raw = {name: section if isinstance(section := entries.get(name), dict) else {} for name in SECTIONS}
+    pairs = entries.get("pairs")
+    numbered = dict(enumerate(pairs)) if isinstance(pairs, list) else {}
+    valid: dict[str, dict] = {}
+    for name, section in (raw | {"pairs": numbered}).items():
+        kind, valid[name] = TypeAdapter(ENTRIES[name]), {}
+        for key, entry in section.items():
+            with contextlib.suppress(ValidationError):
+                valid[name][key] = kind.validate_python(entry, context=context)
+    yield from _contradictions(valid, raw)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -19,12 +19,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import IO
 
 import dagster as dg
 from dagster._utils.error import SerializableErrorInfo
@@ -33,7 +35,7 @@ from upath import UPath
 
 from jsae_assets import suggestion
 from jsae_assets.at_work import at_work, release_dead_runs
-from jsae_assets.catalog import Catalog, CatalogError, load_catalog
+from jsae_assets.catalog import CATALOG_VARIABLE, DEFAULT_CATALOG, Catalog, CatalogError, catalog_path, load_catalog
 from jsae_assets.definitions import SettingError, build_definitions
 from jsae_assets.entries import report
 from jsae_assets.executing import WORKSPACE, execute_here
@@ -44,6 +46,7 @@ from jsae_assets.partitions import cell_key, cells
 from jsae_assets.plan import CELL_JOB, PlannedRun, gathers, planned_runs, selection
 from jsae_assets.resources import POOL
 from jsae_assets.serving import URL, serve
+from jsae_assets.settings import unread
 from jsae_assets.storage import clear_parts, is_local, storage
 from jsae_core.locks import holding
 from jsae_core.pace import duration
@@ -53,6 +56,10 @@ SITE_PAGE = "site/index.html"
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")  # if neither is set, a browser would open in the terminal
 CONSOLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
 MADE, FAILED, BAD_ARGUMENTS = 0, 1, 2  # exit statuses
+DEMO = (
+    "This takes about six minutes on two idle CPU cores, less if some of it is made already. It ends with a table of "
+    "the results and the path of the site, whose pages show them."
+)
 STOPPED = "Stopped. What was made is kept: the same command goes on from there."
 
 
@@ -290,11 +297,33 @@ def run_ui(further: Sequence[str]) -> int:
             print(f"The site is not served at {URL} ({error}), so links to it will not work. `jsae site` opens it.")
     # the filter hides Dagster's advice to use its command `dg`, which would not find this workspace
     command = [sys.executable, "-W", "ignore::FutureWarning", "-m", "dagster", "dev"]
-    dagster = subprocess.Popen([*command, "--workspace", str(WORKSPACE), *further])
-    signal.signal(signal.SIGTERM, lambda *_: dagster.terminate())  # ends Dagster together with this process
-    while True:
-        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches Dagster too, which then ends
-            return dagster.wait()
+    command += ["--workspace", str(WORKSPACE), *further]
+    # in a session of its own, so that Ctrl-C reaches this process alone, and through a pipe, so that it can fall silent
+    dagster = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    told_to_end = threading.Event()
+
+    def end(number: int, frame: object) -> None:
+        """End Dagster together with this process."""
+        if not told_to_end.is_set():
+            told_to_end.set()
+            os.write(sys.stdout.fileno(), b"\nStopping the Dagster UI.\n")
+        dagster.terminate()
+
+    def copy(output: IO[bytes]) -> None:
+        for line in output:
+            if not told_to_end.is_set():  # then Dagster's processes report how they were interrupted
+                sys.stdout.buffer.write(line)
+                sys.stdout.buffer.flush()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    copying = threading.Thread(target=copy, args=[dagster.stdout], daemon=True)
+    copying.start()
+    status = dagster.wait()
+    if told_to_end.is_set():
+        return MADE
+    copying.join()
+    return status
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -444,9 +473,8 @@ def unknown(options: argparse.Namespace, catalog: Catalog, definitions: dg.Defin
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        # a script's `jsae ui &` ignores Ctrl-C, and Dagster gives SIGTERM the same handler: nothing would end it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for sentence in unread(os.environ):
+        print(sentence, file=sys.stderr)
     os.environ["TQDM_DISABLE"] = "1"  # the progress bars of transformers would break up the printed lines
     try:
         home()
@@ -462,6 +490,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CatalogError, SettingError) as error:
         print(error, file=sys.stderr)
         return BAD_ARGUMENTS
+    is_default = catalog_path() == DEFAULT_CATALOG
+    say(f"Catalog: {catalog_path()}" + f", that of the demo ({CATALOG_VARIABLE} names another)" * is_default)
+    if options.command == "demo" and is_default:
+        say(DEMO)
     if options.command == "ui":
         limit_pool(definitions.resources["compute"].cuda_devices())
         return run_ui(options.further)
@@ -496,7 +528,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"\nThe site, with all results and an explorer of latents: {site_page(instance)}")
             print("`jsae site` opens that page, `jsae ui` the Dagster UI.")
     return FAILED if failures else MADE
-
-
-if __name__ == "__main__":
-    sys.exit(main())

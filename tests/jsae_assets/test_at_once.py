@@ -25,7 +25,7 @@ def test_two_demos_at_once_on_a_fresh_home_make_everything_once_and_who_waits_sa
     one_layer = entries()
     one_layer["pairs"][0]["layers"] = [1]
     catalog, home = write_catalog(tmp_path, one_layer), tmp_path / "home"
-    command = ["-m", "jsae_assets.command", "demo"]
+    command = ["-m", "jsae_assets", "demo"]
     with started(home, *command, catalog=catalog) as one, started(home, *command, catalog=catalog) as other:
         said = {process.pid: process.communicate(timeout=PATIENCE)[0] for process in (one, other)}
     assert [one.returncode, other.returncode] == [0, 0], said

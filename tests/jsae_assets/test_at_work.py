@@ -128,7 +128,7 @@ def make_tokens(graph: Graph) -> list[str]:
 def test_after_kill_9_the_next_run_says_so_frees_the_slot_and_goes_on(entries, graph, tmp_path, capsys):
     tiny = graph(entries())
     catalog = tmp_path / "catalog.yaml"
-    with started(tiny.instance.root_directory, "-m", "jsae_assets.command", *ONLY_TOKENS, catalog=catalog) as killed:
+    with started(tiny.instance.root_directory, "-m", "jsae_assets", *ONLY_TOKENS, catalog=catalog) as killed:
         dead = wait_for("the run that is to be killed", lambda: run_holding_the_slot(tiny.instance))
         killed.kill()
         killed.wait()
@@ -227,7 +227,7 @@ def test_under_a_daemon_a_sensor_clears_up(entries, graph, holder):
 def test_who_is_stopped_while_waiting_ends_at_once_and_leaves_the_other_at_work(entries, graph, holder, tmp_path):
     tiny = graph(entries())
     catalog = tmp_path / "catalog.yaml"
-    with started(tiny.instance.root_directory, "-m", "jsae_assets.command", *ONLY_TOKENS, catalog=catalog) as waiting:
+    with started(tiny.instance.root_directory, "-m", "jsae_assets", *ONLY_TOKENS, catalog=catalog) as waiting:
         for line in waiting.stdout:
             if "waits for" in line:
                 break

@@ -502,6 +502,32 @@ def test_every_problem_of_a_catalog_is_told_at_once(tmp_path):
     assert "variants.a.colour" in message
 
 
+@pytest.mark.parametrize("malformed", [True, False], ids=["with a malformed entry", "with none"])
+def test_every_contradiction_is_told_at_once_with_what_is_malformed_and_each_once(tmp_path, malformed):
+    entries = copy.deepcopy(GOOD)
+    pair = entries["pairs"][0]
+    wrong = [{"variant": "x"}, {"model": "n"}, {"train": pair["train"] | {"text": "u"}}]
+    entries["pairs"] = [pair | change | {"layers": [n]} for n, change in enumerate(wrong)]
+    entries["variants"]["a"]["compared_with"] = "y"
+    expected = [
+        "variants.a.compared_with is 'y', which is not in the catalog",
+        "pairs[0].variant is 'x', which is not in the catalog",
+        "pairs[1].model is 'n', which is not in the catalog",
+        "pairs[2].train.text is 'u', which is not in the catalog",
+    ]
+    if malformed:
+        entries["pairs"].insert(0, pair | {"layers": "all"})
+        expected = ["pairs[0].layers"] + [re.sub(r"\d(?=])", lambda n: str(int(n[0]) + 1), line) for line in expected]
+    lines = refusal(tmp_path, entries).splitlines()
+    assert len(lines) == len(expected)
+    assert all(problem in line for problem, line in zip(expected, lines, strict=True))
+
+
+def test_an_entry_that_names_a_malformed_one_is_not_said_to_name_none(tmp_path):
+    (line,) = refusal(tmp_path, with_change("models.m.tokens", 0)).splitlines()
+    assert "models.m.tokens" in line
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [

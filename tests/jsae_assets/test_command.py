@@ -406,7 +406,7 @@ def test_the_figures_are_where_the_demo_says(measured):
 
 def demo(home: Path, catalog: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "jsae_assets.command", "demo"],
+        [sys.executable, "-m", "jsae_assets", "demo"],
         cwd=REPOSITORY,
         env=os.environ | {"DAGSTER_HOME": str(home), "JSAE_CATALOG": str(catalog), "JSAE_DEVICE": "cpu"},
         capture_output=True,
@@ -435,7 +435,7 @@ def test_the_ui_listens_on_this_machine_alone_advises_no_other_command_and_ends_
     }
     with (tmp_path / "said").open("wb") as said:
         ui = psutil.Popen(
-            [sys.executable, "-m", "jsae_assets.command", "ui", "--port", "0"],
+            [sys.executable, "-m", "jsae_assets", "ui", "--port", "0"],
             cwd=REPOSITORY,
             env=environment,
             stdout=said,

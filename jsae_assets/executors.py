@@ -14,7 +14,7 @@ import os
 import dagster as dg
 
 # What every step needs. The processes of a run's steps are forked from one that has imported it.
-PRELOADED = ["jsae_assets.definitions", "jsae_core.language_model", "transformers"]
+PRELOADED = ["jsae_assets.definitions", "jsae_core.language_model", "jsae_core.sae_pair", "transformers.modeling_utils"]
 multiprocess_executor = dg.multiprocess_executor.configured(
     {"start_method": {"forkserver": {"preload_modules": PRELOADED}}}, name="multiprocess"
 )

@@ -348,7 +348,7 @@ CELL_FIGURES = (
         "jacobian_thresholds",
         "Share of Jacobian elements above thresholds",
         _draw_thresholds,
-        code_version="5",
+        code_version="6",
         reads=["jacobian_histogram"],
     ),
     Figure(
@@ -433,7 +433,7 @@ SWEEP_CONTROL_FIGURES = (
         "Large elements of the Jacobian and accounted share at equal explained variance, pretrained against randomised "
         "language model",
         _draw_equal_quality,
-        code_version="2",
+        code_version="3",
         reads=["pair_quality", "jacobian_histogram", "latent_accounting"],
     ),
 )

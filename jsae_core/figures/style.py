@@ -89,8 +89,11 @@ def of_each(values: Mapping[Variant, str]) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in per cent with two significant digits and at most two decimals: 0.43%, 5.2%, 62%."""
+    """A share in per cent with two significant digits and at most two decimals: 0.43%, 5.2%, 62%; nearly all of
+    something is not called 100%."""
     number = 100 * share
+    if 99.5 <= number < 100:
+        return f"{number:.1f}%" if number < 99.95 else ">99.9%"
     if 0 < number < 0.01:
         return "<0.01%"
     if number == 0:

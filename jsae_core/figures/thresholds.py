@@ -177,4 +177,6 @@ def _move_numbers(bars: go.Bar, diamonds: go.Scatter, top: float) -> None:
 def _number(percent: float) -> str:
     if 0 < percent < 0.01:
         return "<0.01"
+    if percent >= 99.95:
+        return "100"  # a longer number would be drawn smaller
     return f"{percent:.{1 if percent >= 10 else 2}f}"

@@ -40,6 +40,24 @@ def test_what_was_read_off_is_a_diamond_with_its_interval_at_the_explained_varia
     assert [shape.x0 for shape in drawn().layout.shapes] == [66, 66]
 
 
+def test_axes_hold_every_interval():
+    figure = drawn()
+    for trace in figure.data:
+        (low, high), (bottom, top) = (figure.layout[f"{axis}axis{trace.xaxis[1:]}"].range for axis in "xy")
+        across, up = (trace.error_x.array or [0] * len(trace.x)), trace.error_y.array
+        assert all(low < x - error and x + error < high for x, error in zip(trace.x, across, strict=True))
+        assert all(bottom < y - error and y + error < top for y, error in zip(trace.y, up, strict=True))
+
+
+def test_labels_of_pairs_at_one_place_stand_apart_and_those_without_room_are_told_when_pointed_at():
+    same = [PairNumbers(coefficient, (0.82, 0.01), (1.0, 0.0), (0.9, 0.01)) for coefficient in range(8)]
+    figure = equal_quality_figure({JSAE: same[:1], CONTROL: same[1:]}, same[0], None, "layer 1")
+    lines = [trace for trace in figure.data if trace.xaxis == "x"]
+    shown = [position for line in lines for text, position in zip(line.text, line.textposition, strict=True) if text]
+    assert 1 < len(shown) == len(set(shown)) < 8
+    assert [told for line in lines for told in line.customdata] == [f"λ {pair.coefficient}" for pair in same]
+
+
 def test_the_subtitle_answers_with_both_numbers_and_their_intervals():
     assert said(drawn()).startswith(
         "At 66% explained variance, |J| ≥ 0.01: 22.0 ± 2.0% (JSAE &lt;b&gt;), 24.0 ± 3.9% (JSAE, randomised model, "

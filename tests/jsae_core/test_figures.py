@@ -21,7 +21,7 @@ from jsae_core.figures import (
     permute_rows_and_columns,
 )
 from jsae_core.figures.export import png
-from jsae_core.figures.style import decade_numbers
+from jsae_core.figures.style import decade_numbers, percent
 from tests.jsae_core.subtitles import answer, details
 
 TRADITIONAL, JSAE = Variant("Traditional", "#0072B2"), Variant("JSAE", "#D55E00")
@@ -188,6 +188,15 @@ def test_axes_name_their_unit(figures):
 
 def test_figures_stay_small_as_json(figures):
     assert [len(figure.to_json()) < 32_000 for figure in figures] == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("share", "told"),
+    [(0, "0%"), (5e-5, "<0.01%"), (0.0043, "0.43%"), (0.052, "5.2%"), (0.994, "99%"), (0.9981, "99.8%"), (1, "100%")],
+)
+def test_a_share_is_told_in_two_digits_and_nearly_none_is_not_none_nor_nearly_all_all(share, told):
+    assert percent(share) == told
+    assert percent(0.99999) == ">99.9%"
 
 
 def test_a_picture_is_a_png_below_100_kb_or_a_reason_and_a_remedy(figures):

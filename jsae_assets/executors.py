@@ -1,10 +1,10 @@
 """The executors that JSAE_EXECUTOR names, besides Dagster's own in one process.
 
 With `multiprocess`, each step of a run is a process. On a Ray cluster a run is one process, as by default, so that the
-model and the pair are loaded once and stay loaded from one asset of a cell to the next.
+model and the pair are loaded once and stay loaded from one asset of a cell to the next; of a run with shards, each step
+is a process on any worker.
 
-Not here: which one is used (`definitions.py`), how a run comes to another machine (by the run
-launcher of dagster-ray, which deploy/dagster.yaml names).
+Not here: which one is used (`definitions.py`), how a run comes to another machine (`ray_launcher.py`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ PRELOADED = ["jsae_assets.definitions", "jsae_core.language_model", "jsae_core.s
 multiprocess_executor = dg.multiprocess_executor.configured(
     {"start_method": {"forkserver": {"preload_modules": PRELOADED}}}, name="multiprocess"
 )
+STEPS_ARE_JOBS = "JSAE_STEPS_ARE_JOBS"  # set by the launcher in the process of a run with shards
 OF_A_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray sets in the processes of its jobs
+ASKED_OF_RAY = ("num_cpus", "num_gpus", "memory", "resources", "env_vars", "runtime_env")  # settings of the launcher
 
 
 def _on_ray_worker(context: dg.InitExecutorContext) -> dg.Executor:
-    """All steps in the process of the run, which is a job on a Ray cluster.
+    """All steps in the process of the run, which is a job on a Ray cluster; those of a run with shards are jobs too.
 
     Raises:
         RuntimeError: the run was started elsewhere, where it would take a GPU that Ray gives to another.
@@ -33,12 +35,24 @@ def _on_ray_worker(context: dg.InitExecutorContext) -> dg.Executor:
             f"{type(context.instance.run_launcher).__name__}. Give it the run_launcher of deploy/dagster.yaml, or "
             "unset JSAE_EXECUTOR"
         )
+    if STEPS_ARE_JOBS in os.environ:
+        return _each_a_job(context)
     return dg.in_process_executor.executor_creation_fn(context)
+
+
+def _each_a_job(context: dg.InitExecutorContext) -> dg.Executor:
+    """Each step is a job on the cluster, which asks for what the run launcher is set to ask for a run."""
+    from dagster_ray import ray_executor
+
+    launcher = context.instance.run_launcher
+    asked = {name: getattr(launcher, name) for name in ASKED_OF_RAY}
+    settings = {"ray": {name: value for name, value in asked.items() if value is not None}, "retries": {"enabled": {}}}
+    return ray_executor.executor_creation_fn(context._replace(executor_config=settings))
 
 
 ray_worker_executor = dg.ExecutorDefinition(
     name="ray",
     config_schema=dg.in_process_executor.config_schema.as_field(),
     executor_creation_fn=_on_ray_worker,
-    description="All steps of a run in one process of a Ray cluster's worker",
+    description="All steps of a run in one process of a Ray cluster's worker; with shards, each on any worker",
 )

@@ -181,9 +181,8 @@ def installation(folder: Path, catalog: Path) -> Iterator[Installation]:
     home = folder / "home"
     home.mkdir()
     settings = (DEPLOY / "dagster.yaml").read_text(encoding="utf-8")
-    for said, here in (("num_gpus: 1\n", "num_gpus: 0\n"), ("max_concurrent_runs: 8\n", "max_concurrent_runs: 2\n")):
-        assert said in settings
-        settings = settings.replace(said, here)
+    assert "max_concurrent_runs: 8\n" in settings and "num_gpus: 1\n" in settings
+    settings = settings.replace("max_concurrent_runs: 8\n", "max_concurrent_runs: 2\n")
     (home / "dagster.yaml").write_text(settings, encoding="utf-8")
     ray_port, dashboard_port = free_port(), free_port()
     # Ray's sockets want a short path
@@ -199,6 +198,7 @@ def installation(folder: Path, catalog: Path) -> Iterator[Installation]:
             "JSAE_RAY_DASHBOARD": f"http://127.0.0.1:{dashboard_port}",
             "JSAE_WEB_PORT": str(free_port()),
             "PYTHONPATH": str(REPOSITORY),
+            "JSAE_BATCH_TOKENS": "64",  # so that there is something to split into shards
             "OMP_NUM_THREADS": "1",
             "RAY_TMPDIR": short,
         }
@@ -229,11 +229,20 @@ def answers(address: str) -> bool:
 
 
 def start_worker(made: Installation, number: int) -> Process:
-    """A worker with one processor."""
+    """A worker with one processor and, as Ray is told, one GPU."""
     nodes = len(living_nodes(made))
-    worker = made.start_unit("jsae-ray-worker", f"worker-{number}", RAY_OPTIONS=f"{small_ray()} --num-cpus=1")
+    worker = made.start_unit(
+        "jsae-ray-worker", f"worker-{number}", RAY_OPTIONS=f"{small_ray()} --num-cpus=1 --num-gpus=1"
+    )
     made.wait_for(f"worker {number}", lambda: len(living_nodes(made)) > nodes, 90)
     return worker
+
+
+def jobs_of_ray(made: Installation, run: str) -> list[dict]:
+    """The jobs that the Ray cluster was given for a run of Dagster's."""
+    with urllib.request.urlopen(f"{made.environment['JSAE_RAY_DASHBOARD']}/api/jobs/", timeout=30) as response:
+        jobs = json.load(response)
+    return [job for job in jobs if (job["metadata"] or {}).get("dagster/run-id") == run]
 
 
 def living_nodes(made: Installation) -> list[dict]:

@@ -1,0 +1,54 @@
+"""The run launcher of a Ray cluster, which deploy/dagster.yaml names. It is dagster-ray's, by which a run is one job on
+a worker, except for runs that measure in shards.
+
+Of those each step is such a job, so that shards are measured on several workers at once. The run itself only waits for
+them: it asks for neither a GPU nor a processor, and Ray has it on the head.
+
+Here: which runs these are, and starting them. Not here: how such a run executes its steps (`executors.py`).
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+from dagster._core.launcher import LaunchRunContext
+from dagster_ray import RayRunLauncher
+
+from jsae_assets.assets.measures import MEASURES
+from jsae_assets.automation import PARTITION
+from jsae_assets.catalog import load_catalog
+from jsae_assets.executors import STEPS_ARE_JOBS
+from jsae_assets.partitions import SEPARATOR, split_cell
+
+IN_SHARDS = {measure.name for measure in MEASURES if measure.reads_tokens}
+
+
+class ShardsOnWorkers(RayRunLauncher):
+    """dagster-ray's run launcher, with its settings: what it asks Ray for, each step of a run with shards asks for."""
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        if has_shards(context.dagster_run):
+            self._for_runs_that_wait().launch_run(context)
+        else:
+            super().launch_run(context)
+
+    def _for_runs_that_wait(self) -> RayRunLauncher:
+        launcher = RayRunLauncher(
+            self.address,
+            metadata=self.metadata,
+            headers=self.headers,
+            cookies=self.cookies,
+            env_vars=[*(self.env_vars or []), f"{STEPS_ARE_JOBS}=1"],
+            runtime_env=self.runtime_env,
+        )
+        launcher.register_instance(self._instance)
+        return launcher
+
+
+def has_shards(run: dg.DagsterRun) -> bool:
+    """Whether a run measures anything in shards, by the catalog as it is now."""
+    partition = run.tags.get(PARTITION, "")
+    if SEPARATOR not in partition:
+        return False
+    model = load_catalog().models.get(split_cell(partition)[0])
+    names = None if run.asset_selection is None else {key.path[-1] for key in run.asset_selection}
+    return model is not None and model.shards > 1 and (names is None or bool(names & IN_SHARDS))

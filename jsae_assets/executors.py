@@ -13,12 +13,14 @@ import os
 
 import dagster as dg
 
-# What every step needs. The processes of a run's steps are forked from one that has imported it.
+# What every step needs. The processes of a run's steps are forked from one that has imported it. So they are not
+# children of the run's own process: whatever waited there for a child that was killed (psutil does) would keep from
+# Dagster that it is gone, and the run would wait for it for ever.
 PRELOADED = ["jsae_assets.definitions", "jsae_core.language_model", "jsae_core.sae_pair", "transformers.modeling_utils"]
 multiprocess_executor = dg.multiprocess_executor.configured(
     {"start_method": {"forkserver": {"preload_modules": PRELOADED}}}, name="multiprocess"
 )
-STEPS_ARE_JOBS = "JSAE_STEPS_ARE_JOBS"  # set by the launcher in the process of a run with shards
+STEPS_ARE_JOBS = "STEPS_ARE_RAY_JOBS"  # set by the launcher in the process of a run with shards
 OF_A_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray sets in the processes of its jobs
 ASKED_OF_RAY = ("num_cpus", "num_gpus", "memory", "resources", "env_vars", "runtime_env")  # settings of the launcher
 

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver
 
@@ -20,7 +22,7 @@ from jsae_assets.executors import OF_A_RAY_JOB, ray_worker_executor
 from jsae_assets.plan import CELL_JOB
 from jsae_assets.resources import POOL, Compute
 from jsae_core import MLPInputs
-from tests.jsae_assets.conftest import Graph, write_catalog
+from tests.jsae_assets.conftest import REPOSITORY, Graph, write_catalog
 
 
 @pytest.mark.parametrize(
@@ -158,6 +160,26 @@ def test_several_processes_measure_the_shards_of_a_cell_one_is_killed_and_they_s
     assert again == ["jsae__latent_accounting.shard[1]"]
     pd.testing.assert_frame_equal(pd.read_parquet(stored), expected)
     assert taken_slots(instance) == []
+
+
+ASKS_FOR_NO_GPU = """
+import importlib
+import torch
+from jsae_assets.executors import PRELOADED
+
+def refuse(*given):
+    raise SystemExit("asked for a GPU")
+
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda.init = torch.cuda._lazy_init = refuse
+for module in PRELOADED:
+    importlib.import_module(module)
+print("imported")
+"""
+
+
+def test_the_process_that_steps_are_forked_from_asks_for_no_gpu_which_cuda_would_then_refuse_to_them():
+    ran = subprocess.run([sys.executable, "-c", ASKS_FOR_NO_GPU], cwd=REPOSITORY, capture_output=True, text=True)
+    assert ran.stdout.endswith("imported\n"), ran.stderr
 
 
 def job_whose_step_is_killed_once() -> dg.JobDefinition:

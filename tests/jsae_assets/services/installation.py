@@ -230,11 +230,11 @@ def answers(address: str) -> bool:
 
 def start_worker(made: Installation, number: int) -> Process:
     """A worker with one processor and, as Ray is told, one GPU."""
-    nodes = len(living_nodes(made))
+    before = {node["node_id"] for node in living_nodes(made)}  # a dead one may still be among them
     worker = made.start_unit(
         "jsae-ray-worker", f"worker-{number}", RAY_OPTIONS=f"{small_ray()} --num-cpus=1 --num-gpus=1"
     )
-    made.wait_for(f"worker {number}", lambda: len(living_nodes(made)) > nodes, 90)
+    made.wait_for(f"worker {number}", lambda: {node["node_id"] for node in living_nodes(made)} - before, 90)
     return worker
 
 

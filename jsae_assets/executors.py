@@ -15,8 +15,9 @@ import dagster as dg
 
 # What every step needs. The processes of a run's steps are forked from one that has imported it. So they are not
 # children of the run's own process: whatever waited there for a child that was killed (psutil does) would keep from
-# Dagster that it is gone, and the run would wait for it for ever.
-PRELOADED = ["jsae_assets.definitions", "jsae_core.language_model", "jsae_core.sae_pair", "transformers.modeling_utils"]
+# Dagster that it is gone, and the run would wait for it for ever. Not `jsae_core.sae_pair`: its sae_lens asks for a GPU
+# while it is imported, after which CUDA refuses to work in forked processes.
+PRELOADED = ["jsae_assets.definitions", "jsae_core.language_model", "transformers.modeling_utils"]
 multiprocess_executor = dg.multiprocess_executor.configured(
     {"start_method": {"forkserver": {"preload_modules": PRELOADED}}}, name="multiprocess"
 )

@@ -142,6 +142,7 @@ def test_several_processes_measure_the_shards_of_a_cell_one_is_killed_and_they_s
     stored.unlink()
     for name, value in {"JSAE_CATALOG": path, "JSAE_BATCH_TOKENS": 64, "JSAE_CHECKPOINT_SECONDS": 0}.items():
         monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(MLPInputs, "starting_at", MLPInputs.starting_at)  # this process makes that job as well
     with dg.execute_job(
         dg.reconstructable(job_whose_second_shard_is_killed_once),
         instance=instance,

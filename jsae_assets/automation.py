@@ -11,6 +11,7 @@ import dagster as dg
 
 from jsae_assets.at_work import release_dead_runs
 from jsae_assets.catalog import Catalog
+from jsae_assets.digests import SOURCE_DIGEST, out_of_groups
 from jsae_assets.entries import CATALOG, change_events, report
 from jsae_assets.freshness import Freshness, Place, latest_metadata
 from jsae_assets.partitions import cell_key
@@ -258,7 +259,7 @@ def alias_sensor(catalog: Catalog, asset_jobs: Sequence) -> list[dg.SensorDefini
                 if fetched is None:
                     continue  # this pair was never materialised
                 found = pair.find(layer, downloads_folder(context.instance))
-                if found.digest != fetched["source_digest"]:
+                if found.digest != out_of_groups(fetched[SOURCE_DIGEST]):
                     context.log.info(f"the {pair.variant} pair of {pair.model} at layer {layer} is now {found.path}")
                     yield dg.RunRequest(
                         run_key=f"{pair.variant} {partition} {found.digest}",

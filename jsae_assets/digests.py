@@ -18,6 +18,19 @@ PREFIX = "xxh3_128-of-this-file:"
 UNSEALED = PREFIX + "0" * 32  # the placeholder, written first, that the digest replaces
 _SEALED = re.compile(PREFIX + "[0-9a-f]{32}")
 HEADER_BYTES = 2**24  # a header lies within this many bytes of the file's beginning or end
+SOURCE_DIGEST = "source_digest"  # the metadata with the digest of what a pair or a text was made from
+
+
+def in_groups(digest: str) -> str:
+    """Return a digest as metadata shows it: in groups, so that it does not widen the table that it stands in."""
+    before, colon, digits = digest.rpartition(":")
+    groups = [digits[start : start + 8] for start in range(0, len(digits), 8)]
+    return " ".join(filter(None, [before + colon, *groups]))
+
+
+def out_of_groups(shown: str) -> str:
+    """Return the digest that metadata shows, in groups or not."""
+    return "".join(shown.split())
 
 
 def seal(path: Path) -> str:

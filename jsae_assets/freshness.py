@@ -18,6 +18,7 @@ from typing import Any
 import dagster as dg
 
 from jsae_assets.catalog import Catalog
+from jsae_assets.digests import out_of_groups
 from jsae_assets.entries import CATALOG, DATA_VERSION, READ_VERSION
 from jsae_assets.io_managers import Store, StoringIOManager
 from jsae_assets.storage import files_below
@@ -283,8 +284,9 @@ class Freshness:
 
 def _made(record: dg.EventLogRecord) -> Made:
     made = record.asset_materialization
-    digest = made.metadata.get(DIGEST)
-    return Made(record.storage_id, made.tags or {}, record.timestamp, None if digest is None else str(digest.value))
+    shown = made.metadata.get(DIGEST)
+    digest = None if shown is None else out_of_groups(str(shown.value))
+    return Made(record.storage_id, made.tags or {}, record.timestamp, digest)
 
 
 def _joined(versions: Iterable[str]) -> str:

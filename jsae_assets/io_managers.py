@@ -18,7 +18,7 @@ from urllib.parse import quote
 import dagster as dg
 from upath import UPath
 
-from jsae_assets.digests import UNSEALED, file_digest, seal
+from jsae_assets.digests import UNSEALED, file_digest, in_groups, seal
 from jsae_assets.partitions import SEPARATOR, split_cell
 from jsae_assets.storage import files_below, one_writer_at_a_time, staged, storage, stored_at
 from jsae_assets.stored import (
@@ -96,12 +96,16 @@ class StoringIOManager(dg.IOManager):
             return {}
         anchor = ".".join(key.path[1:]) if key.path[0] == "figures" else ""
         page = f"{self.url.rstrip('/')}/site/cells/{'/'.join(map(str, split_cell(partition)))}.html"
-        return {"site": dg.MetadataValue.url(f"{page}#{anchor}" if anchor else page)}
+        return {"site": _linked("this on the site", f"{page}#{anchor}" if anchor else page)}
 
     def _link(self, relative: str) -> dg.MetadataValue:
         if self.url is None:
             return dg.MetadataValue.path(relative)
-        return dg.MetadataValue.url(f"{self.url.rstrip('/')}/{quote(relative)}")
+        return _linked("open the page", self._address(relative))
+
+    def _address(self, relative: str) -> str:
+        assert self.url is not None
+        return f"{self.url.rstrip('/')}/{quote(relative)}"
 
     def store(self, obj: Any, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
         """Store an accepted object and return the metadata of its materialisation. A damaged file of the same place
@@ -110,7 +114,7 @@ class StoringIOManager(dg.IOManager):
         stored.set_aside_path.unlink(missing_ok=True)
         megabytes = stored.path.stat().st_size / 1e6
         place = {"path": dg.MetadataValue.path(stored.relative), "megabytes": float(f"{megabytes:.3g}")}
-        digest = {DIGEST: metadata.pop(DIGEST)} if DIGEST in metadata else {}
+        digest = {DIGEST: in_groups(metadata.pop(DIGEST))} if DIGEST in metadata else {}
         return metadata | place | digest  # the digest comes last, since nobody reads it
 
     def _put(self, obj: Any, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
@@ -275,10 +279,10 @@ class FigureIOManager(StoringIOManager):
     def _shown_picture(self, relative: str) -> dg.MetadataValue:
         """Return metadata by which the UI shows a picture from the web server, or a text while the server does not
         answer. (A picture in the event log would be folded away, like all Markdown of 1,000 characters and more.)"""
-        link = self._link(relative)
-        if not isinstance(link, dg.UrlMetadataValue):
-            return link
-        return dg.MetadataValue.md(f"![The picture is served at {self.url} while `jsae ui` runs]({link.value})")
+        if self.url is None:
+            return dg.MetadataValue.path(relative)
+        alternative = f"The picture is served at {self.url} while `jsae ui` runs"
+        return dg.MetadataValue.md(f"![{alternative}]({self._address(relative)})")
 
     def read(self, stored: StoredFigure, input_type: Any) -> go.Figure:
         return stored.figure
@@ -345,6 +349,11 @@ class FigureStore(Store):
 
 class PagesStore(Store):
     manager = PagesIOManager
+
+
+def _linked(words: str, address: str) -> dg.MetadataValue:
+    """Return metadata with a link. An address that is written out would widen the table in which the UI shows it."""
+    return dg.MetadataValue.md(f"[{words}]({address})")
 
 
 def _partition(context: dg.OutputContext) -> str | None:

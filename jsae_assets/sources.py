@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WrapValidator, model_validator
 
+from jsae_assets.digests import SOURCE_DIGEST
 from jsae_assets.problems import explained
 from jsae_assets.sections import Layer, Name, Place, Section, at_layer, hub_name
 from jsae_core.recipe import AntiBypass, AuxK, TrainingConfig
@@ -163,7 +164,7 @@ class TrainedPair(Pair):
         from jsae_core.tensor_files import content_digest
 
         pair = workshop.train(self.train)
-        record = {"source": f"trained on text {self.train.text}", "source_digest": workshop.entry_digest}
+        record = {"source": f"trained on text {self.train.text}", SOURCE_DIGEST: workshop.entry_digest}
         return Produced(pair, content_digest(pair.tensors()), record)
 
 
@@ -193,7 +194,7 @@ class FetchedPair(Pair):
     def produce(self, workshop: Workshop) -> Produced:
         fetched = self.fetch(workshop.layer, workshop.downloads, workshop.say)
         pair = workshop.load(fetched.directory)
-        record = {"source": f"{self.kind} {fetched.path}", "source_digest": fetched.digest}
+        record = {"source": f"{self.kind} {fetched.path}", SOURCE_DIGEST: fetched.digest}
         if fetched.version:
             record["artifact_version"] = fetched.version
         return Produced(_with_weights(pair, fetched, record["source"]), self.version(fetched, pair), record)

@@ -244,6 +244,18 @@ def tokens_of(
     max_tokens: int | None = None,
     long_documents: LongDocuments = "cut",
 ) -> Iterator[Tensor]:
+    """Yield what `numbered_tokens_of` yields, without the numbers; the arguments and errors are the same."""
+    for _, tokens in numbered_tokens_of(documents, tokenizer, context_size, max_tokens, long_documents):
+        yield tokens
+
+
+def numbered_tokens_of(
+    documents: Iterable[str],
+    tokenizer,
+    context_size: int,
+    max_tokens: int | None = None,
+    long_documents: LongDocuments = "cut",
+) -> Iterator[tuple[int, Tensor]]:
     """Tokenise the documents lazily and in order: yield their token ids, each document opened by BOS and no longer than
     the context.
 
@@ -255,11 +267,12 @@ def tokens_of(
         context_size: the most tokens in a document, BOS included.
         max_tokens: stop once the documents hold this many tokens, without BOS; the last document is cut to fit.
         long_documents: how a document that is longer than the context is treated: "cut" divides it into several
-            consecutive documents, "truncate" keeps only its beginning.
+            consecutive documents, "truncate" keeps only its beginning. Standard errors over documents take them as
+            independent: those of pieces of one document are too small.
 
     Yields:
-        1-d int64 tensors. Documents with fewer than two tokens (BOS and one more) are left out, since nothing is
-        measured at BOS.
+        The number of the document that was read, from 1, and its tokens, a 1-d int64 tensor. Documents with fewer than
+        two tokens (BOS and one more) are left out, since nothing is measured at BOS.
 
     Raises:
         ValueError: `documents` is a single string, no document with two tokens is left, `max_tokens` is below 1 or
@@ -286,7 +299,7 @@ def tokens_of(
         part = list(itertools.islice(ids, min(context_size - 1, remaining)))
         while part:
             n_yielded += 1
-            yield torch.tensor([bos, *part], dtype=torch.int64)
+            yield n_read, torch.tensor([bos, *part], dtype=torch.int64)
             remaining -= len(part)
             if long_documents == "truncate":
                 break

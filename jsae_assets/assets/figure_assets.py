@@ -145,7 +145,7 @@ def _cell_figure(
             reported = cell.reported(variant, settings[variant][0]["jacobian_coefficient"])
             results[_style(catalog, variant)] = Results(stored, reported)
         picture = figure.draw(results, _subtitle(catalog, str(cell), figure.tokens, settings) + remark)
-        yield _output(picture, source=f"{' and '.join(figure.reads)} of {labels}")
+        yield _output(picture, str(cell), source=f"{' and '.join(figure.reads)} of {labels}")
 
     return drawn
 
@@ -186,7 +186,7 @@ def _layer_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequen
         settings = {key: frame.to_dict("records") for key, frame in zip(variants, frames.values(), strict=True)}
         layers = sorted({row["layer"] for rows in settings.values() for row in rows})
         picture = figure.draw(frames, _subtitle(catalog, model, figure.tokens, settings))
-        yield _output(picture, source=f"{measure} of {labels}", layers=", ".join(map(str, layers)))
+        yield _output(picture, model, source=f"{measure} of {labels}", layers=", ".join(map(str, layers)))
 
     return drawn
 
@@ -199,7 +199,7 @@ def _sweep_figure(catalog: Catalog, figure: Figure) -> dg.AssetsDefinition:
         key = context.partition_key
         confirm(context, catalog)
         picture = figure.draw(runs.frame, _sweep_subtitle(key, runs.frame))
-        yield _output(picture, source=f"{SWEEP_RUNS} of {key}", odd_runs_left_out=odd(runs.frame))
+        yield _output(picture, f"Sweep {key}", source=f"{SWEEP_RUNS} of {key}", odd_runs_left_out=odd(runs.frame))
 
     return drawn
 
@@ -227,11 +227,11 @@ def _figure_asset(
     )
 
 
-def _output(picture: "go.Figure", **metadata: str) -> dg.Output:
-    """With what the figure says in a sentence first."""
+def _output(picture: "go.Figure", subject: str, **metadata: str) -> dg.Output:
+    """With what the figure says of its subject in a sentence first."""
     from jsae_core.figures.style import ANSWER
 
-    return dg.Output(picture, metadata={ANSWER: picture.layout.meta[ANSWER], **metadata})
+    return dg.Output(picture, metadata={ANSWER: f"{subject}: {picture.layout.meta[ANSWER]}", **metadata})
 
 
 def _control_figure(
@@ -270,7 +270,8 @@ def _control_figure(
         }
         key = context.partition_key
         picture = figure.draw((results, runs.frame), _sweep_subtitle(key, runs.frame))
-        yield _output(picture, source=f"{SWEEP_RUNS} of {key}; {' and '.join(figure.reads)} of {labels}")
+        source = f"{SWEEP_RUNS} of {key}; {' and '.join(figure.reads)} of {labels}"
+        yield _output(picture, f"Sweep {key}", source=source)
 
     return drawn
 

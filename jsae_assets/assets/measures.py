@@ -261,7 +261,7 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
         yield dg.Output(
             result.value,
             metadata={
-                **headlines(f"On {result.n_tokens:,} tokens", measure.headlines, result.said),
+                **headlines(f"{cell}, on {result.n_tokens:,} tokens", measure.headlines, result.said),
                 **result.said,
                 "settings": {
                     **subject.labels,

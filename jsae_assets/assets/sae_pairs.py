@@ -12,6 +12,7 @@ from jsae_assets.assets.summary import summary
 from jsae_assets.assets.text import make_if_missing
 from jsae_assets.assets.training import trained_pair
 from jsae_assets.catalog import Catalog
+from jsae_assets.digests import SOURCE_DIGEST, in_groups
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.markdown import as_text
 from jsae_assets.resources import Compute
@@ -55,13 +56,13 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
             data_version=dg.DataVersion(produced.version),
             metadata={
                 **summary(
-                    "The pair",
+                    f"The pair of {cell}",
                     {
                         "latents of each SAE": f"{config.d_sae:,}",
                         "active at once (k)": f"{config.k:,}",
                         "weight of the Jacobian (λ)": f"{config.jacobian_coefficient:g}",
                         "activation of the MLP": str(config.mlp_activation),
-                        "from": str(produced.record["source"]),
+                        "where it comes from": str(produced.record["source"]),
                     },
                 ),
                 "d_sae": config.d_sae,
@@ -74,6 +75,7 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
                 "device": compute.describe(),
                 "seconds": watch.seconds,
                 **produced.record,
+                SOURCE_DIGEST: in_groups(produced.record[SOURCE_DIGEST]),
             },
         )
         checkpoint.remove()  # the pair is stored

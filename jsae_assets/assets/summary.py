@@ -39,8 +39,9 @@ def headlines(title: str, chosen: Sequence[Headline], numbers: Mapping[str, Any]
 
 def summary(title: str, rows: Mapping[str, str]) -> dict[str, dg.MetadataValue]:
     """Return the metadata entry of a table with a title and a row for each entry of `rows`."""
-    lines = [f"{_cell(words)} | {_cell(value)}" for words, value in {title: "", **rows}.items()]
-    lines.insert(1, ":--- | ---:")
+    # the value first: at the right, it would be cut in a narrow window
+    lines = [f"{_cell(value)} | {_cell(words)}" for words, value in {title: "", **rows}.items()]
+    lines.insert(1, ":--- | :---")
     return {SUMMARY: dg.MetadataValue.md("\n".join(f"| {line} |" for line in lines))}
 
 

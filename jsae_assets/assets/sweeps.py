@@ -89,7 +89,7 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
         yield dg.Output(
             table,
             data_version=dg.DataVersion(hashlib.sha256(table.to_csv().encode()).hexdigest()),
-            metadata=_headlines(table)
+            metadata=_headlines(key, table)
             | metadata
             | {
                 "runs": len(table),
@@ -102,7 +102,7 @@ def sweep_runs_asset(catalog: Catalog) -> dg.AssetsDefinition:
     return sweep_runs
 
 
-def _headlines(table: "DataFrame") -> dict[str, dg.MetadataValue]:
+def _headlines(key: str, table: "DataFrame") -> dict[str, dg.MetadataValue]:
     """Return the summary of a sweep: the ranges of the most important numbers over the finished runs."""
     finished = table[table["state"] == "finished"]
     rows = {"finished runs": f"{len(finished):,} of {len(table):,}"}
@@ -115,7 +115,7 @@ def _headlines(table: "DataFrame") -> dict[str, dg.MetadataValue]:
         if name in finished and finished[name].notna().any():
             numbers = finished[name].dropna().astype(float)
             rows[words] = f"{form.format(numbers.min())} to {form.format(numbers.max())}"
-    return summary("The sweep", rows)
+    return summary(f"The sweep {key}", rows)
 
 
 def odd(table: "DataFrame") -> str:

@@ -1,5 +1,6 @@
 """The asset `tokens`: the text that a model is measured on, tokenised once, so that all measures share its tokens."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,13 @@ from jsae_assets.assets.cell import OWNERS, Stopwatch, context_size
 from jsae_assets.assets.summary import summary
 from jsae_assets.catalog import Catalog, Text
 from jsae_assets.devices import on_a_device_of_its_own
+from jsae_assets.digests import SOURCE_DIGEST, in_groups
 from jsae_assets.entries import DATA_VERSION, confirm, depends_on, input_tags
 from jsae_assets.io_managers import StoringIOManager, header
 from jsae_assets.markdown import as_code
 from jsae_assets.partitions import models
 from jsae_assets.resources import POOL, Compute
+from jsae_assets.stored import SETTINGS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +86,9 @@ def make_if_missing(
     context.log.info(f"the tokens of {model} are not there yet: making them first")
     made = tokenised(catalog, model, compute, context.log.warning)
     file_metadata = tensors.store(
-        made.tensors, stored, header(TOKENS, model, context.run.run_id, CODE_VERSION, made.metadata["source"])
+        made.tensors,
+        stored,
+        header(TOKENS, model, context.run.run_id, CODE_VERSION, made.metadata["source"], made.metadata.get(SETTINGS)),
     )
     context.log_event(
         dg.AssetMaterialization(
@@ -108,18 +113,26 @@ class Tokenised:
 def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable[[str], None]) -> Tokenised:
     """Tokenise a model's text. `warn` gets a message if the text has too few tokens, or rows without text."""
     from jsae_core.tensor_files import content_digest
-    from jsae_core.text import join_documents, tokenise
+    from jsae_core.text import join_documents, numbered_tokens_of
 
     watch = Stopwatch()
     model, text = catalog.models[model_key], catalog.model_text(model_key)
     language_model = compute.language_model(model.source)
     source, size = documents(text, compute.say), context_size(model, language_model)
-    made = tokenise(source, language_model.tokenizer, size, model.tokens, text.long_documents)
+    numbered = list(numbered_tokens_of(source, language_model.tokenizer, size, model.tokens, text.long_documents))
+    made, n_pieces = [document for _, document in numbered], Counter(number for number, _ in numbered)
     n_tokens = sum(len(document) - 1 for document in made)
     if n_tokens < model.tokens:
         warn(
             f"The text has {n_tokens:,} tokens, fewer than the {model.tokens:,} that the catalog asks for, so every "
             f"measure of {model_key} uses only these. Add text, or lower the model's `tokens`"
+        )
+    in_pieces = [number for number in n_pieces.values() if number > 1]
+    if in_pieces:
+        warn(
+            f"{sum(in_pieces):,} of the {len(made):,} documents are pieces of {len(in_pieces):,} that are longer than "
+            f"the context of {size:,} tokens. Standard errors take them as independent, and come out too small. With "
+            "`long_documents: truncate` in the catalog, only the beginnings of long documents are measured"
         )
     if source.missing:
         warn(f"{source.missing:,} rows have no text (null or absent) and were left out")
@@ -128,13 +141,13 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
     longest = max(len(document) for document in made)
     headlines = {
         "tokens": f"{n_tokens:,}",
-        "documents": f"{len(made):,}",
+        "documents": f"{len(made):,}" + f", {sum(in_pieces):,} of them pieces of longer ones" * bool(in_pieces),
         "longest document": f"{longest:,} tokens",
         "text": model.text or text.recorded(),
     }
     revisions = {"dataset_revision": source.revision, "language_model_revision": language_model.revision}
     metadata = {
-        **summary("The text to measure on", headlines),
+        **summary(f"The text that {model_key} is measured on", headlines),
         "tokens": n_tokens,
         "tokens_asked_for": model.tokens,
         "documents": len(made),
@@ -143,8 +156,9 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
         "source": text.recorded(),
         "seconds": watch.seconds,
         "first_document": dg.MetadataValue.md(as_code(language_model.tokenizer.decode(made[0][1:])[:SHOWN_CHARACTERS])),
-        "source_digest": digest,
+        SOURCE_DIGEST: in_groups(digest),
         **{name: revision for name, revision in revisions.items() if revision},
+        **({SETTINGS: {"pieces": sum(in_pieces)}} if in_pieces else {}),  # in the file's header too, for the site
     }
     return Tokenised(stored, digest, metadata)
 

@@ -105,8 +105,10 @@ def write_cell(
         listed["strength"] = with_digits(listed["strength"])
         write_script(folder, f"cell/{cell}/{side}s", listed)
     top = contexts[(contexts["kind"] == "top") & (contexts["side"] == "output")]
+    # the file of texts that each context is in
+    top = top.assign(file=np.searchsorted(text_starts, top["document"].to_numpy(np.int64), side="right") - 1)
     _write_peaks(folder, cell, top)
-    _write_places(folder, cell, top, text_starts)
+    _write_places(folder, cell, top, len(text_starts))
     write_script(folder, f"cell/{cell}/about", {**about, "text_starts": list(text_starts), "a_file": LATENTS_A_FILE})
 
 
@@ -228,21 +230,23 @@ def _fed(by_share: pd.DataFrame) -> dict[int, list[list[Any]]]:
 
 
 def _write_peaks(folder: Path, cell: str, top: pd.DataFrame) -> None:
-    """Which output latents have their top contexts at a token, the one with the most first, for a search that reads no
-    texts: [token in lower case, latents] of each token."""
+    """Which output latents have their top contexts at a token, the one with the most first, and in which files of texts
+    these are, for a search that reads few texts: [token in lower case, latents, files] of each token."""
     tokens = [str(tokens[place]).lower() for tokens, place in zip(top["tokens"], top["place"], strict=True)]
-    counts = top.assign(peak=tokens).groupby(["peak", "latent"], sort=False).size()
+    by_token = top.assign(peak=tokens)
+    counts = by_token.groupby(["peak", "latent"], sort=False).size()
     found: dict[str, list[int]] = {}
     for token, latent in counts.sort_values(ascending=False, kind="stable").index:
         found.setdefault(token, []).append(int(latent))
-    write_script(folder, f"cell/{cell}/peaks", list(found.items()))
+    files = by_token.groupby("peak")["file"].unique()
+    rows = [[token, latents, sorted(files[token].tolist())] for token, latents in found.items()]
+    write_script(folder, f"cell/{cell}/peaks", rows)
 
 
-def _write_places(folder: Path, cell: str, top: pd.DataFrame, text_starts: Sequence[int]) -> None:
+def _write_places(folder: Path, cell: str, top: pd.DataFrame, n_files: int) -> None:
     """Where output latents have their top contexts, for a search in the texts: a file for each file of texts, with
     document, position and latent."""
-    file = np.searchsorted(text_starts, top["document"].to_numpy(np.int64), side="right") - 1
-    for number in range(len(text_starts)):
-        rows = top[file == number]
+    for number in range(n_files):
+        rows = top[top["file"] == number]
         places = [rows[name].astype(int).tolist() for name in ("document", "position", "latent")]
         write_script(folder, f"cell/{cell}/places/{number}", places)

@@ -217,10 +217,16 @@ class Site:
                     "other": other if other and self.catalog.pair(other, model, layer) else None,
                     "numbers": measured,
                     "refused": refused,
+                    "pieces": self._pieces(model),
                     "agreement": None if refused else agreement(self.stores, variant, model, layer),
                     "page": f"cells/{model}/{layer}.html",
                     "explorer": f"{variant}/{model}/{layer}",
                 }
+
+    def _pieces(self, model: str) -> int:
+        """How many of the documents of a model's text are pieces of longer ones."""
+        stored = self.stores.tokens(model)
+        return 0 if stored is None else int(stored.settings.get("pieces", 0))
 
     def _telling_cell(self, rows: list[dict]) -> dict | None:
         """The pair that the start page is about: compared with another, with all numbers, at a middle layer."""
@@ -306,7 +312,8 @@ class Site:
         path = f"figures/{stored.relative.removeprefix('figures/').removesuffix('.json')}"
         title, meta = drawn["layout"].get("title") or {}, drawn["layout"].pop("meta", None) or {}
         write_script(self.folder, path, drawn)
-        table = numbers_of(drawn, canvas=bool(meta.get("canvas")))
+        canvas = bool(meta.get("canvas"))
+        table = numbers_of(drawn, canvas)
         files = self._files_of(stored, path, table)
         answer = meta.get("answer", "")
         subtitle = _plain((title.get("subtitle") or {}).get("text", ""))
@@ -317,6 +324,7 @@ class Site:
             "answer": answer,
             "subtitle": subtitle.removeprefix(answer).strip(),
             "height": drawn["layout"].get("height", 450),
+            "canvas": canvas,
             "table": _rows_shown(table) if len(table) <= MOST_ROWS else None,
             "n_numbers": len(table),
             "files": files,

@@ -32,8 +32,15 @@ HOW_TO_GET_PICTURES = (
 )
 
 
-PREVIEW_WIDTH = 560  # px
-NARROWEST = 800  # px, which the longest lines above a figure take: below that it does not shrink, its page scrolls
+PREVIEW_WIDTH = 350  # px, which the UI's page of an asset has for it in a window of 1280 px
+NARROWEST = 800  # px, which the longest lines above a figure take: in a narrower window the whole page is smaller
+
+# a telephone zooms out by the viewport's width; a narrow window of a computer does not
+SHRINK = f"""
+const shrink = () => (document.documentElement.style.zoom = Math.min(1, innerWidth / {NARROWEST}));
+addEventListener("resize", shrink);
+shrink();
+"""
 
 
 def page(figure: go.Figure, plotly_js: str, provenance: Mapping[str, str]) -> str:
@@ -53,8 +60,9 @@ def page(figure: go.Figure, plotly_js: str, provenance: Mapping[str, str]) -> st
     content = html.escape(json.dumps(dict(provenance)))
     head = (
         f'<head><meta name="provenance" content="{content}" /><title>{figure.layout.title.text or ""}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1" />'
+        f'<meta name="viewport" content="width={NARROWEST}" />'
         f"<style>body {{ margin: 0 }} .plotly-graph-div {{ min-width: {NARROWEST}px }}</style>"
+        f"<script>{SHRINK}</script>"
     )
     return drawn.replace("<html>", '<html lang="en">', 1).replace("<head>", head, 1)
 

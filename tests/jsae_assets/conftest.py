@@ -184,6 +184,11 @@ def metadata(result: dg.ExecuteInProcessResult | RecordedRun | Results, asset: s
     return {name: value.value for name, value in event.materialization.metadata.items()}
 
 
+def address(shown: str) -> str:
+    """Where a link in metadata leads to."""
+    return shown.removesuffix(")").rpartition("](")[2]
+
+
 def failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
     """What each failed step raised."""
     errors = {

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from jsae_assets.digests import out_of_groups
 from jsae_assets.freshness import Freshness
 from jsae_assets.freshness import Place as MadePlace
 from jsae_assets.sections import Place
@@ -175,7 +176,10 @@ def test_every_figure_of_a_cell_has_a_title_of_its_own_and_answers_in_a_sentence
     ],
 )
 def test_a_materialisation_says_what_a_reader_wants_first(measured, asset, names):
-    assert names <= metadata(measured.tokens if asset == "tokens" else measured.cell, asset).keys()
+    told = metadata(measured.tokens if asset == "tokens" else measured.cell, asset)
+    assert names <= told.keys()
+    subject = "tiny" if asset == "tokens" else "tiny, layer 1"
+    assert subject in told["answer" if asset.startswith("figures/") else "summary"].splitlines()[0]
 
 
 @pytest.mark.parametrize("threshold", [0.005, 0.01, 0.015, 0.02])
@@ -358,7 +362,7 @@ def test_a_pair_from_a_directory_is_stored_as_it_is_and_measured(from_directory,
     assert all(torch.equal(written[name], stored[name]) for name in written)
     told = metadata(result, "jsae/sae_pair")
     assert told["source"] == "directory pairs/1"  # relative to the catalog's folder
-    assert len(told["source_digest"]) == 64
+    assert len(out_of_groups(told["source_digest"])) == 64
     assert told["mlp_activation"] == "gelu"
     assert contents(tmp_path / "pairs" / "1") == before
 

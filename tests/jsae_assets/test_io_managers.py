@@ -29,6 +29,7 @@ from jsae_assets.partitions import cell_key
 from jsae_assets.stored import StoredFigure, StoredTable, StoredTensors
 from jsae_core import SAEPair, tensor_files
 from jsae_core.figures import export
+from tests.jsae_assets.conftest import address
 from tests.jsae_core.builders import random_pair
 
 STORES = {"tensors": SafetensorsStore, "tables": ParquetStore, "figures": FigureStore}
@@ -473,8 +474,8 @@ def test_a_page_is_a_link_where_a_web_server_gives_out_the_storage(tmp_path):
     result = store("figures", figure(), tmp_path, model="a model", url="https://example.org/jsae/")
     (event,) = result.get_asset_materialization_events()
     page = event.materialization.metadata["page"]
-    assert isinstance(page, dg.UrlMetadataValue)
-    assert page.value == "https://example.org/jsae/some/figures/1/a%20model.html"
+    assert isinstance(page, dg.MarkdownMetadataValue)
+    assert address(page.value) == "https://example.org/jsae/some/figures/1/a%20model.html"
 
 
 def test_a_picture_is_shown_from_that_web_server_and_not_kept_in_the_event_log(tmp_path, picture):
@@ -515,7 +516,7 @@ def test_where_a_browser_is_installed_it_draws_a_picture_900_px_wide_and_a_pdf_w
 ):
     shown = materialisation(store("figures", figure(), tmp_path))["picture"]
     picture = place("figures", tmp_path).with_suffix(".png")
-    for path, width in ((picture, 900), (tmp_path / shown, 560)):
+    for path, width in ((picture, 900), (tmp_path / shown, 350)):
         with Image.open(path) as image:
             assert image.format == "PNG" and image.width == width
     assert picture.with_suffix(".pdf").read_bytes().startswith(b"%PDF")

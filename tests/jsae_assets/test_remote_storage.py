@@ -6,7 +6,7 @@ from upath import UPath
 
 from jsae_assets.command import figure_pages, open_site
 from jsae_assets.serving import URL
-from tests.jsae_assets.conftest import materialised, metadata
+from tests.jsae_assets.conftest import address, materialised, metadata
 from tests.s3_server import BUCKET, s3_server
 
 # Of a cell, what shows each way of storing: pairs, tensors, tables, figures; several are measured on each pair.
@@ -53,8 +53,10 @@ def test_a_cell_and_the_site_are_made_on_s3_each_pair_is_fetched_once_and_pages_
     pairs = [path for path in fetched if "sae_pair" in path and "checkpoints" not in path]
     assert len(pairs) == len(set(pairs)) == 2
     told = metadata(result, "figures/jsae/jacobian_histogram")
-    assert told["page"] == f"{URL}/figures/jsae/jacobian_histogram/1/tiny.html"  # where `jsae ui` gives it out
-    assert (UPath(base) / told["page"].removeprefix(f"{URL}/")).exists() and (UPath(base) / told["path"]).exists()
+    assert address(told["page"]) == f"{URL}/figures/jsae/jacobian_histogram/1/tiny.html"  # where `jsae ui` gives it out
+    assert (UPath(base) / address(told["page"]).removeprefix(f"{URL}/")).exists() and (
+        UPath(base) / told["path"]
+    ).exists()
     tiny.definitions.resolve_job_def("make_site").execute_in_process(instance=tiny.instance)
     capsys.readouterr()
     assert open_site(tiny.instance) == 0

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from upath import UPath
 
 from jsae_assets.command import main
+from jsae_assets.digests import out_of_groups
 from jsae_assets.serving import URL, serve
 from jsae_assets.site.explorer import with_digits
 from jsae_assets.site.results import Number
-from tests.jsae_assets.conftest import Graph, failures, materialised, metadata
+from tests.jsae_assets.conftest import Graph, address, failures, materialised, metadata
 
 
 def make_site(graph: Graph):
@@ -114,16 +115,16 @@ def test_the_page_of_a_cell_says_what_each_result_is_and_what_made_it(measured, 
     for variant in ("traditional", "jsae"):
         for name in ("sae_pair", "jacobian_histogram", "latent_activity", "pair_quality"):
             told = metadata(measured.cell, f"{variant}/{name}")
-            assert told["digest"] in page and told["path"] in page
+            assert out_of_groups(told["digest"]) in page and told["path"] in page
         assert f">{variant}/ablation_samples<" in page
     assert "What the language model loses when reconstructions are spliced in" in page
 
 
 def test_a_figure_in_the_ui_links_to_its_place_on_the_page_of_its_cell(measured, site):
-    link = metadata(measured.cell, "figures/jsae/ablation")["site"]
+    link = address(metadata(measured.cell, "figures/jsae/ablation")["site"])
     page, anchor = link.removeprefix(f"{URL}/site/").split("#")
     assert f'id="{anchor}"' in (site / page).read_text(encoding="utf-8")
-    assert metadata(measured.cell, "jsae/pair_quality")["site"] == f"{URL}/site/{page}"
+    assert address(metadata(measured.cell, "jsae/pair_quality")["site"]) == f"{URL}/site/{page}"
 
 
 def test_the_explorer_s_data_is_that_of_the_stored_tables(measured, site):
@@ -368,7 +369,7 @@ def test_a_search_for_a_token_finds_the_latents_with_top_contexts_at_it_and_read
     peaks = [tokens[place].lower() for tokens, place in zip(top["tokens"], top["place"], strict=True)]
     expected = {token: set(of["latent"]) for token, of in top.assign(peak=peaks).groupby("peak")}
     _, stored = received(site / "data" / "cell" / "jsae" / "tiny" / "1" / "peaks.js")
-    assert {token: set(latents) for token, latents in stored} == expected
+    assert {token: set(latents) for token, latents, _ in stored} == expected
     page = open_page("explorer.html#jsae/tiny/1/output/5")
     page.wait_for_selector("#latents a[aria-current]")
     token = max(expected, key=lambda one: len(expected[one]) * one.isalpha())
@@ -380,6 +381,34 @@ def test_a_search_for_a_token_finds_the_latents_with_top_contexts_at_it_and_read
     assert page.evaluate(read) == 0
     page.fill("#search", "import")  # which is of several tokens here
     page.wait_for_function(f"{read} > 0")
+
+
+def test_a_search_over_several_tokens_finds_what_a_search_of_all_texts_would_and_reads_those_that_may_hold_it(
+    measured, site, open_page
+):
+    contexts = pd.read_parquet(measured.graph.file("jsae/latent_contexts", extension="parquet"))
+    top = contexts[(contexts["side"] == "output") & (contexts["kind"] == "top")]
+    wanted = "import"
+    expected = set()
+    for latent, tokens, place in zip(top["latent"], top["tokens"], top["place"], strict=True):
+        texts = [str(token).lower() for token in tokens]
+        before = len("".join(texts[:place]))
+        after = before + len(texts[place])
+        starts = [found.start() for found in re.finditer(f"(?={wanted})", "".join(texts))]
+        if any(start < after and before < start + len(wanted) for start in starts):
+            expected.add(latent)
+    assert expected
+    _, peaks = received(site / "data" / "cell" / "jsae" / "tiny" / "1" / "peaks.js")
+    n_files = len(received(site / "data" / "cell" / "jsae" / "tiny" / "1" / "about.js")[1]["text_starts"])
+    assert {file for _, _, files in peaks for file in files} <= set(range(n_files))
+    page = open_page("explorer.html#jsae/tiny/1/output/5")
+    page.wait_for_selector("#latents a[aria-current]")
+    page.fill("#search", wanted)
+    page.wait_for_function("document.querySelector('#found').textContent.includes('by their contexts')")
+    shown = page.evaluate("[...document.querySelectorAll('#latents a')].map((one) => +one.dataset.latent)")
+    assert expected <= set(shown)
+    page.fill("#search", "\u2603\u2603\u2603")  # of which no token may be a part: no text is read for it
+    page.wait_for_function("document.querySelector('#found').textContent === 'No latent is found.'")
 
 
 def test_the_explorer_opens_with_the_pair_that_the_start_page_is_about(open_page):

@@ -34,12 +34,14 @@ def test_a_document_longer_than_the_context_is_cut_into_several(measured_on):
     graph = measured_on([TEXT * 4, TEXT])
     told = metadata(graph.tokenise(), "tokens")
     assert lengths(graph) == [32, 32, 32, 16, 28] and told["tokens"] == 5 * 27
+    assert "5, 4 of them pieces of longer ones" in told["summary"] and told["settings"] == {"pieces": 4}
 
 
 def test_the_catalog_can_have_it_truncated(measured_on):
     graph = measured_on([TEXT * 4, TEXT], long_documents="truncate")
-    graph.tokenise()
+    told = metadata(graph.tokenise(), "tokens")
     assert lengths(graph) == [32, 28]
+    assert "pieces" not in told["summary"] and "settings" not in told
 
 
 def test_the_default_catalog_and_c4_truncate_as_the_stored_and_the_reported_numbers_were_made():

@@ -20,7 +20,12 @@
     element.append(...children.filter((child) => child !== null && child !== undefined));
     return element;
   }
-  const percent = (x, digits = 1) => `${(100 * x).toFixed(digits)}%`;
+  // "0%" is exactly none: what would round to that, but is not, is said to be less than the smallest that is shown.
+  const percent = (x, digits = 1) => {
+    const least = 10 ** -digits;
+    if (x === 0) return "0%";
+    return 100 * x < least / 2 ? `<${least.toFixed(digits)}%` : `${(100 * x).toFixed(digits)}%`;
+  };
   const number = (x) => (x === null ? "–" : Math.abs(x) >= 100 ? x.toFixed(0) : x.toPrecision(3));
   const signed = (x) => (x > 0 ? "+" : x < 0 ? "−" : "") + number(Math.abs(x));
   const inText = (token) => token.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍");
@@ -97,25 +102,37 @@
           make("a", { href: address({ latent: n }), "aria-current": n === current ? "true" : null, "data-latent": n },
             make("span", {}, String(n)),
             make("span", { class: "tokens" }, tokens[n].map(visible).join("  ")),
-            make("span", {}, percent(density[n]))))));
+            make("span", { title: "share of tokens at which it fires" }, percent(density[n]))))));
     if (held) $("latents").querySelector(`[data-latent="${held}"]`)?.focus({ preventScroll: true });
     $("more").hidden = order.length <= shown;
     const there = $("latents").querySelector("[aria-current]");
     if (there) $("latents").scrollTop = Math.max(0, there.offsetTop - $("latents").offsetTop - 120);
   }
 
-  // Output latents that have a top context at a token that holds this; the texts are read for what goes over several.
+  // Output latents that have a top context at a token that holds this. For what goes over several tokens, the texts are
+  // read, but only those with a top context at a token that may be one of them.
   async function inContexts(wanted) {
     const peaks = await jsae.load(`cell/${state.cell}/peaks`);
     const found = new Set(peaks.filter(([token]) => token.includes(wanted)).flatMap(([, latents]) => latents));
-    return found.size ? [...found] : inTexts(wanted);
+    if (found.size) return [...found];
+    const files = peaks.filter(([token]) => mayBePartOf(token, wanted)).flatMap(([, , files]) => files);
+    return inTexts(wanted, [...new Set(files)].sort((a, b) => a - b));
   }
 
-  // Output latents that have a top context within the text
-  async function inTexts(wanted) {
+  // Whether the token lies in the text, or they can overlap at an end of it.
+  function mayBePartOf(token, text) {
+    if (text.includes(token)) return true;
+    const longest = Math.min(token.length, text.length) - 1;
+    for (let n = longest; n > 0; n--)
+      if (token.endsWith(text.slice(0, n)) || token.startsWith(text.slice(-n))) return true;
+    return false;
+  }
+
+  // Output latents that have a top context within the text, in these files of texts.
+  async function inTexts(wanted, files) {
     const { text_starts, cell } = await about();
     const found = new Map();
-    for (let file = 0; file < text_starts.length; file++) {
+    for (const file of files) {
       const [documents, [at, positions, latents]] = await Promise.all([
         jsae.load(`text/${cell.split("/")[1]}/${file}`), jsae.load(`cell/${cell}/places/${file}`)]);
       const matches = new Map();
@@ -195,7 +212,7 @@
           make("rect", { x: 1, y: y - 17, width: node, height: 34, rx: 6 }),
           make("text", { x: 12, y: y + 4 }, String(input)),
           make("text", { x: 66, y: y + 4, class: "mono" }, edge[11].map(visible).join(" ").slice(0, narrow ? 9 : 22)),
-          make("text", { x: node + 14, y: y - 5, class: "value" }, signed(attribution))));
+          make("text", { x: node + 14, y: y - 5, class: "value" }, `${signed(attribution)} (${percent(share)})`)));
     });
     svg.append(make("g", { class: "output" },
       make("rect", { x: out, y: middle - 22, width: end, height: 44, rx: 6 }),
@@ -223,7 +240,7 @@
     const of = await latentOf("input", input);
     const panel = make("section", { class: "edge", id: "edge" },
       make("h2", { style: "margin-top: .3rem" }, `Input ${input} → output ${latent}`),
-      make("p", {}, `It contributes ${signed(attribution)} on average where both are active, which is in ${both.toLocaleString()} of the ${active.toLocaleString()} tokens in which the output latent is; ${percent(share)} of all that input latents contribute. The Jacobian is ${signed(J)} ± ${number(sd)} there (mean |J| ${number(size)}), with the sign of its mean in ${percent(agreement, 0)}.`),
+      make("p", {}, `It contributes ${signed(attribution)} on average where both are active, which is in ${both.toLocaleString()} of the ${active.toLocaleString()} tokens in which the output latent is; ${percent(share)} of all that input latents contribute. The Jacobian J has a mean of ${signed(J)} there and a standard deviation of ${number(sd)} (mean |J| ${number(size)}); it has the sign of its mean in ${percent(agreement, 0)} of these tokens.`),
       make("p", {}, make("a", { href: address({ side: "input", latent: input }) }, `Input latent ${input}`), " fires on"),
       chips(of.top_tokens.slice(0, 8), of.top_token_shares, (value) => percent(value, 0)));
     if (drawn) panel.append(make("h3", {}, "As a function, where it contributes most"), curve(drawn, examples[0]?.[3] ?? 0));
@@ -233,11 +250,25 @@
     return panel;
   }
 
+  // What a column of a table says, shown where the pointer rests on its title.
+  const EXPLAINED = {
+    input: "number of the input latent", output: "number of the output latent",
+    "top tokens": "the tokens on which the input latent fires most",
+    "mean J·s": "what the input latent contributes to first order: the Jacobian times its activation, mean over the tokens in which both are active",
+    share: "of all that input latents contribute to this output latent: its part of the sum of |J·s| over all tokens",
+    "share of it": "of all that input latents contribute to the output latent: this one's part of the sum of |J·s| over all tokens",
+    "mean J": "the Jacobian: change of the output latent for a unit of the input latent, mean over the tokens in which both are active",
+    "SD of J": "standard deviation of the Jacobian over these tokens",
+    "same sign": "share of these tokens in which the Jacobian has the sign of its mean",
+    "times both": "number of tokens in which both latents are active",
+  };
+  const headOf = (names) => make("thead", {}, make("tr", {}, ...names.map((name) => make("th", { scope: "col", title: EXPLAINED[name] }, name))));
+
   function connectionTable(connections) {
-    const head = ["input", "top tokens", "mean J·s", "share", "mean J", "spread", "sign", "times both"];
     return make("details", {}, make("summary", {}, `All ${connections.length} connections as a table`),
       make("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Connections" }, make("table", {},
-        make("thead", {}, make("tr", {}, ...head.map((name) => make("th", { scope: "col" }, name)))),
+        make("caption", {}, "Over the tokens in which both latents are active; the largest share comes first."),
+        headOf(["input", "top tokens", "mean J·s", "share", "mean J", "SD of J", "same sign", "times both"]),
         make("tbody", {}, ...connections.map(([input, both, , J, sd, , attribution, share, agreement, , , tokens]) =>
           make("tr", { "aria-selected": String(input === state.edge) },
             make("td", {}, make("a", { href: address({ edge: input }) }, String(input))),
@@ -247,7 +278,8 @@
 
   function fedTable(connections) {
     return make("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Output latents that it feeds" }, make("table", {},
-      make("thead", {}, make("tr", {}, ...["output", "share of it", "mean J·s", "times both"].map((name) => make("th", { scope: "col" }, name)))),
+      make("caption", {}, "The output latents of which this one contributes the largest share."),
+      headOf(["output", "share of it", "mean J·s", "times both"]),
       make("tbody", {}, ...connections.map(([output, both, attribution, share]) => make("tr", {},
         make("td", {}, make("a", { href: address({ side: "output", latent: output, edge: state.latent }) }, String(output))),
         ...[percent(share), signed(attribution), both.toLocaleString()].map((text) => make("td", { class: "number" }, text)))))));
@@ -274,7 +306,7 @@
     const left = make("div"), right = make("div");
     if (isOutput && of.connections.length) {
       left.append(section("Which input latents feed it",
-        make("p", { class: "note" }, "A line is as thick as the mean of J·s, what an input latent contributes to first order; dashed ones are negative. Those that contribute most over all tokens come first. Choose one to see where and how."),
+        make("p", { class: "note" }, "At each line stands the mean of J·s, what the input latent contributes to first order where both are active; the line is as thick, and dashed if that is negative. In brackets, its share of all that input latents contribute over all tokens: the largest comes first. Choose one to see where and how."),
         graph(now.latent, of.connections), connectionTable(of.connections)));
       const connection = of.connections.find(([input]) => input === now.edge);
       if (connection) left.append(await edgePanel(now.latent, connection));

@@ -1,6 +1,9 @@
 // Draws a page's figures with Plotly, each once it comes near the window. Titles stand above them as text of the page;
 // what is downloaded has them, and is as it was stored: 900 px wide and light.
+// In a narrow window, one panel is drawn as narrow as the window, and two beside each other are drawn below each other.
+// A figure of more panels is shown whole, smaller than it was drawn, with a button that enlarges it.
 "use strict";
+const NATURAL = 640, NARROWEST = 300; // px: figures of several panels, and of one, are not drawn narrower
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const DARK = { "#222222": "#e8e6e1", "#DDDDDD": "#3a3d42", white: "#16181b", "#FFFFFF": "#16181b", "#ffffff": "#16181b" };
 
@@ -37,12 +40,69 @@ function scaled(layout, width) {
   return walk(layout);
 }
 
+const axes = (layout, letter) => Object.entries(layout).filter(([name]) => name.startsWith(`${letter}axis`)).map(([, axis]) => axis);
+const spans = (all) => [...new Set(all.map((axis) => (axis.domain ?? [0, 1]).join()))].map((span) => span.split(",").map(Number));
+
+// Two panels beside each other become two below each other, each as high as both were.
+function stacked(layout, columns) {
+  const [left, right] = columns.sort((a, b) => a[0] - b[0]);
+  const of = (axis) => (axis.domain?.[0] === right[0] ? 1 : 0);
+  const rows = [[0.6, 1], [0, 0.4]];
+  const below = Object.fromEntries(Object.entries(layout).map(([name, axis]) => {
+    if (name.startsWith("xaxis")) return [name, { ...axis, domain: [0, 1] }];
+    if (name.startsWith("yaxis")) {
+      const row = of(layout[(axis.anchor ?? "x").replace("x", "xaxis")]);
+      return [name, { ...axis, domain: rows[row], showticklabels: true, title: axis.title ?? layout.yaxis.title }];
+    }
+    return [name, axis];
+  }));
+  const top = layout.margin.t, bottom = 90, panel = layout.height - top - bottom;
+  below.annotations = (layout.annotations ?? []).map((note) => {
+    if (note.xref !== "paper" || note.yref !== "paper") return note;
+    const [span, row] = note.x < right[0] - 0.02 ? [left, rows[0]] : [right, rows[1]];
+    return { ...note, x: (note.x - span[0]) / (span[1] - span[0]), y: row[0] + note.y * (row[1] - row[0]) };
+  });
+  return { ...below, height: top + bottom + 2.5 * panel };
+}
+
+// The layout for a window with this much room, and the width to draw it in, which may be more.
+function fitting(layout, room, canvas) {
+  const columns = spans(axes(layout, "x"));
+  if (room >= NATURAL || canvas) return [layout, Math.max(room, NATURAL)];
+  if (columns.length === 2 && spans(axes(layout, "y")).length === 1 && axes(layout, "x").length === 2)
+    return [stacked(layout, columns), Math.max(room, NARROWEST)];
+  return [layout, columns.length === 1 && (layout.margin.l ?? 80) < 150 ? Math.max(room, NARROWEST) : NATURAL];
+}
+
+function button(place) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.className = "enlarge";
+  made.addEventListener("click", () => {
+    place.dataset.enlarged = place.dataset.enlarged ? "" : "yes";
+    shrink(place);
+  });
+  place.after(made);
+  return made;
+}
+
+// Shown whole, or, once enlarged, as it was drawn, to be scrolled.
+function shrink(place) {
+  const room = place.parentElement.clientWidth, width = Number(place.dataset.width);
+  const enlarge = place.parentElement.querySelector(".enlarge") ?? (width > room ? button(place) : null);
+  place.style.zoom = place.dataset.enlarged ? 1 : Math.min(1, room / width);
+  if (enlarge) {
+    enlarge.hidden = width <= room;
+    enlarge.textContent = place.dataset.enlarged ? "Show the whole figure" : "Enlarge the figure";
+  }
+}
+
 async function draw(place) {
   const figure = styled(await jsae.load(place.dataset.figure));
   place.replaceChildren();
   place.style.minHeight = "";
-  const width = Math.max(place.clientWidth, 640);
-  const layout = scaled(figure.layout, width);
+  const [fitted, width] = fitting(figure.layout, place.parentElement.clientWidth, place.dataset.canvas);
+  const layout = scaled(fitted, width);
   const data = scaled(figure.data, width);
   await Plotly.newPlot(place, data, { ...layout, width }, {
     displaylogo: false,
@@ -52,6 +112,8 @@ async function draw(place) {
     showEditInChartStudio: false,
     toImageButtonOptions: { format: "svg", filename: place.dataset.figure.replaceAll("/", "-") },
   });
+  place.dataset.width = width;
+  shrink(place);
   place.dataset.drawn = "yes";
 }
 

@@ -67,9 +67,15 @@ class Number:
     def __str__(self) -> str:
         if self.percent and self.error is not None and self.error > 1:
             return "uncertain ± >100"
-        scale, unit = (100, "%") if self.percent else (1, "")
-        text = f"{self.value * scale:.1f}{unit}" if self.percent else f"{self.value:.3f}"
-        return text if self.error is None else f"{text} ± {self.error * scale:.{1 if self.percent else 3}f}"
+        scale, unit, digits = (100, "%", 1) if self.percent else (1, "", 3)
+        text = f"{self.value * scale:.{digits}f}{unit}"
+        return text if self.error is None else f"{text} ± {_not_as_zero(self.error * scale, digits)}"
+
+
+def _not_as_zero(size: float, digits: int) -> str:
+    """A size with these decimals; one that would round to zero, but is not, is said to be less than the smallest."""
+    least = 10**-digits
+    return f"<{least:.{digits}f}" if 0 < size < least / 2 else f"{size:.{digits}f}"
 
 
 @dataclass(frozen=True)

@@ -445,6 +445,8 @@ def test_the_explorers_numbers_have_three_digits_as_python_writes_them(numbers):
     [
         (Number(0.2254, 0.018, percent=True), "22.5% ± 1.8"),
         (Number(-4.718, 54.478, percent=True), "uncertain ± >100"),
+        (Number(0.943, 0.0004, percent=True), "94.3% ± <0.1"),
+        (Number(0.943, 0.0, percent=True), "94.3% ± 0.0"),
         (Number(1.217, None, percent=True), "121.7%"),
         (Number(3.947, 1.2), "3.947 ± 1.200"),
     ],

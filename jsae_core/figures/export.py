@@ -35,9 +35,16 @@ HOW_TO_GET_PICTURES = (
 PREVIEW_WIDTH = 350  # px, which the UI's page of an asset has for it in a window of 1280 px
 NARROWEST = 800  # px, which the longest lines above a figure take: in a narrower window the whole page is smaller
 
-# a telephone zooms out by the viewport's width; a narrow window of a computer does not
+# A telephone zooms out by the viewport's width; a narrow window of a computer does not. The plot is scaled once it is
+# drawn, because Plotly measures texts while it draws, and knows of this transform, but not of the property `zoom`.
 SHRINK = f"""
-const shrink = () => (document.documentElement.style.zoom = Math.min(1, innerWidth / {NARROWEST}));
+const plot = document.getElementById("{{plot_id}}");
+const shrink = () => {{
+  const scale = Math.min(1, innerWidth / {NARROWEST});
+  plot.style.transformOrigin = "0 0";
+  plot.style.transform = scale < 1 ? `scale(${{scale}})` : "";
+  document.body.style.overflowX = scale < 1 ? "hidden" : "";
+}};
 addEventListener("resize", shrink);
 shrink();
 """
@@ -54,6 +61,7 @@ def page(figure: go.Figure, plotly_js: str, provenance: Mapping[str, str]) -> st
         include_plotlyjs=plotly_js,
         full_html=True,
         default_width="100%",
+        post_script=SHRINK,
         # else the toolbar has a button that sends the figure to a server
         config={"showSendToCloud": False, "displaylogo": False, "responsive": True},
     )
@@ -62,7 +70,6 @@ def page(figure: go.Figure, plotly_js: str, provenance: Mapping[str, str]) -> st
         f'<head><meta name="provenance" content="{content}" /><title>{figure.layout.title.text or ""}</title>'
         f'<meta name="viewport" content="width={NARROWEST}" />'
         f"<style>body {{ margin: 0 }} .plotly-graph-div {{ min-width: {NARROWEST}px }}</style>"
-        f"<script>{SHRINK}</script>"
     )
     return drawn.replace("<html>", '<html lang="en">', 1).replace("<head>", head, 1)
 

@@ -334,7 +334,22 @@ def test_pages_fit_a_narrow_window_and_draw_their_figures(open_page, path):
         for place in page.locator(".plot").all()[:2]:  # those far below are drawn once they come near
             place.scroll_into_view_if_needed()
             place.locator(".main-svg").first.wait_for()
+            page.wait_for_function("(place) => place.dataset.drawn", arg=place.element_handle())
+            drawn = place.locator(".main-svg").first.bounding_box()
+            assert 0 <= drawn["x"] and drawn["x"] + drawn["width"] <= 400.5  # whole, not to be scrolled
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_a_figure_that_is_shown_smaller_is_enlarged_on_demand(open_page):
+    page = open_page("cells/tiny/1.html", width=400)
+    figure = page.locator("figure").filter(has_text="Does the Jacobian predict an intervention?").first
+    figure.scroll_into_view_if_needed()
+    button = figure.get_by_role("button", name="Enlarge the figure")
+    button.click()
+    assert figure.locator(".main-svg").first.bounding_box()["width"] >= 640
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    figure.get_by_role("button", name="Show the whole figure").click()
+    assert figure.locator(".main-svg").first.bounding_box()["width"] <= 400
 
 
 def test_the_explorer_goes_from_an_output_latent_along_an_edge_to_its_input_latent_and_to_the_other_pair(

@@ -90,7 +90,12 @@ function button(place) {
 function shrink(place) {
   const room = place.parentElement.clientWidth, width = Number(place.dataset.width);
   const enlarge = place.parentElement.querySelector(".enlarge") ?? (width > room ? button(place) : null);
-  place.style.zoom = place.dataset.enlarged ? 1 : Math.min(1, room / width);
+  const scale = place.dataset.enlarged ? 1 : Math.min(1, room / width);
+  // a transform, of which Plotly knows where the pointer is; margins take in the room that it leaves free
+  Object.assign(place.style, scale < 1
+    ? { width: `${width}px`, transformOrigin: "0 0", transform: `scale(${scale})`, marginRight: `${room - width}px` }
+    : { width: "", transform: "", marginRight: "" });
+  place.style.marginBottom = scale < 1 ? `${(scale - 1) * place.offsetHeight}px` : "";
   if (enlarge) {
     enlarge.hidden = width <= room;
     enlarge.textContent = place.dataset.enlarged ? "Show the whole figure" : "Enlarge the figure";
@@ -100,7 +105,7 @@ function shrink(place) {
 async function draw(place) {
   const figure = styled(await jsae.load(place.dataset.figure));
   place.replaceChildren();
-  place.style.minHeight = "";
+  place.removeAttribute("style");
   const [fitted, width] = fitting(figure.layout, place.parentElement.clientWidth, place.dataset.canvas);
   const layout = scaled(fitted, width);
   const data = scaled(figure.data, width);

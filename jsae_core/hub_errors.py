@@ -29,13 +29,16 @@ def in_plain_words(place: str, error: Exception) -> str:
     elif isinstance(error, errors.HFValidationError):
         why, advice = "the hub knows no such names", "Expected organisation/name, as in the repository's address"
     elif constants.HF_HUB_OFFLINE:
-        why, advice = "the environment's HF_HUB_OFFLINE forbids to ask", "Unset it, or name a directory instead"
+        why, advice = "the environment's HF_HUB_OFFLINE forbids to ask", "Unset it"
     elif status in (401, 403):
         why, advice = f"the hub refuses the token (HTTP {status})", "Set HF_TOKEN, or run `hf auth login` again"
     elif status is not None:
-        why, advice = f"the hub answers HTTP {status}", "Run it again later; https://status.huggingface.co may tell"
+        why, advice = f"the hub answers HTTP {status}", "Run it again later (https://status.huggingface.co may say why)"
     else:
         why, advice = "the hub did not answer, or not to the end", "Check the network, proxies and HF_ENDPOINT"
     words = " ".join(QUERIES.sub("", f"{type(error).__name__}: {error}").split())
     words = words if len(words) <= LONGEST_QUOTE else f"{words[:LONGEST_QUOTE]}..."
-    return f"{constants.ENDPOINT} did not give {place}: {why}. {advice}. The client's words: {words}"
+    return (
+        f"{constants.ENDPOINT} did not give {place}: {why}. {advice}; or download it elsewhere and name its directory "
+        f"instead. The client's words: {words}"
+    )

@@ -115,9 +115,7 @@ def _snapshot(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise  # an error of this machine, such as a full disk or a missing permission
         model = f"{name} (model on the Hugging Face hub{'' if revision is None else f', revision {revision}'})"
-        raise ValueError(
-            f"{in_plain_words(model, error)}. Or download the model, and name its directory instead"
-        ) from None
+        raise ValueError(in_plain_words(model, error)) from None
 
 
 def _is_pointer(path: Path) -> bool:

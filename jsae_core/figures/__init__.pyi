@@ -15,7 +15,7 @@ from .histogram import jacobian_histogram_figure as jacobian_histogram_figure
 from .quality import quality_by_layer_figure as quality_by_layer_figure
 from .sparsity import jacobian_sparsity_figure as jacobian_sparsity_figure
 from .style import Variant as Variant
-from .sweep import odd_runs as odd_runs
 from .sweep import sweep_grid_figure as sweep_grid_figure
 from .sweep import sweep_tradeoff_figure as sweep_tradeoff_figure
+from .sweep_runs import odd_runs as odd_runs
 from .thresholds import jacobian_thresholds_figure as jacobian_thresholds_figure

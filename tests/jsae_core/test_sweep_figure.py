@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jsae_core.figures import odd_runs, sweep_grid_figure, sweep_tradeoff_figure
 from jsae_core.figures.style import WIDTH
-from jsae_core.figures.sweep import QUALITY, SPARSITY
+from jsae_core.figures.sweep_runs import QUALITY, SPARSITY
 from jsae_core.reported import reported_sweep
 from tests.jsae_core.subtitles import answer, details
 

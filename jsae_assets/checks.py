@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import dagster as dg
 
 from jsae_assets.assets.cell import Cell, cell_at, step_priority, turn
-from jsae_assets.assets.measures import Subject
+from jsae_assets.assets.subject import Subject
 from jsae_assets.assets.text import TOKENS
 from jsae_assets.catalog import Catalog
 from jsae_assets.devices import on_a_device_of_its_own

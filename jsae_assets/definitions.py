@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from jsae_assets import automation
 from jsae_assets.assets.figure_assets import figure_assets, sweep_figure_assets
-from jsae_assets.assets.measures import measure_assets
+from jsae_assets.assets.measure_assets import measure_assets
 from jsae_assets.assets.sae_pairs import sae_pair_asset
 from jsae_assets.assets.site import site_asset
 from jsae_assets.assets.sweeps import sweep_runs_asset

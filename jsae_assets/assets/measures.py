@@ -1,7 +1,8 @@
-"""What is measured on a pair: a declaration each, of which a factory makes an asset for every variant.
+"""What is measured on a pair: a declaration for each measure.
 
 To add a measure, write its function in `jsae_core.measures` and a declaration in MEASURES, at the end; a setting of its
-own is a field of the catalog's models. Not here: measuring (`jsae_core.measures`), figures (`figures.py`).
+own is a field of the catalog's models. Not here: measuring (`jsae_core.measures`), the assets that are made of the
+declarations (`measure_assets.py`), what a measure is given (`subject.py`), figures (`figures.py`).
 """
 
 import contextlib
@@ -9,31 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import dagster as dg
-
-from jsae_assets.assets.cell import (
-    Cell,
-    Stopwatch,
-    cell_asset,
-    cell_at,
-    context_size,
-    find_cell,
-    tokens_of,
-    turn,
-)
-from jsae_assets.assets.spread import is_spread, spread_asset
-from jsae_assets.assets.summary import Headline, headlines
-from jsae_assets.catalog import C4_IN_WORDS, TABLES, Catalog
+from jsae_assets.assets.cell import Cell
+from jsae_assets.assets.subject import Subject
+from jsae_assets.assets.summary import Headline
 from jsae_assets.estimates import estimate_columns, estimate_tensors
-from jsae_assets.io_managers import StoringIOManager
-from jsae_assets.partitions import cell_key
-from jsae_assets.resources import Compute
-from jsae_assets.stored import StoredTensors
 from jsae_core.terms import (
     AS_PUBLISHED,
     AT_RECONSTRUCTION,
     DOSES,
-    EVALUATED_AT,
     FUNCTION_SHAPES,
     NORMS,
     NOTEWORTHY,
@@ -43,9 +27,7 @@ from jsae_core.terms import (
 
 if TYPE_CHECKING:
     import pandas
-    from torch import Tensor
 
-    from jsae_core import LanguageModel, MLPInputs, SAEPair
     from jsae_core.checkpoints import Checkpoint
     from jsae_core.measures import Estimate
     from jsae_core.measures.accounting import Accounting
@@ -56,73 +38,6 @@ SAME_FOR_ALL = {"count_jac", "n_tokens"}  # whatever the norm: stored once
 OF_JACOBIAN = ("above_", "norm_", "kurtosis", "l1_over_l2")  # how the names of what quality says of it begin
 KEPT_CURVES = 300  # drawn in figures; the rest of the curves is classified only
 CURVES_OF_A_LATENT = 5  # of its strongest connections
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a measure is given: a pair, where it belongs, and what it is measured on.
-
-    Attributes:
-        tokens: the stored tokens of the model; None for a measure that reads none.
-        checkpoint: what measuring goes on from; removed once the result is stored. None where nothing is measured for
-            long.
-    """
-
-    cell: Cell
-    compute: Compute
-    pair: "SAEPair"
-    tokens: StoredTensors | None = None
-    checkpoint: "Checkpoint | None" = None
-
-    @property
-    def language_model(self) -> "LanguageModel":
-        return self.cell.language_model(self.compute, self.pair)
-
-    @property
-    def documents(self) -> "list[Tensor]":
-        """The model's tokens, a 1-d tensor a document, BOS first."""
-        from jsae_core.text import split_documents
-
-        return split_documents(self.tokens)
-
-    @property
-    def mlp_inputs(self) -> "MLPInputs":
-        """The MLP's inputs over all of these documents; what reads them in a run shares what the model computes."""
-        key = self.tokens.version
-        return self.compute.mlp_inputs(self.language_model, self.cell.layer, key, lambda: self.documents)
-
-    @property
-    def prompt(self) -> "Tensor":
-        """The tokens of the model's prompt, BOS first."""
-        from jsae_core.text import tokenise
-
-        language_model, model = self.language_model, self.cell.model
-        size = context_size(model, language_model)
-        (document,) = tokenise([model.prompt], language_model.tokenizer, size, long_documents="truncate")
-        return document
-
-    @property
-    def as_published(self) -> bool:
-        """Whether something was reported of the pair that was taken on folded weights: then that is measured likewise,
-        beside what is measured of every pair."""
-        reported = self.cell.reported(self.cell.pair.variant, self.pair.config.jacobian_coefficient)
-        return any(result.weights == "folded" for result in reported.values())
-
-    @property
-    def labels(self) -> dict[str, Any]:
-        """What is said of a result wherever it goes, in its file and in figures: which pair it was measured on, on
-        which text, and with which weights of the language model."""
-        config = self.pair.config
-        return {
-            "model": self.cell.model_key,
-            "layer": self.cell.layer,
-            "variant": self.cell.pair.variant,
-            "d_sae": config.d_sae,
-            "k": config.k,
-            "jacobian_coefficient": config.jacobian_coefficient,
-            "text": self.cell.model.text or C4_IN_WORDS,
-            "weights": "randomised" if config.randomize_llm_weights else "unprocessed",
-        }
 
 
 @dataclass(frozen=True)
@@ -195,103 +110,6 @@ class Measure:
         first = subject.checkpoint.for_one_of(max(1, len(passes) + self.further))
         checkpoints = [first.part(name) if number else first for number, name in enumerate(passes)]
         return replace(subject, checkpoint=first), list(zip(passes.values(), checkpoints, strict=True))
-
-
-def measure_assets(catalog: Catalog, variant: str) -> list[dg.AssetsDefinition]:
-    """Everything that is measured on the pairs of a variant."""
-    return [_measure_asset(catalog, variant, measure) for measure in MEASURES]
-
-
-def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.AssetsDefinition:
-    declaration: dict[str, Any] = {
-        "description": measure.description,
-        "code_version": measure.code_version,
-        "kinds": {"pytorch", {"tensors": "safetensors", "tables": "parquet"}[measure.stored_as]},
-        "ins": {"sae_pair": dg.AssetIn([variant, "sae_pair"])}
-        | ({"tokens": tokens_of(catalog, variant)} if measure.reads_tokens else {}),
-        "io_manager_key": measure.stored_as,
-        "priority": turn(catalog, variant),
-        "also": _table_entries(catalog, variant) if measure.of_jacobians else {},
-    }
-
-    def subject_of(
-        context: dg.OpExecutionContext | dg.AssetExecutionContext,
-        cell: Cell,
-        compute: Compute,
-        tensors: StoringIOManager,
-        sae_pair: StoredTensors,
-        others: Mapping[str, StoredTensors],
-    ) -> "tuple[Subject, Checkpoint]":
-        from jsae_assets.checkpoints import checkpoint_of
-
-        key, partition = dg.AssetKey([variant, measure.name]), context.partition_key
-        # all else that a result depends on, the core knows
-        checkpoint = checkpoint_of(tensors, key, partition, measure.code_version, compute, context.log.info)
-        pair = compute.pair(sae_pair, cell.model.jacobian_tables)
-        return Subject(cell, compute, pair, checkpoint=checkpoint, **others), checkpoint
-
-    def of_shard(
-        context: dg.OpExecutionContext,
-        number: int,
-        compute: Compute,
-        tensors: StoringIOManager,
-        sae_pair: StoredTensors,
-        **others: StoredTensors,
-    ) -> Iterator[Any]:
-        cell = cell_at(context, catalog, variant)
-        context.log.info(
-            f"{measure.name.replace('_', ' ')}, {variant}, {cell}, shard {number + 1} of {cell.model.shards}"
-        )
-        subject, _ = subject_of(context, cell, compute, tensors, sae_pair, others)
-        measure.of_shard(subject, number)
-        yield dg.Output(None)
-
-    def measured(
-        context: dg.AssetExecutionContext,
-        compute: Compute,
-        tensors: dg.ResourceParam[StoringIOManager],
-        sae_pair: StoredTensors,
-        **others: StoredTensors,
-    ) -> Iterator[dg.Output]:
-        cell = find_cell(context, catalog, variant)
-        watch = Stopwatch()
-        context.log.info(f"{measure.name.replace('_', ' ')}, {variant}, {cell}")
-        subject, checkpoint = subject_of(context, cell, compute, tensors, sae_pair, others)
-        result = compute.fitting(lambda: measure.of_all(subject), context.log.warning)
-        yield dg.Output(
-            result.value,
-            metadata={
-                **headlines(f"{cell}, on {result.n_tokens:,} tokens", measure.headlines, result.said),
-                **result.said,
-                "settings": {
-                    **subject.labels,
-                    "n_tokens": result.n_tokens,
-                    "jacobian_at": EVALUATED_AT[0],
-                    **(
-                        {TABLES: cell.model.jacobian_tables}
-                        if measure.of_jacobians and subject.pair.table_dtype
-                        else {}
-                    ),
-                },
-                "source": f"{variant}/sae_pair and " + ("tokens" if measure.reads_tokens else "the model's prompt"),
-                "device": compute.describe(),
-                "seconds": watch.seconds,
-            },
-        )
-        checkpoint.remove()  # the result is stored
-
-    if measure.reads_tokens and is_spread(catalog, variant):
-        return spread_asset(catalog, variant, measure.name, **declaration, of_shard=of_shard, of_all=measured)
-    return cell_asset(catalog, [variant], variant, measure.name, **declaration)(measured)
-
-
-def _table_entries(catalog: Catalog, variant: str) -> dict[str, list[str]]:
-    """By cell, the entry of the rows that its Jacobians are made of, where these are not in the pair's own dtype."""
-    return {
-        cell_key(model, layer): [entry]
-        for model, entry in catalog.table_entries().items()
-        for layer in catalog.layers(model, variant)
-    }
 
 
 def _histogram_passes(subject: Subject) -> dict[str, Pass]:

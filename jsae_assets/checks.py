@@ -1,7 +1,6 @@
 """Asset checks: is a stored pair fit to be measured?
 
-Here: what is refused, and what is said then. Not here: what the refusal rests on, which is measured in
-`jsae_core.measures`.
+Here: which pairs are refused, and with what message. Not here: the numbers that this rests on (`jsae_core.measures`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
     from jsae_core.measures import InputConventions
 
 PROBE_DOCUMENTS = 32
-MARGIN = 0.02  # of explained variance, by which the true input must win
-MANY_DEAD = 0.1  # a share of latents that is worth a word
+MARGIN = 0.02  # of explained variance, by which the true input must lead
+MANY_DEAD = 0.1  # a larger share of dead latents is remarked on
 CONVENTIONS = {
     "true": "the MLP's true input",
     "folded": "folded input (normalised without gain and bias)",
@@ -38,8 +37,8 @@ CONVENTIONS = {
 
 
 def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
-    """Blocks what is downstream of a pair that was trained on other activations than the model gives it, has another
-    MLP than the model, or was trained badly."""
+    """The check that blocks everything downstream of a pair that was trained on other activations than the model gives
+    it, has another MLP than the model, or was trained badly."""
 
     @dg.asset_check(
         name=CHECK,
@@ -60,12 +59,12 @@ def faithful_check(catalog: Catalog, variant: str) -> dg.AssetChecksDefinition:
         sae_pair: StoredTensors,
     ) -> Iterator[dg.AssetCheckResult]:
         cell = cell_at(context, catalog, variant)
-        # read like this since a check has no partition mapping: as an input they would be those of this cell's name
+        # loaded by hand, since a check has no partition mapping: as an input they would be looked up by the cell's key
         tokens = tensors.stored(TOKENS, cell.model_key)
         result = _looked_at(cell, compute, tokens, sae_pair, context.log.warning)
         yield result
         if not result.passed:
-            # else the run says that a check has failed, and not what it found
+            # otherwise the run would say that a check failed, but not why
             raise dg.Failure(result.description, metadata=result.metadata, allow_retries=False)
 
     return faithful
@@ -75,7 +74,7 @@ def _looked_at(
     cell: Cell, compute: Compute, tokens: StoredTensors, sae_pair: StoredTensors, say: Callable[[str], None]
 ) -> dg.AssetCheckResult:
     try:
-        pair = compute.pair(sae_pair, cell.model.jacobian_tables)  # refuses weights that are not finite
+        pair = compute.pair(sae_pair, cell.model.jacobian_tables)  # raises if weights are not finite
     except ValueError as error:
         return dg.AssetCheckResult(passed=False, description=str(error))
     subject = Subject(cell, compute, pair, tokens)
@@ -110,7 +109,7 @@ def _looked_at(
 
 
 class Examined(NamedTuple):
-    """What was found of a pair, and a sentence for each thing that is wrong with it."""
+    """The findings on a pair, and a sentence for each fault."""
 
     quality: dict[str, float]
     conventions: "InputConventions"
@@ -127,15 +126,15 @@ def examined(
     compute: Compute,
     say: Callable[[str], None],
 ) -> Examined:
-    """A pair on the first held-out documents.
+    """Examine a pair on the first held-out documents.
 
     Args:
-        documents: token documents, of which the first are looked at.
-        mlp_inputs: over the same documents.
-        least: the variance that its SAEs are to explain.
-        trained_here: by this installation, so that it is known to be trained on the MLP's true input. Where the model
-            hardly distinguishes the conventions, another may still fit a little better.
-        say: told where memory ran out.
+        documents: 1-d token tensors, of which the first are used.
+        mlp_inputs: the MLP inputs of the same documents.
+        least: the variance that its SAEs must explain.
+        trained_here: whether this installation trained the pair. Then it is known to be trained on the MLP's true
+            input, even if another convention fits a little better, as can happen if the conventions hardly differ.
+        say: receives a message if memory runs out.
     """
     from jsae_core.activations import FirstDocuments
     from jsae_core.measures import input_conventions, reconstruction_quality
@@ -153,7 +152,7 @@ def _faults(
     least: ExplainedVariance,
     trained_here: bool,
 ) -> Iterator[str]:
-    """A sentence for each thing that is wrong with a pair."""
+    """A sentence for each fault of a pair."""
     off, bound = conventions.mlp_difference, _most_mlp_difference(pair)
     if not off["true"] <= bound:
         agreeing = [CONVENTIONS[name] for name in off if off[name] <= bound]
@@ -162,7 +161,7 @@ def _faults(
             f"norm, expected at most {bound:.0%}" + (f"; it gives the model's on {agreeing[0]}" if agreeing else "")
         )
     explained, rival = conventions.explained_variance, None if trained_here else conventions.rival(MARGIN)
-    # what explains too little under every convention was trained on none of them, as far as can be told
+    # a pair that explains too little under every convention does not show which one it was trained on
     most = max(explained.values())
     has_rival = rival is not None and most > 0 and most >= least.input
     if has_rival:
@@ -213,7 +212,7 @@ def _praise(quality: Mapping[str, float], conventions: "InputConventions") -> st
 
 
 def _remark_on_context(pair: "SAEPair", longest: int) -> str:
-    """What is to be known of a pair that was trained on shorter documents than it is measured on."""
+    """A remark on a pair that was trained on shorter documents than it is measured on."""
     trained_on = pair.config.context_size
     if trained_on is None or longest <= trained_on:
         return ""
@@ -224,6 +223,6 @@ def _remark_on_context(pair: "SAEPair", longest: int) -> str:
 
 
 def _most_mlp_difference(pair: "SAEPair") -> float:
-    """The most that rounding explains, as a share of the outputs' norm: a pair may be stored in bfloat16, and compute
-    in it."""
+    """The largest difference that rounding explains, as a share of the outputs' norm. (A pair may be stored in
+    bfloat16, and compute in it.)"""
     return 0.05 if pair.mlp.W_in.element_size() < 4 else 0.01

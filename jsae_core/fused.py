@@ -13,8 +13,9 @@ LEAST_CAPABILITY = (8, 0)  # the first GPUs whose matrix units take float32 as T
 
 
 def fused_kernels(like: Tensor, k: int) -> ModuleType | None:
-    """`kernels`, where it can compute what is on this tensor's device and of its dtype, for tokens of k latents. None:
-    there is no Triton (Windows, a build of torch for CPUs), no NVIDIA GPU, an old one, or float64."""
+    """The module `kernels` if it can compute on this tensor's device, in its dtype, for k latents a token. None without
+    Triton (Windows, a build of torch for CPUs) or an NVIDIA GPU that is new enough, in float64, or if k is too
+    large."""
     if like.device.type != "cuda" or not _can_run(like.device):
         return None
     from jsae_core import kernels

@@ -1,9 +1,9 @@
-"""Pairs in the artifact format on the Hugging Face hub: which one a revision names, and its files, whole and verified.
+"""Pairs in the artifact format on the Hugging Face hub: which pair a revision names, and fetching its files, verified.
 
-Here: asking the hub, what is kept of its files. Not here: what is inside the files (`pair_format.py`), the client's
-errors in plain words (`hub_errors.py`), wandb (`artifacts.py`).
+Here: requests to the hub, and the folder of fetched files. Not here: what is inside the files (`pair_format.py`), the
+client's errors in plain words (`hub_errors.py`), wandb (`artifacts.py`).
 
-`huggingface_hub` finds and downloads; of what has arrived it compares the size alone, so digests are compared here.
+`huggingface_hub` finds and downloads files. Of a downloaded file it checks the size alone, so digests are checked here.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from jsae_core.memory import in_bytes
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
-LONGEST_WAIT = 20.0  # seconds for an answer; some of the client's own calls would wait for ever
+LONGEST_WAIT = 20.0  # seconds for an answer; without it some calls of the client would wait for ever
 
 
 class HubError(RuntimeError):
-    """Something asked of the Hugging Face hub did not come. The message says what, why, and what to do."""
+    """The Hugging Face hub did not give what was requested. The message says what, why, and what to do."""
 
 
 def find_hub_pair(repository: str, revision: str = "main", subfolder: str = "") -> FoundArtifact:
-    """The pair that a revision names now. Downloads nothing, so that a moved branch is cheap to notice.
+    """Find the pair that a revision names now. Nothing is downloaded, so noticing a moved branch is cheap.
 
-    Its `version` is the commit. Its `digest` is sha256 over the names and digests of the pair's own files, so a commit
-    that changes others alone leaves it as it is.
+    Its `version` is the commit. Its `digest` is the sha256 of the names and digests of the pair's own files, so a
+    commit that changes only other files does not change it.
 
     Args:
         repository: organisation/name.
         revision: a branch, a tag, or a commit.
-        subfolder: of the repository, that the pair's files are in; "" for its root.
+        subfolder: the repository's folder with the pair's files; "" for its root.
 
     Raises:
         HubError: the hub does not answer or refuses the token, there is no such repository or revision, or a file of
@@ -51,18 +51,18 @@ def find_hub_pair(repository: str, revision: str = "main", subfolder: str = "") 
 def fetch_hub_pair(
     repository: str, revision: str, subfolder: str, folder: str | Path, say: Callable[[str], None] = print
 ) -> FetchedArtifact:
-    """The files of a pair, from `folder/<digest>/`, where they are downloaded to unless they are there already.
+    """Fetch the files of a pair into `folder/<digest>/`, unless they are there already.
 
-    Each file is compared with the digest that the hub lists, whether it was downloaded now or before. Until all are
-    right, they are in `folder/<digest>.part/`. Two fetches of the same pair at the same time wait for each other.
+    Each file is compared with the digest that the hub lists, whether it was downloaded now or before. Downloads go to
+    `folder/<digest>.part/` until all files are right. Two fetches of the same pair wait for each other.
 
-    How patient it is follows the environment, in the client's own names: HF_HUB_ETAG_TIMEOUT and
-    HF_HUB_DOWNLOAD_TIMEOUT (10 seconds without an answer).
+    The client's own variables HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT say how long it waits for an answer (10
+    seconds unless set).
 
     Args:
         repository, revision, subfolder: as for `find_hub_pair`.
-        say: is told what is downloaded, from where and how large it is, before that begins; and which process it waits
-            for, where another one fetches the same pair.
+        say: receives a message on what is downloaded, from where and how large it is, before that begins; and on the
+            process that it waits for, if another one fetches the same pair.
 
     Raises:
         HubError: as `find_hub_pair` does; also if a file does not come, or arrives with other contents.
@@ -84,7 +84,7 @@ def fetch_hub_pair(
 
 
 def _found(repository: str, revision: str, subfolder: str) -> tuple[FoundArtifact, dict[str, RepoSibling]]:
-    """What is there, and the pair's files by their names in its folder. One request."""
+    """The pair that the hub lists, and its files by their names in its folder. One request."""
     from huggingface_hub import HfApi
 
     from jsae_core.pair_format import CONFIG_FILE, LANGUAGE_MODEL_FILE, WEIGHTS_FILE
@@ -121,7 +121,7 @@ def _download(repository: str, found: FoundArtifact, files: dict[str, RepoSiblin
     with _explained(found.path):
         for file in files.values():
             hf_hub_download(repository, file.rfilename, revision=found.version, local_dir=staging)
-    shutil.rmtree(staging / ".cache", ignore_errors=True)  # the client's notes
+    shutil.rmtree(staging / ".cache", ignore_errors=True)  # the client's own records
     for name, file in files.items():
         if not _is_intact(staging / file.rfilename, file):
             shutil.rmtree(staging, ignore_errors=True)
@@ -148,11 +148,11 @@ def _is_intact(path: Path, file: RepoSibling) -> bool:
 
 @contextmanager
 def _explained(place: str) -> Iterator[None]:
-    """Any error of the client becomes a `HubError`."""
+    """Turn any error of the client into a `HubError`."""
     try:
         yield
     except Exception as error:  # the client raises its own, its HTTP library's, OSError and ValueError alike
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-            raise  # of this machine: no room, no permission
-        # from None, as errors are stored with their causes, and the client's may quote a signed address
+            raise  # an error of this machine, such as a full disk or a missing permission
+        # from None, because errors are stored with their causes, and the client's may quote a signed address
         raise HubError(in_plain_words(place, error)) from None

@@ -1,8 +1,8 @@
 """The sandwich (input SAE -> MLP -> output SAE) and its Jacobian, for many tokens at once.
 
-Here: `run_sandwich` and the batched kernel with its derivation, once without and once with a gradient.
-Not here: the same in one launch, for a GPU (`kernels.py`), what is made of Jacobians (`measures/`) or how a pair is
-trained on them (`training.py`).
+Here: `run_sandwich`, and the batched kernel with its derivation, without and with a gradient.
+Not here: the same kernel in one launch on a GPU (`kernels.py`), what is measured on Jacobians (`measures/`), training
+on them (`training.py`).
 
 Derivation. With row vectors and the k active latents of each SAE held fixed, an input latent i moves the MLP's input
 along its decoder row W_dec_in[i], and an output latent o reads the MLP's output along its encoder column
@@ -13,8 +13,8 @@ linear branch b of the MLP is the elementwise slope c_b (see `mlp.Response`), gi
 
 E and D depend on the pair alone: they are `SAEPair.tables`. A token needs k rows of each and one k x d_mlp x k product.
 It is evaluated at the MLP's true input, and a latent whose pre-activation is negative stays in the k x k block
-(Farnik et al., 2025, section 3). What the paper's training runs logged of it (`jacobian_sparsity/...`) is evaluated at
-the input SAE's reconstruction instead: slopes and output latents are those of the MLP there.
+(Farnik et al., 2025, section 3). The numbers that the paper's training runs logged (`jacobian_sparsity/...`) are
+evaluated at the input SAE's reconstruction instead: with the slopes of the MLP and the output latents there.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from jsae_core.sae_pair import SAEPair
 from jsae_core.tables import Tables, build_tables
 from jsae_core.terms import EVALUATED_AT
 
-GATHER_BYTES = 2**20  # of each of the two buffers that gathered rows are kept in: both stay in a core's cache
-# how often the latents of a batch must be active, on average over all d_sae, for the rows of all to be built at once
+GATHER_BYTES = 2**20  # of each of the two buffers for gathered rows, so that both stay in a core's cache
+# if the latents of a batch are active so often, on average over all d_sae, the rows of all are built at once
 MEAN_USES_ON_CPU, MEAN_USES_ON_ACCELERATOR = 16, 4
 
 
 @dataclass(frozen=True)
 class Sandwich:
-    """What one pass through a pair gives. Latents are in descending order of pre-activation; activations are after
-    the ReLU."""
+    """The results of one pass through a pair. Latents are in descending order of pre-activation; activations are those
+    after the ReLU."""
 
     jacobian: Tensor  # [..., k_out, k_in]
     input_latents: Tensor  # [..., k] int64
@@ -58,8 +58,9 @@ def run_sandwich(pair: SAEPair, mlp_input: Tensor, at: str = "input") -> Sandwic
 
     Args:
         mlp_input: [..., d_model], on the pair's device and in its dtype.
-        at: "reconstruction": the MLP is given what the input SAE makes of `mlp_input` instead, and the output SAE what
-            the MLP makes of that.
+        at: "input", or "reconstruction": then the MLP is given the input SAE's reconstruction of `mlp_input` instead,
+        and
+            the output SAE the MLP's output for that.
 
     Raises:
         ValueError: the last dimension is not the pair's d_in, or device or dtype differ from the pair's, or `at` is
@@ -70,7 +71,7 @@ def run_sandwich(pair: SAEPair, mlp_input: Tensor, at: str = "input") -> Sandwic
         raise ValueError(f"at is {at!r}; expected one of {', '.join(EVALUATED_AT)}")
     check_input(pair, mlp_input)
     batch_shape, x = mlp_input.shape[:-1], mlp_input.reshape(-1, mlp_input.shape[-1])
-    # in parts, so that intermediate results are small enough to lie in memory that the next part uses again
+    # in parts, so that intermediate results are small and the next part uses their memory again
     parts = [_sandwich(pair, part, at) for part in x.split(inputs_at_once(pair.input_sae))]
 
     def joined(tensors: tuple[Tensor, ...]) -> Tensor:
@@ -82,7 +83,7 @@ def run_sandwich(pair: SAEPair, mlp_input: Tensor, at: str = "input") -> Sandwic
 
 @torch.no_grad()
 def _sandwich(pair: SAEPair, x: Tensor, at: str) -> tuple[Tensor, ...]:
-    """What a Sandwich holds, for x [n, d_model]."""
+    """The fields of a Sandwich, for x [n, d_model]."""
     input_activations, input_latents = active_latents(pair.input_sae, x)
     if at == "reconstruction":
         x = decode(pair.input_sae.W_dec, pair.input_sae.b_dec, input_activations, input_latents)
@@ -93,7 +94,7 @@ def _sandwich(pair: SAEPair, x: Tensor, at: str) -> tuple[Tensor, ...]:
 
 
 def gather_jacobian(tables: Tables, input_latents: Tensor, output_latents: Tensor, slopes: Sequence[Tensor]) -> Tensor:
-    """The kernel: J [n, k_out, k_in] from latents [n, k] and slopes, each [n, d_mlp]. No gradient."""
+    """The kernel without a gradient: J [n, k_out, k_in] from latents [n, k] and slopes, each [n, d_mlp]."""
     if kernels := _fused(tables, input_latents, output_latents):
         return kernels.jacobian(tables, input_latents, output_latents, slopes)
     jacobian = slopes[0].new_empty(len(input_latents), output_latents.shape[1], input_latents.shape[1])
@@ -119,13 +120,14 @@ def jacobian_penalty(
         W_dec_in, W_enc_out: [d_sae, d_model] and [d_model, d_sae].
         input_latents, output_latents: [n, k].
         slopes: of the MLP's branches at the n tokens, each [n, d_mlp].
-        objective: of J [n, k_out, k_in], such as those of `objectives.py`; mean |J| unless given.
+        objective: a function of J [n, k_out, k_in], such as those of `objectives.py`; mean |J| unless given.
     """
     return _Penalty.apply(W_dec_in, W_enc_out, mlp, input_latents, output_latents, slopes, objective)
 
 
 class _Penalty(torch.autograd.Function):
-    """Only the rows of active latents are built, and their gradients become the weights' at once, which are smaller."""
+    """Only the rows of active latents are built, and their gradients are turned at once into those of the weights,
+    which are smaller."""
 
     @staticmethod
     def forward(ctx, W_dec_in, W_enc_out, mlp, input_latents, output_latents, slopes, objective):
@@ -150,9 +152,9 @@ class _Penalty(torch.autograd.Function):
 
 
 def _in_use(latents: Tensor, d_sae: int) -> tuple[Tensor | slice, Tensor]:
-    """Which rows of a table of d_sae rows hold those of these latents [n, k], and where among them each latent's is:
-    the active ones alone or, where there are so many tokens that nearly all are, every row. To find the active ones an
-    accelerator sorts the latents, and the processor waits for it to know how many there are."""
+    """The rows to build for latents [n, k] of a table of d_sae rows, and the number of each latent's row among them:
+    the rows of active latents or, if there are so many tokens that nearly all are active, every row. (To find the
+    active ones an accelerator sorts the latents, and the processor waits to know how many there are.)"""
     mean_uses = latents.numel() / d_sae
     if mean_uses >= (MEAN_USES_ON_CPU if latents.device.type == "cpu" else MEAN_USES_ON_ACCELERATOR):
         return slice(None), latents
@@ -160,7 +162,7 @@ def _in_use(latents: Tensor, d_sae: int) -> tuple[Tensor | slice, Tensor]:
 
 
 def _of_all(rows: Tensor, latents: Tensor | slice, d_sae: int) -> Tensor:
-    """Rows of some latents, as those of all."""
+    """Rows of some latents as rows of all latents, with zeros for the others."""
     if isinstance(latents, slice):
         return rows
     return rows.new_zeros(d_sae, rows.shape[1]).index_copy_(0, latents, rows)
@@ -173,7 +175,7 @@ def _penalty_of_rows(
     slopes: Sequence[Tensor],
     objective: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tables]:
-    """The objective and its gradients to the tables."""
+    """The objective and its gradients with respect to the tables."""
     kernels = _fused(tables, input_rows, output_rows)
     if objective is l1 and kernels is None:
         return _mean_abs_of_rows(tables, input_rows, output_rows, slopes)
@@ -194,9 +196,9 @@ def _penalty_of_rows(
 def _mean_abs_of_rows(
     tables: Tables, input_rows: Tensor, output_rows: Tensor, slopes: Sequence[Tensor]
 ) -> tuple[Tensor, Tables]:
-    """mean(|J|) and its gradients to the tables, in one go: the gradient with respect to J is sign(J) / size, known as
-    soon as J is. So each chunk of tokens gives its share while its rows are still in cache, and no gathered row
-    outlives it."""
+    """mean(|J|) and its gradients with respect to the tables, in one pass: the gradient with respect to J is
+    sign(J) / size, known as soon as J is. So each chunk of tokens adds its share while its rows are still in the cache,
+    and no gathered row is kept."""
     gradients = Tables(*map(torch.zeros_like, tables))
     size = input_rows.numel() * output_rows.shape[1]
     total = tables.outputs.new_zeros(())
@@ -217,8 +219,8 @@ def _add_gradients(
     output_rows: Tensor,
     slopes: Sequence[Tensor],
 ) -> None:
-    """Add what a chunk of tokens gives to the tables' gradients. J = E D^T, D being the branches' rows weighed with
-    their slopes: dE = dJ D, and the rows of branch b have dJ^T E times their slope."""
+    """Add a chunk of tokens' share to the tables' gradients. With J = E D^T, where D is the sum of the branches' rows
+    times their slopes: dE = dJ D, and the gradient of branch b's rows is dJ^T E times its slope."""
     gradients.outputs.index_add_(0, output_rows.reshape(-1), torch.bmm(d_jacobian, D).flatten(0, 1))
     d_weighted = torch.bmm(d_jacobian.transpose(1, 2), E)
     for b, slope in enumerate(slopes):
@@ -234,7 +236,7 @@ def _gathered(
     tables: Tables, input_latents: Tensor, output_latents: Tensor, slopes: Sequence[Tensor]
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Tokens in chunks, with E [chunk, k_out, d_mlp] and sum_b c_b D_b [chunk, k_in, d_mlp], in the slopes' dtype. Both
-    lie in buffers that the next chunk overwrites: fresh pages would cost more than the copy into them."""
+    are in buffers that the next chunk overwrites, because new memory would cost more than the copying itself."""
     n, k_in = input_latents.shape
     k_out, d_mlp = output_latents.shape[1], tables.outputs.shape[1]
     row_bytes = slopes[0].element_size() * max(k_in * tables.inputs.shape[1], k_out * d_mlp)
@@ -255,7 +257,7 @@ def _gathered(
 
 
 def _gather(table: Tensor, rows: Tensor, out: Tensor) -> None:
-    """Rows of a table, which may have fewer digits than they are multiplied in."""
+    """Gather rows of a table, which may be in a narrower dtype than `out`."""
     if table.dtype == out.dtype:
         torch.index_select(table, 0, rows, out=out)
     else:
@@ -263,7 +265,7 @@ def _gather(table: Tensor, rows: Tensor, out: Tensor) -> None:
 
 
 def check_input(pair: SAEPair, mlp_input: Tensor) -> None:
-    """Raises ValueError: the last dimension is not the pair's d_in, or device or dtype differ from the pair's."""
+    """Raise ValueError if the last dimension is not the pair's d_in, or the device or dtype differ from the pair's."""
     weight = pair.input_sae.W_enc
     if mlp_input.shape[-1:] != weight.shape[:1]:
         raise ValueError(

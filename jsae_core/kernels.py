@@ -1,12 +1,12 @@
-"""Triton kernels: what a CUDA device does in one launch where the plain way takes many, and copies in between.
+"""Triton kernels: one launch on a CUDA device in place of many launches with copies in between.
 
 Here: the Jacobian of many tokens, the gradients of the rows it is made of, and sums over the tokens in which a latent
-is active. Not here: why these are what they compute (`jacobian.py` derives the Jacobian, `training.py` the gradients),
-whether a device can run them (`fused.py`): this module is imported only where one does.
+is active. Not here: the derivations (of the Jacobian in `jacobian.py`, of the gradients in `training.py`), whether a
+device can run the kernels (`fused.py`; this module is imported only if it can).
 
-Every sum is taken in the same order in every run, so results do not change from run to run. Products of float32 take
-three products of TF32 ("tf32x3"), whose error is below that of plain float32 sums; bfloat16 and float16 are multiplied
-as they are and summed in float32.
+Every sum is taken in the same order in every run, so results are the same in every run. A product of float32 numbers is
+computed as three products of TF32 ("tf32x3"), with a smaller error than plain float32 sums have; bfloat16 and float16
+are multiplied as they are and summed in float32.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GRADIENT_ROWS_BYTES = 2**29  # of all tokens' gradient rows at once, before they
 def jacobian(tables: Tables, input_rows: Tensor, output_rows: Tensor, slopes: Sequence[Tensor]) -> Tensor:
     """J [n, k_out, k_in] from rows of the tables [n, k] and slopes, each [n, d_mlp], in the slopes' dtype.
 
-    Tables of fewer digits are multiplied in theirs: input rows are rounded to them again once they are scaled."""
+    Tables in a narrower dtype are multiplied in it: input rows are rounded to it again after they are scaled."""
     n, k_in = input_rows.shape
     k_out, d_mlp = output_rows.shape[1], tables.outputs.shape[1]
     J = slopes[0].new_empty(n, k_out, k_in)
@@ -50,7 +50,7 @@ def jacobian(tables: Tables, input_rows: Tensor, output_rows: Tensor, slopes: Se
 def table_gradients(
     tables: Tables, input_rows: Tensor, output_rows: Tensor, slopes: Sequence[Tensor], d_jacobian: Tensor
 ) -> Tables:
-    """The gradients of both tables from that of J [n, k_out, k_in]: row by row the sum over all tokens.
+    """The gradients of both tables from that of J [n, k_out, k_in]: for each row the sum over all tokens.
 
     A token's own gradient rows are written for some columns of all tokens at once, then summed table row by table row.
     """
@@ -93,23 +93,23 @@ def table_gradients(
 
 
 class Occurrences(NamedTuple):
-    """Where each of `len(starts) - 1` latents is among latents [n, k], one row after another: in
-    places[starts[l] : starts[l + 1]], in ascending order."""
+    """The places of each latent l among latents [n, k], numbered row by row: places[starts[l] : starts[l + 1]], in
+    ascending order."""
 
     places: Tensor  # [n k] int64
     starts: Tensor  # [n_latents + 1] int64
 
 
 def occurrences(latents: Tensor, n_latents: int) -> Occurrences:
-    """Of latents [n, k], each in [0, n_latents)."""
+    """The occurrences of latents [n, k], each in [0, n_latents)."""
     ordered, places = latents.reshape(-1).int().sort(stable=True)
     edges = torch.arange(n_latents + 1, dtype=torch.int32, device=latents.device)
     return Occurrences(places, torch.searchsorted(ordered, edges))
 
 
 def weighted_sums(rows: Tensor, weights: Tensor, where: Occurrences) -> Tensor:
-    """For each latent the sum over the tokens in which it is active: rows [n, width] times its weight [n, k] there.
-    [n_latents, width]."""
+    """For each latent, the sum over the tokens in which it is active of the token's row [n, width] times the latent's
+    weight [n, k] there: [n_latents, width]."""
     sums = rows.new_empty(len(where.starts) - 1, rows.shape[1])
     return _sum_rows(rows.contiguous(), where, sums, weights.contiguous())
 
@@ -152,7 +152,7 @@ def _sizes(k: int) -> _Sizes:
 
 
 def _arguments(tables: Tables, input_rows: Tensor, output_rows: Tensor, slopes: Sequence[Tensor]) -> tuple:
-    """What both kernels of the Jacobian are given. A plain MLP's only slope takes both places."""
+    """The arguments that both kernels of the Jacobian share. The only slope of a plain MLP is given twice."""
     return (
         tables.inputs,
         tables.outputs,
@@ -166,8 +166,8 @@ def _arguments(tables: Tables, input_rows: Tensor, output_rows: Tensor, slopes: 
 
 
 def _sum_rows(rows: Tensor, where: Occurrences, sums: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Into `sums` [n_latents, width] the sums of the rows [n k, width] at each latent's places, or, with weights
-    [n, k], of the rows [n, width] of the tokens, weighted."""
+    """Write into `sums` [n_latents, width] the sums of the rows [n k, width] at each latent's places; or, with weights
+    [n, k], the weighted sums of its tokens' rows [n, width]."""
     n_latents, width = sums.shape
     BLOCK = min(128, triton.next_power_of_2(width))
     _sums_by_latent[(n_latents, triton.cdiv(width, BLOCK))](
@@ -193,7 +193,7 @@ def _gathered(
     inputs, outputs, in_rows, out_rows, slope_a, slope_b, token, columns, inside, d_mlp, in_stride, out_stride,
     BRANCHES: tl.constexpr,
 ):  # fmt: skip
-    """Some columns of E [K, BLOCK], of sum_b c_b D_b [K, BLOCK] in float32, and of the slopes [BLOCK]."""
+    """Some columns of one token's E [K, BLOCK], of sum_b c_b D_b [K, BLOCK] in float32, and of the slopes [BLOCK]."""
     E = tl.load(outputs + out_rows[:, None] * out_stride + columns[None, :], mask=inside[None, :], other=0.0)
     D = tl.load(inputs + in_rows[:, None] * in_stride + columns[None, :], mask=inside[None, :], other=0.0)
     a = tl.load(slope_a + token * d_mlp + columns, mask=inside, other=0.0).to(tl.float32)

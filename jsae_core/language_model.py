@@ -1,8 +1,8 @@
 """A language model and what happens at one of its MLPs.
 
-Here: loading, its randomised twin, the MLP's input and output at a layer, what the model says when they are replaced,
-the frozen MLP. All of it is read from Hugging Face's own model while that runs, and what is built here (the frozen MLP,
-a pass that is resumed, the logits of what leaves the last block) is compared with it before it is given out.
+Here: loading, the twin with randomised weights, the MLP's input and output at a layer, the predictions if these are
+replaced, the frozen MLP. Everything is read from Hugging Face's own model while it runs. What is built here (the frozen
+MLP, a resumed pass, the logits of what leaves the last block) is compared with that model before it is returned.
 Not here: where the files are (`model_files.py`), how an MLP is found (`decoder_blocks.py`), batching documents
 (`activations.py`), text and tokens (`text.py`).
 """
@@ -30,13 +30,13 @@ from jsae_core.transformer_lens_weights import weights_from_transformer_lens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PROBE = (2, 5)  # rows and positions of the tokens on which a model is compared with itself
+PROBE = (2, 5)  # rows and positions of the tokens on which what is built here is compared with the model
 CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "seq_length")
-DEFAULT_CONTEXT = 2048  # of a model whose config names none, since its positions are relative (BLOOM's training length)
+DEFAULT_CONTEXT = 2048  # for a model whose config has none, as its positions are relative (BLOOM's training length)
 
 
 class LanguageModel:
-    """A causal language model, with weights as Hugging Face has them: nothing folded, nothing centred.
+    """A causal language model with Hugging Face's weights as they are: nothing is folded or centred.
 
     Attributes:
         name: the hub name or directory it was loaded from.
@@ -45,8 +45,8 @@ class LanguageModel:
         n_layers, d_model, context_size, n_vocabulary: sizes.
 
     Raises:
-        ValueError: the model has no blocks that can be found or does not run, or its logits are not finite, depend on
-            tokens that come later or on more than what leaves the last block.
+        ValueError: no blocks are found in the model, it does not run, or its logits are not finite, or depend on later
+            tokens or on more than what leaves the last block.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class LanguageModel:
         return next(self.hugging_face.parameters()).dtype
 
     def digest(self) -> str:
-        """Of the weights."""
+        """A digest of the weights."""
         return content_digest(self.hugging_face.state_dict())
 
     @torch.no_grad()
@@ -114,10 +114,10 @@ class LanguageModel:
 
     @torch.no_grad()
     def mlp_input_conventions(self, tokens: Tensor, layer: int) -> dict[str, Tensor]:
-        """What may be called the MLP's input at a layer, by the name of the convention, [..., position, d_model] each.
+        """The MLP's input at a layer under each convention, [..., position, d_model] each, by the convention's name.
 
-        `true`: as `mlp_activations` gives it. And where the model normalises it, `folded`: normalised without gain and
-        bias, as where these are folded into the MLP's weights; `unnormalised`: what enters the normalisation.
+        `true`: as `mlp_activations` gives it. If the model normalises it, also `folded`: normalised without gain and
+        bias, which belongs to weights that these are folded into; and `unnormalised`: what enters the normalisation.
 
         Args:
             tokens: as for `mlp_activations`.
@@ -140,7 +140,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def clean_pass(self, tokens: Tensor, layer: int) -> CleanPass:
-        """Run all blocks, and keep what is needed to go on from the MLP of a layer with other outputs of it.
+        """Run all blocks, and keep what is needed to resume at the MLP of a layer with other outputs of it.
 
         Args:
             tokens: [row, position], as for `mlp_activations`.
@@ -153,24 +153,25 @@ class LanguageModel:
 
     @torch.no_grad()
     def logits(self, blocks_output: Tensor) -> Tensor:
-        """What leaves the last block, [n, d_model] -> logits [n, vocabulary]: the final norm and the unembedding, and
-        whatever else the model does there."""
+        """The logits [n, vocabulary] of what leaves the last block [n, d_model]: after the final norm, the unembedding
+        and whatever else the model does there."""
         tokens = torch.zeros(len(blocks_output), 1, dtype=torch.int64, device=self.device)
         with _giving(dict.fromkeys(self._blocks, alone(self._block_form, blocks_output[:, None]))):
             return self._run(tokens)[:, 0]
 
     def mlp(self, layer: int) -> MLP:
-        """The frozen MLP of a layer, on the model's device and in its dtype. Raises ValueError as above."""
+        """The frozen MLP of a layer, on the model's device and in its dtype. Raises ValueError as `mlp_activations`
+        does."""
         self._verify(layer)
         return self._mlps[layer].frozen()
 
     @torch.no_grad()
     def folded_mlp(self, layer: int) -> MLP:
-        """The MLP as TransformerLens loads a model unless asked not to: the gain and bias of what normalises its input
-        are in its weights, and, where that is a LayerNorm, what it reads from the mean of its input and adds to the
-        mean of the residual stream is taken out. It is given `folded` inputs (`mlp_input_conventions`); what it then
-        gives is what the MLP gives, less its mean over features where that is taken out. The MLP as it is, where
-        nothing normalises its input. Raises ValueError as `mlp` does.
+        """The MLP with folded weights, as TransformerLens makes it by default: the gain and bias of the normalisation
+        before it are part of its weights. If that is a LayerNorm, the weights are centred as well: they read nothing
+        from the mean of the input, and add nothing to the mean of the residual stream. For `folded` inputs
+        (`mlp_input_conventions`) it gives the MLP's output, less its mean over features if the weights are centred.
+        Without a normalisation, it is the MLP as it is. Raises ValueError as `mlp` does.
         """
         mlp, norm = self.mlp(layer), self._mlps[layer].norm
         if norm is None:
@@ -205,7 +206,7 @@ class LanguageModel:
         def keep_ahead(module, args, output) -> None:
             ahead[module] = alone(output)
 
-        # the blocks before the layer's are not run again, and all that is needed of them is what the last of them gave
+        # the blocks before this layer are not run again, and only the output of the last of them is needed
         parts = [*mlp.before, *self._blocks[max(0, layer - 1) : layer]]
         hooks = [
             mlp.into[0].register_forward_pre_hook(_keep_input(kept)),
@@ -234,7 +235,7 @@ class LanguageModel:
     # --- what is refused ---
 
     def _checked(self, tokens: Tensor) -> Tensor:
-        """[rows, position] on the model's device."""
+        """The tokens as [rows, position] on the model's device. Raises ValueError if the model cannot take them."""
         if not tokens.ndim or not tokens.numel() or tokens.is_floating_point():
             raise ValueError(
                 f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}; expected token ids, whole numbers, "
@@ -253,7 +254,7 @@ class LanguageModel:
         return moved(tokens.reshape(-1, tokens.shape[-1]), self.device)
 
     def _verify(self, layer: int) -> None:
-        """At the first use of a layer: what is read from it and built for it, against the model's own forward."""
+        """At the first use of a layer, compare what is read from it and built for it with the model's own forward."""
         if layer in self._verified:
             return
         if not 0 <= layer < self.n_layers:
@@ -283,7 +284,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def _check_causal(self, logits: Tensor) -> None:
-        """Documents are padded on the right without a mask, so what comes later must change nothing."""
+        """Raise ValueError if later tokens change anything, since documents are padded on the right without a mask."""
         other_end = self._probe.clone()
         other_end[:, -1] = (other_end[:, -1] + 1) % self.n_vocabulary
         changed = self._run(other_end)
@@ -295,7 +296,7 @@ class LanguageModel:
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
-        """Whatever a module of Hugging Face's raises is said with the model's name. Raises ValueError."""
+        """Turn whatever Hugging Face's modules raise into a ValueError that names the model."""
         try:
             yield
         except (ValueError, MemoryError, torch.OutOfMemoryError):
@@ -308,7 +309,7 @@ class LanguageModel:
             ) from error
 
     def _off(self, ours: Tensor, theirs: Tensor) -> float:
-        """How far apart they are, by the norm of theirs."""
+        """The norm of their difference, relative to that of `theirs`."""
         wide = torch.promote_types(self.dtype, torch.float32)
         ours, theirs = ours.to(wide), theirs.to(wide)
         return float((ours - theirs).norm() / theirs.norm().clamp(min=torch.finfo(theirs.dtype).tiny))
@@ -323,7 +324,7 @@ class LanguageModel:
             )
 
     def _tolerance(self) -> float:
-        """Relative. Rounding differs by a few units in the last place where pieces have other shapes."""
+        """The relative difference allowed. Computing in other shapes changes a few units in the last place."""
         return min(0.05, 1000 * torch.finfo(self.dtype).eps)
 
     def _who(self) -> str:
@@ -349,17 +350,18 @@ class CleanPass:
     blocks_output: Tensor
     _tokens: Tensor
     _layer: int
-    _output_shape: torch.Size  # that the model's own MLP gives: OPT has all positions of all rows in one dimension
-    _ahead: Mapping[nn.Module, object]  # what the parts gave that come before the MLP
+    _output_shape: torch.Size  # of the model's own MLP: OPT joins rows and positions in one dimension
+    _ahead: Mapping[nn.Module, object]  # the outputs of the parts before the MLP
     _language_model: LanguageModel
 
     @torch.no_grad()
     def resumed(self, mlp_output: Tensor) -> Tensor:
         """What leaves the last block, [row, position, d_model], if `mlp_output` (same shape) leaves that MLP. Nothing
-        before it is computed again: the model runs, but its earlier parts give what they gave."""
+        before the MLP is computed again: the model runs, but its earlier parts return their outputs of the first
+        run."""
         mlp = self._language_model._mlps[self._layer]
         given = dict(self._ahead)
-        # what the activation makes of it goes into the last map, which does not look at it
+        # any output of the first maps will do, since that of the last one is given
         given |= {part: mlp_output.new_zeros(1, 1, width) for part, width in zip(mlp.into, mlp.widths, strict=True)}
         given[mlp.down] = mlp_output.reshape(self._output_shape).clone()  # Falcon adds in place to it
         with _giving(given):
@@ -367,7 +369,7 @@ class CleanPass:
 
 
 class _Stop(Exception):
-    """Ends a pass when all that was asked for is there."""
+    """Ends a pass as soon as what was asked for is known."""
 
 
 def _keep_input(kept: dict[str, Tensor]) -> Callable:
@@ -379,7 +381,7 @@ def _keep_input(kept: dict[str, Tensor]) -> Callable:
 
 @contextlib.contextmanager
 def _giving(outputs: Mapping[nn.Module, object]) -> Iterator[None]:
-    """Modules that give a fixed output and compute nothing."""
+    """Have modules return fixed outputs without computing anything."""
     for module, output in outputs.items():
         module.forward = lambda *args, output=output, **kwargs: output
     try:
@@ -411,14 +413,15 @@ def load_language_model(
             artifacts bring them; instead of a seed.
         revision: a branch, tag or commit of a hub model. With one, text is a name on the hub even if there is such a
             folder.
-        say: is told what is fetched from the hub, and how large it is, before that begins.
+        say: receives a message on what is fetched from the hub, and how large it is, before that begins.
 
     Raises:
-        FileNotFoundError: a directory was named that does not hold a model, or there is no file of weights.
+        FileNotFoundError: the directory does not hold a model, or the file of randomised weights is missing.
         ValueError: the model cannot be reached or read; its weights or its tokenizer are not complete; the dtype or the
-            seed is none; the randomised weights are not this model's; or it does not compute what is read from it here.
+            seed is invalid; the randomised weights are not this model's; or what is read here differs from what the
+            model computes.
         MemoryError: the device has no room for it.
-        RuntimeError, AssertionError: torch's own, where this machine lacks the device.
+        RuntimeError, AssertionError: torch's own, if this machine lacks the device.
     """
     torch_dtype = getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(torch_dtype, torch.dtype):

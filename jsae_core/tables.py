@@ -1,7 +1,7 @@
 """The rows that the Jacobian is built from, and when they are built.
 
-Here: the two tables of a pair and their cache, in the weights' precision or in fewer digits. Not here: why the Jacobian
-is a product of their rows (`jacobian.py` derives it), which weights they are made of (`sae_pair.py`).
+Here: the two tables of a pair and their cache, in the weights' dtype or a narrower one. Not here: why the Jacobian is a
+product of their rows (`jacobian.py` derives it), which weights they are made of (`sae_pair.py`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 from jsae_core.memory import check_room
 from jsae_core.mlp import MLP
 
-ROWS_AT_ONCE = 4096  # that are built before they are rounded to fewer digits
+ROWS_AT_ONCE = 4096  # rows that are built before they are rounded to a narrower dtype
 
 
 class Tables(NamedTuple):
-    """One row a latent, so that a token's rows are gathered contiguously."""
+    """A row for each latent, so that gathering a token's latents copies whole rows."""
 
     inputs: Tensor  # [d_sae, branches * d_mlp]: W_dec_in W_b, the MLP's branches side by side
     outputs: Tensor  # [d_sae, d_mlp]: (W_out W_enc_out)^T
@@ -35,12 +35,12 @@ def build_tables(W_dec_in: Tensor, W_enc_out: Tensor, mlp: MLP) -> Tables:
 
 
 class TableCache:
-    """The tables of all latents of a pair: built at first use, and again when a weight was replaced, moved or changed.
+    """The tables of all latents of a pair: built at first use, and again after a weight was replaced, moved or changed.
 
     Each method is given the weights as they are now: W_dec_in [d_sae, d_model], W_enc_out [d_model, d_sae], the MLP.
 
     Args:
-        dtype: that the rows are rounded to once they are multiplied out. None: that of the weights.
+        dtype: the dtype that finished rows are rounded to. None: that of the weights.
     """
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
@@ -49,7 +49,7 @@ class TableCache:
         self._rows_built = 0
 
     def tables(self, W_dec_in: Tensor, W_enc_out: Tensor, mlp: MLP) -> Tables:
-        """Tables of all latents. Raises MemoryError: the device has no room for them."""
+        """The tables of all latents. Raises MemoryError if the device has no room for them."""
         weights = (W_dec_in, W_enc_out, mlp.W_out, *mlp.branches)
         if not self._is_current(weights):
             self._built = None  # free the old ones first: they are the largest thing here
@@ -67,10 +67,10 @@ class TableCache:
     def rows(
         self, W_dec_in: Tensor, W_enc_out: Tensor, mlp: MLP, input_latents: Tensor, output_latents: Tensor
     ) -> tuple[Tables, Tensor, Tensor]:
-        """Tables that hold the rows of these latents, and the rows they are in (shaped like the latents).
+        """Tables that hold the rows of these latents, and the number of each latent's row (shaped like the latents).
 
-        Where the tables are not built, only the rows asked for are, until these have been as many as the tables have:
-        a prompt's Jacobians need a few of them, and the tables take minutes for the largest pairs."""
+        As long as the whole tables are not built, only the rows asked for are, until they would add up to as many as
+        the tables have: the Jacobians of a prompt need a few rows, and the largest pairs' tables take minutes."""
         asked = max(input_latents.numel(), output_latents.numel())
         is_current = self._is_current((W_dec_in, W_enc_out, mlp.W_out, *mlp.branches))
         if is_current or self._rows_built + asked > len(W_dec_in):
@@ -82,7 +82,7 @@ class TableCache:
         return self._rounded(W_dec_in[inputs], W_enc_out[:, outputs], mlp), input_rows, output_rows
 
     def _rounded(self, W_dec_in: Tensor, W_enc_out: Tensor, mlp: MLP) -> Tables:
-        """`build_tables` in the dtype asked for; never all of them in more digits than that."""
+        """`build_tables` in the cache's dtype, without ever holding whole tables in a wider one."""
         if self._dtype in (None, W_dec_in.dtype):
             return build_tables(W_dec_in, W_enc_out, mlp)
         d_mlp = mlp.W_in.shape[1]
@@ -98,7 +98,7 @@ class TableCache:
 
     @property
     def n_bytes(self) -> int:
-        """What the tables take, if they are built."""
+        """The bytes that the tables take; 0 if they are not built."""
         return 0 if self._built is None else sum(table.nbytes for table in self._built[1])
 
     def _is_current(self, weights: tuple[Tensor, ...]) -> bool:
@@ -106,10 +106,10 @@ class TableCache:
 
 
 def tables_bytes(d_sae: int, mlp: MLP, dtype: torch.dtype | None = None) -> int:
-    """What the tables of all latents take, built or not; in the weights' dtype unless another is named."""
+    """The bytes that the tables of all latents take, built or not; in the weights' dtype unless another is given."""
     return d_sae * mlp.W_in.shape[1] * (len(mlp.branches) + 1) * (dtype or mlp.W_in.dtype).itemsize
 
 
 def _state(weights: tuple[Tensor, ...]) -> tuple:
-    """What changes when a weight is replaced, moved or written to."""
+    """A value that changes when a weight is replaced, moved or written to."""
     return tuple((weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in weights)

@@ -1,4 +1,4 @@
-"""What every (model, layer) asset shares: finding its catalog entry, and what it says of itself.
+"""What all assets of cells share, the (model, layer) partitions: their catalog entries and their declarations.
 
 Not here: any asset.
 """
@@ -38,15 +38,16 @@ class Cell:
     layer: int
     model: Model
     pair: Pair
-    randomise_seed: int | None  # of the language model's weights, if they are
-    downloads: Path  # where what is fetched is kept
-    say: Callable[[str], None]  # what its run's log is told with
+    randomise_seed: int | None  # the seed, if the language model's weights are randomised
+    downloads: Path  # the folder for downloads
+    say: Callable[[str], None]  # writes to the run's log
 
     def __str__(self) -> str:
         return f"{self.model_key}, layer {self.layer}"
 
     def language_model(self, compute: Compute, pair: SAEPair | None = None) -> LanguageModel:
-        """The model that the variant's pairs are on; with the randomised weights that a pair brought, if it did."""
+        """The language model of the variant's pairs, with the randomised weights that came with the pair, if any
+        did."""
         record = None if pair is None else pair.config.extra.get(LANGUAGE_MODEL_WEIGHTS)
         if not record:
             return compute.language_model(self.model.source, self.randomise_seed)
@@ -56,13 +57,13 @@ class Cell:
         return compute.language_model(self.model.source, randomised_weights=str(weights))
 
     def reported(self, variant: str, coefficient: float) -> dict[str, ReportedResult]:
-        """What was reported of a variant's pair with this λ here, by measure."""
+        """The numbers reported of a variant's pair with this λ at this cell, by measure."""
         from jsae_core.reported import reported_results
 
         return reported_results(self.model.reported_name(self.model_key), self.layer, variant, coefficient)
 
     def language_model_weights(self, record: Mapping[str, str]) -> Path:
-        """The file of weights that a stored pair's artifact brought, by what the pair's configuration records of it."""
+        """The file of randomised weights that came with a pair's artifact, found by the pair's configuration."""
         return self.pair.language_model_weights(self.layer, self.downloads, self.say, record)
 
 
@@ -71,25 +72,25 @@ def cell_at(
     catalog: Catalog,
     variant: str,
 ) -> Cell:
-    """A cell of a variant. There is one at each of the variant's partitions."""
+    """The variant's cell at a run's partition."""
     model, layer = split_cell(context.partition_key)
     pair, seed = catalog.pair(variant, model, layer), catalog.randomise_seed(variant, model)
     return Cell(model, layer, catalog.models[model], pair, seed, downloads_folder(context.instance), context.log.info)
 
 
 def find_cell(context: dg.OpExecutionContext | dg.AssetExecutionContext, catalog: Catalog, variant: str) -> Cell:
-    """The cell that an asset is to be made at, once the catalog's entries for it are confirmed."""
+    """The cell at which an asset is made, after confirming that the catalog still has its entries."""
     confirm(context, catalog)
     return cell_at(context, catalog, variant)
 
 
 def tokens_of(catalog: Catalog, variant: str) -> dg.AssetIn:
-    """The tokens of a cell's model, as an input."""
+    """The input that loads the tokens of a cell's model."""
     return dg.AssetIn("tokens", partition_mapping=of_same_model(catalog, [variant]))
 
 
 def context_size(model: Model, language_model: LanguageModel) -> int:
-    """The most tokens of a document that are used: what the catalog says, else all the model can take.
+    """The most tokens of a document that are used: the catalog's context_size, or the model's own.
 
     Raises:
         ValueError: the catalog says more than the model can take.
@@ -103,7 +104,7 @@ def context_size(model: Model, language_model: LanguageModel) -> int:
 
 
 class Stopwatch:
-    """Seconds since it was made, for materialisation metadata."""
+    """Counts the seconds since it was made, for the metadata of a materialisation."""
 
     def __init__(self):
         self._started = time.monotonic()
@@ -129,11 +130,11 @@ def cell_asset(
     also: Mapping[str, Sequence[str]] | None = None,
 ) -> Callable[..., dg.AssetsDefinition]:
     """`dagster.asset` with what all assets of cells have in common: it exists at the cells that all of `variants` hold,
-    its group is its variant's unless named, and its errors about memory name the settings that help.
+    it is in its variant's group unless another is given, and its errors about memory name the settings that help.
 
     Args:
-        priority: of the steps that could begin, that of the highest begins first.
-        also: further entries of the catalog that it is made from, by cell.
+        priority: of the steps that can begin, the one with the highest priority begins first.
+        also: further entries of the catalog that it depends on, by cell.
     """
     asset = dg.asset(
         **of_cells(catalog, variants, prefix, name, group),
@@ -152,7 +153,7 @@ def cell_asset(
 def of_cells(
     catalog: Catalog, variants: Sequence[str], prefix: str, name: str, group: str | None = None
 ) -> dict[str, Any]:
-    """What Dagster is told of an asset that exists at the cells that all of `variants` hold."""
+    """Dagster's arguments for an asset that exists at the cells that all of `variants` hold."""
     return {
         "key": prefix.split("/") + [name],
         "partitions_def": cells(catalog, variants),
@@ -168,7 +169,7 @@ def entries_of_cells(
     group: str | None = None,
     also: Mapping[str, Sequence[str]] | None = None,
 ) -> dg.AssetDep:
-    """The dependence of an asset of cells on the catalog's entries that it is made from."""
+    """The dependencies of an asset of cells on the catalog's entries that it is made from."""
     further = also or {}
     return depends_on(
         {
@@ -179,19 +180,19 @@ def entries_of_cells(
 
 
 def step_priority(priority: int) -> dict[str, str]:
-    """The tag by which Dagster's executors know it."""
+    """The tag in which Dagster's executors look for a step's priority."""
     return {"dagster/priority": str(priority)}
 
 
 def turn(catalog: Catalog, variant: str) -> int:
-    """The priority of a variant's steps: it is made, checked and measured before the next one is begun, so that its
-    pair is loaded once a run."""
+    """The priority of a variant's steps. All of a variant's steps come before those of the next one, so that a run
+    loads each pair once."""
     return -list(catalog.variants).index(variant)
 
 
 def _entries(cell: str, variants: Sequence[str], asset: str, group: str | None) -> list[str]:
-    """The catalog's entries that an asset is made from at a cell: its pairs, and how they are drawn or the model's
-    setting for this measure."""
+    """The catalog's entries that an asset is made from at a cell: its pairs, and the entries on how they are drawn or
+    the model's setting for this measure."""
     pairs = [f"pairs/{variant}/{cell}" for variant in variants]
     if group is not None:
         return pairs + [f"variants/{variant}" for variant in variants]

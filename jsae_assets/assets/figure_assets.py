@@ -1,7 +1,6 @@
-"""`figures/...`: the assets that the declarations of figures become: a variant's results beside those of the variant
-that it is compared with, and the figures of sweeps.
+"""The assets of figures, `figures/...`: of variants beside those that they are compared with, of models, and of sweeps.
 
-Here: which results each is given, and what its subtitle says of them. Not here: what is drawn of them (`figures.py`).
+Here: which results each figure is given, and its subtitle. Not here: which figures there are (`figures.py`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,11 +34,11 @@ if TYPE_CHECKING:
 
     from jsae_core.figures import Variant
 
-SETTINGS = {"d_sae": "d_sae", "k": "k", "jacobian_coefficient": "λ"}  # of a pair, and what a subtitle calls them
+SETTINGS = {"d_sae": "d_sae", "k": "k", "jacobian_coefficient": "λ"}  # a pair's settings, and their names in a subtitle
 
 
 def figure_assets(catalog: Catalog) -> list[dg.AssetsDefinition]:
-    """The figures of every variant that is compared with another, where there is a cell or a model that has them."""
+    """The figures of every variant that is compared with another, if a model or a cell holds both."""
     assets = []
     for variant, entry in catalog.variants.items():
         compared = [entry.compared_with, variant]
@@ -56,7 +55,7 @@ def figure_assets(catalog: Catalog) -> list[dg.AssetsDefinition]:
 
 
 def sweep_figure_assets(catalog: Catalog) -> list[dg.AssetsDefinition]:
-    """The figures of every sweep, and of those that a variant is compared with at equal quality."""
+    """The figures of every sweep, and those that compare a variant at equal quality with a sweep of controls."""
     assets = [_sweep_figure(catalog, figure) for figure in SWEEP_FIGURES]
     for variant, entry in catalog.variants.items():
         shown = _with_controls(catalog, variant) if entry.compared_with else []
@@ -66,8 +65,8 @@ def sweep_figure_assets(catalog: Catalog) -> list[dg.AssetsDefinition]:
 
 
 def control_sweeps(catalog: Catalog, variants: Sequence[str]) -> dict[str, str]:
-    """The sweeps on the randomised model, by key the cell, whose runs differ in λ alone from the pairs that each of
-    these variants holds there."""
+    """The sweeps on the randomised model whose runs differ only in λ from the pairs that all of these variants hold at
+    the sweep's cell: by sweep, the cell."""
     served = {}
     for key, sweep in catalog.sweeps.items():
         local = sweep.local
@@ -80,7 +79,7 @@ def control_sweeps(catalog: Catalog, variants: Sequence[str]) -> dict[str, str]:
 
 
 def _with_controls(catalog: Catalog, variant: str) -> list[str]:
-    """The variant that this one is compared with, itself, and the controls of both; none where one is missing."""
+    """The variant that this one is compared with, itself, and the controls of both; empty if one is missing."""
     compared = [catalog.variants[variant].compared_with, variant]
     shown = [*compared, *(_control(catalog, key) for key in compared)]
     return shown if all(shown) else []
@@ -92,7 +91,8 @@ def _control(catalog: Catalog, variant: str) -> str | None:
 
 
 def _on_equal_quality(catalog: Catalog, owner: str, variants: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
-    """By cell, whether and where its controls are compared at equal quality, and the sweeps that this is said of."""
+    """By cell, the subtitle's remark on whether and where the controls are compared at equal quality, and the sweeps in
+    it."""
     served: dict[str, list[str]] = {cell: [] for cell in cells(catalog, variants).get_partition_keys()}
     for key, cell in control_sweeps(catalog, variants).items():
         served[cell].append(key)
@@ -115,7 +115,7 @@ def _cell_figure(
     """`figures/<owner>/...` at one (model, layer), from the results of these variants there.
 
     Args:
-        remarks: what the subtitle says further, by cell, and the catalog's entries that this depends on.
+        remarks: by cell, a further remark for the subtitle, and the catalog's entries that it depends on.
     """
     labels, remarks = _labels(catalog, variants), remarks or {}
 
@@ -159,7 +159,7 @@ def _layer_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequen
         model: [entry for key in variants for entry in (f"variants/{key}", f"pairs/{key}/{model}")]
         for model in partitions.get_partition_keys()
     }
-    # a variant may have a name that Dagster keeps from arguments (input, meta, lambda)
+    # a variant may have a name that Dagster does not allow for arguments (input, meta, lambda)
     ins = {
         f"{key}__{measure}": dg.AssetIn([key, measure], partition_mapping=of_all_layers(catalog, key, variants))
         for key in variants
@@ -175,7 +175,7 @@ def _layer_figure(catalog: Catalog, figure: Figure, owner: str, variants: Sequen
         for key in variants:
             layers = catalog.layers(model, key)
             tables = inputs[f"{key}__{measure}"]
-            tables = tables.values() if isinstance(tables, dict) else [tables]  # one layer: no dict
+            tables = tables.values() if isinstance(tables, dict) else [tables]  # of a single layer it is no dict
             rows = [table.frame for table in tables if table.exists()]
             missing = sorted(set(layers) - {row["layer"].item() for row in rows})
             if missing:
@@ -212,7 +212,7 @@ def _figure_asset(
     description: str,
     ins: Mapping[str, dg.AssetIn],
 ) -> Callable[..., dg.AssetsDefinition]:
-    """`dagster.asset` with what figures have in common that are not of one cell."""
+    """`dagster.asset` with what the figures of models and sweeps have in common."""
     return dg.asset(
         key=["figures", *path],
         partitions_def=partitions,
@@ -228,7 +228,7 @@ def _figure_asset(
 
 
 def _output(picture: "go.Figure", subject: str, **metadata: str) -> dg.Output:
-    """With what the figure says of its subject in a sentence first."""
+    """The output of a figure. Its metadata begins with the sentence that answers its title, about this subject."""
     from jsae_core.figures.style import ANSWER
 
     return dg.Output(picture, metadata={ANSWER: f"{subject}: {picture.layout.meta[ANSWER]}", **metadata})
@@ -237,7 +237,7 @@ def _output(picture: "go.Figure", subject: str, **metadata: str) -> dg.Output:
 def _control_figure(
     catalog: Catalog, figure: Figure, owner: str, variants: Sequence[str], served: Mapping[str, str]
 ) -> dg.AssetsDefinition:
-    """Of a sweep, beside the results of these variants at its cell."""
+    """A figure of a sweep of controls, beside the results of these variants at its cell."""
     partitions = dg.StaticPartitionsDefinition(list(served))
     at_cells = dg.StaticPartitionMapping(
         {cell: [key for key, place in served.items() if place == cell] for cell in served.values()}
@@ -288,8 +288,8 @@ def _style(catalog: Catalog, variant: str) -> "Variant":
 
 
 def _subtitle(catalog: Catalog, where: str, tokens: str, settings: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Model, layer, tokens and settings, of every partition of every variant; where the variants differ, whose is
-    which. A control that is as the variant it is of is not named."""
+    """Model, layer, tokens and settings of all partitions of all variants, with the variants' names if they differ. A
+    control that is equal to its variant in this is not named."""
     controls = {key: entry.control_of for key, entry in catalog.variants.items()}
 
     def setting(name: str) -> str:
@@ -309,7 +309,7 @@ def _subtitle(catalog: Catalog, where: str, tokens: str, settings: Mapping[str, 
 
 
 def _sweep_subtitle(key: str, runs: "DataFrame") -> str:
-    """The sweep, and what is the same for all its runs."""
+    """The sweep's name, and the settings that all its runs share."""
     settings = {"model": "{}", "layer": "layer {:g}", "d_sae": "d_sae {:,g}", "k": "k {:g}"}
     settings |= {"n_tokens_jacobian": "{:,g} tokens", "n_tokens": "scores of {:,g}"}
     said = [

@@ -1,8 +1,8 @@
-"""What is drawn: a declaration each, of which factories make the assets below `figures/`.
+"""What is drawn: a declaration for each figure.
 
 To add a figure, write its function in `jsae_core.figures` and a declaration in the list of its kind at the end.
-Not here: drawing (`jsae_core.figures`), which results a figure is given and what its subtitle says
-(`figure_assets.py`).
+Not here: drawing (`jsae_core.figures`), the assets that are made of the declarations, which results they are given and
+what their subtitles say (`figure_assets.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EXAMPLE_TOKENS = 4
 NORMALISATIONS = {None: "as they are", "l1": "divided by their L1 norm", "l2": "divided by their L2 norm"}
 
-# What is compared document by document: by heading the measure, its number, and what it is called
+# What is compared document by document: under each heading, measures, their numbers, and the numbers' names
 DIFFERENCES = {
     "Jacobian": (
         ("jacobian_histogram", "above_0.01", "|J| ≥ 0.01"),
@@ -58,11 +58,11 @@ DIFFERENCES = {
 
 @dataclass(frozen=True)
 class Results:
-    """What a figure shows of one variant.
+    """The results of one variant that a figure shows.
 
     Attributes:
         stored: the measures that it reads, by name.
-        reported: what was reported of the same pair, by the names under which the measures tell theirs.
+        reported: numbers reported of the same pair, under the measures' names for their own.
     """
 
     stored: Mapping[str, StoredTensors | StoredTable]
@@ -75,10 +75,10 @@ class Figure:
 
     Attributes:
         name, description: of its asset.
-        draw: from what figures of its kind are given, and the subtitle.
-        code_version: another one draws this figure again, and no other.
+        draw: draws the figure, given the results that figures of its kind get, and the subtitle.
+        code_version: a new one makes this figure out of date, and no other.
         reads: the measures that it shows.
-        tokens: how its subtitle says on how many tokens they were measured.
+        tokens: how its subtitle gives the number of tokens that they were measured on.
     """
 
     name: str
@@ -120,8 +120,8 @@ def _draw_thresholds(results: Mapping[Variant, Results], subtitle: str, **words:
 
 
 def _draw_control(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
-    """With what the shares above thresholds do not say: whether J is sparser or merely of another scale, whether the
-    pairs are equally good, and whether they bypass their latents."""
+    """Shares above thresholds, with what these do not show: whether J is sparser or merely smaller, whether the pairs
+    are equally good, and whether they bypass their latents."""
     from jsae_core.figures.style import percent
 
     large, ratios, said = [], [], []
@@ -144,8 +144,8 @@ def _draw_control(results: Mapping[Variant, Results], subtitle: str) -> go.Figur
 
 
 def _draw_equal_quality(given: tuple[Mapping[Variant, Results], DataFrame], subtitle: str) -> go.Figure:
-    """Of what a variant is compared with, the variant, and the controls of both, in this order; and of the runs of a
-    sweep on the randomised model."""
+    """The results of four variants in this order: the one that a variant is compared with, the variant, and the
+    controls of both; and the runs of a sweep on the randomised model."""
     from jsae_core.figures import PairNumbers, equal_quality_figure
     from jsae_core.measures import Estimate, interpolated
 
@@ -236,7 +236,7 @@ def _draw_dead_latents(results: Mapping[Variant, Results], subtitle: str) -> go.
 
 
 def _draw_differences(results: Mapping[Variant, Results], subtitle: str) -> go.Figure:
-    """The variant less the one that it is compared with, in what both were measured to have on the same documents."""
+    """The differences between a variant and the one that it is compared with, measured on the same documents."""
     from jsae_core.figures import Difference, differences_figure
     from jsae_core.measures import difference
 
@@ -259,7 +259,7 @@ def _draw_differences(results: Mapping[Variant, Results], subtitle: str) -> go.F
 
 
 def _estimates(result: Results) -> tuple[dict[str, dict[str, Estimate]], dict[str, int]]:
-    """What was measured with an error, and on how many tokens, by measure."""
+    """The numbers that have an error, and the number of tokens, by measure."""
     from jsae_core.measures import ablation_estimates
     from jsae_core.measures.samples import shares
 
@@ -278,7 +278,7 @@ def _estimates(result: Results) -> tuple[dict[str, dict[str, Estimate]], dict[st
 
 
 def _draw_examples(results: Mapping[Variant, Results], subtitle: str, normalise: str | None) -> go.Figure:
-    """Tokens spread evenly over the prompt, the last one included."""
+    """The Jacobians of tokens spread evenly over the prompt, the last one included."""
     from jsae_core.figures import jacobian_examples_figure
     from jsae_core.tensor_files import tensor_text
 
@@ -330,8 +330,8 @@ def _frames(results: Mapping[Variant, Results], measure: str) -> dict[Variant, D
 
 
 def _reported(results: Mapping[Variant, Results], names: Mapping) -> tuple[dict[Variant, dict], str]:
-    """The reported results that a figure draws, under the figure's own keys, variants without any left out; and what a
-    subtitle says of how they were taken, which is not how it is done here."""
+    """The reported results that a figure draws, under the figure's own keys, without the variants that have none; and
+    the subtitle's remark on how they were measured, which differs from the measures here."""
     chosen = {
         variant: {key: result.reported[name] for key, name in names.items() if name in result.reported}
         for variant, result in results.items()
@@ -341,7 +341,7 @@ def _reported(results: Mapping[Variant, Results], names: Mapping) -> tuple[dict[
     return values, f" · reported: {how}" if how else ""
 
 
-# Of one (model, layer): a variant beside the one that it is compared with. Drawn from Results by variant.
+# Figures of a cell: a variant beside the one that it is compared with. Drawn from Results by variant.
 CELL_FIGURES = (
     Figure("jacobian_histogram", "Histogram and CDF of |J|", _draw_histogram, "3", ["jacobian_histogram"]),
     Figure(
@@ -413,7 +413,7 @@ CELL_FIGURES = (
     ),
 )
 
-# The same, and both beside their controls.
+# Figures of a cell: the same two variants beside their controls.
 CONTROL_FIGURES = (
     Figure(
         "randomised_control",
@@ -424,9 +424,9 @@ CONTROL_FIGURES = (
     ),
 )
 
-# Of one sweep on the language model with randomised weights, whose runs are made as a variant's pairs are, but for λ.
-# Drawn from the variant's results, from those of the variant that it is compared with, of the controls of both, and
-# from the table of its runs.
+# Figures of a sweep on the language model with randomised weights, whose runs differ only in λ from the control of a
+# variant. Drawn from the results of the variant, of the one that it is compared with, and of the controls of both, and
+# from the table of runs.
 SWEEP_CONTROL_FIGURES = (
     Figure(
         "equal_quality",
@@ -438,7 +438,7 @@ SWEEP_CONTROL_FIGURES = (
     ),
 )
 
-# Of one model. Drawn from the rows of a measure at all layers, by variant.
+# Figures of a model. Drawn from the rows of a measure at all layers, by variant.
 LAYER_FIGURES = (
     Figure(
         "quality_by_layer",
@@ -449,7 +449,7 @@ LAYER_FIGURES = (
     ),
 )
 
-# Of one sweep. Drawn from the table of its runs.
+# Figures of a sweep. Drawn from the table of its runs.
 SWEEP_FIGURES = (
     Figure(
         "tradeoff",

@@ -1,6 +1,6 @@
-"""The assets that the declarations of measures become: for every variant one for each measure, whole or in shards.
+"""The assets of measures: for every variant one for each declaration, measured as a whole or in shards.
 
-Here: what a measure is given, where it resumes, what is said of its result. Not here: what is measured and stored
+Here: what a measure is given, its checkpoint, the metadata of its result. Not here: what is measured and stored
 (`measures.py`), how shards are spread over steps (`spread.py`).
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def measure_assets(catalog: Catalog, variant: str) -> list[dg.AssetsDefinition]:
-    """Everything that is measured on the pairs of a variant."""
+    """The assets of everything that is measured on the pairs of a variant."""
     return [_measure_asset(catalog, variant, measure) for measure in MEASURES]
 
 
@@ -53,7 +53,7 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
         from jsae_assets.checkpoints import checkpoint_of
 
         key, partition = dg.AssetKey([variant, measure.name]), context.partition_key
-        # all else that a result depends on, the core knows
+        # the core adds everything else that a result depends on
         checkpoint = checkpoint_of(tensors, key, partition, measure.code_version, compute, context.log.info)
         pair = compute.pair(sae_pair, cell.model.jacobian_tables)
         return Subject(cell, compute, pair, checkpoint=checkpoint, **others), checkpoint
@@ -114,7 +114,7 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
 
 
 def _table_entries(catalog: Catalog, variant: str) -> dict[str, list[str]]:
-    """By cell, the entry of the rows that its Jacobians are made of, where these are not in the pair's own dtype."""
+    """By cell, the catalog's entry on the dtype of the tables behind its Jacobians, unless it is the pair's own."""
     return {
         cell_key(model, layer): [entry]
         for model, entry in catalog.table_entries().items()

@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from jsae_core.measures.histogram import JacobianSizes
     from jsae_core.measures.quality import Quality
 
-SAME_FOR_ALL = {"count_jac", "n_tokens"}  # whatever the norm: stored once
-OF_JACOBIAN = ("above_", "norm_", "kurtosis", "l1_over_l2")  # how the names of what quality says of it begin
-KEPT_CURVES = 300  # drawn in figures; the rest of the curves is classified only
-CURVES_OF_A_LATENT = 5  # of its strongest connections
+SAME_FOR_ALL = {"count_jac", "n_tokens"}  # the same for every norm, so stored once
+OF_JACOBIAN = ("above_", "norm_", "kurtosis", "l1_over_l2")  # prefixes of a quality row's numbers on the Jacobian
+KEPT_CURVES = 300  # for the figures; all other curves are only classified
+CURVES_OF_A_LATENT = 5  # for its strongest connections
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a measure gives: what is stored, on how many tokens it was measured, and what the materialisation says."""
+    """The result of a measure: the value to store, the number of tokens it was measured on, and the metadata."""
 
     value: Any
     n_tokens: int
@@ -58,16 +58,16 @@ class Measure:
 
     Attributes:
         name, description: of its asset.
-        passes: what goes through the tokens, by name, given the checkpoint that is its own; none needs the result of
-            another. Where the catalog wants shards, each is measured shard by shard.
-        body: given what the passes gave, in their order, makes of it what is stored.
-        code_version: another one asks for this measure again, and for the figures that show it.
-        stored_as: tensors in a safetensors file, or a table in a parquet file.
+        passes: the functions that read the tokens, by name, each given a checkpoint of its own. None needs another's
+            result. If the catalog asks for shards, each pass is measured shard by shard.
+        body: turns the results of the passes, given in their order, into what is stored.
+        code_version: a new one makes this measure out of date, and with it the figures that show it.
+        stored_as: "tensors" in a safetensors file, or "tables": a table in a parquet file.
         reads_tokens: whether it reads the model's tokens besides the pair.
-        headlines: the five numbers at most of what it says that a reader wants first.
-        settings: of a model in the catalog, those that concern it; where one is changed it is asked for again.
-        of_jacobians: whether Jacobians are part of what it gives: then the rows that they are made of concern it.
-        further: how many computations of the body have a checkpoint, a part of the subject's.
+        headlines: the numbers that a reader wants first, at most five.
+        settings: the model's settings in the catalog that concern it; changing one makes it out of date.
+        of_jacobians: whether its result depends on Jacobians, and so on the dtype of the tables they are made of.
+        further: how many computations of the body have a checkpoint, which is a part of the subject's.
     """
 
     name: str
@@ -91,8 +91,8 @@ class Measure:
             measure_shard(one, checkpoint, number, subject.cell.model.shards)
 
     def of_all(self, subject: Subject) -> Measured:
-        """The result, of shards that were measured where there are several. Raises as
-        `jsae_core.measures.merge_shards` does."""
+        """The result, merged from measured shards if there are several. Raises as `jsae_core.measures.merge_shards`
+        does."""
         from jsae_core.measures import merge_shards
 
         subject, passes = self._with_checkpoints(subject)
@@ -118,7 +118,7 @@ def _histogram_passes(subject: Subject) -> dict[str, Pass]:
     pair, stream, memory_bytes = subject.pair, subject.mlp_inputs, subject.compute.memory_bytes
     passes: dict[str, Pass] = {
         "sizes": lambda checkpoint: jacobian_sizes(pair, stream, memory_bytes=memory_bytes, checkpoint=checkpoint),
-        # as the paper's training runs logged it: never the same quantity as the one at the true input
+        # as the paper's training runs logged it; this is another quantity than the one at the true input
         "at_reconstruction": lambda checkpoint: jacobian_measures(
             pair, stream, at="reconstruction", checkpoint=checkpoint
         ),
@@ -253,7 +253,7 @@ def _quality_passes(subject: Subject) -> dict[str, Pass]:
 
 
 def _pair_quality(subject: Subject, quality: "Quality") -> Measured:
-    """Without what it says of the Jacobian: the histogram says that, of more tokens."""
+    """Without the numbers on the Jacobian, which the histogram has for more tokens."""
     import pandas as pd
 
     estimates = {name: of for name, of in quality.estimates.items() if not name.startswith(OF_JACOBIAN)}
@@ -340,7 +340,7 @@ def _latent_connections(subject: Subject, connections: "pandas.DataFrame") -> Me
 
 @contextlib.contextmanager
 def _explained(cell: Cell, setting: str) -> Iterator[None]:
-    """Says where to change the number of samples if the tokens do not hold as many."""
+    """Name the setting to change if the tokens have fewer elements than samples were asked for."""
     from jsae_core.measures.samples import TooFewElements
 
     try:

@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a measure is given: a pair, where it belongs, and what it is measured on.
+    """What a measure is given: a pair, its cell, and what it is measured on.
 
     Attributes:
         tokens: the stored tokens of the model; None for a measure that reads none.
-        checkpoint: what measuring goes on from; removed once the result is stored. None where nothing is measured for
-            long.
+        checkpoint: where measuring resumes; removed once the result is stored. None if nothing takes long.
     """
 
     cell: Cell
@@ -40,14 +39,15 @@ class Subject:
 
     @property
     def documents(self) -> "list[Tensor]":
-        """The model's tokens, a 1-d tensor a document, BOS first."""
+        """The model's tokens, a 1-d tensor for each document, BOS first."""
         from jsae_core.text import split_documents
 
         return split_documents(self.tokens)
 
     @property
     def mlp_inputs(self) -> "MLPInputs":
-        """The MLP's inputs over all of these documents; what reads them in a run shares what the model computes."""
+        """The MLP's inputs over all of these documents. All measures of a run share what the model computes for
+        them."""
         key = self.tokens.version
         return self.compute.mlp_inputs(self.language_model, self.cell.layer, key, lambda: self.documents)
 
@@ -63,15 +63,15 @@ class Subject:
 
     @property
     def as_published(self) -> bool:
-        """Whether something was reported of the pair that was taken on folded weights: then that is measured likewise,
-        beside what is measured of every pair."""
+        """Whether a reported number of this pair was measured on folded weights. Then the pair is measured on these,
+        too."""
         reported = self.cell.reported(self.cell.pair.variant, self.pair.config.jacobian_coefficient)
         return any(result.weights == "folded" for result in reported.values())
 
     @property
     def labels(self) -> dict[str, Any]:
-        """What is said of a result wherever it goes, in its file and in figures: which pair it was measured on, on
-        which text, and with which weights of the language model."""
+        """The labels of a result in its file and in figures: the pair that it was measured on, the text, and the kind
+        of the language model's weights."""
         config = self.pair.config
         return {
             "model": self.cell.model_key,

@@ -75,11 +75,11 @@ def page(figure: go.Figure, plotly_js: str, provenance: Mapping[str, str]) -> st
 
 
 def png(figure: go.Figure) -> tuple[bytes | None, str]:
-    """The figure as PNG, 900 px wide and as high as it is, or None and how to get pictures where no Chrome or Chromium
-    works. A browser that does not answer is given up after a minute, and not asked again by this process.
+    """The figure as a PNG, 900 px wide; or None, with how to get pictures, if no Chrome or Chromium works. A browser
+    that does not answer is given up after a minute, and not asked again by this process.
 
-    To be small, it has at most 256 colours: where there are more, which are shades on the edges of letters and lines,
-    similar ones become one.
+    To keep the file small, it has at most 256 colours. If there are more (shades at the edges of letters and lines),
+    similar ones are merged.
     """
     try:
         return _with_palette(_image(browser.picture(figure))), ""
@@ -88,8 +88,8 @@ def png(figure: go.Figure) -> tuple[bytes | None, str]:
 
 
 class Pictures(NamedTuple):
-    """A figure as `png` gives it; the same as narrow as a column of text, as the Dagster UI shows pictures at their own
-    size; and as PDF, unless the browser failed at that."""
+    """A figure as `png` gives it; the same in the width of a column of text, since the Dagster UI shows pictures at
+    their own size; and as a PDF, unless the browser failed at that."""
 
     png: bytes
     preview: bytes
@@ -97,8 +97,8 @@ class Pictures(NamedTuple):
 
 
 def pictures(figure: go.Figure) -> tuple[Pictures | None, str]:
-    """All of them, or None and a reason as `png` gives it. The browser draws the PDF beside the PNG, and while the PNG
-    is made small here."""
+    """All pictures of a figure, or None and a reason as `png` gives it. The browser draws the PDF while it draws the
+    PNG and while the PNG is made small here."""
     from PIL import Image
 
     with ThreadPoolExecutor(1) as beside:
@@ -125,7 +125,7 @@ def _pdf(figure: go.Figure) -> bytes | None:
 
 
 class BrowserError(Exception):
-    """No browser draws pictures. The message says why."""
+    """No browser could draw a picture. The message says why."""
 
 
 class Browser:
@@ -137,7 +137,7 @@ class Browser:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._kaleido: Kaleido | None = None
         self._silent = False
-        self._one_at_a_time = threading.Lock()  # of several pictures, the first starts it
+        self._one_at_a_time = threading.Lock()  # so that only the first picture starts the browser
 
     def picture(self, figure: go.Figure, kind: str = "png") -> bytes:
         """The figure as a file of this kind. Raises BrowserError."""
@@ -174,15 +174,15 @@ class Browser:
             raise BrowserError(type(error).__name__) from error
 
     def close(self) -> None:
-        """Another one may be started afterwards."""
+        """End the browser. Another one may be started afterwards."""
         if self._kaleido is not None:
-            with contextlib.suppress(Exception):  # whatever it is, killing it is what is left to do
+            with contextlib.suppress(Exception):  # whatever went wrong, it is killed next
                 self._wait_for(self._kaleido.close(), seconds=10)
         self._kill()
         self._silent = False
 
     def _wait_for(self, coroutine: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
-        """What it gives. Raises TimeoutError, or what it raises."""
+        """The result of a coroutine. Raises TimeoutError, or the coroutine's own error."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, name="browser", daemon=True).start()
@@ -191,7 +191,7 @@ class Browser:
         return future.result(PATIENCE if seconds is None else seconds)
 
     def _kill(self) -> None:
-        process = getattr(self._kaleido, "subprocess", None)  # it has none before it was started
+        process = getattr(self._kaleido, "subprocess", None)  # there is none before it was started
         self._kaleido = None
         if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -212,7 +212,7 @@ def _image(picture: bytes) -> Image.Image:
 
 
 def _with_palette(image: Image.Image) -> bytes:
-    """As PNG with a palette, about a third as large."""
+    """The picture as a PNG with a palette, about a third as large."""
     from PIL import Image
 
     smaller = io.BytesIO()

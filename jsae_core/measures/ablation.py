@@ -1,4 +1,4 @@
-"""What an intervention does: take some of an input latent away and see how an output latent changes.
+"""Interventions: lower the activation of an input latent and see how an output latent changes.
 
 Here: the intervention, and a summary of how well the Jacobian predicts it. Not here: which elements are sampled
 (`samples.py`), what output latents are after it (`nearby.py`), whole curves of an output latent (`linearity.py`).
@@ -36,13 +36,13 @@ from jsae_core.sae import active_latents, inputs_at_once
 from jsae_core.sae_pair import SAEPair
 from jsae_core.terms import AGREEMENTS, DOSES, NOTEWORTHY, NOTEWORTHY_SHARE, PUBLISHED_AGREEMENTS, is_above
 
-RELATIVE_TOLERANCE = 0.1  # the change is on the line where it is off by less than this share of what J predicts
-# the paper's criteria: on the line where |J + change| is below the first; else in the cluster where J and the change
-# are below the others
+RELATIVE_TOLERANCE = 0.1  # a change that differs from J's prediction by less than this share of it is on the line
+# the paper's criteria: a sample is on the line if |J + change| is below the first number, otherwise in the cluster if J
+# is below the second and the change below the third
 ABSOLUTE_TOLERANCE, CLUSTER_JACOBIAN, CLUSTER_CHANGE = 0.1, 0.04, -0.5
-ROUNDING = 1e-12  # equal elements computed in float32 have a variance of up to this share of their mean square
+ROUNDING = 1e-12  # float32 gives equal elements a variance of up to this share of their mean square
 SAMPLES_AT_ONCE = 2**17
-LINE, OFF, DROPPED, NEGLIGIBLE = range(len(AGREEMENTS))  # their places there
+LINE, OFF, DROPPED, NEGLIGIBLE = range(len(AGREEMENTS))  # their places in AGREEMENTS
 
 
 @torch.no_grad()
@@ -59,13 +59,14 @@ def ablation_samples(
     TopK again, and take the change of an output latent. To first order the change is -J times the dose.
 
     Args:
-        stream: MLP inputs, each [n_tokens, d_model]; read once, and kept in memory.
-        n_samples: rows; None: every element there is.
-        ranks: which elements of the k x k Jacobians. "random": drawn without replacement from all of all tokens;
-            "diagonal": the i-th input with the i-th output latent, in token order (the original's); "all": every one.
-        seed: of the drawing.
-        doses: "unit" (1, always there), "whole" (the input latent's activation), "double" (twice that).
-        checkpoint: as for `jacobian_histogram`; it holds the stream, as far as it was read, and the rows.
+        stream: MLP inputs, each [n_tokens, d_model]. They are read once, and kept in memory.
+        n_samples: the number of rows; None takes every element.
+        ranks: which elements of the k x k Jacobians are sampled. "random": drawn without replacement from the elements
+            of all tokens; "diagonal": the i-th input with the i-th output latent, in token order (as in the original);
+            "all": every element.
+        seed: the seed for drawing.
+        doses: "unit" (1, always included), "whole" (the input latent's activation), "double" (twice that).
+        checkpoint: as for `jacobian_histogram`; it holds the rows, and the part of the stream that was read.
 
     Returns:
         One row a sample, in token order: `token` (place in the stream), `output_rank`, `input_rank` (place in the
@@ -74,13 +75,13 @@ def ablation_samples(
         (the output latent's after it), `typical_activation` (the output latent's mean over the tokens of the stream in
         which it is active), `agreement`, `relative_agreement`, `published` and `document` (that the token is from).
 
-        `agreement` is "dropped" where the output latent was active before and is not any more; else "negligible" where
-        both |J| times the dose and |change| are below 0.01; else "line" where the change is off by less than a tenth of
-        what J predicts; else "off". `relative_agreement` is the same on any scale: negligible is what is below 1% of
-        the output latent's typical activation. `published` is by the paper's criteria: "line" where |J + change| is
-        below 0.1, else "cluster" where J is below 0.04 and the change below -0.5, else "other".
+        `agreement` is "dropped" if the output latent was active before and no longer is; otherwise "negligible" if both
+        |J| times the dose and |change| are below 0.01; otherwise "line" if the change differs from J's prediction by
+        less than a tenth of the prediction; otherwise "off". `relative_agreement` is the same on any scale: negligible
+        is what is below 1% of the output latent's typical activation. `published` is by the paper's criteria: "line" if
+        |J + change| is below 0.1, otherwise "cluster" if J is below 0.04 and the change below -0.5, otherwise "other".
 
-        For each further dose `change_{dose}` and `agreement_{dose}`.
+        For each further dose there are `change_{dose}` and `agreement_{dose}`.
 
         Of merged shards (`merge_shards`) `typical_activation` is a sum in another order, in float32 the same to 1e-6,
         and so is what `relative_agreement` compares with; all else is the same.
@@ -120,21 +121,21 @@ def ablation_samples(
 
 
 def ablation_summary(samples: pd.DataFrame) -> dict[str, float]:
-    """How well J predicts the change, each number with its standard error over documents under its name with `_se`.
+    """How well J predicts the change. Each number has its standard error over documents under its name with `_se`.
 
-    `agreement_{class}`: the share of samples of each class, and `noteworthy_{class}` that of those that are not
-    negligible; `relative_agreement_{class}` and `relative_noteworthy_{class}`: the same by the relative rule. `slope`
-    and `correlation` of the change against what J predicts, without the dropped (0 where one of them does not vary),
-    and with `_noteworthy` over those of them whose |J| is from 0.01 on. `on_line_relative`: the share of all samples,
-    dropped ones too, that are off by less than a tenth of what J predicts. `published_{class}`: shares by the paper's
-    criteria. Where the samples have further doses, all but what is relative, noteworthy by |J| or published for each,
-    with `_{dose}`. `samples`: how many.
+    `agreement_{class}`: the share of each class among all samples; `noteworthy_{class}`: its share among the samples
+    that are not negligible; `relative_agreement_{class}` and `relative_noteworthy_{class}`: the same by the relative
+    rule. `slope` and `correlation` of the change against J's prediction, without dropped samples (0 if one of the two
+    does not vary); with `_noteworthy` over those of them whose |J| is 0.01 or more. `on_line_relative`: the share of
+    all samples, dropped ones included, whose change differs from J's prediction by less than a tenth of the prediction.
+    `published_{class}`: shares by the paper's criteria. `samples`: the number of samples. For each further dose, all of
+    these but the relative, the `_noteworthy` and the published ones, with `_{dose}`.
     """
     return flat(ablation_estimates(samples)) | {"samples": float(len(samples))}
 
 
 def ablation_estimates(samples: pd.DataFrame) -> dict[str, Estimate]:
-    """The same, with what each document adds to each number. Raises ValueError if there is no sample."""
+    """`ablation_summary`, with what each document adds to each number. Raises ValueError if there is no sample."""
     estimates: dict[str, Estimate] = {}
     columns = {name: torch.tensor(samples[name].to_numpy()) for name in samples if is_numeric_dtype(samples[name])}
     for dose in (dose for dose in DOSES if _column("change", dose) in columns):
@@ -152,7 +153,7 @@ def ablation_estimates(samples: pd.DataFrame) -> dict[str, Estimate]:
 
 
 def _shares(samples: pd.DataFrame, agreement: Tensor) -> dict[str, Estimate]:
-    """Of each class among all samples, and among those that are not negligible."""
+    """The share of each class among all samples, and among those that are not negligible."""
     moments = moments_of(samples, _each(agreement, AGREEMENTS))
     noteworthy = {name: 1.0 for name in AGREEMENTS if name != "negligible"}
     return {f"agreement_{name}": share for name, share in moments.estimates().items()} | {
@@ -161,7 +162,7 @@ def _shares(samples: pd.DataFrame, agreement: Tensor) -> dict[str, Estimate]:
 
 
 def _line(samples: pd.DataFrame, columns: Mapping[str, Tensor], dose: str, counted: Tensor) -> dict[str, Estimate]:
-    """Slope and correlation of the change against what J predicts, over some of the samples."""
+    """Slope and correlation of the change against J's prediction, over some of the samples."""
     predicted, change = _predicted(columns, dose).double(), columns[_column("change", dose)].double()
     x, y = (
         torch.where(counted, values - values[counted].mean() if counted.any() else 0, 0)
@@ -183,20 +184,20 @@ def _line(samples: pd.DataFrame, columns: Mapping[str, Tensor], dose: str, count
 
 
 def _by_tokens(samples: Samples, n_tokens: int) -> list[Samples]:
-    """Samples in parts of at most `n_tokens` tokens, each with all its samples, and of about SAMPLES_AT_ONCE."""
+    """Divide samples into parts of about SAMPLES_AT_ONCE, and at most `n_tokens` tokens with all their samples."""
     counts = samples.token.unique_consecutive(return_counts=True)[1].cpu()
     tokens = max(1, min(n_tokens, SAMPLES_AT_ONCE // int(counts.max())))
     return samples.split([int(part.sum()) for part in counts.split(tokens)])
 
 
 def _ablate(pair: SAEPair, x: Tensor, samples: Samples, further: Sequence[str]) -> dict[str, Tensor]:
-    """The columns of the table that are computed on the pair's device, each [n_samples]; `further`: doses beside one
-    unit."""
+    """The columns of the table that are computed on the pair's device, each [n_samples]. `further` are the doses
+    besides the unit."""
     token, output_rank, input_rank, _ = samples
     tokens, row = token.unique_consecutive(return_inverse=True)
     x, k = x[tokens], pair.config.k
     sandwich = run_sandwich(pair, x)
-    # an intervention that several samples share is done once
+    # an intervention that several samples share is computed once
     interventions, of_sample = (row * k + input_rank).unique(return_inverse=True)
     of_row, rank = interventions // k, interventions % k
     occurred = sandwich.input_activations[of_row, rank]
@@ -221,8 +222,8 @@ def _ablate(pair: SAEPair, x: Tensor, samples: Samples, further: Sequence[str]) 
 
 
 def _activity(work: Computation, pair: SAEPair, x: Tensor) -> Sums:
-    """Of each output latent, [d_sae] each: `sums` of its activations, and `counts` of the tokens in which it is
-    active."""
+    """For each output latent, the sum of its activations (`sums` [d_sae]) and the number of tokens in which it is
+    active (`counts` [d_sae])."""
     wide = torch.promote_types(x.dtype, torch.float32)
     activity = Sums({name: x.new_zeros(pair.config.d_sae, dtype=wide) for name in ("sums", "counts")})
     parts = x.split(inputs_at_once(pair.output_sae)) if len(x) else ()
@@ -234,7 +235,7 @@ def _activity(work: Computation, pair: SAEPair, x: Tensor) -> Sums:
 
 
 def _each(classes: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """For each class, by its place, whether a sample is of it."""
+    """Whether each sample belongs to each class, by the class's place."""
     return {name: (classes == place).numpy() for place, name in enumerate(names)}
 
 
@@ -250,7 +251,7 @@ def _size(dose: str, input_activation: Tensor) -> Tensor:
 
 
 def _predicted(columns: Mapping[str, Tensor], dose: str) -> Tensor:
-    """The change to first order."""
+    """The change that J predicts, to first order."""
     return -columns["jacobian"] * _size(dose, columns["input_activation"])
 
 
@@ -263,7 +264,8 @@ def _relative_threshold(columns: Mapping[str, Tensor]) -> Tensor:
 
 
 def _agreement(columns: Mapping[str, Tensor], dose: str, threshold: float | Tensor = NOTEWORTHY) -> Tensor:
-    """Places in AGREEMENTS. `threshold`: from which on what is predicted, or the change, is not negligible."""
+    """The class of each sample, as a place in AGREEMENTS. A prediction or change of `threshold` or more is not
+    negligible."""
     predicted, change = _predicted(columns, dose), columns[_column("change", dose)]
     before = columns["output_activation"]
     is_dropped = (before > 0) & (change == -before)
@@ -273,7 +275,7 @@ def _agreement(columns: Mapping[str, Tensor], dose: str, threshold: float | Tens
 
 
 def _published(columns: Mapping[str, Tensor]) -> Tensor:
-    """Places in PUBLISHED_AGREEMENTS."""
+    """The class of each sample by the paper's criteria, as a place in PUBLISHED_AGREEMENTS."""
     line, cluster, other = range(len(PUBLISHED_AGREEMENTS))
     jacobian, change = columns["jacobian"], columns["change"]
     in_cluster = (jacobian < CLUSTER_JACOBIAN) & (change < CLUSTER_CHANGE)

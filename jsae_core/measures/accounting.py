@@ -1,4 +1,4 @@
-"""Do output latents get what they are from few input latents, or does the pair bypass them?
+"""Do a few input latents make an output latent, or does the pair bypass the input latents?
 
 Here: how much of the output latents' pre-activations the input latents account for, and how many of them it takes (the
 edge curve). Not here: the Jacobian (`jacobian.py`), what a single intervention does (`ablation.py`).
@@ -35,14 +35,14 @@ from jsae_core.sae_pair import SAEPair
 ORDERS = ("attribution", "random", "ablation")
 KEPT = (0, 1, 2, 4, 8, 16)
 MOST = 0.9  # the share of the attributions that n90 asks for
-HIDDEN_BYTES = 2**23  # of hidden layers at once, one for each output of a token: they stay in a CPU's cache
+HIDDEN_BYTES = 2**23  # hidden layers at once, one for each output of a token, so that they stay in a CPU's cache
 SHARES_OF_P = {"accounted_share": "accounted", "completeness": "attributed"}
 MEANS = ("p", "p_without_latents", "p_reconstruction", "p_bias", "n90", "participation_ratio")
 
 
 class Accounting(NamedTuple):
-    """`estimates`: numbers over all `n_tokens` tokens, by name. `by_latent`: the same of each output latent that was
-    active."""
+    """`estimates`: numbers over all `n_tokens` tokens, by name. `by_latent`: the same numbers for each output latent
+    that was active."""
 
     estimates: dict[str, Estimate]
     n_tokens: int
@@ -53,8 +53,8 @@ class Accounting(NamedTuple):
         return flat(self.estimates) | {"n_tokens": float(self.n_tokens)}
 
     def table(self) -> pd.DataFrame:
-        """Both as one table: the first row is that of all output latents together, whose `output_latent` is missing;
-        those of single latents lack the standard errors."""
+        """Both as one table. The first row describes all output latents together and has no `output_latent`; the rows
+        of single latents have no standard errors."""
         together = pd.DataFrame([self.overall]).astype({"n_tokens": "int64"})
         rows = pd.concat([together, self.by_latent], ignore_index=True)
         rows.insert(0, "output_latent", rows.pop("output_latent").astype("Int64"))
@@ -73,11 +73,11 @@ def latent_accounting(
 
     Args:
         stream: MLP inputs, each [n_tokens, d_model]. Read once.
-        kept: how many input latents of a token each output latent keeps, in the order's first places; of more than k
-            all are kept.
-        order: of a token's input latents, for each of its output latents: "attribution" (|J_oi s_i|, descending),
-            "ablation" (how much p_o changes if latent i alone is taken away, exactly, descending), "random".
-        seed: of the random order, which depends on the token's place in the stream alone.
+        kept: how many of a token's input latents, the first in the order, each output latent keeps; a number above k
+            keeps all.
+        order: how a token's input latents are ordered for each of its output latents: "attribution" (|J_oi s_i|,
+            descending), "ablation" (the exact change of p_o if latent i alone is removed, descending), "random".
+        seed: the seed of the random order, which otherwise depends only on the token's place in the stream.
         checkpoint: as for `jacobian_histogram`.
 
     Returns:
@@ -86,9 +86,9 @@ def latent_accounting(
         `n90` (the least number of input latents whose |J_oi s_i| add up to 90% of their sum), `participation_ratio`
         ((sum |a|)^2 / sum a^2). Ratios of sums over tokens and outputs: `accounted_share`
         sum (p(x) - p(x_empty)) / sum p(x); `completeness` sum_oi a_oi / sum p(x); for each n in `kept`, `r2_{n}` =
-        1 - sum (p(x_S) - p(x))^2 / sum (p(x_empty) - p(x))^2, with S the first n in the order. A ratio to nothing is 0.
-        All with their standard error over documents under the same name with `_se`; `n_tokens`. Of merged shards
-        (`merge_shards`) these are sums in float64 in another order: the same to 1e-12.
+        1 - sum (p(x_S) - p(x))^2 / sum (p(x_empty) - p(x))^2, with S the first n in the order. A ratio whose
+        denominator is 0 is 0. All with their standard error over documents under the same name with `_se`; `n_tokens`.
+        Of merged shards (`merge_shards`) these are sums in float64 in another order: the same to 1e-12.
 
     Raises:
         ValueError: the stream is empty or not finite, the order is unknown, or a number to keep is negative.
@@ -113,7 +113,7 @@ def latent_accountings(
         raise ValueError(f"unknown order {unknown[0]!r}; expected one of {', '.join(ORDERS)}")
     if any(n < 0 for n in kept):
         raise ValueError(f"the numbers of latents to keep are {list(kept)}; expected none below 0")
-    # what an output latent's pre-activation is where the hidden layer is zero
+    # the output latents' pre-activations if the hidden layer is zero
     constants = pre_activations(pair.output_sae, pair.mlp.b_out[None])[0]
     k, hidden = pair.config.k, pair.mlp.W_in[0]
     at_once = max(1, cached_piece(HIDDEN_BYTES, pair.device) // (k * hidden.nbytes))
@@ -175,7 +175,7 @@ class _Tokens:
         self._constants = constants[output_latents]
 
     def at(self, x: Tensor) -> Tensor:
-        """p [n, k_out] at other MLP inputs [n, d_model], or at one for all tokens [1, d_model]."""
+        """p [n, k_out] at other MLP inputs [n, d_model], or at one input for all tokens [1, d_model]."""
         hidden = self._mlp.hidden(self._mlp.branch_values(x)).expand(len(self.x), -1)
         return torch.bmm(self._readers, hidden[:, :, None])[:, :, 0] + self._constants
 
@@ -185,7 +185,7 @@ class _Tokens:
         return hidden.mul_(self._readers).sum(dim=2) + self._constants
 
     def lacking_each(self) -> Tensor:
-        """p [n, k_out, k_in], each input latent taken away alone."""
+        """p [n, k_out, k_in] with one input latent removed, for each of them."""
         others = 1 - torch.eye(self.activations.shape[1], dtype=self.x.dtype, device=self.x.device)
         hidden = self._hidden(others * self.activations[:, None])
         return torch.bmm(self._readers, hidden.transpose(1, 2)) + self._constants[:, :, None]
@@ -201,7 +201,7 @@ class _Tokens:
 
 
 def _levels(tokens: _Tokens, b_dec: Tensor) -> dict[str, Tensor]:
-    """Pre-activations with and without what comes from the input latents, [n, k_out] each, and what differs."""
+    """Pre-activations with and without the input latents' contribution, and their difference, [n, k_out] each."""
     p, without = tokens.at(tokens.x), tokens.at(tokens.x_without_latents)
     return {
         "p": p,
@@ -214,7 +214,7 @@ def _levels(tokens: _Tokens, b_dec: Tensor) -> dict[str, Tensor]:
 
 
 def _concentration(attribution: Tensor) -> dict[str, Tensor]:
-    """On how many input latents an output latent's attributions [n, k_out, k_in] lie; [n, k_out] each."""
+    """Over how many input latents an output latent's attributions [n, k_out, k_in] are spread; [n, k_out] each."""
     magnitude = attribution.abs()
     total, squares = magnitude.sum(dim=2), magnitude.square().sum(dim=2)
     so_far = magnitude.sort(dim=2, descending=True).values.cumsum(dim=2)
@@ -226,7 +226,7 @@ def _concentration(attribution: Tensor) -> dict[str, Tensor]:
 
 
 def _importance(tokens: _Tokens, attribution: Tensor, levels: Mapping[str, Tensor], order: str) -> Tensor:
-    """Of each input latent to each output latent, [n, k_out, k_in]: an order begins with the largest."""
+    """How important each input latent is to each output latent, [n, k_out, k_in]; an order begins with the largest."""
     if order == "attribution":
         return attribution.abs()
     return (levels["p"][:, :, None] - tokens.lacking_each()).abs()
@@ -235,7 +235,8 @@ def _importance(tokens: _Tokens, attribution: Tensor, levels: Mapping[str, Tenso
 def _errors(
     tokens: _Tokens, importance: Tensor, levels: Mapping[str, Tensor], order: str, kept: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Squared differences from p where the first n input latents of an order are kept, [n, k_out] each."""
+    """Squared differences from p if only the first input latents of an order are kept, [n, k_out] for each number
+    kept."""
     in_order = importance.argsort(dim=2, descending=True, stable=True)
     places = torch.arange(in_order.shape[2], device=in_order.device).expand_as(in_order)
     place = torch.empty_like(in_order).scatter_(2, in_order, places)  # of each input latent in the order
@@ -246,7 +247,7 @@ def _errors(
 
 
 class _Sums:
-    """Sums over tokens, of all output latents together and of each by itself."""
+    """Sums over tokens, for all output latents together and for each one."""
 
     def __init__(self, pair: SAEPair):
         self._d_sae = pair.config.d_sae
@@ -296,7 +297,7 @@ class _Sums:
         return results
 
     def by_latent(self) -> pd.DataFrame:
-        """A row an output latent that was active."""
+        """A row for each output latent that was active."""
         assert self._of_latents is not None
         sums = pd.DataFrame(self._of_latents.cpu().numpy(), columns=[*self._names, "n_tokens"])
         sums = sums[sums["n_tokens"] > 0]
@@ -315,5 +316,5 @@ def _r2(error: str) -> str:
 
 
 def _ratio(above: pd.Series, below: pd.Series) -> pd.Series:
-    """0 where the denominator is."""
+    """The ratio, or 0 where the denominator is 0."""
     return (above / below.where(below != 0)).fillna(0.0)

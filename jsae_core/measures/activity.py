@@ -1,12 +1,13 @@
-"""How many latents are alive: the share that has not been active yet, against the number of tokens, and how many of
-those are still to come.
+"""How many latents are alive: the share that was never active, against the number of tokens read, and an estimate of
+how many of those are alive all the same.
 
-Here: counting when latents are first active. Not here: on what they are (`contexts.py`).
+Here: when latents are first active. Not here: on what text they are (`contexts.py`).
 
-"Dead" depends on how far one has read. The latents that are alive but have not been seen yet are estimated from those
-that were seen in one document or two (Chao's estimator for incidence data, bias-corrected: Chao, 1987; Gotelli and
-Colwell, 2011): with D documents, Q1 latents in exactly one of them and Q2 in exactly two, at least
-(D - 1) / D * Q1 (Q1 - 1) / (2 (Q2 + 1)). It is a lower bound, so what is left is an upper bound for the dead.
+Whether a latent counts as dead depends on how many tokens were read. The latents that are alive but have not been seen
+yet are estimated from those that were seen in one document or two (Chao's estimator for incidence data, bias-corrected:
+Chao, 1987; Gotelli and Colwell, 2011): with D documents, Q1 latents in exactly one of them and Q2 in exactly two, at
+least (D - 1) / D * Q1 (Q1 - 1) / (2 (Q2 + 1)). This is a lower bound, so the remaining latents are an upper bound on
+the dead ones.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ def latent_activity(pair: SAEPair, stream: Iterable[Tensor], checkpoint: Checkpo
         checkpoint: as for `jacobian_histogram`.
 
     Returns:
-        For each `side` ("input", "output") a row a number of tokens, `n_tokens` (100, 200, 500, ... and all): `dead`,
-        the share of latents that was not active in so many; and in all rows of a side `unseen`, the share of latents
-        that are estimated to be alive though they were not active in any of the tokens, and `n_documents`, the
-        documents that this rests on.
+        For each `side` ("input", "output"), a row for each number of tokens `n_tokens` (100, 200, 500, ... and all):
+        `dead`, the share of latents that was not active in the first so many tokens; and, the same in all rows of a
+        side, `unseen`, the share of latents that are estimated to be alive although they were active in none of the
+        tokens, and `n_documents`, the number of documents that the estimate rests on.
 
     Raises:
         ValueError: the stream is empty.
@@ -60,7 +61,8 @@ def latent_activity(pair: SAEPair, stream: Iterable[Tensor], checkpoint: Checkpo
 
 
 class _Side:
-    """Of each latent of an SAE, [d_sae]: the token in which it was first active, and in how many documents it was."""
+    """For each latent of an SAE, [d_sae]: the token in which it was first active, and in how many documents it was
+    active."""
 
     def __init__(self, d_sae: int):
         self._first = torch.full((d_sae,), torch.iinfo(torch.int64).max)
@@ -79,7 +81,7 @@ class _Side:
         d_sae = len(self._first)
         occurrences = (documents[token] * d_sae + active).unique()
         document, latent = occurrences.div(d_sae, rounding_mode="floor"), occurrences % d_sae
-        is_new = self._last_document[latent] != document  # a document may go on from the batch before
+        is_new = self._last_document[latent] != document  # a document may have begun in the batch before
         self._n_documents.index_add_(0, latent[is_new], torch.ones_like(latent[is_new]))
         self._last_document.scatter_reduce_(0, latent, document, "amax")
 

@@ -29,13 +29,12 @@ class InFile(NamedTuple):
 
 
 class ArrayFile:
-    """A temporary file without a name, which goes with the process if not before. TMPDIR says where it is.
+    """A temporary file without a name, which disappears with the process at the latest. TMPDIR says where it is.
 
-    A CUDA device copies what is written from it by itself, and it is written once that is done, while the device goes
-    on computing.
+    A tensor on a CUDA device is copied while the device goes on computing, and written once it has been copied.
 
     Args:
-        holds: what is kept in it, for who has to make room.
+        holds: what is kept in it, for the error that asks to make room.
     """
 
     def __init__(self, holds: str):
@@ -68,7 +67,7 @@ class ArrayFile:
         return InFile(offset, tuple(on_host.shape), on_host.numpy().dtype)
 
     def _write_pending(self, most_bytes: int) -> None:
-        """What has been copied already, and so much more that at most so many bytes are left."""
+        """Write what has been copied, and wait for more until at most so many bytes are pending."""
         while self._pending and (self._pending[0][0].query() or self._end - self._written > most_bytes):
             copied, on_host = self._pending.popleft()
             copied.synchronize()

@@ -1,4 +1,5 @@
-"""Which input latents feed an output latent: the strongest connections, where they show, and as what function.
+"""Which input latents feed an output latent: its strongest connections, the tokens that show them best, and the
+functions that they are.
 
 Here: sums over tokens for each (output, input) pair of latents, and the strongest of them. Not here: on what the
 latents fire (`contexts.py`), how sparse the Jacobians are altogether (`histogram.py`).
@@ -52,16 +53,18 @@ def latent_connections(
 
     Args:
         stream: MLP inputs, each [n_tokens, d_model]. Read once.
-        n_strongest: how many input latents of an output latent, by the sum of |J s| over tokens, descending.
-        least_active: connections whose two latents were active together in fewer tokens are left out.
+        n_strongest: how many input latents are returned for an output latent, those with the largest sum of |J s| over
+            tokens.
+        least_active: a connection is left out if its two latents were active together in fewer tokens.
         checkpoint: as for `jacobian_histogram`.
 
     Returns:
-        A row a connection, those of an output latent together and from the strongest down: `output_latent`,
-        `input_latent`; `n_both`, `n_output`: tokens in which both were active, in which the output latent was; over
-        the n_both tokens `mean_jacobian`, `sd_jacobian` (standard deviation, divided by n_both), `mean_abs_jacobian`,
-        `mean_attribution` (J s), `sign_agreement` (share of tokens in which J has the sign of its mean); `share`: of
-        the sum of |J s| over all tokens and all input latents of this output latent, what this connection has.
+        A row for each connection, those of an output latent together, the strongest first: `output_latent`,
+        `input_latent`; `n_both`, the number of tokens in which both were active; `n_output`, that in which the output
+        latent was. Over the n_both tokens: `mean_jacobian`, `sd_jacobian` (standard deviation, divided by n_both),
+        `mean_abs_jacobian`, `mean_attribution` (of J s), `sign_agreement` (share of tokens in which J has the sign of
+        its mean). `share`: this connection's share of the sum of |J s| over all tokens and all input latents of this
+        output latent.
 
     Raises:
         ValueError: the stream is empty or J is not finite.
@@ -78,8 +81,8 @@ def strongest_connections(
     n_examples: int = 5,
     checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
-    """`latent_connections`, with the tokens in which each connection contributes most, by |J s|: lists `token` (places
-    in the stream), `jacobian`, `input_activation`, `output_activation`, as many as there are up to `n_examples`."""
+    """`latent_connections`, with the tokens in which each connection contributes most by |J s|, at most `n_examples` of
+    them: lists `token` (places in the stream), `jacobian`, `input_activation`, `output_activation`."""
     d_sae = pair.config.d_sae
     settings = {"n_strongest": n_strongest, "least_active": least_active, "n_examples": n_examples}
     work = Computation(checkpoint, "strongest_connections 1", pair, stream, settings, shardable=True)
@@ -117,7 +120,7 @@ def connection_curves(
     Returns:
         Two columns, in the order of the connections: `curve_end`, the largest activation of the input latent, and
         `curve`, the output latent's activations at 100 activations of the input latent evenly spaced from 0 to it;
-        both missing elsewhere.
+        both are missing for the other connections.
     """
     wanted = connections[connections.groupby("output_latent").cumcount() < n_strongest]
     wanted = wanted.assign(token=wanted["token"].str[0]).sort_values("token", kind="stable")
@@ -152,7 +155,7 @@ def connection_curves(
 
 
 def _keep(work: Computation, rows: LatentRows, pair: SAEPair, stream: Iterable[Tensor]) -> None:
-    """The Jacobians of a stream, row by row."""
+    """Keep the Jacobians of a stream, row by row."""
     for x, _, start in work.tokens(stream, {"rows": rows}):
         if not len(x):
             continue
@@ -171,8 +174,8 @@ def _keep(work: Computation, rows: LatentRows, pair: SAEPair, stream: Iterable[T
 
 
 def _elements(rows: LatentRows, latents: range, d_sae: int) -> Iterator[dict[str, np.ndarray]]:
-    """Elements of the Jacobians whose output latents are in a range, flat: `pair`, a number for each pair of latents;
-    `jacobian`, `attribution`, `input_activation`; `row`, which of the rows `token` and `output_activation` is meant."""
+    """The elements of the Jacobians whose output latents are in a range, flat: `pair`, the number of the element's pair
+    of latents; `jacobian`, `attribution`, `input_activation`; `row`, its row in `token` and `output_activation`."""
     for batch in rows.read(latents):
         for start in range(0, len(batch["latent"]), ROWS_AT_ONCE):
             part = {name: column[start : start + ROWS_AT_ONCE] for name, column in batch.items()}
@@ -213,7 +216,7 @@ def _strongest(
     total = sums["absolute"].reshape(-1, d_sae).sum(axis=1)
     pairs = np.flatnonzero(sums["n"] >= max(1, least_active))
     output = pairs // d_sae
-    # of equally strong ones, that with the lower number first
+    # of equally strong connections, the one with the lower input latent comes first
     pairs = pairs[np.lexsort((pairs, -sums["absolute"][pairs], output))]
     output = pairs // d_sae
     pairs = pairs[pd.Series(output).groupby(output).cumcount().to_numpy() < n_strongest]
@@ -245,7 +248,7 @@ def _with_examples(
     d_sae: int,
     n_examples: int,
 ) -> pd.DataFrame:
-    """With the elements of each connection that contribute most."""
+    """The connections with the elements of each that contribute most."""
     pairs = (connections["output_latent"] - latents.start) * d_sae + connections["input_latent"]
     number = np.full(len(latents) * d_sae, -1)
     number[pairs] = np.arange(len(pairs))

@@ -28,7 +28,7 @@ SIDES = ("input", "output")
 EACH_SIDE = 8  # tokens of a context before and after the one that it is about
 QUANTILES = np.arange(0.05, 1, 0.1)
 N_TOKENS = 10  # top tokens, and tokens raised and lowered
-ROWS_AT_ONCE = 2**21  # firings: with what is made of them some 200 MiB
+ROWS_AT_ONCE = 2**21  # firings; with what is computed from them they take about 200 MiB
 LOGITS_AT_ONCE = 2**24
 COLUMNS = [
     "side",
@@ -64,25 +64,25 @@ def latent_contexts(
 
     Args:
         documents: 1-d token tensors, BOS first. The model reads them once, nothing is measured at BOS.
-        n_top: how many contexts of the largest activations, at most one a document.
+        n_top: how many contexts with the largest activations are kept of each latent, at most one from a document.
         checkpoint: as for `jacobian_histogram`.
 
     Returns:
         Rows of three kinds (`kind`), those of a latent (`side`, "input" or "output", and `latent`) together.
 
-        `latent`, one for each latent, whether it fires or not: `density` (share of the tokens at which it fires);
-        `top_tokens`, the tokens with the largest shares (`top_token_shares`) of the sum of its activations; of output
-        latents `raised_tokens` and `lowered_tokens`, those whose logits its decoder row moves most, and by how much
-        (`raised_logits`, `lowered_logits`): the part that is odd in d of the logits of a last residual stream +-d, so
-        the biases of the final norm drop out.
+        `latent`, one row for each latent, whether it fires or not: `density` (share of the tokens at which it fires);
+        `top_tokens`, the tokens with the largest shares (`top_token_shares`) of the sum of its activations; for output
+        latents `raised_tokens` and `lowered_tokens`, the tokens whose logits its decoder row d moves most, and by how
+        much (`raised_logits`, `lowered_logits`). These are half the difference between the logits of the last residual
+        streams +d and -d, so that the biases of the final norm drop out.
 
         `top`, in the order of `rank` from 0 on: the contexts of its largest activations, each the largest of its
-        document; the earlier token first among equal ones. `quantile`: those at the quantiles .05, .15, ... .95 of its
-        activations above zero (`quantile`), each firing once.
+        document; of equal ones the earlier token comes first. `quantile`: the contexts at the quantiles .05, .15, ...
+        .95 of its activations above zero (column `quantile`), no firing twice.
 
         A context is about the token at `position` of `document` (BOS is at 0), where the latent has this `activation`:
-        `tokens`, the texts of up to 8 tokens before it, its own and up to 8 after it; `activations` of the latent at
-        each of them; `place`, which of them it is about.
+        `tokens`, the texts of up to 8 tokens before it, of the token and of up to 8 after it; `activations` of the
+        latent at each of them; `place`, the place of the token among them.
 
     Raises:
         ValueError: there is no token to measure, or activations are not finite.
@@ -95,7 +95,7 @@ def latent_contexts(
 def stream_contexts(
     pair: SAEPair, stream: MLPInputs, n_top: int = 20, checkpoint: Checkpoint | None = None
 ) -> pd.DataFrame:
-    """`latent_contexts` of MLP inputs, which others may share."""
+    """`latent_contexts` for a stream of MLP inputs, which other measures may share."""
     lm, d_sae = stream.language_model, pair.config.d_sae
     text = _Text(lm, list(stream.documents))
     if not stream.n_tokens:
@@ -120,7 +120,7 @@ def stream_contexts(
 
 
 class _Text:
-    """The tokens of documents, BOS left out, numbered through as the rows of a stream are."""
+    """The tokens of documents without BOS, numbered as the rows of a stream are."""
 
     def __init__(self, lm: LanguageModel, documents: Sequence[Tensor]):
         lengths = np.array([len(document) - 1 for document in documents], dtype=np.int64)
@@ -196,7 +196,7 @@ def _of_block(firings: _Firings, block: range, text: _Text, n_top: int) -> tuple
 
 
 def _top(firings: _Firings, text: _Text, n_top: int) -> pd.DataFrame:
-    """Which firings are the largest of their document, and of those the largest."""
+    """The largest firings, of which each is the largest of its document."""
     document = text.document(firings.token)
     order = np.lexsort((firings.token, -firings.activation, firings.latent))
     frame = pd.DataFrame({"firing": order, "latent": firings.latent[order], "document": document[order]})
@@ -206,7 +206,7 @@ def _top(firings: _Firings, text: _Text, n_top: int) -> pd.DataFrame:
 
 
 def _at_quantiles(firings: _Firings, counts: np.ndarray) -> pd.DataFrame:
-    """Which firings are at the quantiles of the activations of each latent."""
+    """The firings at the quantiles of each latent's activations."""
     order = np.lexsort((firings.token, firings.activation, firings.latent))
     starts, counts = (counts.cumsum() - counts)[counts > 0], counts[counts > 0]
     places = (starts[:, None] + np.floor(QUANTILES * counts[:, None]).astype(np.int64)).reshape(-1)
@@ -257,7 +257,7 @@ def _top_tokens(firings: _Firings, text: _Text, block: range) -> pd.DataFrame:
 
 
 def _logits(work: Computation, pair: SAEPair, lm: LanguageModel, text: _Text) -> pd.DataFrame:
-    """The tokens whose logits the decoder rows of output latents move most, a row a latent."""
+    """The tokens whose logits the decoder rows of output latents move most, a row for each latent."""
     frames, directions = Frames(), pair.output_sae.W_dec
     parts = directions.split(max(1, LOGITS_AT_ONCE // (2 * lm.n_vocabulary)))
     for part in work.steps(parts, {"frames": frames}, "decoder rows", len(directions), len):

@@ -1,15 +1,14 @@
-"""Which convention of the MLP's input a pair was trained on: each is put to the input SAE and to the pair's MLP; and
-which convention the reported numbers were taken under.
+"""Conventions of the MLP's input: which one a pair was trained on, and measuring a pair under another one.
 
-Nothing crashes where a pair is fed folded or un-normalised activations, and it may still explain most of their
-variance. So what it explains is compared between conventions: a pair explains best what it was trained on.
+Nothing crashes if a pair is fed folded or un-normalised activations, and it may still explain most of their variance.
+So the explained variance is compared between conventions: a pair explains best what it was trained on.
 
-The original's own scripts did that: its pairs were trained on the model as it is, but its histograms and functions of
-pretrained models' pairs were taken on the model as TransformerLens loads it, with folded weights (those of randomised
-models' pairs on the model as it is). `under` does as they did, so that like can be compared with like.
+The original's scripts mix conventions: its pairs were trained on the model as it is, but histograms and functions of
+pairs on pretrained models were measured on the model as TransformerLens loads it, with folded weights (those of pairs
+on randomised models, on the model as it is). `under` does the same, so that reported numbers can be compared.
 
-Here: measuring that, and putting a pair under it. Not here: the conventions themselves (`language_model.py`), what is
-refused (the caller's).
+Here: comparing conventions, and a pair under another convention. Not here: the conventions themselves
+(`language_model.py`), which pairs are refused (the caller decides).
 """
 
 from __future__ import annotations
@@ -30,13 +29,14 @@ CONVENTIONS = ("true", "published")
 
 @dataclass(frozen=True)
 class InputConventions:
-    """By convention, `true` first; that one alone for a model that does not normalise its MLP's input.
+    """Numbers for each convention, `true` first. A model that does not normalise its MLP's input has that one alone.
 
     Attributes:
         explained_variance: of the input SAE, as `reconstruction_quality` defines it.
-        mlp_difference: |y' - y| / |y| over all tokens, y' being what the pair's MLP makes of this input and y what the
-            model's own makes of the true one.
-        distance: |x' - x|^2 / sum |x - mean(x)|^2, x' being this input and x the true one: 0 for the same.
+        mlp_difference: |y' - y| / |y| over all tokens, with y' the output of the pair's MLP for this input, and y that
+        of
+            the model's own MLP for the true input.
+        distance: |x' - x|^2 / sum |x - mean(x)|^2, with x' this input and x the true one; 0 if they are equal.
     """
 
     explained_variance: Mapping[str, float]
@@ -44,21 +44,21 @@ class InputConventions:
     distance: Mapping[str, float]
 
     def rival(self, margin: float) -> str | None:
-        """The other convention under which the input SAE explains most, if the true one is not better by this margin.
-        Inputs that are closer to the true one than that are not another convention: no SAE could tell them apart."""
+        """The other convention under which the input SAE explains most, unless the true one is better by this margin.
+        Inputs that are closer than the margin to the true one do not count: no SAE could tell them apart."""
         others = {name: ev for name, ev in self.explained_variance.items() if self.distance[name] > margin}
         best = max(others, key=others.__getitem__, default=None)
         return best if best and not self.explained_variance["true"] >= others[best] + margin else None
 
 
 def under(convention: str, pair: SAEPair, stream: Iterable[Tensor]) -> tuple[SAEPair, Iterable[Tensor]]:
-    """A pair and its stream of MLP inputs under a convention: "true", as they are, or "published", as the original's
-    histograms have them: the pair's SAEs around the folded MLP, on folded inputs; of a pair on a randomised language
-    model as they are, too.
+    """A pair and its stream of MLP inputs under a convention: "true", unchanged; or "published", as the original's
+    histograms have them, which is the pair's SAEs around the folded MLP, on folded inputs. A pair on a randomised
+    language model is unchanged under both.
 
     Raises:
-        ValueError: the convention is unknown, or the published one is asked for of a stream that is no `MLPInputs`:
-            only of its documents can other inputs be had.
+        ValueError: the convention is unknown, or it is the published one and the stream is not an `MLPInputs`, which
+            alone has the documents to compute other inputs from.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"unknown convention {convention!r}; expected one of {', '.join(CONVENTIONS)}")
@@ -78,7 +78,7 @@ def under(convention: str, pair: SAEPair, stream: Iterable[Tensor]) -> tuple[SAE
 def input_conventions(
     pair: SAEPair, language_model: LanguageModel, documents: Sequence[Tensor], batch_tokens: int = 8192
 ) -> InputConventions:
-    """Put each convention to a pair, at the pair's layer.
+    """Measure a pair under each convention, at the pair's layer.
 
     Args:
         documents: 1-d token tensors, BOS first; BOS is left out.
@@ -110,7 +110,7 @@ def input_conventions(
 
 
 class _Sums:
-    """Over tokens, of one convention: squared distances, and what the variance needs."""
+    """Sums over tokens for one convention: squared distances, and what the variance is computed from."""
 
     def __init__(self) -> None:
         self.n_tokens = 0
@@ -127,7 +127,7 @@ class _Sums:
 
     @property
     def variance(self) -> float:
-        """sum |x - mean(x)|^2; 0 where x does not vary but for rounding."""
+        """sum |x - mean(x)|^2; 0 if x varies only by rounding."""
         variance = self.squares - _squares(torch.as_tensor(self.sum)) / max(self.n_tokens, 1)
         return variance if variance > 1e-9 * self.squares else 0.0
 

@@ -1,8 +1,8 @@
 """How large the elements of the Jacobian are: histograms of |J| and of the mean |J| of each pair of latents.
 
-Here: the counting, in the original's tensor names, and what else one pass over the tokens gives. Not here: how means of
-pairs of latents are taken (`kept_jacobians.py`), what is said of one token's Jacobian (`token_jacobians.py`), what is
-drawn of it (`figures/`).
+Here: the counts, under the original's tensor names, and everything else that the same pass over the tokens gives. Not
+here: means of pairs of latents (`kept_jacobians.py`), measures of a single token's Jacobian (`token_jacobians.py`),
+figures (`figures/`).
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ BIN_WIDTH = 0.001
 PLAIN_BINS, NORMED_BINS = 1100, 1500  # [0, 1.1] and [0, 1.5]
 MEMORY_BYTES = 2**29  # on a CPU
 CACHED_ELEMENTS = 2**17  # half a MiB of float32
-OFTEN = 20  # tokens: the mean |J| of an output latent that was active in fewer is hardly known
+OFTEN = 20  # tokens; the mean |J| of an output latent that was active in fewer is too uncertain
 
 
 class JacobianSizes(NamedTuple):
-    """What one pass over the tokens says of |J|.
+    """The measures of |J| from one pass over the tokens.
 
     Attributes:
         histograms: by norm, what `jacobian_histogram` returns.
         estimates: means over tokens of what `token_measures` gives, with their errors over documents.
-        logarithmic: counts on any scale. `log_edges` float64, `log_hist` int64: the elements in each bin;
-            `log_mean_hist`: the mean |J| of the pairs of latents whose output latent was active in at least `often`
-            tokens (20); these are `n_often` output latents of d_sae, to which `share_often` of all activity belongs.
+        logarithmic: counts in logarithmic bins. `log_edges` float64; `log_hist` int64, the elements in each bin;
+            `log_mean_hist`, the pairs of latents by their mean |J|, if the output latent was active in at least `often`
+            (20) tokens. `n_often` of the d_sae output latents were; `share_often` of all activity is theirs.
     """
 
     histograms: dict[str | None, dict[str, Tensor]]
@@ -65,32 +65,31 @@ def jacobian_histogram(
 
     Args:
         stream: MLP inputs, each [n_tokens, d_model]. Read once.
-        norm: divide every J by the data's mean of a per-token norm: "l2t" root mean square, "l4t" mean(J^4)^(1/4),
-            "linft" maximum. None: plain J.
-        memory_bytes: budget for the Jacobians, which are kept until all are known (4 k^2 + 12 k bytes a token in
-            float32). Those that do not fit go to a temporary file (TMPDIR says where), and mean |J| is taken in blocks
-            of output latents. None: 512 MiB on a CPU, up to 8 GiB on a CUDA device that has the room.
-        at: where J is evaluated: "input", at the MLP's true input, or "reconstruction", at what the input SAE makes of
-            it, as what the paper's training runs logged.
-        checkpoint: where the state is kept on the way, that of going through what was kept included. If it holds one of
-            the same pair, stream and settings, measuring goes on from there, and the result is what it would have been
-            (on a CPU: bit for bit). Remove it once the result is stored. It takes as much disk as what is kept, beside
-            the temporary file.
+        norm: every J is divided by the mean over tokens of a per-token norm: "l2t" root mean square, "l4t"
+            mean(J^4)^(1/4), "linft" maximum. None: plain J.
+        memory_bytes: budget for the Jacobians, which are kept until all are computed (4 k^2 + 12 k bytes a token in
+            float32). Those that do not fit go to a temporary file (TMPDIR says where), and mean |J| is computed in
+            blocks of output latents. None: 512 MiB on a CPU, up to 8 GiB on a CUDA device that has the room.
+        at: where J is evaluated: "input", at the MLP's true input; or "reconstruction", at the input SAE's
+            reconstruction of it, as in the numbers that the paper's training runs logged.
+        checkpoint: where the state is kept. If it holds a state of the same pair, stream and settings, measuring
+            continues from there, with the result of an uninterrupted measurement (on a CPU, bit for bit). Remove it
+            once the result is stored. It takes as much disk space as the kept Jacobians, besides the temporary file.
         convention: "true", or "published": on folded inputs and weights, as the paper's histograms of pairs on
             pretrained models (`conventions.under`, which needs a stream that is an `MLPInputs`).
 
     Returns:
-        `hist` int64 [1100] over [0, 1.1], or [1500] over [0, 1.5] if normed; `overflow` int64: elements above that.
-        `mean_jac_hist` int64, same bins: for each (output, input) pair of latents the sum of |J| over tokens, divided
-        by how often the output latent was active, all d_sae^2 pairs counted (0 where it never was);
+        `hist` int64 [1100] over [0, 1.1], or [1500] over [0, 1.5] if a norm is given; `overflow` int64: elements above.
+        `mean_jac_hist` int64, same bins: all d_sae^2 (output, input) pairs of latents by their mean |J|, the sum of |J|
+        over tokens divided by the number of tokens in which the output latent was active (0 if it never was);
         `mean_jac_overflow`. `count_jac` int64 [d_sae]: tokens in which the output latent was active.
-        `bin_edges`, `bin_centers` float64; `n_tokens` int64; normed: `mean_norm` float64.
+        `bin_edges`, `bin_centers` float64; `n_tokens` int64; if a norm is given, `mean_norm` float64.
 
     Raises:
-        ValueError: the stream is empty, or J is not finite, or the norm or the convention is unknown, or the stream
-            does not allow it.
+        ValueError: the stream is empty, J is not finite, the norm or the convention is unknown, or the published
+            convention is wanted of a stream that is not an `MLPInputs`.
         OSError: the temporary file cannot be written.
-        OverflowError: on a CUDA device, of more than a thousand million tokens.
+        OverflowError: on a CUDA device, for more than a thousand million tokens.
     """
     return jacobian_histograms(pair, stream, [norm], memory_bytes, at, checkpoint, convention)[norm]
 
@@ -117,7 +116,8 @@ def jacobian_sizes(
     checkpoint: Checkpoint | None = None,
     convention: str = "true",
 ) -> JacobianSizes:
-    """`jacobian_histograms`, and everything else that the same pass over the same tokens says."""
+    """`jacobian_histograms`, and everything else that the same pass over the tokens gives. Raises as
+    `jacobian_histogram` does."""
     unknown = [norm for norm in norms if norm is not None and norm not in NORMS]
     if unknown:
         raise ValueError(f"unknown norm {unknown[0]!r}; expected None or one of {', '.join(NORMS)}")
@@ -152,7 +152,7 @@ def jacobian_sizes(
             for part in _parts(magnitude):
                 of_parts.append(token_measures(part))
                 largest["largest"] = torch.maximum(largest["largest"], of_parts[-1]["norm_linft"].amax())
-                if device.type == "cpu":  # elsewhere it would wait
+                if device.type == "cpu":  # on other devices this would wait
                     _check_finite(largest["largest"])
                 counts.add(part)
                 log_counts["bins"] += logarithmic_counts(part)
@@ -186,7 +186,7 @@ def jacobian_sizes(
     for bins in mean_counts.values():
         bins.add_zeros(d_sae**2)
     often = kept.counts >= OFTEN
-    # pairs that never occurred, less those that seldom did
+    # zeros for the pairs that never occurred, less those counted above for output latents that are seldom active
     log_means["bins"][0] += often.sum() * d_sae - log_means["bins"].sum()
 
     histograms: dict[str | None, dict[str, Tensor]] = {}
@@ -245,7 +245,7 @@ def jacobian_measures(
 
 
 def share_above(histogram: Mapping[str, Tensor], threshold: float) -> float:
-    """Share of the elements with |J| at or above a threshold, which must be an edge of the bins.
+    """The share of elements with |J| at or above a threshold, which must be an edge of the bins.
 
     Raises:
         ValueError: the threshold is no edge.
@@ -258,8 +258,8 @@ def share_above(histogram: Mapping[str, Tensor], threshold: float) -> float:
 
 
 def _sandwich(pair: SAEPair, x: Tensor, at: str) -> tuple[Tensor, Tensor, Tensor]:
-    """|J| [n, k, k], input latents [n, k] and output latents [n, k] of a batch. |J| is at least float32: bfloat16 has
-    too few digits to number the bins."""
+    """|J| [n, k, k], input latents [n, k] and output latents [n, k] of a batch. |J| is in float32 or wider, since
+    bfloat16 has too few digits to number the bins."""
     sandwich = run_sandwich(pair, x, at)
     magnitude = sandwich.jacobian.abs_()
     magnitude = magnitude.to(torch.promote_types(magnitude.dtype, torch.float32))
@@ -267,7 +267,7 @@ def _sandwich(pair: SAEPair, x: Tensor, at: str) -> tuple[Tensor, Tensor, Tensor
 
 
 def _parts(magnitude: Tensor) -> Sequence[Tensor]:
-    """|J| [n, k, k] some tokens at a time: what is made of them stays in a CPU's cache. Elsewhere all at once."""
+    """|J| [n, k, k] in parts small enough for a CPU's cache; on other devices in one part."""
     if magnitude.device.type != "cpu":
         return [magnitude]
     return magnitude.split(max(1, CACHED_ELEMENTS // magnitude[0].numel()))
@@ -280,7 +280,7 @@ def _joined(of_parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _check_finite(largest: Tensor) -> None:
-    """Of the largest |J|, which is NaN if one is."""
+    """Raise ValueError unless the largest |J|, which is NaN if any is, is finite."""
     if not torch.isfinite(largest):
         raise ValueError("the Jacobian holds NaN or infinite values; are the MLP inputs finite?")
 
@@ -294,7 +294,7 @@ class _Bins:
 
     def add(self, values: Tensor) -> None:
         numbers = (values.reshape(-1) / BIN_WIDTH).clamp_(max=self.n)
-        if values.device.type == "cuda":  # there bincount waits, and takes three times as long
+        if values.device.type == "cuda":  # bincount would wait for the device, and takes three times as long
             counts = torch.histc(numbers.int(), self.n + 1, 0, self.n + 1)
         else:
             counts = torch.bincount(numbers.long(), minlength=self.n + 1)
@@ -307,7 +307,7 @@ class _Bins:
         self._counts += state.tensors["counts"]
 
     def add_zeros(self, n: int) -> None:
-        """As many zeros as make the counts add up to n."""
+        """Add as many zeros as make the counts add up to n."""
         self._counts[0] += n - self._counts.sum()
 
     @property

@@ -1,8 +1,8 @@
-"""What pairs have at a quality that none of them has, from pairs of more and of less quality.
+"""A number of pairs at a given quality, interpolated between a pair of higher and a pair of lower quality.
 
-A control is worth little where its pairs explain more or less than those it is a control of: a Jacobian can always be
-made smaller at the price of quality. So what the controls have is read off between them. Not here: which pairs are
-compared, and by which quality.
+A control whose pairs explain more or less than the pairs it controls for says little, since a Jacobian can always be
+made smaller at the price of quality. So the controls' number is read off at equal quality, between two of them.
+Not here: which pairs are compared, and by which quality.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ def interpolated(points: Sequence[tuple[Estimate, Estimate]], at: Estimate) -> E
         v = (1 - t) v_a + t v_b,
         error <= (1 - t) e(v_a) + t e(v_b) + |v_b - v_a| / (q_b - q_a) (e(q) + (1 - t) e(q_a) + t e(q_b)).
 
-    The error is that bound, to first order: the numbers are of the same documents, so their errors may well go
-    together, and then they add up like this; they are never more. That the line is straight is taken for granted.
+    The error returned is this bound, to first order. The numbers come from the same documents, so their errors may be
+    correlated; the bound holds for any correlation. It does not include how far the true curve is from a straight line.
 
     Args:
         points: quality and value of each pair, in any order.
-        at: the quality that the value is asked for at.
+        at: the quality at which the value is wanted.
     """
     ordered = sorted(points, key=lambda point: point[0].value)
     for (quality_a, value_a), (quality_b, value_b) in pairwise(ordered):

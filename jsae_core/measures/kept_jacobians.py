@@ -1,7 +1,7 @@
 """Jacobians of many tokens, kept so that they are computed once, and the mean |J| of each pair of latents.
 
-Here: where they are kept, and the means. Not here: which Jacobians, and what is counted of them (`histogram.py`); the
-means where a device has room for a sum for each pair of latents (`pair_sums.py`).
+Here: where they are kept, and the means. Not here: which Jacobians are kept and what is counted in them
+(`histogram.py`); the means if a device has room for a sum for each pair of latents (`pair_sums.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROWS_AT_ONCE = 2**15  # of k elements: what is made of them takes tens of MiB
 
 
 class _Places(NamedTuple):
-    """Where the rows of the Jacobians of n tokens belong. They are in the order of their output latents, so that those
+    """The latents and tokens of the rows of n tokens' Jacobians. The rows are ordered by output latent, so that those
     of a range of output latents lie together."""
 
     latents: Tensor | InFile  # [n k_out]: the row's output latent
@@ -31,12 +31,13 @@ class _Places(NamedTuple):
 
 
 class KeptJacobians:
-    """|J| of batches of tokens with the latents it is between: in memory while they fit, then in a temporary file.
+    """|J| of batches of tokens, and the latents of its rows and columns: in memory while they fit, then in a temporary
+    file.
 
     Args:
-        memory_bytes: budget for what is kept in memory and for what `pair_means` takes together; a single output
-            latent's rows may exceed it.
-        again: whether each `magnitude` will be asked for.
+        memory_bytes: the budget for what is kept in memory together with what `pair_means` needs; the rows of a single
+            output latent may exceed it.
+        again: whether `magnitude` will be called for every batch.
 
     Attributes:
         counts: int64 [d_sae], the tokens in which each output latent was active.
@@ -63,7 +64,7 @@ class KeptJacobians:
         self._file.close()
 
     def begin_at(self, magnitude: Tensor) -> None:
-        """Take these |J| [n, k_out, k_in] for the first ones, which others have kept."""
+        """Treat these |J| [n, k_out, k_in], which another shard keeps, as the first ones."""
         if self._sums is not None:
             self._sums.begin_at(magnitude)
 
@@ -85,11 +86,11 @@ class KeptJacobians:
 
     @property
     def n_batches(self) -> int:
-        """How many batches `magnitude` gives."""
+        """The number of batches."""
         return len(self._rows_kept)
 
     def magnitude(self, number: int) -> Tensor:
-        """|J| of the batch of a number, [n, k_in]."""
+        """The rows of |J| of a batch, by its number: [n k_out, k_in]."""
         return self._read(self._rows_kept[number])
 
     def state(self) -> State:
@@ -109,8 +110,8 @@ class KeptJacobians:
         kept, sums = state.part("kept"), state.part("sums")
         if not kept.tensors["counts"].any():
             return
-        # whether there is room for sums may have changed: what was begun is gone on with, and one shard with sums
-        # makes sums of all
+        # whether there is room for sums may have changed since: a measure that began without sums goes on without them,
+        # and if one shard has sums, all are turned into sums
         is_first = not self.counts.any()
         self.counts += kept.tensors["counts"]
         if is_first:
@@ -144,10 +145,10 @@ class KeptJacobians:
         return list(_ranges(self.counts.tolist(), most, d_sae))
 
     def pair_means(self, block: range, largest: float) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each pair of latents whose output latent is in a block, the sum of |J| over tokens, divided by how often
-        the output latent was active, and how often it was, of a shape that goes with it. One number for each pair that
-        occurred, in no particular order, some at a time; pairs that did not may be among them as zeros. `largest` is
-        the largest |J| there was.
+        """The mean |J| of each pair of latents whose output latent is in a block: the sum of |J| over tokens, divided
+        by the number of tokens in which the output latent was active. Yields the means of some pairs at a time, in no
+        particular order, each with that number of tokens in a tensor that broadcasts against it. Pairs that never
+        occurred may be among them as zeros. `largest` is the largest |J| of all.
 
         Raises:
             OverflowError: as `PairSums.means` does.
@@ -155,7 +156,7 @@ class KeptJacobians:
         yield from self._means_of_rows(block) if self._sums is None else self._sums.means(self.counts, largest)
 
     def _means_of_rows(self, block: range) -> Iterator[tuple[Tensor, Tensor]]:
-        """`pair_means` without sums of all pairs.
+        """`pair_means` computed from the kept rows.
 
         The rows of all Jacobians are grouped by output latent. So a few output latents are summed at a time, in memory
         that stays in the cache, and only pairs that occurred are looked at: a d_sae x d_sae matrix costs the same
@@ -188,8 +189,8 @@ class KeptJacobians:
         return self._read(rows, 0, 1).nbytes + self._read(inputs, 0, 1).nbytes + 8 + 8  # output latent, and its order
 
     def _rows(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows of J of the output latents in [start, stop), in that order: |J| [n, k_in], input latents [n, k_in],
-        output latent [n]."""
+        """The rows of |J| of the output latents in [start, stop), in the order of these: |J| [n, k_in], input latents
+        [n, k_in], output latent [n]."""
         found = []
         for rows, places in zip(self._rows_kept, self._places, strict=True):
             latents = self._read(places.latents)
@@ -201,8 +202,8 @@ class KeptJacobians:
         return magnitude.index_select(0, order), inputs.index_select(0, order), outputs
 
     def _keep(self, rows: Tensor, *places: Tensor) -> None:
-        """In memory while there is room, then in the file: the rows of a batch, and where they belong if that is
-        known."""
+        """Keep the rows of a batch, and their places if there are any: in memory while there is room, then in the
+        file."""
         self._room -= rows.nbytes + sum(tensor.nbytes for tensor in places)
         kept_rows, *kept = (tensor if self._room >= 0 else self._file.write(tensor) for tensor in (rows, *places))
         self._rows_kept.append(kept_rows)
@@ -217,8 +218,8 @@ class KeptJacobians:
 
 
 def _ranges(counts: Sequence[int], most: int, longest: int) -> Iterator[range]:
-    """Successive ranges of latents, at most `longest` long, whose counts add up to at most `most` or which are one
-    latent."""
+    """Successive ranges of latents. Each has at most `longest` latents, and counts that add up to at most `most` unless
+    it is a single latent."""
     start = total = 0
     for latent, count in enumerate(counts):
         if latent > start and (total + count > most or latent - start == longest):

@@ -1,5 +1,5 @@
-"""Rows that belong to latents, from batches of tokens: written to a temporary file as they come, and read again some
-latents at a time, so that what is made of them takes memory for a few latents and not for all tokens.
+"""Rows that belong to latents: written to a temporary file batch by batch of tokens, and read again a few latents at a
+time, so that computing with them takes memory for a few latents instead of all tokens.
 
 Here: the file, and which latents are taken together. Not here: what the rows hold (`contexts.py`, `connections.py`).
 """
@@ -27,7 +27,7 @@ class _Batch(NamedTuple):
 
 
 class LatentRows:
-    """A row for each latent that is active in a token: k a token.
+    """Rows for the latents that are active in tokens, k for each token.
 
     Attributes:
         counts: int64 [d_sae], the rows of each latent.
@@ -97,8 +97,8 @@ class LatentRows:
         return torch.from_numpy(self._file.read(kept))
 
     def blocks(self, most_rows: int, most_latents: int) -> Iterator[range]:
-        """Successive ranges of latents, at most `most_latents` long, which have at most `most_rows` rows or are one
-        latent."""
+        """Successive ranges of latents. Each has at most `most_latents` latents, and at most `most_rows` rows unless it
+        is a single latent."""
         ends = self.counts.cumsum()
         start = 0
         while start < len(ends):
@@ -109,7 +109,7 @@ class LatentRows:
             start = stop
 
     def read(self, latents: range) -> Iterator[dict[str, np.ndarray]]:
-        """The rows of a range of latents, those of one batch at a time: `latent` [rows] and the columns by their names.
+        """Yield the rows of a range of latents, one batch at a time: `latent` [rows] and the columns by their names.
         The rows of a latent come in the order of the tokens."""
         for batch in self._batches:
             of_latents = self._file.read(batch.latents)

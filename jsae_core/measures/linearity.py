@@ -1,4 +1,4 @@
-"""What shape the functions have: an output latent as a function of one input latent, the rest of the input held fixed.
+"""The shapes of output latents as functions of one input latent, with the rest of the input held fixed.
 
 Here: curves, their classes, and the classes of a sample. Not here: which elements are sampled (`samples.py`), what an
 output latent is along a line (`nearby.py`), single interventions (`ablation.py`).
@@ -31,10 +31,10 @@ from jsae_core.terms import (
 
 POINTS = 100
 LEAST_RANGE = 5.0  # curves reach at least this activation of the input latent
-USUAL = 0.99  # of an input latent's activations lie where curves of the relative rule are
+USUAL = 0.99  # curves of the relative rule reach up to this quantile of the input latent's activations
 CURVES = ["input_values", "output_values"]
 RULES = ("published", "relative")
-KEPT_OF_EACH_SHAPE = 30  # curves, whatever else is kept: rare shapes are worth a look
+KEPT_OF_EACH_SHAPE = 30  # curves that are kept in any case, so that rare shapes can be looked at
 
 
 def function_curves(
@@ -43,12 +43,12 @@ def function_curves(
     """Sweep the activation of an input latent and read an output latent after its TopK.
 
     Args:
-        mlp_input: [n, d_model]; the rest of each row is held fixed while its input latent moves.
+        mlp_input: [n, d_model]; only the contribution of the input latent to a row changes.
         output_ranks, input_ranks: [n], places in the descending order of activations.
 
     Returns:
-        input_values [n, 100] over [0, max(5, s + 1)], s being the activation that occurred, and output_values
-        [n, 100], 0 where the output latent is outside the TopK.
+        input_values [n, 100], evenly spaced over [0, max(5, s + 1)], where s is the activation at this input; and
+        output_values [n, 100], 0 where the output latent is outside the TopK.
 
     Raises:
         ValueError: a rank is outside 0 to k - 1, or the lengths differ.
@@ -59,7 +59,7 @@ def function_curves(
             raise ValueError(f"{name} must be {n} whole numbers from 0 to {k - 1}, one for each row of mlp_input")
     if not n:
         return mlp_input.new_empty(0, POINTS), mlp_input.new_empty(0, POINTS)
-    x, row = mlp_input.unique(dim=0, return_inverse=True)  # sweeps of the same row serve all its output latents
+    x, row = mlp_input.unique(dim=0, return_inverse=True)  # one sweep serves all output latents of a row
     sweeps = _sweeps(pair, x, run_sandwich(pair, x), row, input_ranks.to(row))
     return sweeps.input_values[sweeps.of_sample], activations(
         sweeps.lines, sweeps.of_sample, sweeps.output_latents[row, output_ranks.to(row)]
@@ -79,8 +79,8 @@ class _Sweeps(NamedTuple):
 def _sweeps(
     pair: SAEPair, x: Tensor, sandwich: Sandwich, row: Tensor, input_rank: Tensor, usual: Tensor | None = None
 ) -> _Sweeps:
-    """For rows of x [n_tokens, d_model] with their sandwich; row and ranks [n_samples]. They end where the paper's do,
-    or at what is `usual` [d_sae] for their input latent."""
+    """The sweeps of samples, given by their row of x [n_tokens, d_model] and their ranks, [n_samples] each. A sweep
+    ends where the paper's does, or at the `usual` [d_sae] activation of its input latent."""
     k = pair.config.k
     places, of_sample = (row * k + input_rank).unique(return_inverse=True)
     of_row, rank = places // k, places % k
@@ -93,13 +93,13 @@ def _sweeps(
 
 
 def classify_curves(input_values: Tensor, output_values: Tensor, rule: str = "published") -> list[str]:
-    """The shape of curves [n, points] each.
+    """The shape of each of n curves, given as [n, points] input and output values.
 
     Args:
-        rule: "published", the paper's: "linear" if a least-squares line leaves every residual below 0.01; else
-            "jumprelu" if the exact zeros are one run that touches an end, and what is left, two points at least, is
-            linear in the same sense; else "other". "relative", the same on any scale: no residual may exceed 5% of the
-            curve's range, and curves whose range is at most 1% of their largest value are "flat".
+        rule: "published", the paper's: "linear" if every residual of the least-squares line is below 0.01; otherwise
+            "jumprelu" if the exact zeros are one run that touches an end, and the remaining points, at least two, are
+            linear in the same sense; otherwise "other". "relative" is the same on any scale: no residual may exceed 5%
+            of the curve's range, and curves whose range is at most 1% of their largest value are "flat".
 
     Raises:
         ValueError: the rule is unknown.
@@ -110,7 +110,7 @@ def classify_curves(input_values: Tensor, output_values: Tensor, rule: str = "pu
 
 
 def _classes(input_values: Tensor, output_values: Tensor, rule: str) -> Tensor:
-    """The places in RELATIVE_SHAPES of what `classify_curves` says, [n], on the curves' device."""
+    """The shapes that `classify_curves` returns, as places in RELATIVE_SHAPES: [n], on the curves' device."""
     x, y = input_values.double(), output_values.double()
     reach, relative = _reach(y), rule == "relative"
     within = STRAIGHT_WITHIN_SHARE * reach if relative else torch.full_like(reach, STRAIGHT_WITHIN)
@@ -141,8 +141,8 @@ def function_shapes(
     `ablation_samples` draws from the same stream with the same seed.
 
     Args:
-        n_curves: how many curves to keep, beside 30 of each shape that are kept if any are.
-        rules: "published" (always there), and "relative", which asks for sweeps of its own.
+        n_curves: how many curves to keep; if this is not 0, 30 curves of each shape are kept as well.
+        rules: "published" (always included), and "relative", which takes sweeps of its own.
         checkpoint: as for `ablation_samples`.
 
     Returns:
@@ -152,8 +152,8 @@ def function_shapes(
         `output_values`: the curve, [100] each, of the samples drawn first; None for the others.
 
         By the relative rule, over sweeps from 0 to the 99th percentile of the input latent's activations in the stream:
-        `relative_shape`, and `curvature`, the largest residual of a straight line through the output latent's
-        pre-activation, which neither TopK nor ReLU clips, as a share of its range there (0 where it does not vary).
+        `relative_shape`, and `curvature`, the largest residual of the least-squares line through the output latent's
+        pre-activation (before TopK and ReLU), as a share of its range (0 if it does not vary).
 
     Raises:
         ValueError: the stream is empty, not finite, or holds fewer elements than `n_samples`, or a rule is unknown.
@@ -205,9 +205,10 @@ def _usual_activations(pair: SAEPair, active: Parts, x: Tensor) -> Tensor:
 
 
 def _drawn_first(drawn: Tensor, shape: Tensor, n_curves: int) -> Tensor:
-    """Whether samples [n_samples] are among those drawn first, of all or of their shape: their curves are kept."""
+    """Whether the curve of each sample is kept, [n_samples]: those drawn first of all, and those drawn first of each
+    shape."""
     order = drawn.argsort()
-    before = torch.empty_like(drawn)  # how many of the same shape were drawn before
+    before = torch.empty_like(drawn)  # the number of samples of the same shape that were drawn before
     for place in range(len(FUNCTION_SHAPES)):
         of_shape = order[shape[order] == place]
         before[of_shape] = torch.arange(len(of_shape), device=drawn.device)
@@ -215,8 +216,8 @@ def _drawn_first(drawn: Tensor, shape: Tensor, n_curves: int) -> Tensor:
 
 
 def _kept_curves(columns: Mapping[str, Tensor], n_curves: int) -> dict[str, np.ndarray]:
-    """Columns of curves [POINTS] each, and None where none is kept. What a part need not keep, all of them together
-    need not either."""
+    """Columns of curves, [POINTS] each or None. A curve that is not kept among some of the samples is not kept among
+    all of them either."""
     kept = _drawn_first(columns["drawn"], columns["shape"], n_curves)
     among_those_there = kept[columns["has_curve"]]
     curves = {}
@@ -229,7 +230,7 @@ def _kept_curves(columns: Mapping[str, Tensor], n_curves: int) -> dict[str, np.n
 
 
 def _shapes(pair: SAEPair, x: Tensor, samples: Samples, usual: Tensor | None, n_curves: int) -> dict[str, Tensor]:
-    """Of some samples the columns of the table, [n_samples] each, classes by their places; `has_curve` [n_samples], and
+    """The columns of the table for some samples, [n_samples] each, with shapes as places; `has_curve` [n_samples], and
     the curves that may be kept, [n_curves, POINTS] each."""
     tokens, row = samples.token.unique(return_inverse=True)
     sandwich = run_sandwich(pair, x[tokens])
@@ -275,13 +276,13 @@ def _reach(y: Tensor) -> Tensor:
 
 
 def _leading(mask: Tensor) -> Tensor:
-    """Where every row holds true up to there."""
+    """True up to the first False of each row."""
     return mask.long().cumprod(dim=1).bool()
 
 
 def _is_linear(x: Tensor, y: Tensor, mask: Tensor, within: Tensor, inclusive: bool) -> Tensor:
-    """Whether a least-squares line through the masked points of each row leaves all their residuals below `within`
-    [rows]; or no larger."""
+    """Whether all residuals of the least-squares line through the masked points of a row are below `within` [rows], or,
+    if that is asked for, at most `within`."""
     residuals = _residuals(x, y, mask).abs()
     return (residuals <= within[:, None] if inclusive else residuals < within[:, None]).all(dim=1)
 

@@ -1,14 +1,14 @@
 """Means over tokens, ratios of such means, and their standard errors, from running sums: memory does not grow with the
 number of tokens.
 
-Tokens of one document are not independent, so standard errors are those of documents drawn at random, each with all
-its tokens (the sandwich estimator for clusters: Liang and Zeger, 1986). Where no document is named, each token counts
-as one.
+Tokens of one document are not independent, so standard errors treat documents, each with all its tokens, as drawn at
+random (the sandwich estimator for clusters: Liang and Zeger, 1986). If no documents are named, each token counts as
+one.
 
-What two variants give on the same documents is compared document by document: that leaves out what the documents
-themselves differ by (`difference`).
+Two variants measured on the same documents are compared document by document, which removes the variation that both
+share (`difference`).
 
-Not here: what is averaged.
+Not here: which quantities are averaged.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Estimate(NamedTuple):
     """A number that was measured on documents.
 
     Attributes:
-        influence: [n_documents] float64 on the CPU, what each document adds to the number to first order; they sum to
-            zero. None where no documents were named.
-        documents: [n_documents] int64, their numbers, ascending; None where they are not known.
+        influence: [n_documents] float64 on the CPU, what each document adds to the number, to first order; they sum to
+            zero. None if no documents were named.
+        documents: [n_documents] int64, the documents' numbers, ascending; None if they are not known.
     """
 
     value: float
@@ -39,7 +39,7 @@ class Estimate(NamedTuple):
 
 
 def flat(estimates: Mapping[str, Estimate]) -> dict[str, float]:
-    """Each number, and its standard error under its name with `_se`."""
+    """Each number, with its standard error under its name with `_se`."""
     numbers: dict[str, float] = {}
     for name, estimate in estimates.items():
         numbers |= {name: estimate.value, f"{name}_se": estimate.standard_error}
@@ -47,23 +47,23 @@ def flat(estimates: Mapping[str, Estimate]) -> dict[str, float]:
 
 
 def influences(estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
-    """The influence of each document, [n_documents] a number, of those numbers that have one."""
+    """The influence of each document on each number that has one, [n_documents] each."""
     return {name: estimate.influence for name, estimate in estimates.items() if estimate.influence is not None}
 
 
 def spread(influence: Tensor) -> float:
-    """The standard error of a number by the influences [n_documents] of documents drawn at random: with D of them,
+    """The standard error of a number whose D documents, drawn at random, have these influences [D]:
     sqrt(D / (D - 1) sum of squares). 0 for a single document."""
     n = len(influence)
     return math.sqrt(influence.square().sum().item() * n / (n - 1)) if n > 1 else 0.0
 
 
 def difference(one: Estimate, other: Estimate) -> Estimate:
-    """`one` less `other`, both measured on the same documents, which is all that the error is of: what is alike in both
-    goes out. A document of which one of them has no sample adds nothing to that one.
+    """`one` less `other`, measured on the same documents. The error is that of the differences between documents'
+    influences, so variation that both share cancels. A document without a sample in one of them adds nothing to it.
 
     Raises:
-        ValueError: the documents of one of them are not known, or, where they have no numbers, not as many.
+        ValueError: the documents of one of them are not known, or have no numbers and are not as many.
     """
     if one.influence is None or other.influence is None:
         raise ValueError("only what was measured on named documents can be compared document by document")
@@ -81,13 +81,13 @@ def difference(one: Estimate, other: Estimate) -> Estimate:
 
 
 def _over(documents: Tensor, some: Tensor, influence: Tensor) -> Tensor:
-    """The influences of some documents as those of `documents`, ascending, among which they are."""
+    """Influences of some of `documents` (ascending) as influences of all of them, 0 for the others."""
     place = torch.searchsorted(documents, some)
     return torch.zeros(len(documents), dtype=torch.float64).index_add(0, place, influence)
 
 
 class Moments:
-    """Means of several quantities that each token has, and how these means vary from document to document."""
+    """Means over tokens of several quantities, and how much these means vary between documents."""
 
     def __init__(self) -> None:
         self.n_tokens = 0
@@ -96,12 +96,12 @@ class Moments:
         # over documents: sums and products of each document's sums, the last of which is its number of tokens
         self._sum: Any = 0.0  # a Tensor from the first document on
         self._products: Any = 0.0
-        self._unfinished: tuple[int, Tensor] | None = None  # the document that the next tokens may belong to as well
+        self._unfinished: tuple[int, Tensor] | None = None  # the last document, which the next tokens may continue
         self._named: list[Tensor] = []  # the sums of documents that were named, and their numbers
         self._numbers: list[Tensor] = []
 
     def begin_at(self, values: Tensor) -> None:
-        """Take these tokens [n_tokens, n_quantities] for where the first tokens are, which others have added."""
+        """Take the origin from these tokens [n_tokens, n_quantities], the first ones, which another shard adds."""
         self._origin = values.double().mean(dim=0)
 
     def add(self, values: Tensor, documents: Tensor | None = None) -> None:
@@ -110,7 +110,7 @@ class Moments:
         Args:
             values: [n_tokens, n_quantities].
             documents: [n_tokens] int64 on the CPU, the number of the document that each token is from. The tokens of a
-                document follow each other, over as many calls as need be. None: each token is one.
+                document follow each other, possibly over several calls. None: each token is a document.
         """
         if not len(values):
             return
@@ -123,7 +123,7 @@ class Moments:
             self._finish(rows)
             return
         numbers, lengths = documents.unique_consecutive(return_counts=True)
-        # a number a document goes to the device, not one a token, for whose copy the processor would wait
+        # only a number for each document goes to the device; for one a token, the processor would wait
         every_row = torch.arange(len(numbers), device=rows.device)
         row_of_token = every_row.repeat_interleave(lengths.to(rows.device), output_size=len(rows))
         sums = rows.new_zeros(len(numbers), rows.shape[1]).index_add_(0, row_of_token, rows)
@@ -144,8 +144,8 @@ class Moments:
         return State(tensors, values, {"numbers": self._numbers, "named": self._named})
 
     def take_in(self, state: State) -> None:
-        """Where documents were named, the sums are to the last bit those of adding all tokens here, if the origins are
-        one; else to rounding."""
+        """Add a stored state. If documents were named and the origins are equal, the sums are, to the last bit, those
+        of adding all tokens here; otherwise up to rounding."""
         if not state.values:
             return
         if not self.n_tokens:
@@ -173,7 +173,7 @@ class Moments:
             self._named = [sums.to(self._sum.device) for sums in state.lists["named"]]
 
     def _from_origin(self, origin: Tensor) -> Tensor:
-        """What makes of a document's sums from another origin those from this one."""
+        """The matrix that turns a document's sums relative to another origin into sums relative to this one."""
         move = torch.eye(len(origin) + 1, dtype=origin.dtype, device=origin.device)
         move[:-1, -1] = origin - self._origin
         return move
@@ -190,7 +190,7 @@ class Moments:
         return self._n_documents + len(rows), self._sum + rows.sum(dim=0), self._products + rows.T @ rows
 
     def _totals(self) -> tuple[int, Tensor, Tensor]:
-        """Number of documents, sums and products over all of them."""
+        """The number of documents, and the sums and products over all of them."""
         if not self.n_tokens:
             raise ValueError("there is no token to take a mean over")
         if self._unfinished is None:
@@ -199,12 +199,13 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
-        """[n_quantities] float64, over tokens. Raises ValueError if there was no token."""
+        """The means over tokens, [n_quantities] float64. Raises ValueError if there was no token."""
         _, sums, _ = self._totals()
         return (self._origin + sums[:-1] / self.n_tokens).cpu()
 
     def standard_error(self, weights: Tensor) -> float:
-        """Of the mean of `quantities @ weights`; weights [n_quantities] float64. 0 for a single document.
+        """The standard error of the mean of `quantities @ weights`; weights [n_quantities] float64. 0 for a single
+        document.
 
         With s_d the sum of document d, n_d its number of tokens, N that of all and D documents:
         sqrt(D / (D - 1) sum_d (s_d - mean n_d)^2) / N.
@@ -217,7 +218,8 @@ class Moments:
         return math.sqrt(max(0.0, squares) * n_documents / (n_documents - 1)) / self.n_tokens
 
     def influence(self, weights: Tensor) -> Tensor | None:
-        """Of each document on that mean, (s_d - mean n_d) / N: [n_documents] float64; None if none was named."""
+        """The influence of each document on that mean, (s_d - mean n_d) / N: [n_documents] float64; None if none was
+        named."""
         if self._unfinished is None:
             return None
         _, sums, _ = self._totals()
@@ -239,7 +241,7 @@ class Moments:
 
 
 class NamedMoments:
-    """`Moments` of quantities that are told apart by name."""
+    """`Moments` of quantities that have names."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
@@ -263,7 +265,7 @@ class NamedMoments:
         self._moments.begin_at(_stacked(values))
 
     def add(self, values: Mapping[str, Tensor], documents: Tensor | None = None) -> None:
-        """A quantity a name, each [n_tokens]; the same names each time. `documents` as for `Moments.add`."""
+        """Add the quantities, each [n_tokens], under the same names in every call; `documents` as for `Moments.add`."""
         self._names = list(values)
         self._moments.add(_stacked(values), documents)
 
@@ -300,5 +302,5 @@ class NamedMoments:
 def _stacked(values: Mapping[str, Tensor]) -> Tensor:
     columns = list(values.values())
     if len({column.dtype for column in columns}) > 1:
-        columns = [column.double() for column in columns]  # together they may lose digits before they are wide
+        columns = [column.double() for column in columns]  # stacked in their own dtype they might lose digits
     return torch.stack(columns, dim=1)

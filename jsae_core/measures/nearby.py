@@ -1,17 +1,17 @@
 """Is this output latent active at inputs near x, and how strongly?
 
 Here: `exact`, which encodes every such input in full, and `activations`, which gives the same and encodes few of them;
-an output latent's own pre-activation, whoever else is active.
+an output latent's own pre-activation, no matter which other latents are active.
 Not here: which inputs and latents are asked about (`ablation.py`, `linearity.py`).
 
 The inputs lie on lines: x moved along the decoder row of an input latent. An intervention is a line with one point, a
-sweep one with many. A question is a line and an output latent.
+sweep a line with many. A question consists of a line and an output latent.
 
-How `activations` knows without encoding. An output latent is active if its pre-activation is positive and fewer than k
-others are larger. Its own costs one product of two vectors. All others are known at a place nearby, the anchor; where
-what the encoder is applied to has moved by a distance r, each of them has moved by at most r times the norm of its
-encoder row (Cauchy-Schwarz). So those that were far below the TopK at the anchor are below it still, and only the
-largest there, the rivals, need a closer look. Questions that this leaves undecided are given to `exact`.
+How `activations` decides without encoding: an output latent is active if its pre-activation is positive and fewer than
+k others are larger. Its own pre-activation costs one product of two vectors. Those of all others are known at an input
+nearby, the anchor. If the encoder's input has moved from there by a distance r, each of them has changed by at most r
+times the norm of its encoder row (Cauchy-Schwarz). So latents far below the TopK at the anchor are still below it, and
+only the largest ones there, the rivals, are computed. Questions that remain undecided are passed on to `exact`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from jsae_core.memory import cached_piece
 from jsae_core.sae import active_latents, inputs_at_once, largest_pre_activations, pre_activations
 from jsae_core.sae_pair import SAEPair
 
-ROUNDING = 2  # times the dtype's epsilon and the product of the norms: what the order of a sum may make of it
+ROUNDING = 2  # times the dtype's epsilon and the product of the norms: how much the order of a sum may change it
 
-# where a line has few points, its anchor is the MLP input that it leads through
+# on lines with few points, the anchor is the MLP input x itself
 TOKEN_RIVALS = 32  # times k
-POINTS_A_TOKEN = 4  # gathering the encoder rows of a token's rivals takes as long as encoding this many points
-RIVALS_SHARE = 8  # encoding everything is as fast unless there are this many times as many latents as rivals
+POINTS_A_TOKEN = 4  # gathering the encoder rows of a token's rivals takes as long as encoding so many points
+RIVALS_SHARE = 8  # with fewer latents than so many times the rivals, encoding everything is as fast
 GATHER_BYTES = 2**24  # of encoder rows of rivals at once
 
-# where it has many, a few of them are anchors, the nodes
+# on lines with many points, a few of the points are anchors: the nodes
 NODES = 4
 NODE_RIVALS = 4  # times k, of each node
 HIDDEN_BYTES = 2**23  # of hidden layers at once: they stay in a CPU's cache
@@ -42,8 +42,8 @@ HIDDEN_BYTES = 2**23  # of hidden layers at once: they stay in a CPU's cache
 class Lines(NamedTuple):
     """Points on lines. Point p of line l is the MLP input x[token[l]] + steps[l, p] * W_dec_in[input_latent[l]].
 
-    An input latent enters each branch of the MLP through its row of the table W_dec_in W_b, so that a moved input need
-    not be multiplied again."""
+    A branch of the MLP at a moved input is its value at x plus a multiple of the input latent's row of W_dec_in W_b, so
+    the moved input need not be multiplied by W_b."""
 
     pair: SAEPair
     branch_values: tuple[Tensor, ...]  # `pair.mlp.branch_values(x)`, each [n_tokens, d_mlp]
@@ -110,7 +110,7 @@ def activations(lines: Lines, line: Tensor, output_latent: Tensor) -> Tensor:
 
 @torch.no_grad()
 def own_pre_activations(lines: Lines, line: Tensor, output_latent: Tensor) -> Tensor:
-    """Pre-activations of output latents along lines, whoever else is active: [n_questions, n_points].
+    """Pre-activations of output latents along lines, no matter which others are active: [n_questions, n_points].
 
     Args:
         line, output_latent: [n_questions].
@@ -129,8 +129,8 @@ def own_pre_activations(lines: Lines, line: Tensor, output_latent: Tensor) -> Te
 
 
 def _from_tokens(lines: Lines, line: Tensor, output_latent: Tensor, n_rivals: int) -> tuple[Tensor, Tensor]:
-    """Activations, and which of them stay undecided, two [n_questions, n_points], by what is known at x: its rivals
-    alone are encoded at each point, from encoder rows that are gathered once a token."""
+    """Activations, and which of them remain undecided, both [n_questions, n_points], with x as the anchor. At each
+    point only the rivals at x are encoded, with encoder rows that are gathered once for each token."""
     n_points, device = lines.steps.shape[1], line.device
     points = torch.arange(n_points, device=device)
     if n_points > 1:
@@ -185,12 +185,13 @@ def _from_tokens(lines: Lines, line: Tensor, output_latent: Tensor, n_rivals: in
 
 
 def _from_nodes(lines: Lines, line: Tensor, output_latent: Tensor) -> tuple[Tensor, Tensor]:
-    """Activations, and which of them stay undecided, two [n_questions, n_points], by what is known at the nodes.
+    """Activations, and which of them remain undecided, both [n_questions, n_points], with the nodes as anchors.
 
-    A pre-activation is affine in the hidden layer h, so the latent's own costs one row of the table
-    E = (W_out W_enc_out)^T a point. Rivals are interpolated between the nodes. Where h interpolated in the same way is
-    off by a vector of length r, each is off by at most r times the norm of its row of E, and h is so smooth along a
-    line that this tells, at nearly all points, how many are above the latent."""
+    A pre-activation is affine in the hidden layer h, so the latent's own takes one product with its row of the table
+    E = (W_out W_enc_out)^T at each point. The rivals' pre-activations are interpolated between the nodes. If h
+    interpolated in the same way is off by a vector of length r, each of them is off by at most r times the norm of its
+    row of E. h is so smooth along a line that this decides, at nearly all points, how many rivals are above the
+    latent."""
     pair, sae, E = lines.pair, lines.pair.output_sae, lines.pair.tables().outputs
     (n_lines, n_points), device = lines.steps.shape, line.device
     between = _Interpolation.of(n_points, E)
@@ -277,8 +278,8 @@ class _Interpolation(NamedTuple):
 
 
 class _RivalsAtNodes(NamedTuple):
-    """What is known of output latents at the nodes of lines. The rivals of an interval are the largest at either of its
-    two nodes, m in all, those at both of them twice."""
+    """Pre-activations of output latents at the nodes of lines. The rivals of an interval are the largest latents at
+    each of its two nodes, m in all; a latent that is among the largest at both is there twice."""
 
     hidden: Tensor  # [n_lines, NODES, d_mlp]
     latents: Tensor  # [n_lines, NODES - 1, m]
@@ -319,7 +320,7 @@ class _RivalsAtNodes(NamedTuple):
 
 
 def _among_top_k(value: Tensor, rivals: Tensor, error: Tensor, ceiling: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Whether latents are among the k largest, and for which of them that stays undecided: two [...] bool.
+    """Whether latents are among the k largest, and for which of them this remains undecided: both [...] bool.
 
     Args:
         value: [...], their pre-activations.
@@ -334,7 +335,7 @@ def _among_top_k(value: Tensor, rivals: Tensor, error: Tensor, ceiling: Tensor, 
 
 
 def _largest_offset(pair: SAEPair) -> Tensor:
-    """What no part of a pre-activation that does not depend on the MLP's input exceeds."""
+    """An upper bound on the part of any pre-activation that does not depend on the MLP's input."""
     sae, b_out = pair.output_sae, pair.mlp.b_out
     return sae.W_enc.norm(dim=0).max() * (b_out.norm() + sae.b_dec.norm()) + sae.b_enc.abs().max()
 

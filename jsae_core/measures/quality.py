@@ -1,4 +1,4 @@
-"""What a pair costs: what the language model loses when reconstructions are spliced in, and what the pair gives for it.
+"""What a pair costs the language model when its reconstructions are spliced in, and how sparse its Jacobian is.
 
 Here: `pair_quality`, everything about a pair in one row, means over tokens with standard errors over documents. Not
 here: histograms (`histogram.py`), how well each SAE reconstructs (`reconstruction.py`, which is called).
@@ -29,7 +29,7 @@ LOGIT_BYTES = 64 * 2**20  # of all predictions at once
 
 
 class Quality(NamedTuple):
-    """What `pair_quality` gives: numbers that have an error, and those that have none."""
+    """The numbers of `pair_quality`: those that have an error, and those that have none."""
 
     estimates: dict[str, Estimate]
     numbers: dict[str, float]
@@ -49,20 +49,20 @@ def pair_quality(
 
     Args:
         documents: 1-d token tensors, BOS first, of at least two tokens; some of at least three.
-        batch_tokens: the most tokens, padding counted, that the model is given at once. None: 4096 on a CPU, on a CUDA
-            device up to four times as many, by its memory.
+        batch_tokens: the most tokens, padding included, that the model is given at once. None: 4096 on a CPU, and on a
+            CUDA device up to four times as many, depending on its memory.
         checkpoint: as for `jacobian_histogram`.
 
     Returns:
-        For side in (input, output, pair) - the input SAE's reconstruction in the place of the MLP's input, the output
-        SAE's in that of its output, or both at once:
-        `ce_{side}`, `kl_{side}` (cross-entropy; divergence of the spliced from the clean prediction), and with zeros in
-        that place instead `ce_zero_{side}`, `kl_zero_{side}` (the pair's are the output's, and have no name of their
-        own); `ce_score_{side}` = (zero - spliced) / (zero - clean) of the means, `kl_score_{side}` = (zero - spliced) /
-        zero; 0 where the denominator is. `ce_clean`. Reconstructions and zeros are spliced in at BOS as well if
-        `spliced_at_bos` is 1: where the pair's configuration says that it was trained on BOS. Where it is 0 (the MLP's
-        output at BOS is of another size, and no SAE reconstructs what it never saw) BOS keeps its own.
-        For side in (input, output) what `reconstruction_quality` gives. Of the Jacobian, means over tokens of what
+        For side in (input, output, pair), where the MLP's input is replaced by the input SAE's reconstruction, the
+        MLP's output by the output SAE's, or both: `ce_{side}` (cross-entropy) and `kl_{side}` (divergence of the
+        spliced from the clean prediction); `ce_zero_{side}` and `kl_zero_{side}`, the same with zeros in that place
+        (for the pair they equal the output's, and have no name of their own); `ce_score_{side}` = (zero - spliced) /
+        (zero - clean), a ratio of means, and `kl_score_{side}` = (zero - spliced) / zero, both 0 if the denominator is
+        0. `ce_clean`. `spliced_at_bos` is 1 if reconstructions and zeros are spliced in at BOS as well, which is so if
+        the pair's configuration says that it was trained on BOS. Otherwise BOS keeps its own activations: the MLP's
+        output at BOS has another size, and no SAE reconstructs what it never saw.
+        For side in (input, output), what `reconstruction_quality` gives. For the Jacobian, means over tokens of what
         `token_measures` gives: `above_{t}` for t in .005, .01, .015, .02, `kurtosis`, `l1_over_l2`, `norm_l2t`,
         `norm_l4t`, `norm_linft`. Each mean over tokens, and each ratio of such means, has its standard error under the
         same name with `_se`. `n_tokens`. Of merged shards (`merge_shards`) these are sums in float64 in another order:
@@ -82,7 +82,7 @@ def measured_quality(
     batch_tokens: int | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Quality:
-    """`pair_quality`, with what each document adds to each number. Raises as it does."""
+    """`pair_quality`, with what each document adds to each number. Raises ValueError as it does."""
     if pair.config.d_in != language_model.d_model:
         raise ValueError(
             f"the pair's d_in is {pair.config.d_in}, but {language_model.name} has d_model {language_model.d_model}: "
@@ -109,7 +109,7 @@ def measured_quality(
     batches, n_tokens = _numbered(packed(documents, batch_tokens)), sum(len(document) - 1 for document in documents)
     for batch, n_documents in work.steps(batches, sums, "tokens", n_tokens, _n_measured, stream):
         there = _Places(batch, language_model.device, pair.config.trained_on_bos)
-        # of tokens, and of those whose successor is known
+        # of all tokens, and of those whose next token is known
         document, document_of_prediction = n_documents + there.document, n_documents + there.document_of_prediction
         clean = language_model.clean_pass(batch.tokens, layer)
         x, kept = _at(clean.mlp_input, there.spliced), there.measured_among_spliced
@@ -155,7 +155,7 @@ def measured_quality(
 
 
 def _numbered(batches: Iterable[Batch]) -> Iterator[tuple[Batch, int]]:
-    """With the number of documents before each."""
+    """Each batch, with the number of documents before it."""
     n_documents = 0
     for batch in batches:
         yield batch, n_documents
@@ -163,8 +163,8 @@ def _numbered(batches: Iterable[Batch]) -> Iterator[tuple[Batch, int]]:
 
 
 class _Places:
-    """Where the positions of a batch are among all of them, row after row, as numbers: to see what a mask selects, the
-    processor would wait for the device.
+    """The positions of a batch that are used, as numbers (row after row) and not as masks: to know how many a mask
+    selects, the processor would wait for the device.
 
     Attributes, int64 on the device unless said:
         spliced: where something is put in the place of the MLP's input or output: at the measured positions, and where
@@ -212,8 +212,8 @@ class _SameMLP:
         self._apart: Tensor | None = None
 
     def add(self, ours: Tensor, theirs: Tensor) -> None:
-        """Outputs [n, d_model]. Raises ValueError at the first ones on every device; of later ones an accelerator's are
-        looked at by `finish`."""
+        """Compare outputs [n, d_model]. Raises ValueError if the first ones differ; on an accelerator, later ones are
+        only compared by `finish`."""
         # 10% of the output's norm: far above the rounding of bfloat16, far below another MLP's output
         apart = (ours - theirs).norm() > 0.1 * theirs.norm()
         is_first = self._apart is None
@@ -226,7 +226,7 @@ class _SameMLP:
         return State()
 
     def take_in(self, state: State) -> None:
-        """Whatever came before did agree."""
+        """Nothing to add: the outputs before this state agreed."""
 
     def finish(self) -> None:
         if self._apart:
@@ -237,8 +237,8 @@ class _SameMLP:
 
 
 def _spliced(clean: CleanPass, places: Tensor, replacement: Tensor) -> Tensor:
-    """What leaves the last block, [row, position, d_model], with another MLP output, [n_places, d_model], at some
-    places."""
+    """What leaves the last block, [row, position, d_model], if the MLP's output at some places is replaced by
+    [n_places, d_model]."""
     mlp_output = clean.mlp_output.flatten(0, 1).index_copy(0, places, replacement)
     return clean.resumed(mlp_output.view_as(clean.mlp_output))
 
@@ -246,9 +246,9 @@ def _spliced(clean: CleanPass, places: Tensor, replacement: Tensor) -> Tensor:
 def _losses(
     language_model: LanguageModel, leaving: Mapping[str, Tensor], there: _Places
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Cross-entropies of the tokens that measured positions predict, and divergences at all of them from what is
-    predicted `clean`. The vocabulary is by far the widest thing here: positions are taken some at a time, with all
-    their predictions.
+    """Cross-entropies of the tokens that measured positions predict, and the divergences of the predictions from the
+    `clean` ones at all measured positions. Positions are taken a few at a time, since a prediction is as wide as the
+    vocabulary.
 
     Args:
         leaving: what leaves the last block there, [n_measured, d_model] each.
@@ -279,12 +279,12 @@ def _losses(
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
-    """At least float32: bfloat16 has too few digits for the difference of two predictions."""
+    """In float32 or wider, since bfloat16 has too few digits for the difference of two predictions."""
     return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _magnitude(jacobian: Tensor) -> Tensor:
-    """At least float32, as for probabilities."""
+    """In float32 or wider, as for probabilities."""
     return jacobian.abs().to(torch.promote_types(jacobian.dtype, torch.float32))
 
 

@@ -39,13 +39,13 @@ def reconstruction_quality(pair: SAEPair, stream: Iterable[Tensor]) -> dict[str,
 
 
 def reconstruct(sae: TopKSAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x [n, d_in] -> its activations and latents, two [n, k], and the reconstruction [n, d_in]."""
+    """The activations and latents of x [n, d_in], both [n, k], and its reconstruction [n, d_in]."""
     activations, latents = active_latents(sae, x)
     return activations, latents, decode(sae.W_dec, sae.b_dec, activations, latents)
 
 
 class ReconstructionSums:
-    """What `reconstruction_quality` is made of, for a caller that has encoded already."""
+    """The sums behind `reconstruction_quality`, for a caller that has encoded already."""
 
     def __init__(self, pair: SAEPair):
         self._sides = {"input": _Side(pair.input_sae), "output": _Side(pair.output_sae)}
@@ -70,7 +70,7 @@ class ReconstructionSums:
         return {f"{name}_{side}": of for side, sums in self._sides.items() for name, of in sums.estimates().items()}
 
     def numbers(self) -> dict[str, float]:
-        """What it gives without one."""
+        """What `reconstruction_quality` gives without an error."""
         dead = {f"dead_{side}": sums.dead for side, sums in self._sides.items()}
         return dead | {"n_tokens": float(self._sides["input"].n_tokens)}
 

@@ -1,4 +1,4 @@
-"""Loops of a measure that may take hours: they say how far they are, and go on where a checkpoint left them.
+"""Loops of a measure that may take hours: they report progress, and continue where a checkpoint left them.
 
 Here: the loops, what kinds of things they keep, and what a checkpoint belongs to. Not here: the checkpoint itself
 (`jsae_core.checkpoints`), what a measure keeps.
@@ -7,8 +7,8 @@ Here: the loops, what kinds of things they keep, and what a checkpoint belongs t
     for x, documents, start in work.tokens(stream, {"sums": sums}):  # whatever changes in the loop is named here
         sums.add(x, documents)
 
-What is kept between items of a loop is the same as if nothing had happened, and so are the items that follow: so is the
-result, bit for bit where the items are (as on a CPU).
+After an interruption, the kept state and the remaining items are the same as without it. So the result is the same, bit
+for bit if the items are (as on a CPU).
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from jsae_core.sae_pair import SAEPair
 from jsae_core.tensor_files import content_digest
 
 T = TypeVar("T")
-MEASURED = "measured"  # said in the checkpoint of a shard that was gone through to its end
-PASSED_AT_ONCE = 2**12  # tokens whose random numbers are not asked for
+MEASURED = "measured"  # marks the checkpoint of a shard that was measured to its end
+PASSED_AT_ONCE = 2**12  # tokens whose random numbers are drawn and thrown away at once
 
 
 class Resumable(Protocol):
-    """What a loop changes, and can be given back as it was."""
+    """State that a loop changes and a checkpoint can restore."""
 
     def state(self) -> State: ...
 
@@ -67,11 +67,11 @@ class Computation:
     tokens. Up to that call, a shard's loops read the tokens of the shard alone, and those of the merging step none.
 
     Args:
-        checkpoint: None: nothing is kept and nothing is said.
+        checkpoint: where the state is kept; with None, nothing is kept and no progress is reported.
         name: of the measure, with a number to be raised when what it keeps or computes changes.
-        stream: what is measured on. What its `digest()` says, if it has one, is part of what the checkpoint belongs to;
-            such a stream can also begin at any of its items (`starting_at`). Of any other, all items are looked at
-            again to go on.
+        stream: what is measured on. If it has a `digest()`, the checkpoint belongs to streams of that digest alone, and
+            reading can begin at any item (`starting_at`). Any other stream is read again from its first item to
+            continue.
         settings: whatever else the result depends on, as JSON can hold it.
         shardable: whether the measure calls `merge_shards`.
 
@@ -117,14 +117,14 @@ class Computation:
     def tokens(
         self, stream: Iterable[Tensor], kept: Mapping[str, Resumable]
     ) -> Iterator[tuple[Tensor, Tensor | None, int]]:
-        """The items of a stream [n_tokens, d_model], each with the documents that its tokens are from, as
-        `with_documents` gives them, and the place of its first token.
+        """The items of a stream [n_tokens, d_model], each with the documents of its tokens, as `with_documents` gives
+        them, and the place of its first token.
 
         Args:
-            kept: whatever changes in the loop.
+            kept: everything that changes in the loop.
 
         Raises:
-            ValueError: a stream that can be read only once is not the one that the checkpoint is of.
+            ValueError: the stream can be read only once, and its items differ from those the checkpoint was made of.
         """
         loop = self._next_loop(kept)
         loop.stream = stream
@@ -153,13 +153,13 @@ class Computation:
         size: Callable[[T], int] = lambda item: 1,
         stream: Iterable[Tensor] | None = None,
     ) -> Iterator[T]:
-        """Items that follow from what is known before the loop begins, and are the same each time.
+        """Items that are determined before the loop begins, and the same each time.
 
         Args:
-            kept: whatever changes in the loop.
-            unit, total, size: what is counted to say how far it is: in the plural, how much there is, how much an item
-                is.
-            stream: the stream whose items these correspond to, one to one, so that a shard has its share of both.
+            kept: everything that changes in the loop.
+            unit, total, size: for the progress report: what is counted (a plural), how many there are in all, and how
+                many an item has.
+            stream: the stream to whose items these correspond one to one, so that a shard has its share of both.
         """
         loop = self._next_loop(kept)
         if self._merges:
@@ -238,7 +238,7 @@ class Computation:
         return state
 
     def _next_loop(self, kept: Mapping[str, Resumable]) -> _Loop:
-        """As far as it is known to have come; nothing is restored yet."""
+        """The next loop, as far as the checkpoint says it came; nothing is restored yet."""
         number = len(self._loops)
         before = [] if self._before is None else self._before.values["loops"]
         loop = _Loop(kept, *before[number]) if number < len(before) else _Loop(kept)
@@ -256,8 +256,8 @@ class Computation:
             self._before = None
 
     def _items(self, stream: Any, loop: _Loop, first: int, place: int) -> Iterator[Tensor]:
-        """Those of a stream that are to come, from its item number `first` on, whose first token is at `place`; what
-        was kept of the others is restored."""
+        """The remaining items of a stream, from number `first` on, whose first token is at `place`. The state after the
+        items before them is restored."""
         if not loop.n_items:
             loop.n_items, loop.amount = first, place
         if hasattr(stream, "digest"):
@@ -285,7 +285,7 @@ class Computation:
         return hashlib.sha256(f"{before}{content_digest({'item': item})}".encode()).hexdigest()
 
     def _done(self, loop: _Loop, amount: int, pace: Pace, unit: str) -> None:
-        """To be called between two items."""
+        """Called between two items."""
         loop.n_items, loop.amount, loop.went_on = loop.n_items + 1, loop.amount + amount, True
         if self._checkpoint is None:
             return
@@ -295,7 +295,7 @@ class Computation:
             self._save()
 
     def _ended(self, loop: _Loop) -> None:
-        """A loop that came to its end is kept as a whole, if it takes so long that anything is kept at all."""
+        """Keep the state after a loop that ended, if it took long enough for anything to be kept."""
         if self._is_kept and loop.went_on:
             self._save()
 
@@ -305,7 +305,7 @@ class Computation:
         self._is_kept = True
 
     def _state(self) -> State:
-        """Of all loops so far."""
+        """The state of all loops so far."""
         kept = {
             f"{number}.{name}": one.state()
             for number, loop in enumerate(self._loops)
@@ -316,8 +316,8 @@ class Computation:
 
     @property
     def _own(self) -> Checkpoint:
-        """The checkpoint of this computation. Whose it is takes time to say, and most computations end before one is
-        due."""
+        """The checkpoint of this computation. It is made at first use, since describing what it belongs to takes time,
+        and most computations end before a checkpoint is due."""
         assert self._checkpoint is not None
         if not self._is_own:
             shards = self._checkpoint.shards
@@ -355,7 +355,7 @@ class Parts(list[dict[str, Tensor]]):
         self._joined: tuple[int, dict[str, Tensor]] = (0, {})  # of so many
 
     def joined(self) -> dict[str, Tensor]:
-        """One after the other; nothing of none."""
+        """All parts, joined one after the other under each name; empty if there are none."""
         if self._joined[0] != len(self):
             self._joined = len(self), {name: torch.cat([part[name] for part in self]) for name in self[0]}
         return self._joined[1]
@@ -379,11 +379,11 @@ class Frames(list[pd.DataFrame]):
 
 
 class RandomNumbers:
-    """Random numbers that belong to tokens: those of a token depend on its place in the stream alone, wherever a loop
-    begins. Tokens are asked for in order.
+    """Random numbers that belong to tokens: they depend only on the token's place in the stream, wherever a loop
+    begins. Tokens must be asked for in order.
 
     Args:
-        per_token: the shape of what a token has.
+        per_token: the shape of one token's numbers.
     """
 
     def __init__(self, seed: int, *per_token: int):
@@ -391,8 +391,9 @@ class RandomNumbers:
         self._place = 0  # of the token whose numbers come next
 
     def of(self, place: int, n_tokens: int) -> Tensor:
-        """[n_tokens, *per_token] float32 on the CPU, evenly spread over [0, 1), of tokens from a place on."""
-        while left := place - self._place:  # this generator cannot leap
+        """The numbers of `n_tokens` tokens from a place on, uniform on [0, 1): [n_tokens, *per_token] float32 on the
+        CPU."""
+        while left := place - self._place:  # this generator cannot skip ahead
             self._draw(min(left, PASSED_AT_ONCE))
         return self._draw(n_tokens)
 

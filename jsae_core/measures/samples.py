@@ -1,9 +1,9 @@
 """Drawing elements of the Jacobians of a stream: which token, which output rank, which input rank.
 
-Here: what `ablation.py` and `linearity.py` do alike around a sample. Not here: what is done with a sample.
+Here: what `ablation.py` and `linearity.py` have in common. Not here: what is done with a sample.
 
-With the same seed a larger random sample holds every smaller one, and begins with it in the order of drawing. So the
-curves that `linearity.py` takes belong to elements that `ablation.py` has intervened on.
+With the same seed, a larger random sample begins with every smaller one, in the order of drawing. So the curves that
+`linearity.py` measures belong to elements on which `ablation.py` intervenes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from jsae_core.sae_pair import SAEPair
 
 Ranks = Literal["random", "diagonal", "all"]
 CPU = torch.device("cpu")
-PERMUTED = 2**22  # elements up to which all are permuted; of more, half can be drawn with repeated ones passed over
+# up to so many elements, all are permuted; of more, up to half are drawn one by one, and repeated ones passed over
+PERMUTED = 2**22
 
 
 class TooFewElements(ValueError):
@@ -38,7 +39,7 @@ class Samples(NamedTuple):
     token: Tensor
     output_rank: Tensor
     input_rank: Tensor
-    drawn: Tensor  # place in the order of drawing: those below n are a random sample of n
+    drawn: Tensor  # place in the order of drawing; the samples with places below n are a random sample of n
 
     def split(self, size: int | list[int]) -> list[Samples]:
         parts = [values.split(size) for values in self]
@@ -51,10 +52,10 @@ def draw_samples(
     """Elements of `n_tokens` Jacobians of k x k.
 
     Args:
-        n_samples: how many; None: all there are.
-        ranks: "random": without replacement from all; "diagonal": the i-th input with the i-th output latent, in
-            token order; "all": every element, in token order. Those two count as drawn in the order of tokens.
-        device: of the samples, which are the same on all.
+        n_samples: how many; None: every element.
+        ranks: "random": without replacement from all; "diagonal": the i-th input with the i-th output latent; "all":
+            every element. The last two count as drawn in the order of tokens.
+        device: the device for the samples, which are the same on every device.
 
     Raises:
         TooFewElements: there are fewer than `n_samples`.
@@ -81,7 +82,7 @@ def draw_samples(
 
 
 def _draw(available: int, n: int, seed: int, device: torch.device) -> Tensor:
-    """n different numbers below `available`, each draw a continuation of every shorter one with the same seed.
+    """n different numbers below `available`. A longer draw with the same seed begins with every shorter one.
 
     numpy's generator draws on every device, so that the numbers are the same; all else is done on the device."""
     if available <= PERMUTED:
@@ -94,7 +95,8 @@ def _draw(available: int, n: int, seed: int, device: torch.device) -> Tensor:
     drawn = drawn[:first_half]
     if n == first_half:
         return drawn
-    is_left = torch.ones(available, dtype=torch.bool, device=device)  # most drawn from here on would be repeated ones
+    # from here on, most numbers drawn would be repeated ones
+    is_left = torch.ones(available, dtype=torch.bool, device=device)
     is_left[drawn] = False
     left = is_left.nonzero()[:, 0]
     order = torch.from_numpy(np.random.default_rng([seed, 1]).permutation(len(left))[: n - first_half])
@@ -102,7 +104,7 @@ def _draw(available: int, n: int, seed: int, device: torch.device) -> Tensor:
 
 
 def _without_repeated(numbers: Tensor) -> Tensor:
-    """Each number once, where it comes first."""
+    """Each number once, at its first place."""
     ordered, place = numbers.sort(stable=True)
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     is_first[1:] = ordered[1:] != ordered[:-1]
@@ -133,24 +135,24 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def table(columns: Mapping[str, Tensor]) -> pd.DataFrame:
-    """A column a tensor, each [n_samples], of `at_least_float32`."""
+    """A table with a column for each tensor [n_samples], of `at_least_float32`."""
     return pd.DataFrame({name: at_least_float32(values).cpu().numpy() for name, values in columns.items()})
 
 
 def named(places: Any, names: Sequence[str]) -> pd.api.extensions.ExtensionArray:
-    """A column of texts, from the place of each among `names`: much faster than from the texts themselves."""
+    """A column of texts, made from the place of each text among `names`, which is much faster than from the texts."""
     return pd.array(names, dtype="str").take(places)
 
 
 def with_document(frame: pd.DataFrame, stream: Iterable[Tensor]) -> pd.DataFrame:
-    """Samples with the number of the `document` that their token is from; each token is one where the stream names
-    none."""
+    """Samples with a column `document`, the number of the document that their token is from. If the stream names no
+    documents, each token is one."""
     documents = documents_of(stream)
     return frame.assign(document=frame["token"] if documents is None else documents.numpy()[frame["token"]])
 
 
 def moments_of(samples: pd.DataFrame, values: Mapping[str, np.ndarray]) -> NamedMoments:
-    """Of quantities that each of the samples, in token order, has, with their `document`s."""
+    """The moments of quantities of samples, which are in token order and have a column `document`."""
     moments = NamedMoments()
     columns = {name: torch.tensor(np.asarray(column, dtype=float)) for name, column in values.items()}
     moments.add(columns, torch.tensor(samples["document"].to_numpy(np.int64)))
@@ -158,7 +160,7 @@ def moments_of(samples: pd.DataFrame, values: Mapping[str, np.ndarray]) -> Named
 
 
 def shares(samples: pd.DataFrame, column: str, classes: Sequence[str]) -> dict[str, Estimate]:
-    """The share of the samples, in token order, whose column says each of the classes."""
+    """The share of each class among samples in token order, by a column that names their class."""
     return moments_of(samples, {name: samples[column] == name for name in classes}).estimates()
 
 

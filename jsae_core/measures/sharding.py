@@ -8,8 +8,8 @@ are then merged.
     result = merge_shards(histogram, place, 3)
     place.remove()  # once the result is stored
 
-The result of a shard is the checkpoint that the measure has at the end of it. Merging adds up the checkpoints of all
-shards, in order, and computes the rest. So there is one way to compute, and the whole stream is the case of one shard.
+The result of a shard is the measure's checkpoint at its end. Merging adds up the checkpoints of all shards, in order,
+and computes the rest. So there is one way to compute, and the whole stream is the case of one shard.
 A shard is a range of whole items of the stream, so that each item is computed as in the whole stream.
 
 Here: measuring a shard, merging, which items a shard has. Not here: the loops (`resuming.py`), what a measure keeps.

@@ -10,7 +10,7 @@ from .equal_quality import equal_quality_figure as equal_quality_figure
 from .examples import jacobian_examples_figure as jacobian_examples_figure
 from .examples import permute_rows_and_columns as permute_rows_and_columns
 from .function_curves import function_curves_figure as function_curves_figure
-from .function_curves import function_shapes_figure as function_shapes_figure
+from .function_shapes import function_shapes_figure as function_shapes_figure
 from .histogram import jacobian_histogram_figure as jacobian_histogram_figure
 from .quality import quality_by_layer_figure as quality_by_layer_figure
 from .sparsity import jacobian_sparsity_figure as jacobian_sparsity_figure

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jsae_assets.assets import figure_assets, measures
+from jsae_assets.assets import figure_assets, measure_assets, measures
 from jsae_assets.catalog import SETTING_OF
 from jsae_assets.freshness import Freshness, Place
 from tests.jsae_assets.conftest import metadata
@@ -35,7 +35,7 @@ def test_a_figure_that_is_drawn_differently_is_drawn_again_and_nothing_else(meas
 
 
 def test_a_measure_whose_code_changed_is_measured_again_with_the_figures_that_show_it(measured, monkeypatch):
-    monkeypatch.setattr(measures, "MEASURES", with_new_code(measures.MEASURES, "function_shapes"))
+    monkeypatch.setattr(measure_assets, "MEASURES", with_new_code(measures.MEASURES, "function_shapes"))
     assert out_of_date(measured.graph) == {
         "traditional/function_shapes",
         "jsae/function_shapes",

@@ -508,7 +508,7 @@ def test_missing_weights_are_refused_naming_the_directory(tmp_path):
 
 def test_a_hub_model_that_cannot_be_reached_is_refused_saying_what_to_do():
     with pytest.raises(
-        ValueError, match=r"(?s)EleutherAI/pythia-1b \(model on the Hugging Face hub\).*Unset it, or name"
+        ValueError, match=r"(?s)EleutherAI/pythia-1b \(model on the Hugging Face hub\).*Unset it; or download"
     ):
         load_language_model("EleutherAI/pythia-1b")
 

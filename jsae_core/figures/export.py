@@ -88,8 +88,8 @@ def png(figure: go.Figure) -> tuple[bytes | None, str]:
 
 
 class Pictures(NamedTuple):
-    """A figure as `png` gives it; the same in the width of a column of text, since the Dagster UI shows pictures at
-    their own size; and as a PDF, unless the browser failed at that."""
+    """A figure as `png` gives it; the same narrower, since the Dagster UI shows pictures at their own size; and as a
+    PDF, unless the browser failed at that."""
 
     png: bytes
     preview: bytes

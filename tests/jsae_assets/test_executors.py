@@ -111,8 +111,13 @@ def kill_this_process_once() -> bool:
 
 @pytest.fixture
 def in_several_processes(instance, tmp_path, monkeypatch) -> Iterator[dg.DagsterInstance]:
-    """The instance, in which two steps compute at once. Their processes are forked from one with this environment."""
+    """The instance, in which two steps compute at once. Their processes are forked from one with this environment. It
+    has imported the helpers of tests and with them sae_lens, for which each process would take seconds."""
+    preload = forkserver.set_forkserver_preload
     monkeypatch.setattr(forkserver._forkserver, "_preload_modules", [])  # so that others find theirs again
+    monkeypatch.setattr(
+        forkserver, "set_forkserver_preload", lambda modules: preload([*modules, "tests.jsae_assets.conftest"])
+    )
     forkserver._forkserver._stop()
     instance.event_log_storage.set_concurrency_slots(POOL, 2)
     monkeypatch.setenv("JSAE_EXECUTOR", "multiprocess")

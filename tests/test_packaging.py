@@ -18,6 +18,7 @@ OURS = {"jsae_core", "jsae_assets", "tests", "benchmarks", "tools"}
 OF_EXTRA = {
     "figures": ["jsae_core/figures/*.py"],
     "wandb": ["jsae_core/artifacts.py", "jsae_core/sweeps.py", "jsae_core/wandb_client.py"],
+    "ray": ["jsae_assets/executors.py", "jsae_assets/ray_launcher.py"],
     "platform": ["jsae_assets/**/*.py"],
     "dev": ["tests/**/*.py", "benchmarks/**/*.py", "tools/*.py"],
 }
@@ -28,7 +29,8 @@ BROUGHT_BY_TORCH = {"triton"}
 def files_of(extra: str | None) -> set[Path]:
     """The files that an extra is for; None stands for the core, which needs no extra."""
     if extra:
-        return {path for pattern in OF_EXTRA[extra] for path in ROOT.glob(pattern)}
+        files = {path for pattern in OF_EXTRA[extra] for path in ROOT.glob(pattern)}
+        return files - files_of("ray") if extra == "platform" else files
     return set(ROOT.glob("jsae_core/**/*.py")) - files_of("figures") - files_of("wandb")
 
 

@@ -1,8 +1,9 @@
 """`python -m benchmarks.training_options`: the effect of a recipe's options on pairs of the embedded model.
 
-It compares `anti_bypass` with the same recipe without it, and `auxk` with a recipe in which latents die. Pairs are
-trained and measured on the texts of the default catalog. It prints the tables of docs/training.md, in percent with 95%
-intervals over documents (some minutes on two cores).
+It compares `anti_bypass` with the same recipe without it, `auxk` with a recipe in which latents die, and the objective
+l1nb, which does not change when the Jacobian is scaled, with l1. Pairs are trained and measured on the texts of the
+default catalog. It prints the tables of docs/training.md, in percent with 95% intervals over documents (some minutes on
+two cores).
 
 Here: the recipes to compare. Not here: training and measuring (`jsae_core`), speed (the other benchmarks).
 """
@@ -56,6 +57,12 @@ CASES = {
         Case("JSAE, λ 20", 2, {"jacobian_coefficient": 20.0}),
         Case("JSAE, λ 20, auxk", 2, {"jacobian_coefficient": 20.0} | AUXK),
     ),
+    "objective": (
+        Case("traditional", 2, {}),
+        Case("JSAE, l1, λ 20", 2, {"jacobian_coefficient": 20.0}),
+        Case("JSAE, l1nb, λ 0.1", 2, {"objective": "l1nb", "jacobian_coefficient": 0.1}),
+        Case("JSAE, l1nb, λ 0.4", 2, {"objective": "l1nb", "jacobian_coefficient": 0.4}),
+    ),
 }
 
 
@@ -93,6 +100,7 @@ class Bench:
 
 COLUMNS = {
     "|J| ≥ 0.01": "above_0.01",
+    "L1/L2": "l1_over_l2",
     "accounted": "accounted_share",
     **{f"R²({n})": f"r2_attribution_{n}" for n in (1, 4, 16)},
     "explained: input": "explained_variance_input",

@@ -57,7 +57,7 @@ SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")  # if neither is set, a browser would o
 CONSOLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
 MADE, FAILED, BAD_ARGUMENTS = 0, 1, 2  # exit statuses
 DEMO = (
-    "This takes about six minutes on two idle CPU cores, less if some of it is made already. It ends with a table of "
+    "This takes about five minutes on two idle CPU cores, less if some of it is made already. It ends with a table of "
     "the results and the path of the site, whose pages show them."
 )
 STOPPED = "Stopped. What was made is kept: the same command goes on from there."

@@ -138,8 +138,9 @@ def _draw_control(results: Mapping[Variant, Results], subtitle: str) -> go.Figur
         subtitle + " · accounted share / variance that the output SAE explains: " + ", ".join(said),
         question="Does sparsity need a trained language model?",
         answer=f"|J| is {NOTEWORTHY:g} or more for {large[1]} ({one.label}) and {large[0]} ({other.label}) of the "
-        f"elements on the trained model, for {large[3]} and {large[2]} on the randomised one. L1/L2, which no scale "
-        f"changes (lower: sparser): {ratios[1]} and {ratios[0]}, {ratios[3]} and {ratios[2]}.",
+        f"elements on the trained model, for {large[3]} and {large[2]} on the randomised one. L1/L2 (lower is "
+        f"sparser, on any scale): {ratios[1]} and {ratios[0]} on the trained, {ratios[3]} and {ratios[2]} on the "
+        "randomised model.",
     )
 
 
@@ -419,7 +420,7 @@ CONTROL_FIGURES = (
         "randomised_control",
         "Share of Jacobian elements above thresholds, pretrained against randomised language model",
         _draw_control,
-        code_version="6",
+        code_version="7",
         reads=["jacobian_histogram", "latent_accounting", "pair_quality"],
     ),
 )

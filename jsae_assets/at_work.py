@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import select
 import signal
 import socket
 import sys
@@ -105,8 +104,7 @@ def _watch(
 ) -> None:
     said, looks, received = None, 0, b""
     while True:
-        if select.select([signals], [], [], SECONDS_BETWEEN_LOOKS)[0]:
-            received += signals.recv(64)
+        received += _arrived(signals, SECONDS_BETWEEN_LOOKS)
         if STOPPING & set(received):
             told_to_end.set()
         if END in received:
@@ -125,6 +123,16 @@ def _watch(
         said, looks = waits_for, looks + 1
 
 
+def _arrived(signals: socket.socket, seconds: float) -> bytes:
+    """What arrives within so many seconds, as soon as it does. (`select` fails in a process with over 1,024 open
+    files.)"""
+    signals.settimeout(seconds)
+    try:
+        return signals.recv(64)
+    except TimeoutError:
+        return b""
+
+
 def _is_terminated(instance: dg.DagsterInstance, run_id: str) -> bool:
     """Whether somebody asked for the run's end in the UI; the code server that is to signal it may be gone."""
     run = instance.get_run_by_id(run_id)
@@ -139,8 +147,7 @@ def _interrupt_until_it_ends(
     unless the thread is on its way out already: what clears up there is not to be interrupted."""
     received, looks_while_ending = b"", 0
     while END not in received:
-        if select.select([signals], [], [], SECONDS_BETWEEN_INTERRUPTIONS)[0]:
-            received = signals.recv(64)
+        if received := _arrived(signals, SECONDS_BETWEEN_INTERRUPTIONS):
             continue
         looks_while_ending = looks_while_ending + 1 if _is_ending(thread) else 0
         if looks_while_ending % LOOKS_WHILE_ENDING == 0:

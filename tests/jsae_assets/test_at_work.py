@@ -3,6 +3,7 @@ is told to end ends, whatever becomes of the first interruption."""
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -207,10 +208,9 @@ def test_a_run_of_another_machine_is_not_judged_and_who_waits_for_it_is_told_wha
 
 def test_a_finished_run_leaves_no_lock_and_no_thread(entries, graph):
     tiny = graph(entries())
-    before = threading.active_count()
     assert make_tokens(tiny) == []
     assert list((Path(tiny.instance.root_directory) / "at_work").iterdir()) == []
-    assert threading.active_count() == before
+    assert not any(at_work._watch.__name__ in thread.name for thread in threading.enumerate())
 
 
 def test_under_a_daemon_a_sensor_clears_up(entries, graph, holder):
@@ -292,6 +292,19 @@ def test_a_run_whose_library_swallows_the_interruption_is_interrupted_until_it_e
 
 def test_a_run_that_is_told_to_end_before_its_step_begins_ends(instance, soon):
     run, told_to_end = executed(instance, wait_for_ever, before=lambda: signal.raise_signal(signal.SIGTERM))
+    assert run.is_finished and told_to_end
+
+
+def test_a_run_that_is_told_to_end_ends_in_a_process_with_many_open_files(instance, soon):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < 2048:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    many = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]  # `select` takes numbers below 1,024 alone
+    try:
+        run, told_to_end = executed(instance, wait_for_ever, before=lambda: signal.raise_signal(signal.SIGTERM))
+    finally:
+        for number in many:
+            os.close(number)
     assert run.is_finished and told_to_end
 
 

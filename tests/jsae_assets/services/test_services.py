@@ -12,7 +12,6 @@ import pytest
 from jsae_assets.catalog import load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.partitions import cells
-from jsae_assets.ray_launcher import has_shards
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, Graph, write_catalog
 from tests.jsae_assets.services.installation import Installation, installation, jobs_of_ray, living_nodes, start_worker
 from tests.s3_server import BUCKET
@@ -172,6 +171,8 @@ def launched(made: Installation, path: list[str], partition: str) -> str:
 def test_only_runs_that_measure_in_shards_wait_for_their_steps(
     two_models, tmp_path, monkeypatch, shards, partition, assets, expected
 ):
+    from jsae_assets.ray_launcher import has_shards  # imports dagster-ray, which only `make test-services` installs
+
     models = {name: model | {"shards": shards} for name, model in two_models["models"].items()}
     monkeypatch.setenv("JSAE_CATALOG", str(write_catalog(tmp_path, two_models | {"models": models})))
     selection = None if assets is None else frozenset(map(dg.AssetKey.from_user_string, assets))

@@ -18,7 +18,7 @@ READY := $(VENV)/.ready
 SERVICES_READY := $(VENV)/.services-ready
 LOCKS := requirements.lock requirements-torch.lock requirements-torch-cpu.lock
 PIP_INSTALL := $(VENV)/bin/pip install --disable-pip-version-check --no-deps --no-build-isolation
-export DAGSTER_HOME := $(CURDIR)/dagster_home
+export DAGSTER_HOME ?= $(CURDIR)/dagster_home
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: setup demo test test-wheel test-services check ui bench audit lock

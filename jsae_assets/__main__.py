@@ -1,9 +1,10 @@
 """The command `jsae`, from its first moment to its last.
 
-Here: what Ctrl-C does before the command begins, since importing its modules takes seconds, and after it has ended. Not
-here: the command (`command.py`).
+Here: what Ctrl-C does before the command begins, since importing its modules takes seconds, and after it has ended; the
+end of a command whose output nobody reads any more (`jsae run --dry-run | head`). Not here: the command (`command.py`).
 """
 
+import os
 import sys
 
 from jsae_assets import interrupts
@@ -16,7 +17,12 @@ def main() -> int:
     interrupts.be_raised()
     interrupts.spare_what_copies_output()
     try:
-        return command()
+        status = command()
+        sys.stdout.flush()  # here, where it can still be caught that the reader has gone
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        return 1
     except KeyboardInterrupt:
         print("\nStopped.")
         return 1

@@ -399,7 +399,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     options, further = parser.parse_known_args(argv)
     if further and options.command != "ui":
-        parser.error(f"unknown options: {' '.join(further)}")
+        files = [name for name in further if name.endswith((".yaml", ".yml")) or Path(name).is_file()]
+        named = [f". An environment variable names a catalog: {CATALOG_VARIABLE}={name}" for name in files[:1]]
+        parser.error(f"unknown options: {' '.join(further)}{''.join(named)}")
     options.further = further
     return options
 
@@ -492,8 +494,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_ARGUMENTS
     is_default = catalog_path() == DEFAULT_CATALOG
     say(f"Catalog: {catalog_path()}" + f", that of the demo ({CATALOG_VARIABLE} names another)" * is_default)
-    if options.command == "demo" and is_default:
-        say(DEMO)
     if options.command == "ui":
         limit_pool(definitions.resources["compute"].cuda_devices())
         return run_ui(options.further)
@@ -514,6 +514,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "run" and options.dry_run:
             say_plan(freshness_of(catalog, definitions, instance), is_selected)
             return MADE
+        if options.command == "demo" and is_default:
+            if any(run.assets for run in planned_runs(freshness_of(catalog, definitions, instance))):
+                say(DEMO)
         try:
             if options.command == "suggest-lambda":
                 return suggest(options, catalog, definitions, instance)

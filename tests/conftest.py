@@ -8,6 +8,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Read by Triton: kernels run in its interpreter, on CPU tensors. On a machine with a GPU, 0 has them compiled for it.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# A user's instance is neither read nor written.
+os.environ.pop("DAGSTER_HOME", None)
+
 import pytest
 import wandb
 from hypothesis import HealthCheck, settings

@@ -287,6 +287,15 @@ def test_a_failure_says_the_cell_and_the_cause_and_everything_that_does_not_need
     assert run(tiny, failed) == set()  # what was made is not made again
 
 
+def test_how_long_the_demo_takes_is_said_only_where_something_is_to_be_made(finished, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "DEFAULT_CATALOG", tmp_path / "home" / "catalog.yaml")
+    assert main(finished, monkeypatch, tmp_path / "home", "demo") == 0
+    assert command.DEMO not in capsys.readouterr().out
+    finished.file("figures/jsae/jacobian_examples", extension="json").unlink()
+    assert main(finished, monkeypatch, tmp_path / "home", "demo") == 0
+    assert command.DEMO in capsys.readouterr().out
+
+
 # Narrowed down
 
 
@@ -366,6 +375,33 @@ def test_the_exit_status_says_whether_anything_failed(entries, graph, monkeypatc
     assert not any(line.strip().startswith(":") for line in said)  # each line says of what it speaks
     (tmp_path / "text.jsonl").write_text('{"text": "some words"}\n', encoding="utf-8")
     assert main(tiny, monkeypatch, tmp_path, "run", "--asset", "tokens") == 0
+
+
+def test_where_nobody_reads_on_it_ends_and_says_nothing_of_it(entries, graph, tmp_path):
+    """`jsae run --dry-run | head -1`"""
+    tiny = graph(entries())
+    environment = {"DAGSTER_HOME": tiny.instance.root_directory, "JSAE_CATALOG": str(tmp_path / "catalog.yaml")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jsae_assets", "run", "--dry-run"],
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.readline().startswith(b"Catalog: ")
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait()
+
+
+@pytest.mark.parametrize(("argument", "is_catalog"), [("my-catalog.yaml", True), ("mine.yml", True), ("--deep", False)])
+def test_a_catalog_given_as_an_argument_is_told_the_variable_that_names_one(argument, is_catalog, capsys):
+    with pytest.raises(SystemExit):
+        command.arguments(["run", argument])
+    said = capsys.readouterr().err
+    assert f"unknown options: {argument}" in said
+    assert (f"JSAE_CATALOG={argument}" in said) == is_catalog
 
 
 @pytest.mark.parametrize("checkout", [True, False])

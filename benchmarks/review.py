@@ -32,6 +32,7 @@ from jsae_core.measures import (
     pair_quality,
 )
 from jsae_core.measures.histogram import share_above
+from jsae_core.sealed_files import check_undamaged
 from jsae_core.tensor_files import read_tensors
 from jsae_core.terms import NOTEWORTHY
 from jsae_core.text import first_tokens, split_documents
@@ -51,7 +52,9 @@ class Bench:
 
     def __init__(self, storage: Path, language_model: LanguageModel, variant: str, layer: int):
         self.pair = SAEPair.load(storage / variant / "sae_pair" / str(layer) / f"{MODEL}.safetensors")
-        tokens, _ = read_tensors(storage / "tokens" / f"{MODEL}.safetensors")
+        path = storage / "tokens" / f"{MODEL}.safetensors"
+        tokens, header = read_tensors(path)
+        check_undamaged(path, header)
         self._documents = split_documents(tokens)
         self._language_model = language_model
 

@@ -22,7 +22,7 @@ from jsae_assets.digests import out_of_groups
 from jsae_assets.entries import CATALOG, DATA_VERSION, READ_VERSION
 from jsae_assets.io_managers import Store, StoringIOManager
 from jsae_assets.storage import files_below
-from jsae_assets.stored import DIGEST
+from jsae_core.sealed_files import DIGEST
 
 # If an asset reads this many partitions of another asset, or more, Dagster does not record their data versions
 # (`test_dagster_itself.py`), so they cannot be compared.

@@ -18,12 +18,11 @@ from urllib.parse import quote
 import dagster as dg
 from upath import UPath
 
-from jsae_assets.digests import UNSEALED, file_digest, in_groups, seal
+from jsae_assets.digests import file_digest, in_groups
 from jsae_assets.partitions import SEPARATOR, split_cell
 from jsae_assets.storage import files_below, one_writer_at_a_time, staged, storage, stored_at
 from jsae_assets.stored import (
     COMPANIONS,
-    DIGEST,
     PROVENANCE,
     SETTINGS,
     StoredFigure,
@@ -32,6 +31,7 @@ from jsae_assets.stored import (
     StoredTable,
     StoredTensors,
 )
+from jsae_core.sealed_files import DIGEST, UNSEALED, seal
 
 if TYPE_CHECKING:
     import pandas

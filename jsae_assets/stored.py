@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from upath import UPath
 
-from jsae_assets.digests import file_digest, is_undamaged, may_carry_a_digest
+from jsae_assets.digests import file_digest
 from jsae_assets.storage import is_local, last_changed, stored_at
+from jsae_core.sealed_files import DIGEST, carried_digest, is_undamaged
 
 if TYPE_CHECKING:
     import pandas
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     import pyarrow.dataset
     from torch import Tensor
 
-# the names of a header's entries, each JSON
-PROVENANCE, SETTINGS, DIGEST, COMPANIONS = "provenance", "settings", "digest", "companions"
+# the names of a header's entries beside the digest, each JSON
+PROVENANCE, SETTINGS, COMPANIONS = "provenance", "settings", "companions"
 _undamaged: set[str] = set()  # versions of files that this process has found to be undamaged
 
 
@@ -117,8 +118,8 @@ class StoredFile(ABC):
             header = self._header_of(local)
         except ValueError as error:
             return str(error)
-        carried = header.get(DIGEST, "").strip('"')
-        if not carried and not may_carry_a_digest(local):
+        carried = carried_digest(local, header)
+        if carried is None:
             return None
         if not is_undamaged(local, carried):
             return "its bytes are not those that were written"

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from jsae_core.mlp import MLP, activation_function
 from jsae_core.sae import SAE_WEIGHTS, sae_shapes
+from jsae_core.sealed_files import check_undamaged
 from jsae_core.tensor_files import read_tensors, write_tensors
 
 WEIGHTS_FILE, CONFIG_FILE = "sae_weights.safetensors", "cfg.json"
@@ -241,7 +242,8 @@ def read_artifact(path: str | Path) -> tuple[dict[str, Tensor], PairConfig, Path
 
     Raises:
         FileNotFoundError: the directory or one of its files is missing.
-        ValueError: a file is truncated, or the configuration makes no sense. The message names the file.
+        ValueError: a file is truncated, a stored pair's file is not what its digest says, or the configuration makes
+            no sense. The message names the file.
     """
     path = Path(path).expanduser()
     weights_path = path / WEIGHTS_FILE if path.is_dir() else path
@@ -256,10 +258,13 @@ def read_artifact(path: str | Path) -> tuple[dict[str, Tensor], PairConfig, Path
         if not config_path.is_file():
             raise FileNotFoundError(f"{config_path} is missing; it holds the pair's configuration")
         written = config_path.read_bytes()
-    elif "cfg" in header:
-        config_path, written = path, header["cfg"].encode()
     else:
-        raise ValueError(f"{path}: its header has no 'cfg', so it is not a stored pair; pass the artifact directory")
+        check_undamaged(path, header)
+        if "cfg" not in header:
+            raise ValueError(
+                f"{path}: its header has no 'cfg', so it is not a stored pair; pass the artifact directory"
+            )
+        config_path, written = path, header["cfg"].encode()
     try:
         config = PairConfig.from_artifact(_json_object(written))
     except (TypeError, ValueError) as error:

@@ -123,8 +123,8 @@ class SAEPair(nn.Module):
 
         Raises:
             FileNotFoundError: the directory or one of its files is missing.
-            ValueError: a file is truncated, a tensor is missing, has the wrong shape or is not finite, or the
-                configuration is invalid. The message names the file.
+            ValueError: a file is truncated, a stored pair's file is not what its digest says, a tensor is missing, has
+                the wrong shape or is not finite, or the configuration is invalid. The message names the file.
             MemoryError: the device has no room for the pair.
         """
         tensors, config, weights_path = read_artifact(path)

@@ -1,5 +1,7 @@
 """Stored files that are no longer what was written are found, named, set aside, and made again."""
 
+import json
+import re
 from pathlib import Path
 
 import dagster as dg
@@ -13,8 +15,10 @@ import torch
 from jsae_assets import stored as stored_files
 from jsae_assets.digests import out_of_groups
 from jsae_assets.stored import DamagedFileError
+from jsae_core import SAEPair
 from jsae_core.tensor_files import write_tensors
 from tests.jsae_assets.test_io_managers import OTHERS, STORES, VALUES, figure, place, read, store, stored_file
+from tests.jsae_core.builders import random_pair
 
 WANTED = {"tensors": dict, "tables": pd.DataFrame, "figures": go.Figure}
 STRIDE = {"tensors": 2, "tables": 11, "figures": 61}  # how many bytes apart, of small files
@@ -99,6 +103,31 @@ def test_files_that_were_stored_before_they_carried_a_digest_are_read(tmp_path):
     assert torch.equal(read("tensors", tmp_path, dict)["a"], VALUES["tensors"]["a"])
     pd.testing.assert_frame_equal(read("tables", tmp_path, pd.DataFrame), VALUES["tables"])
     assert read("figures", tmp_path, go.Figure).data == figure().data
+
+
+def test_a_stored_pair_with_a_flipped_bit_anywhere_is_refused_where_it_is_loaded_without_the_platform(tmp_path):
+    store("tensors", random_pair(), tmp_path)
+    path = place("tensors", tmp_path)
+    SAEPair.load(path)
+    header_length = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    for at in [*range(8, header_length, 13), *range(header_length, path.stat().st_size, 1009)]:
+        flip(path, at)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            SAEPair.load(path)
+        flip(path, at)
+    flip(path, path.stat().st_size - 1)
+    with pytest.raises(ValueError, match="its bytes are not those that were written.*`jsae run` does"):
+        SAEPair.load(path)
+    assert path.exists()
+
+
+def test_pairs_that_carry_no_digest_are_loaded(tmp_path):
+    pair = random_pair()
+    pair.save(tmp_path / "artifact")
+    cfg = json.dumps(pair.config.to_artifact())
+    write_tensors(pair.tensors(), tmp_path / "stored before.safetensors", {"cfg": cfg, "settings": "{}"})
+    for path in (tmp_path / "artifact", tmp_path / "stored before.safetensors"):
+        assert torch.equal(SAEPair.load(path).output_sae.W_dec, pair.output_sae.W_dec)
 
 
 def test_a_file_is_looked_at_once_a_process_until_it_is_written_again(tmp_path, monkeypatch):

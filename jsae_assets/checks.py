@@ -97,7 +97,7 @@ def _looked_at(
     remark = _remark_on_context(pair, max(map(len, subject.documents)))
     return dg.AssetCheckResult(
         passed=not found.faults,
-        description=("; ".join(found.faults) or _praise(found.quality, found.conventions)) + remark,
+        description=(_blame(found.faults, pair, cell) or _praise(found.quality, found.conventions)) + remark,
         metadata=found.quality
         | {
             f"explained_variance_input_{name}": value
@@ -194,6 +194,13 @@ def _signs_of_bad_training(pair: "SAEPair", quality: Mapping[str, float], side: 
         yield "without a Jacobian penalty: it may need more steps, or another learning rate"
     if (dead := quality[f"dead_{side}"]) > MANY_DEAD:
         yield f"{dead:.0%} of its latents are dead on these {quality['n_tokens']:,.0f} tokens"
+
+
+def _blame(faults: Sequence[str], pair: "SAEPair", cell: Cell) -> str:
+    """The faults of a pair, and what to do about them if its penalty may be too strong; "" if it has none."""
+    may_be_too_strong = faults and isinstance(cell.pair, TrainedPair) and pair.config.jacobian_coefficient
+    advice = f". `jsae suggest-lambda {cell.model_key} {cell.layer}` looks for a better λ" if may_be_too_strong else ""
+    return "; ".join(faults) + advice
 
 
 def _praise(quality: Mapping[str, float], conventions: "InputConventions") -> str:

@@ -39,14 +39,16 @@ from jsae_assets.catalog import CATALOG_VARIABLE, DEFAULT_CATALOG, Catalog, Cata
 from jsae_assets.definitions import SettingError, build_definitions
 from jsae_assets.entries import report
 from jsae_assets.executing import WORKSPACE, execute_here
-from jsae_assets.freshness import Freshness, Place, latest_metadata
+from jsae_assets.freshness import DOWNSTREAM, Freshness, Place, latest_metadata
 from jsae_assets.home import HOME_VARIABLE, home
 from jsae_assets.left_over import left_over, message_about
-from jsae_assets.partitions import cell_key, cells
+from jsae_assets.partitions import cell_key, cells, split_cell
 from jsae_assets.plan import CELL_JOB, PlannedRun, gathers, planned_runs, selection
+from jsae_assets.refusals import CHECK, refusal
 from jsae_assets.resources import POOL
 from jsae_assets.serving import URL, serve
 from jsae_assets.settings import unread
+from jsae_assets.sources import TrainedPair
 from jsae_assets.storage import clear_parts, is_local, storage
 from jsae_core.locks import holding
 from jsae_core.pace import duration
@@ -98,12 +100,14 @@ def run_all(
     definitions: dg.Definitions,
     instance: dg.DagsterInstance,
     is_selected: Callable[[Place], bool] = lambda place: True,
+    is_named: Callable[[Place], bool] = lambda place: False,
 ) -> list[str]:
     """Make the selected places that are missing or out of date, and everything they are made from, and print the
-    progress and the time left. Assets downstream of a failure are left out.
+    progress and the time left. Assets downstream of a failure are left out. A pair that was trained here and refused is
+    trained again only if its recipe has changed, or if it is named.
 
     Returns:
-        A message for each run that failed.
+        A message for each run that failed, and for each pair that stays refused.
 
     Raises:
         KeyboardInterrupt: a run was stopped (Ctrl-C, SIGTERM).
@@ -126,9 +130,14 @@ def run_all(
         freshness = freshness_of(catalog, definitions, instance)
         assets = [place.asset for place in freshness.out_of_date(run.places)]
         prefix = f"[{number}/{len(planned)}] {run.title}"
-        blocked = _blocked(freshness, [Place(key, run.partition) for key in assets], unmade)
-        unmade |= blocked
-        assets = [key for key in assets if Place(key, run.partition) not in blocked]
+        places = [Place(key, run.partition) for key in assets]
+        refused = _refused(freshness, places, is_named)
+        for place in refused:
+            messages.append(f"{place} {_why_not_again(place)}\n  The check: {refusal(instance, *_cell_of(place))}")
+            say(messages[-1])
+        blocked = _blocked(freshness, places, unmade.union(refused))
+        unmade |= blocked.union(refused)
+        assets = [place.asset for place in places if place not in unmade]
         if not assets:
             say(f"{prefix}: {'left out, because something it is made from failed' if blocked else 'up to date'}")
             continue
@@ -176,6 +185,33 @@ def _blocked(freshness: Freshness, places: Sequence[Place], unmade: set[Place]) 
     return blocked
 
 
+def _refused(freshness: Freshness, places: Sequence[Place], is_named: Callable[[Place], bool]) -> list[Place]:
+    """Return the pairs that would only be refused again, because they are trained here and their recipe has not changed
+    since. Not those that are named; and not a pair from elsewhere, where there may be another by now."""
+    return [
+        place
+        for place in places
+        if place.asset.path[1:] == ["sae_pair"]
+        and freshness.is_refused(place)
+        and not is_named(place)
+        and isinstance(freshness.catalog.pair(*_cell_of(place)), TrainedPair)
+    ]
+
+
+def _why_not_again(pair: Place) -> str:
+    _, model, layer = _cell_of(pair)
+    named = f"--model {model} --layer {layer} --asset {pair.asset.to_user_string()}"
+    return (
+        f"was refused by its check {CHECK} and its recipe has not changed since, so neither it nor what is made from "
+        f"it is made: change the recipe. (`jsae run {named}` trains it again all the same.)"
+    )
+
+
+def _cell_of(pair: Place) -> tuple[str, str, int]:
+    """Return the variant, model and layer of a pair."""
+    return pair.asset.path[0], *split_cell(pair.partition)
+
+
 def _was_interrupted(result: dg.JobExecutionResult) -> bool:
     """Whether the run ended because somebody stopped it (Ctrl-C, SIGTERM), in a step or while it waited for one."""
     errors = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
@@ -210,14 +246,32 @@ def _failure(run: PlannedRun, result: dg.JobExecutionResult) -> str:
     return f"{run.title} {outcome}:\n{details}\n  The run is {result.run_id}; `jsae ui` shows it."
 
 
-def say_plan(freshness: Freshness, is_selected: Callable[[Place], bool]) -> None:
-    """Print which assets would be made, and why."""
+def say_plan(
+    freshness: Freshness, is_selected: Callable[[Place], bool], is_named: Callable[[Place], bool] = lambda place: False
+) -> None:
+    """Print which assets would be made, and why, and which pairs stay refused."""
     runs = [run for run in planned_runs(freshness, is_selected) if run.assets]
+    unmade: set[Place] = set()
+    reasons = []
     for run in runs:
+        refused = _refused(freshness, run.places, is_named)
+        unmade |= _blocked(freshness, run.places, unmade.union(refused)).union(refused)
         print(f"{run.title}:")
         for key, reason in run.assets.items():
-            print(f"  {key.to_user_string()} {reason}")
-    print(f"{sum(len(run.assets) for run in runs)} to materialise." if runs else "Everything is up to date.")
+            place = Place(key, run.partition)
+            if place in refused:
+                print(f"  {key.to_user_string()} {_why_not_again(place)}")
+            elif place not in unmade:
+                print(f"  {key.to_user_string()} {reason}")
+                reasons.append(reason)
+    if not runs:
+        print("Everything is up to date.")
+    elif any(reason.startswith(DOWNSTREAM) for reason in reasons):
+        print(
+            f"At most {len(reasons)} to materialise: what is made from something that comes out as it was is skipped."
+        )
+    else:
+        print(f"{len(reasons)} to materialise.")
 
 
 def summary(catalog: Catalog, instance: dg.DagsterInstance) -> str:
@@ -497,12 +551,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command == "ui":
         limit_pool(definitions.resources["compute"].cuda_devices())
         return run_ui(options.further)
-    is_selected = selection([], [], [], catalog)
+    is_selected, is_named = selection([], [], [], catalog), lambda place: False
     if options.command == "run":
         if problem := unknown(options, catalog, definitions):
             print(problem, file=sys.stderr)
             return BAD_ARGUMENTS
         is_selected = selection(options.model, options.layer, options.asset, catalog)
+        if options.asset:
+            is_named = is_selected
     with dg.DagsterInstance.get() as instance:
         place = storage(os.environ.get("JSAE_STORAGE"), instance)
         try:
@@ -512,7 +568,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"JSAE_STORAGE: the folder {place} cannot be made or used ({error})", file=sys.stderr)
             return BAD_ARGUMENTS
         if options.command == "run" and options.dry_run:
-            say_plan(freshness_of(catalog, definitions, instance), is_selected)
+            say_plan(freshness_of(catalog, definitions, instance), is_selected, is_named)
             return MADE
         if options.command == "demo" and is_default:
             if any(run.assets for run in planned_runs(freshness_of(catalog, definitions, instance))):
@@ -520,7 +576,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             if options.command == "suggest-lambda":
                 return suggest(options, catalog, definitions, instance)
-            failures = run_all(catalog, definitions, instance, is_selected)
+            failures = run_all(catalog, definitions, instance, is_selected, is_named)
         except KeyboardInterrupt:
             print(STOPPED)
             return FAILED

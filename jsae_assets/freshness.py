@@ -28,6 +28,7 @@ from jsae_core.sealed_files import DIGEST
 # (`test_dagster_itself.py`), so they cannot be compared.
 TOO_MANY_PARTITIONS = 100
 RECORDS_PER_QUERY = 500
+DOWNSTREAM = "is downstream of"  # how a reason begins that may turn out to be none: what is upstream can come out equal
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ class Freshness:
             return "is missing"
         upstream = next((parent for parent in self.parents(place) if self._reasons.get(parent)), None)
         if upstream:
-            return f"is downstream of {upstream}"
+            return f"{DOWNSTREAM} {upstream}"
         if change := self._change(place, made):
             return change
         for check in self.graph.get(place.asset).check_keys:

@@ -121,6 +121,7 @@ def test_a_dry_run_after_an_edit_says_what_changed(finished, entries, tmp_path, 
     command.say_plan(command.freshness_of(after.catalog, after.definitions, after.instance), lambda place: True)
     said = capsys.readouterr().out
     assert "jsae/function_shapes was made before its entries in the catalog changed" in said
+    assert re.search(r"^At most \d+ to materialise: ", said, re.MULTILINE)  # the tables may come out equal
 
 
 def test_a_layer_added_to_an_entry_makes_that_cell_and_what_compares_the_layers(finished, entries, tmp_path):
@@ -246,17 +247,31 @@ def test_a_pair_made_again_with_other_weights_makes_what_is_downstream_out_of_da
     assert planned(finished) == JSAE - {"jsae/sae_pair tiny:1"} | FIGURES | BY_LAYER
 
 
-def test_a_pair_that_failed_its_check_says_what_it_explains_and_is_tried_again(finished, entries, tmp_path):
+def test_a_pair_that_failed_its_check_says_what_it_explains_and_is_not_trained_again_unless_named_or_changed(
+    finished, entries, monkeypatch, tmp_path, capsys
+):
     strict = entries()
     strict["pairs"][1]["least_explained_variance"] = {"output": 1.0}
     strict["pairs"][1]["train"]["config"] = strict["pairs"][1]["train"]["config"] | {"steps": 30}
     tiny = edited(finished, tmp_path, strict)
-    for _ in range(2):
-        failed = []
-        assert run(tiny, failed) == {"jsae/sae_pair tiny:1"}
-        (message,) = failed
-        assert message.startswith("tiny, layer 1 (jsae) failed:\n  jsae/sae_pair, check faithful: ")
+    failed = []
+    assert run(tiny, failed) == {"jsae/sae_pair tiny:1"}
+    assert failed[0].startswith("tiny, layer 1 (jsae) failed:\n  jsae/sae_pair, check faithful: ")
+    assert run(tiny, failed) == set()
+    assert failed[1].startswith("jsae/sae_pair tiny:1 was refused by its check faithful and its recipe has not changed")
+    for message in failed:
         assert re.search(r"the output SAE explains -?[\d.]+% of the variance, expected at least 100%", message)
+        assert "`jsae suggest-lambda tiny 1` looks for a better λ" in message
+    capsys.readouterr()
+    assert main(tiny, monkeypatch, tmp_path, "run", "--dry-run", "--asset", "pair_quality") == 0
+    said = capsys.readouterr().out
+    assert "jsae/sae_pair was refused by its check faithful" in said and "0 to materialise." in said
+    assert main(tiny, monkeypatch, tmp_path, "run", "--asset", "pair_quality") == 1
+    assert main(tiny, monkeypatch, tmp_path, "run", "--dry-run", "--asset", "jsae/sae_pair") == 0
+    assert "jsae/sae_pair has not passed its check faithful\n1 to materialise." in capsys.readouterr().out
+    strict["pairs"][1]["train"]["config"] = strict["pairs"][1]["train"]["config"] | {"steps": 31}
+    assert "jsae/sae_pair tiny:1" in planned(edited(finished, tmp_path, strict))
+    assert run(edited(finished, tmp_path, strict), []) == {"jsae/sae_pair tiny:1"}
 
 
 def test_a_failure_says_the_cell_and_the_cause_and_everything_that_does_not_need_it_is_made(

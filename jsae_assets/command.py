@@ -42,6 +42,7 @@ from jsae_assets.executing import WORKSPACE, execute_here
 from jsae_assets.freshness import DOWNSTREAM, Freshness, Place, latest_metadata
 from jsae_assets.home import HOME_VARIABLE, home
 from jsae_assets.left_over import left_over, message_about
+from jsae_assets.number import Number
 from jsae_assets.partitions import cell_key, cells, split_cell
 from jsae_assets.plan import CELL_JOB, PlannedRun, gathers, planned_runs, selection
 from jsae_assets.refusals import CHECK, refusal
@@ -294,7 +295,9 @@ def summary(catalog: Catalog, instance: dg.DagsterInstance) -> str:
                 }
                 if all(measured.values()):
                     numbers = [measured[measure][name] for measure, name in columns.values()]
-                    rows.append([model, str(layer), variant.label, *(f"{number:.1%}" for number in numbers)])
+                    rows.append(
+                        [model, str(layer), variant.label, *(str(Number(number, percent=True)) for number in numbers)]
+                    )
     return tabulate(rows, ["model", "layer", "variant", *columns], tablefmt="plain", disable_numparse=True)
 
 
@@ -505,7 +508,7 @@ def suggest(
     except suggestion.NothingToSuggest as error:
         print(error)
         return FAILED
-    print(suggestion.advice(sweep, runs, coefficient, options.keep))
+    print(suggestion.advice(sweep, runs, faults, coefficient, options.keep))
     return MADE
 
 

@@ -8,7 +8,7 @@ command line (`command.py`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -17,12 +17,14 @@ from tabulate import tabulate
 from jsae_assets.assets.sweeps import ASSET, HeldOut
 from jsae_assets.catalog import Catalog, LocalSweep, Sweep
 from jsae_assets.checks import examined
+from jsae_assets.number import Number
 from jsae_assets.resources import Compute
 from jsae_assets.sections import LONGEST_KEY
 from jsae_assets.sources import ExplainedVariance, Recipe, TrainedPair
+from jsae_core.terms import Z95
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
     from jsae_assets.stored import StoredTensors
     from jsae_core import LanguageModel
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 STEPS = 300
 MULTIPLES_OF_RULE = (0, 1 / 3, 1, 3, 10)  # the λ to try, as multiples of the λ that the rule of thumb gives
 SHARE_KEPT = 0.9  # of the variance explained at λ = 0
+SIDES = {"input": "explained_variance_input", "output": "explained_variance_output"}
 COLUMNS = {
     "|J| ≥ 0.01": "above_0.01",
     "accounted": "accounted_share",
@@ -133,17 +136,15 @@ def suggested(sweep: ShortSweep, runs: DataFrame, faults: Sequence[Sequence[str]
     Raises:
         NothingToSuggest: no λ above 0 satisfies this.
     """
-    sides = ["explained_variance_input", "explained_variance_output"]
     steps = f"after {sweep.local.train.config.steps} steps"
-    (reference,) = runs[runs["jacobian_coefficient"] == 0][sides].to_numpy()
     without_penalty = faults[runs["jacobian_coefficient"].tolist().index(0)]
-    if without_penalty or not (reference > 0).all():
+    if without_penalty or not (_without_penalty(runs) > 0).all():
         why = "; ".join(without_penalty) or "one of its SAEs explains nothing"
         raise NothingToSuggest(
             f"No λ can be suggested: {steps} even the pair without a penalty (λ = 0) is not fit to be measured "
             f"({why}). Give it more steps (--steps), or change the recipe."
         )
-    enough = (runs[sides].to_numpy() >= keep * reference).all(axis=1)
+    enough = _keeps(runs, keep).all(axis="columns")
     acceptable = [
         coefficient
         for coefficient, explains_enough, run_faults in zip(runs["jacobian_coefficient"], enough, faults, strict=True)
@@ -156,6 +157,16 @@ def suggested(sweep: ShortSweep, runs: DataFrame, faults: Sequence[Sequence[str]
         f"Even the smallest λ costs too much {steps}: try smaller λ (--coefficients), more steps (--steps), or a "
         "smaller share of explained variance to keep (--keep)."
     )
+
+
+def _without_penalty(runs: DataFrame) -> Series:
+    """The variance that each SAE explains at λ = 0, by its column."""
+    return runs.loc[runs["jacobian_coefficient"] == 0, [*SIDES.values()]].iloc[0]
+
+
+def _keeps(runs: DataFrame, keep: float) -> DataFrame:
+    """For each run and SAE, whether it explains at least `keep` times what it explains at λ = 0."""
+    return runs[[*SIDES.values()]] >= keep * _without_penalty(runs)
 
 
 def faults_of(
@@ -178,7 +189,7 @@ def table(runs: DataFrame, faults: Sequence[Sequence[str]]) -> str:
     rows = [
         [
             f"{run['jacobian_coefficient']:g}",
-            *(f"{run[name]:.1%}" for name in COLUMNS.values()),
+            *(_cell(Number(run[name], Z95 * run[f"{name}_se"], percent=True)) for name in COLUMNS.values()),
             "no" if run_faults else "yes",
         ]
         for (_, run), run_faults in zip(runs.iterrows(), faults, strict=True)
@@ -187,17 +198,28 @@ def table(runs: DataFrame, faults: Sequence[Sequence[str]]) -> str:
     return tabulate(ordered, ["λ", *COLUMNS, "faithful"], tablefmt="plain", disable_numparse=True)
 
 
-def advice(sweep: ShortSweep, runs: DataFrame, coefficient: float, keep: float) -> str:
-    """Return the text that says which λ is suggested, why, and what to write into the catalog."""
-    explained = runs.set_index("jacobian_coefficient")["explained_variance_output"]
+def _cell(number: Number) -> str:
+    """A number in a narrow column, without its error."""
+    return "uncertain" if number.uncertain else str(dataclasses.replace(number, error=None))
+
+
+def advice(sweep: ShortSweep, runs: DataFrame, faults: Sequence[Sequence[str]], coefficient: float, keep: float) -> str:
+    """Return the text that says which λ is suggested, why, what is too much at the next λ, and what to write into the
+    catalog. `faults` and `keep` are those of `suggested`."""
+    before, here = _without_penalty(runs), runs[runs["jacobian_coefficient"] == coefficient].iloc[0]
+    explained = " and ".join(
+        f"its {side} SAE explains {Number(here[name], percent=True)}, at λ = 0 {Number(before[name], percent=True)}"
+        for side, name in SIDES.items()
+    )
     steps, largest = sweep.local.train.config.steps, max(sweep.local.coefficients)
-    accounted = runs.set_index("jacobian_coefficient")["accounted_share"]
+    shares = runs.set_index("jacobian_coefficient")["accounted_share"]
+    accounted, accounted_before = (Number(shares[penalty], percent=True) for penalty in (coefficient, 0))
     lines = [
-        f"Suggested: λ = {coefficient:g}, the largest of these λ whose pair would pass the check `faithful` and keeps "
-        f"at least {keep:.0%} of the variance explained at λ = 0 (its output SAE explains "
-        f"{explained[coefficient]:.1%}, at λ = 0 {explained[0]:.1%}).",
-        f"Its input latents account for {accounted[coefficient]:.1%} of what its output latents compute, at λ = 0 for "
-        f"{accounted[0]:.1%}. If the first number is far smaller, the pair bypasses its latents: prefer a smaller λ.",
+        f"Suggested: λ = {coefficient:g}, the largest of these λ whose pair would pass the check `faithful` and whose "
+        f"two SAEs each keep at least {keep:.0%} of the variance that they explain at λ = 0: {explained}.",
+        *_limit(runs, faults, coefficient, keep),
+        f"Its input latents account for {accounted} of what its output latents compute, at λ = 0 for "
+        f"{accounted_before}. If the first number is far smaller, the pair bypasses its latents: prefer a smaller λ.",
         f"Write this into the catalog, in the `config:` of the pair's `train:`:  jacobian_coefficient: {coefficient:g}",
     ]
     if coefficient == largest:
@@ -208,3 +230,21 @@ def advice(sweep: ShortSweep, runs: DataFrame, coefficient: float, keep: float) 
             "check the explained variance and the accounted share again once that pair is trained."
         )
     return "\n".join(lines)
+
+
+def _limit(runs: DataFrame, faults: Sequence[Sequence[str]], coefficient: float, keep: float) -> Iterator[str]:
+    """What is too much at the next larger λ, in a sentence; nothing where this one is the largest."""
+    larger = [(other, place) for place, other in enumerate(runs["jacobian_coefficient"]) if other > coefficient]
+    if not larger:
+        return
+    following, place = min(larger)
+    run, keeps, before = runs.iloc[place], _keeps(runs, keep).iloc[place], _without_penalty(runs)
+    reasons = [
+        f"the {side} SAE explains only {Number(run[name], percent=True)}, less than {keep:.0%} of "
+        f"{Number(before[name], percent=True)}"
+        for side, name in SIDES.items()
+        if not keeps[name]
+    ]
+    if found := faults[place]:
+        reasons.append(f"the pair would not pass the check ({'; '.join(found)})")
+    yield f"At the next λ, {following:g}, {', and '.join(reasons)}."

@@ -20,11 +20,13 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jsae_assets.catalog import Catalog
+from jsae_assets.number import Number, with_minus
 from jsae_assets.partitions import cell_key
 from jsae_assets.site.explorer import write_cell, write_script, write_texts
 from jsae_assets.site.results import (
     COLUMNS,
-    Number,
+    L1_OVER_L2,
+    OF_PAIR,
     Stores,
     agreement,
     compared_with,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STATIC = Path(__file__).parent / "static"
+NEARLY_ALL, NEARLY_NONE = 0.95, 0.01  # shares of elements; where both pairs' lie beyond, a threshold tells little
 MOST_ROWS = 60  # of a figure's numbers that its page shows; the file has all
 
 
@@ -203,7 +206,7 @@ class Site:
             refused = self.refusal(variant, model, layer)
             # what is stored beside a refused pair was measured on the one before it
             measured = {} if refused else numbers(self.stores, variant, model, layer)
-            if len(measured) < len(COLUMNS) and not refused:
+            if len(measured) < len(OF_PAIR) and not refused:
                 self.missing.append(f"{variant}, {model}, layer {layer}")
             if measured or refused:
                 entry, other = self.catalog.variants[variant], self.catalog.variants[variant].compared_with
@@ -230,7 +233,7 @@ class Site:
 
     def _telling_cell(self, rows: list[dict]) -> dict | None:
         """The pair that the start page is about: compared with another, with all numbers, at a middle layer."""
-        whole = [row for row in rows if row["other"] and len(row["numbers"]) == len(COLUMNS)]
+        whole = [row for row in rows if row["other"] and len(row["numbers"]) == len(OF_PAIR)]
         first = [row for row in whole if (row["variant"], row["model"]) == (whole[0]["variant"], whole[0]["model"])]
         return first[len(first) // 2] if first else None
 
@@ -254,8 +257,8 @@ class Site:
 
         if found := both("|J| ≥ 0.01"):
             said.append(
-                f"At layer {layer} of {model}, {found[0]} of the Jacobian's elements are 0.01 or more in the pair "
-                f"“{row['label']}”, {found[1]} in “{other['label']}”."
+                f"At layer {layer} of {model}, "
+                + said_of_sizes((row["label"], other["label"]), found, both(L1_OVER_L2.title))
             )
         if found := both("accounted for"):
             said.append(
@@ -411,6 +414,22 @@ class Site:
         (self.folder / "plotly.min.js").write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
 
 
+def said_of_sizes(labels: tuple[str, str], shares: tuple[Number, Number], ratios: tuple[Number, Number] | None) -> str:
+    """How large the elements of two pairs' Jacobians are, in words: the shares that are 0.01 or more, or, where nearly
+    all or nearly none of both are, that this says little and what L1/L2 is."""
+    telling = any(share.value <= NEARLY_ALL for share in shares) and any(share.value >= NEARLY_NONE for share in shares)
+    if telling or ratios is None:
+        return (
+            f"{shares[0]} of the Jacobian's elements are 0.01 or more in the pair “{labels[0]}”, {shares[1]} in "
+            f"“{labels[1]}”."
+        )
+    return (
+        f"L1/L2 of the Jacobian (lower is sparser, on any scale) is {ratios[0]} in the pair “{labels[0]}”, {ratios[1]} "
+        f"in “{labels[1]}”. A threshold of 0.01 does not fit this model's scale: {shares[0]} and {shares[1]} of the "
+        "elements are 0.01 or more."
+    )
+
+
 def _provenance_of(stored: StoredFigure) -> Mapping[str, str]:
     return json.loads(stored.header.get(PROVENANCE, "{}"))
 
@@ -496,4 +515,4 @@ def _values(values: Any) -> list:
 def _said(value: Any) -> str:
     if value is None or (isinstance(value, float) and not np.isfinite(value)):
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return with_minus(f"{value:.4g}") if isinstance(value, float) else str(value)

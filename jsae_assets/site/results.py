@@ -13,6 +13,7 @@ import dagster as dg
 
 from jsae_assets.catalog import Catalog
 from jsae_assets.estimates import stored_estimates
+from jsae_assets.number import Number
 from jsae_assets.partitions import cell_key
 from jsae_assets.stored import StoredFigure, StoredTable, StoredTensors
 from jsae_core.terms import THRESHOLDS, Z95
@@ -57,30 +58,8 @@ class Stores:
 
 
 @dataclass(frozen=True)
-class Number:
-    """A number of a table, with the half width of its 95% interval where that is known."""
-
-    value: float
-    error: float | None = None
-    percent: bool = False
-
-    def __str__(self) -> str:
-        if self.percent and self.error is not None and self.error > 1:
-            return "uncertain ± >100"
-        scale, unit, digits = (100, "%", 1) if self.percent else (1, "", 3)
-        text = f"{self.value * scale:.{digits}f}{unit}"
-        return text if self.error is None else f"{text} ± {_not_as_zero(self.error * scale, digits)}"
-
-
-def _not_as_zero(size: float, digits: int) -> str:
-    """A size with these decimals; one that would round to zero, but is not, is said to be less than the smallest."""
-    least = 10**-digits
-    return f"<{least:.{digits}f}" if 0 < size < least / 2 else f"{size:.{digits}f}"
-
-
-@dataclass(frozen=True)
 class Column:
-    """A column of the table over all pairs: what it says, and where the number stands."""
+    """A number of a pair, as a column of the table over all pairs: what it says, and where the number stands."""
 
     title: str
     explained: str
@@ -112,9 +91,12 @@ COLUMNS = (
     Column("KL score", "the same by divergence of what is predicted", "pair_quality", "kl_score_pair"),
 )
 
+L1_OVER_L2 = Column("L1/L2", "lower is sparser, on any scale", "jacobian_histogram", "l1_over_l2", percent=False)
+OF_PAIR = (*COLUMNS, L1_OVER_L2)  # the last is no column; a sentence needs it where no threshold fits
+
 
 def numbers(stores: Stores, variant: str, model: str, layer: int) -> dict[str, Number]:
-    """The numbers of a pair, by the titles of COLUMNS; those that are not measured yet are left out."""
+    """The numbers of a pair, by the titles of OF_PAIR; those that are not measured yet are left out."""
     from jsae_core.measures.moments import flat
 
     rows: dict[str, Mapping[str, Any]] = {}
@@ -129,7 +111,7 @@ def numbers(stores: Stores, variant: str, model: str, layer: int) -> dict[str, N
             Z95 * float(row[f"{column.name}_se"]) if f"{column.name}_se" in row else None,
             column.percent,
         )
-        for column in COLUMNS
+        for column in OF_PAIR
         if (row := rows.get(column.measure)) is not None and column.name in row
     }
 

@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from jsae_assets import command
 from jsae_assets.catalog import load_catalog
 from jsae_assets.command import figure_pages, run_all, say_plan, summary
+from jsae_assets.number import Number
 from jsae_assets.plan import planned_runs, selection
-from jsae_assets.suggestion import NothingToSuggest, short_sweep, suggested
+from jsae_assets.suggestion import COLUMNS, NothingToSuggest, advice, short_sweep, suggested, table
 from jsae_core import load_language_model
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, REPOSITORY, Graph, write_catalog
 
@@ -584,7 +585,7 @@ def test_a_short_sweep_suggests_the_largest_lambda_that_keeps_enough_and_is_not_
     runs = pd.read_parquet(tiny.file("sweep_runs", None, "suggest-lambda-tiny-1", "parquet"))
     for _, row in runs.iterrows():
         for name in ("above_0.01", "accounted_share", "explained_variance_output", "kl_score_pair"):
-            assert f"{row[name]:.1%}" in rows[f"{row['jacobian_coefficient']:g}"]
+            assert str(Number(row[name], percent=True)) in rows[f"{row['jacobian_coefficient']:g}"]
     assert "Suggested: λ = 0.1," in said and "jacobian_coefficient: 0.1" in said
     assert "150 steps, but the catalog's recipe trains for 300" in said
     before = tiny.stored()
@@ -641,6 +642,62 @@ def test_the_suggested_lambda_is_the_largest_that_keeps_enough_and_would_pass(
     else:
         with pytest.raises(NothingToSuggest, match=expected):
             suggested(sweep, runs, faults, keep)
+
+
+@pytest.mark.parametrize(
+    ("input_variance", "output_variance", "faults", "coefficient", "said"),
+    [
+        (
+            [0.871, 0.87, 0.74],
+            [0.888, 0.887, 0.88],
+            [[], [], []],
+            1.0,
+            "At the next λ, 3, the input SAE explains only 74.0%, less than 90% of 87.1%.",
+        ),
+        (
+            [0.8, 0.79, 0.5],
+            [0.8, 0.79, -0.2],
+            [[], [], []],
+            1.0,
+            "At the next λ, 3, the input SAE explains only 50.0%, less than 90% of 80.0%, and the output SAE explains "
+            "only −20.0%, less than 90% of 80.0%.",
+        ),
+        (
+            [0.8, 0.8, 0.8],
+            [0.8, 0.8, 0.8],
+            [[], [], ["its MLP is another"]],
+            1.0,
+            "At the next λ, 3, the pair would not pass the check (its MLP is another).",
+        ),
+        ([0.8, 0.8, 0.8], [0.8, 0.8, 0.8], [[], [], []], 3.0, None),
+    ],
+)
+def test_the_advice_names_what_is_too_much_at_the_next_lambda(
+    entries, tmp_path, input_variance, output_variance, faults, coefficient, said
+):
+    catalog = load_catalog(write_catalog(tmp_path, entries()))
+    sweep = short_sweep(catalog, "tiny", 1, load_language_model(catalog.models["tiny"].source[0]), [1, 3])
+    runs = pd.DataFrame(
+        {
+            "jacobian_coefficient": [0.0, 1.0, 3.0],
+            "explained_variance_input": input_variance,
+            "explained_variance_output": output_variance,
+            "accounted_share": 0.9,
+        }
+    )
+    shuffled = [2, 0, 1]  # a table's rows are in no order
+    runs, faults = runs.iloc[shuffled], [faults[row] for row in shuffled]
+    assert suggested(sweep, runs, faults, 0.9) == coefficient
+    lines = advice(sweep, runs, faults, coefficient, 0.9).splitlines()
+    assert f"its input SAE explains {runs.loc[int(coefficient > 1) + 1, 'explained_variance_input']:.1%}," in lines[0]
+    assert [line for line in lines if line.startswith("At the next λ")] == ([said] if said else [])
+
+
+def test_the_table_of_lambdas_calls_a_score_that_cannot_be_told_uncertain():
+    numbers = dict.fromkeys(COLUMNS.values(), 0.5) | {"ce_score_pair": -2.262, "kl_score_pair": -0.168}
+    errors = {f"{name}_se": 0.01 for name in numbers} | {"ce_score_pair_se": 2.0}
+    (_, row) = table(pd.DataFrame([{"jacobian_coefficient": 3.0} | numbers | errors]), [[]]).splitlines()
+    assert row.split() == ["3", "50.0%", "50.0%", "50.0%", "50.0%", "uncertain", "−16.8%", "yes"]
 
 
 def test_what_the_check_faithful_would_refuse_is_not_suggested(entries, graph, monkeypatch, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -9,20 +10,24 @@ import shutil
 import urllib.error
 import urllib.request
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file
 from upath import UPath
 
 from jsae_assets.command import main
 from jsae_assets.digests import out_of_groups
+from jsae_assets.number import Number
 from jsae_assets.serving import URL, serve
 from jsae_assets.site.explorer import with_digits
-from jsae_assets.site.results import Number
+from jsae_assets.site.pages import said_of_sizes
 from tests.jsae_assets.conftest import Graph, address, failures, materialised, metadata
 
 
@@ -322,6 +327,43 @@ def test_the_explorer_keeps_the_keyboard_s_place(measured, open_page):
     page.wait_for_function("document.activeElement.getAttribute('aria-current') === 'true'")
 
 
+def test_a_latent_of_the_drawing_shows_the_keyboard_on_its_box_alone_and_no_frame_after_a_click(measured, open_page):
+    connections = pd.read_parquet(measured.graph.file("jsae/latent_connections", extension="parquet"))
+    latent = connections.loc[connections["n_output"].idxmax(), "output_latent"]
+    page = open_page(f"explorer.html#jsae/tiny/1/output/{latent}")
+    styles = "(one) => [getComputedStyle(one).outlineStyle, getComputedStyle(one.querySelector('rect')).strokeWidth]"
+    edge = page.locator(".graph g[role=button]").first
+    edge.wait_for()
+    assert edge.evaluate(styles) == ["none", "1px"]
+    edge.locator("rect").click()
+    page.wait_for_selector("#edge")
+    chosen = page.locator(".graph g[aria-pressed=true]")
+    assert chosen.evaluate(styles) == ["none", "2px"]
+    page.keyboard.press("Tab")
+    page.keyboard.press("Shift+Tab")
+    assert chosen.evaluate("(one) => one === document.activeElement")
+    assert chosen.evaluate(styles) == ["none", "4px"]
+
+
+def test_a_table_wider_than_the_window_has_a_shadow_where_it_goes_on_and_is_scrolled_by_keys(open_page):
+    page = open_page("index.html", width=400)
+    table = page.get_by_role("region", name="Measured so far, a line a pair")
+
+    def darkness() -> list[float]:
+        """How dark the left and the right edge of the table are, but for what is written there."""
+        picture = np.array(Image.open(BytesIO(table.screenshot())).convert("L"))
+        return [255 - float(np.median(picture[:, column])) for column in (1, -2)]
+
+    left, right = darkness()
+    assert left < 10 < right
+    table.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("(one) => one.scrollLeft > 0", arg=table.element_handle())
+    table.evaluate("(one) => one.scrollTo({left: one.scrollWidth, behavior: 'instant'})")
+    left, right = darkness()
+    assert right < 10 < left
+
+
 PAGES = ("index.html", "cells/tiny/1.html", "models/tiny.html", "explorer.html#jsae/tiny/1/output/5")
 
 
@@ -463,8 +505,37 @@ def test_the_explorers_numbers_have_three_digits_as_python_writes_them(numbers):
         (Number(0.943, 0.0004, percent=True), "94.3% ± <0.1"),
         (Number(0.943, 0.0, percent=True), "94.3% ± 0.0"),
         (Number(1.217, None, percent=True), "121.7%"),
+        (Number(-0.168, 0.013, percent=True), "−16.8% ± 1.3"),
         (Number(3.947, 1.2), "3.947 ± 1.200"),
     ],
 )
 def test_a_share_that_cannot_be_told_within_all_of_it_is_called_uncertain(number, shown):
     assert str(number) == shown
+
+
+@pytest.mark.parametrize(
+    ("shares", "fits"), [((0.976, 0.981), False), ((0.0, 0.0004), False), ((0.0, 0.981), True), ((0.07, 0.83), True)]
+)
+def test_where_nearly_all_or_no_elements_are_above_the_threshold_the_site_says_so_and_gives_l1_over_l2(shares, fits):
+    pair = (Number(shares[0], 0.001, percent=True), Number(shares[1], 0.001, percent=True))
+    said = said_of_sizes(("JSAE", "Traditional"), pair, (Number(0.661, 0.004), Number(0.784, 0.001)))
+    if fits:
+        expected = (
+            f"{pair[0]} of the Jacobian's elements are 0.01 or more in the pair “JSAE”, {pair[1]} in “Traditional”"
+        )
+        assert said == f"{expected}."
+    else:
+        assert "does not fit this model's scale" in said and f"{pair[0]} and {pair[1]} of the elements" in said
+        assert "0.661 ± 0.004 in the pair “JSAE”, 0.784 ± 0.001 in “Traditional”" in said
+
+
+def test_the_first_sentence_of_the_site_is_of_the_stored_shares_and_ratios(measured, site):
+    stored = [load_file(measured.graph.file(f"{variant}/jacobian_histogram")) for variant in ("jsae", "traditional")]
+
+    def both(name: str, percent: bool) -> tuple[Number, Number]:
+        one, other = (of[f"estimate.{name}"].tolist() for of in stored)
+        return Number(one[0], 1.96 * one[1], percent), Number(other[0], 1.96 * other[1], percent)
+
+    said = said_of_sizes(("JSAE", "Traditional"), both("above_0.01", True), both("l1_over_l2", False))
+    page = html.unescape((site / "index.html").read_text(encoding="utf-8"))
+    assert f"At layer 1 of tiny, {said}" in page

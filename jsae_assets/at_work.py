@@ -268,7 +268,7 @@ def known_at_work(executor: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
 
     return dg.ExecutorDefinition(
         name=executor.name,
-        config_schema=executor.config_schema,  # type: ignore[arg-type]  # it is taken, whatever is written there
+        config_schema=executor.config_schema,  # type: ignore[arg-type]  # accepted, though not annotated
         requirements=executor.get_requirements,
         executor_creation_fn=lambda context: _AtWork(executor.executor_creation_fn(context), context.instance),
         description=executor.description,

@@ -102,10 +102,12 @@ def run_all(
     instance: dg.DagsterInstance,
     is_selected: Callable[[Place], bool] = lambda place: True,
     is_named: Callable[[Place], bool] = lambda place: False,
+    introduction: str = "",
 ) -> list[str]:
     """Make the selected places that are missing or out of date, and everything they are made from, and print the
-    progress and the time left. Assets downstream of a failure are left out. A pair that was trained here and refused is
-    trained again only if its recipe has changed, or if it is named.
+    progress and the time left; before that, if anything is to be made, the introduction. Assets downstream of a failure
+    are left out. A pair that was trained here and refused is trained again only if its recipe has changed, or if it is
+    named.
 
     Returns:
         A message for each run that failed, and for each pair that stays refused.
@@ -123,6 +125,8 @@ def run_all(
     report(catalog, instance)
     started = time.monotonic()
     planned = planned_runs(freshness_of(catalog, definitions, instance), is_selected)
+    if introduction and any(run.assets for run in planned):
+        say(introduction)
     computed, seconds = 0, 0.0  # assets of cells, and their time; the time for tokens is mostly that of importing torch
     messages: list[str] = []
     unmade: set[Place] = set()
@@ -140,7 +144,7 @@ def run_all(
         unmade |= blocked.union(refused)
         assets = [place.asset for place in places if place not in unmade]
         if not assets:
-            say(f"{prefix}: {'left out, because something it is made from failed' if blocked else 'up to date'}")
+            say(f"{prefix}: {'left out, because something it is made from failed' if places else 'up to date'}")
             continue
         began = time.monotonic()
         ahead = len(assets) + sum(len(later.assets) for later in planned[number:])
@@ -573,13 +577,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "run" and options.dry_run:
             say_plan(freshness_of(catalog, definitions, instance), is_selected, is_named)
             return MADE
-        if options.command == "demo" and is_default:
-            if any(run.assets for run in planned_runs(freshness_of(catalog, definitions, instance))):
-                say(DEMO)
         try:
             if options.command == "suggest-lambda":
                 return suggest(options, catalog, definitions, instance)
-            failures = run_all(catalog, definitions, instance, is_selected, is_named)
+            introduction = DEMO if options.command == "demo" and is_default else ""
+            failures = run_all(catalog, definitions, instance, is_selected, is_named, introduction)
         except KeyboardInterrupt:
             print(STOPPED)
             return FAILED

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+IN_STEPS = "DagsterExecutionInterruptedError"  # what Dagster makes of an interrupt in a step
+
 
 def end_at_once(sentence: str) -> None:
     """From now on, let Ctrl-C end this process with a sentence. An exception would not do while modules are imported:
@@ -36,15 +38,12 @@ def be_raised() -> None:
 def _unraisable(error: Any) -> None:
     """Print an exception that Python could not raise, as it would without this hook, but not an interrupt: `at_work.py`
     interrupts a run again until it ends."""
-    if not isinstance(error.exc_value, KeyboardInterrupt) and error.exc_type.__name__ != _IN_STEPS:
+    if not isinstance(error.exc_value, KeyboardInterrupt) and error.exc_type.__name__ != IN_STEPS:
         sys.__unraisablehook__(error)
 
 
-_IN_STEPS = "DagsterExecutionInterruptedError"  # what Dagster makes of an interrupt in a step
-
-
 @contextlib.contextmanager
-def unheard() -> Iterator[None]:
+def _unheard() -> Iterator[None]:
     """Let the processes that this thread starts meanwhile never hear an interrupt."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -63,7 +62,7 @@ def spare_what_copies_output() -> None:
     @contextlib.contextmanager
     def copying_unheard(path: str, stream: Any) -> Iterator[Any]:
         with contextlib.ExitStack() as stack:
-            with unheard():
+            with _unheard():
                 processes = stack.enter_context(copying(path, stream))
             yield processes
 

@@ -59,8 +59,7 @@ def run_sandwich(pair: SAEPair, mlp_input: Tensor, at: str = "input") -> Sandwic
     Args:
         mlp_input: [..., d_model], on the pair's device and in its dtype.
         at: "input", or "reconstruction": then the MLP is given the input SAE's reconstruction of `mlp_input` instead,
-        and
-            the output SAE the MLP's output for that.
+            and the output SAE the MLP's output for that.
 
     Raises:
         ValueError: the last dimension is not the pair's d_in, or device or dtype differ from the pair's, or `at` is

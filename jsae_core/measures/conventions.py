@@ -34,8 +34,7 @@ class InputConventions:
     Attributes:
         explained_variance: of the input SAE, as `reconstruction_quality` defines it.
         mlp_difference: |y' - y| / |y| over all tokens, with y' the output of the pair's MLP for this input, and y that
-        of
-            the model's own MLP for the true input.
+            of the model's own MLP for the true input.
         distance: |x' - x|^2 / sum |x - mean(x)|^2, with x' this input and x the true one; 0 if they are equal.
     """
 

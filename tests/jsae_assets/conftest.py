@@ -431,15 +431,20 @@ def server(point_client_at):
         yield server
 
 
+def installed_browser() -> str:
+    """The path of the browser that is installed; a test that needs one is skipped where there is none."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if found is None:
+        pytest.skip("no Chrome or Chromium is installed here (Debian: apt-get install chromium)")
+    return found
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A Chromium, for tests that open pages."""
     from playwright.sync_api import sync_playwright
 
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium is installed here (Debian: apt-get install chromium)")
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=installed_browser(), args=["--no-sandbox"])
         yield started
         started.close()

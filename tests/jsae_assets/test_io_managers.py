@@ -3,7 +3,6 @@
 import gc
 import json
 import re
-import shutil
 import socketserver
 import threading
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from jsae_assets.partitions import cell_key
 from jsae_assets.stored import StoredFigure, StoredTable, StoredTensors
 from jsae_core import SAEPair, tensor_files
 from jsae_core.figures import export
-from tests.jsae_assets.conftest import address
+from tests.jsae_assets.conftest import address, installed_browser
 from tests.jsae_core.builders import random_pair
 
 STORES = {"tensors": SafetensorsStore, "tables": ParquetStore, "figures": FigureStore}
@@ -489,10 +488,7 @@ def test_a_picture_is_shown_from_that_web_server_and_not_kept_in_the_event_log(t
 def this_machines_browser(tmp_path, monkeypatch):
     """The browser that is installed, with every name on the web given the address of a port here; gives what arrives
     there."""
-    installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if installed is None:
-        pytest.skip("no Chrome or Chromium is installed")
-    asked = []
+    installed, asked = installed_browser(), []
 
     class Web(socketserver.BaseRequestHandler):
         def handle(self):

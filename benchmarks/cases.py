@@ -63,6 +63,7 @@ COEFFICIENTS = (1.0, 0.0)
 COMPARED_STEPS = 3
 WARM_UP_STEPS, TIMED_STEPS = 7, 5  # after about seven steps, a process has allocated all the memory that a step needs
 FEWER_STEPS = 3, 2  # warm-up and timed steps at the shape SLOW, whose steps take seconds
+REPORTS = 20  # by `train_pair`, evenly spread over its steps if there are at least as many
 
 
 class Work(NamedTuple):
@@ -309,19 +310,27 @@ def _training_config(batch: int, shape: Shape, coefficient: float, steps: int) -
     return TrainingConfig(shape.d_sae, shape.k, coefficient, steps=steps, batch_tokens=batch)
 
 
+def steps_between_reports(device: torch.device) -> int:
+    return 10 if device.type == "cuda" else 1
+
+
 def _step_seconds(x: Tensor, mlp: MLP, shape: Shape, coefficient: float) -> float:
-    """Return the median time between two reports of `train_pair`, which reports after every step if there are few
-    steps. This leaves out the preparation before the first step and making the pair after the last. The device has
-    finished a step when it is reported, since the report needs its losses."""
+    """Return the median time of a step, from the times between two reports of `train_pair`. This leaves out the
+    preparation before the first step and making the pair after the last. The device has finished a step when it is
+    reported, since the report needs its losses."""
     keep_freed_memory()
-    clock: list[float] = []
     warm_up, timed = FEWER_STEPS if shape.name == SLOW else (WARM_UP_STEPS, TIMED_STEPS)
-    config = _training_config(len(x), shape, coefficient, warm_up + timed)
-    train_pair(x, mlp, config, report=lambda progress: clock.append(time.perf_counter()))
-    if len(clock) != config.steps:
-        raise RuntimeError(f"train_pair reported {len(clock)} times in {config.steps} steps; expected every step")
-    clock = clock[warm_up - 1 :]
-    return statistics.median(after - before for before, after in zip(clock, clock[1:], strict=False))
+    steps = warm_up + timed
+    if x.device.type == "cuda":  # a report after every step would make the device idle until the next step begins
+        steps = REPORTS * steps_between_reports(x.device)
+    clock: list[tuple[int, float]] = []
+    config = _training_config(len(x), shape, coefficient, steps)
+    train_pair(x, mlp, config, report=lambda progress: clock.append((progress.step, time.perf_counter())))
+    reports = [(step, now) for step, now in clock if step >= warm_up]
+    return statistics.median(
+        (after - before) / (step - previous)
+        for (previous, before), (step, after) in zip(reports, reports[1:], strict=False)
+    )
 
 
 def _training_agreement(x: Tensor, mlp: MLP, shape: Shape) -> tuple[list[Agreement], original.Trainer]:

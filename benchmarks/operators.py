@@ -20,7 +20,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.cases import CUDA_FACTOR, TRAINING_BATCHES, WARM_UP_STEPS
+from benchmarks.cases import CUDA_FACTOR, REPORTS, TRAINING_BATCHES, WARM_UP_STEPS, steps_between_reports
 from benchmarks.machine import chosen_device
 from benchmarks.shapes import SHAPES, Shape, language_model, random_documents, random_inputs, random_mlp, random_pair
 from jsae_core import TrainingConfig, train_pair
@@ -58,10 +58,17 @@ def profile_all(shape: Shape, device: torch.device) -> None:
 
 def profile_training(shape: Shape, batch: int, device: torch.device) -> None:
     x, mlp = random_inputs(shape, batch, device), random_mlp(shape).to(device)
+    at_once = steps_between_reports(device)
+    steps = REPORTS * at_once if at_once > 1 else WARM_UP_STEPS + REPEATS
+    title = f"{at_once} training steps" if at_once > 1 else "a training step"
     for coefficient in (1.0, 0.0):
-        config = TrainingConfig(shape.d_sae, shape.k, coefficient, steps=WARM_UP_STEPS + REPEATS, batch_tokens=batch)
-        result = profiled(lambda done, c=config: train_pair(x, mlp, c, report=lambda progress: done()), device)
-        show(f"a training step of {shape.name}, batch {batch}, lambda {coefficient:g}", result, device)
+        config = TrainingConfig(shape.d_sae, shape.k, coefficient, steps=steps, batch_tokens=batch)
+
+        def run(done: Callable[[], None], config: TrainingConfig = config) -> None:
+            # a report that comes between, because the steps are slow, is none of the repeats
+            train_pair(x, mlp, config, report=lambda progress: done() if progress.step % at_once == 0 else None)
+
+        show(f"{title} of {shape.name}, batch {batch}, lambda {coefficient:g}", profiled(run, device), device)
 
 
 def profile_histogram(shape: Shape, device: torch.device) -> None:
@@ -92,7 +99,8 @@ def repeated(call: Callable[[], object]) -> Callable[[Callable[[], None]], None]
 
 
 def profiled(run: Callable[[Callable[[], None]], object], device: torch.device) -> Profile:
-    """Profile the last REPEATS repeats of `run`, which must call the function that it is given after each repeat."""
+    """Profile REPEATS repeats of `run`, after those that warm it up. It must call the function that it is given after
+    each repeat."""
     on_gpu = device.type == "cuda"
     steps = schedule(wait=0, warmup=WARM_UP_STEPS, active=REPEATS, repeat=1)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
@@ -106,7 +114,8 @@ def profiled(run: Callable[[Callable[[], None]], object], device: torch.device) 
             profiler.step()
 
         run(done)
-    milliseconds = 1e3 * (clock[-1] - clock[-1 - REPEATS]) / REPEATS
+    first, last = clock[WARM_UP_STEPS - 1], clock[WARM_UP_STEPS + REPEATS - 1]
+    milliseconds = 1e3 * (last - first) / REPEATS
     rows = profiler.key_averages()
     if on_gpu:
         kernels = [row for row in rows if row.device_type == DeviceType.CUDA and not row.is_user_annotation]

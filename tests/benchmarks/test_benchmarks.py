@@ -15,11 +15,12 @@ from benchmarks import cases, cost, growth, launches, machine, operators, origin
 from benchmarks.agreement import Disagreement, agree
 from benchmarks.results import Results, read_all
 from benchmarks.shapes import SHAPES, random_inputs, random_pair
-from jsae_core import run_sandwich
+from jsae_core import run_sandwich, train_pair
 from jsae_core.jacobian import Sandwich
 from tests.accelerator import Accelerator
 from tests.jsae_core.builders import random_inputs as inputs
 from tests.jsae_core.builders import random_pair as small_pair
+from tests.pretended_gpu import PretendedGPU
 
 CPU = torch.device("cpu")
 RATES = machine.Rates(matmul=1e11, copy=1e10)
@@ -79,6 +80,22 @@ def test_every_part_runs_on_an_accelerator_too(part):
     with Accelerator() as accelerator:
         rows = parts.PARTS[part](PLAIN, accelerator.device, RATES)
     assert [row["setting"] for row in rows] == [row["setting"] for row in rows_of(part)]
+
+
+def test_on_a_gpu_steps_are_timed_without_a_wait_after_each(monkeypatch):
+    monkeypatch.setattr(cases, "peak_memory", lambda call, device: (call(), 0))  # torch's CUDA would be asked for it
+    n_steps = 0
+
+    def counted(*arguments, **options):
+        nonlocal n_steps
+        n_steps += arguments[2].steps
+        return train_pair(*arguments, **options)
+
+    monkeypatch.setattr(cases, "train_pair", counted)
+    with PretendedGPU() as gpu:
+        rows = parts.PARTS["training"](PLAIN, gpu.device, RATES)
+    assert [row["setting"] for row in rows] == [row["setting"] for row in rows_of("training")]
+    assert gpu.waits["tolist"] < n_steps / 5  # a report takes its losses from the device
 
 
 @pytest.mark.parametrize("gated", [False, True])

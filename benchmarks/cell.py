@@ -29,8 +29,8 @@ from jsae_assets.catalog import Catalog, load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import report
 from jsae_assets.partitions import cell_key
-from jsae_assets.plan import CELL_JOB, TOKENS_JOB
 from jsae_assets.resources import Compute
+from jsae_assets.runs.plan import CELL_JOB, TOKENS_JOB
 from jsae_core import LanguageModel
 
 MODEL, LAYER = "stdlib-1m", 1  # here the default catalog has pairs of all four variants

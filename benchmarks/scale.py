@@ -26,8 +26,9 @@ import yaml
 from jsae_assets.catalog import Catalog, load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import CATALOG, DATA_VERSION, READ_VERSION, change_events
-from jsae_assets.freshness import Freshness, Place, partition_keys
-from jsae_assets.plan import planned_runs
+from jsae_assets.partitions import partition_keys
+from jsae_assets.runs.freshness import Freshness, Place
+from jsae_assets.runs.plan import planned_runs
 
 COMPARISONS = 3  # each adds a traditional and a JSAE variant
 RECIPE = {"d_sae": 64, "k": 8, "jacobian_coefficient": 0.0, "steps": 40, "batch_tokens": 256, "learning_rate": 0.005}

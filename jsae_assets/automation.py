@@ -9,13 +9,14 @@ from typing import Any
 
 import dagster as dg
 
-from jsae_assets.at_work import release_dead_runs
 from jsae_assets.catalog import Catalog
 from jsae_assets.digests import SOURCE_DIGEST, out_of_groups
 from jsae_assets.entries import CATALOG, change_events, report
-from jsae_assets.freshness import Freshness, Place, latest_metadata
 from jsae_assets.partitions import cell_key
-from jsae_assets.plan import (
+from jsae_assets.resources import downloads_folder
+from jsae_assets.runs.at_work import release_dead_runs
+from jsae_assets.runs.freshness import Freshness, Place, latest_metadata
+from jsae_assets.runs.plan import (
     CELL_JOB,
     LAYERS_JOB,
     SWEEP_JOB,
@@ -28,7 +29,6 @@ from jsae_assets.plan import (
     partitions_of,
     planned_runs,
 )
-from jsae_assets.resources import downloads_folder
 from jsae_assets.sources import PairOnServer
 
 DESCRIPTIONS = {

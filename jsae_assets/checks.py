@@ -13,12 +13,12 @@ from jsae_assets.assets.subject import Subject
 from jsae_assets.assets.text import TOKENS
 from jsae_assets.catalog import Catalog
 from jsae_assets.devices import on_a_device_of_its_own
+from jsae_assets.files.stored import StoredTensors
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.partitions import cells
 from jsae_assets.refusals import CHECK
 from jsae_assets.resources import POOL, Compute
 from jsae_assets.sources import ExplainedVariance, TrainedPair
-from jsae_assets.stored import StoredTensors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@
     jsae site              open the site: numbers, figures, an explorer of latents
     jsae ui                start the Dagster UI with its daemon, and serve the site, on this machine
 
-Here: arguments, messages about progress and failures, the table of results. Not here: planning runs (`plan.py`).
+Here: arguments, messages about progress and failures, the table of results. Not here: planning runs (`runs/plan.py`).
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from tabulate import tabulate
 from upath import UPath
 
 from jsae_assets import suggestion
-from jsae_assets.at_work import at_work, release_dead_runs
 from jsae_assets.catalog import CATALOG_VARIABLE, DEFAULT_CATALOG, Catalog, CatalogError, catalog_path, load_catalog
 from jsae_assets.definitions import SettingError, build_definitions
 from jsae_assets.entries import report
-from jsae_assets.executing import WORKSPACE, execute_here
-from jsae_assets.freshness import DOWNSTREAM, Freshness, Place, latest_metadata
+from jsae_assets.files.left_over import left_over, message_about
+from jsae_assets.files.storage import clear_parts, is_local, storage
 from jsae_assets.home import HOME_VARIABLE, home
-from jsae_assets.left_over import left_over, message_about
 from jsae_assets.number import Number
 from jsae_assets.partitions import cell_key, cells, split_cell
-from jsae_assets.plan import CELL_JOB, PlannedRun, gathers, planned_runs, selection
 from jsae_assets.refusals import CHECK, refusal
 from jsae_assets.resources import POOL
-from jsae_assets.serving import URL, serve
+from jsae_assets.runs.at_work import at_work, release_dead_runs
+from jsae_assets.runs.executing import WORKSPACE, execute_here
+from jsae_assets.runs.freshness import DOWNSTREAM, Freshness, Place, latest_metadata
+from jsae_assets.runs.plan import CELL_JOB, PlannedRun, gathers, planned_runs, selection
 from jsae_assets.settings import unread
+from jsae_assets.site.serving import URL, serve
 from jsae_assets.sources import TrainedPair
-from jsae_assets.storage import clear_parts, is_local, storage
 from jsae_core.locks import holding
 from jsae_core.pace import duration
 from jsae_core.terms import THRESHOLDS

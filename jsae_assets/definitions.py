@@ -17,17 +17,17 @@ from jsae_assets.assets.sae_pairs import sae_pair_asset
 from jsae_assets.assets.site import site_asset
 from jsae_assets.assets.sweeps import sweep_runs_asset
 from jsae_assets.assets.text import tokens_asset
-from jsae_assets.at_work import known_at_work
 from jsae_assets.catalog import Catalog, load_catalog
 from jsae_assets.checks import faithful_check
 from jsae_assets.entries import catalog_spec
-from jsae_assets.executors import multiprocess_executor, ray_worker_executor
+from jsae_assets.files.storage import named_storage
 from jsae_assets.io_managers import FigureStore, PagesStore, ParquetStore, SafetensorsStore
 from jsae_assets.problems import sentence
 from jsae_assets.publishing import publish_job
 from jsae_assets.resources import Compute
-from jsae_assets.serving import URL
-from jsae_assets.storage import named_storage
+from jsae_assets.runs.at_work import known_at_work
+from jsae_assets.runs.executors import multiprocess_executor, ray_worker_executor
+from jsae_assets.site.serving import URL
 
 
 def build_definitions(

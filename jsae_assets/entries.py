@@ -2,7 +2,7 @@
 
 Every asset depends on exactly the entries that it is made from, so Dagster knows what is out of date after an entry was
 edited. Here: the asset, dependences on it, reporting changed entries to the Dagster instance. Not here: which assets
-depend on which entries (`Catalog.entries` and the assets), which assets are out of date (`freshness.py`).
+depend on which entries (`Catalog.entries` and the assets), which assets are out of date (`runs/freshness.py`).
 """
 
 from __future__ import annotations

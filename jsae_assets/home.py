@@ -1,6 +1,6 @@
 """The folder of the Dagster instance (DAGSTER_HOME), for every command of this package.
 
-Not here: what is kept in the folder (Dagster's instance, `storage.py`).
+Not here: what is kept in the folder (Dagster's instance, `files/`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Ctrl-C in a terminal: the command says one sentence, and no process prints a traceback.
 
 Here: what an interrupt does outside of runs, and to the processes that copy a run's output to the terminal. Not here:
-how a run ends (`at_work.py`). Nothing here imports Dagster before it is needed, because that takes seconds, in which
-Ctrl-C may be pressed too.
+how a run ends (`runs/at_work.py`). Nothing here imports Dagster before it is needed, because that takes seconds, in
+which Ctrl-C may be pressed too.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def be_raised() -> None:
 
 
 def _unraisable(error: Any) -> None:
-    """Print an exception that Python could not raise, as it would without this hook, but not an interrupt: `at_work.py`
-    interrupts a run again until it ends."""
+    """Print an exception that Python could not raise, as it would without this hook, but not an interrupt:
+    `runs/at_work.py` interrupts a run again until it ends."""
     if not isinstance(error.exc_value, KeyboardInterrupt) and error.exc_type.__name__ != IN_STEPS:
         sys.__unraisablehook__(error)
 

@@ -1,7 +1,7 @@
 """The IO managers, by which Dagster stores assets and reads them again: pairs and tensors, tables, figures, pages.
 
 Here: refusing wrong types, the header of a file, the metadata of the materialisation about the file. Not here: where a
-file lies (`storage.py`), how it is read (`stored.py`), what the values mean.
+file lies and how it is read (`files/`), what the values mean.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import dagster as dg
 from upath import UPath
 
 from jsae_assets.digests import file_digest, in_groups
-from jsae_assets.partitions import SEPARATOR, split_cell
-from jsae_assets.storage import files_below, one_writer_at_a_time, staged, storage, stored_at
-from jsae_assets.stored import (
+from jsae_assets.files.storage import files_below, one_writer_at_a_time, staged, storage, stored_at
+from jsae_assets.files.stored import (
     COMPANIONS,
     PROVENANCE,
     SETTINGS,
@@ -31,6 +30,7 @@ from jsae_assets.stored import (
     StoredTable,
     StoredTensors,
 )
+from jsae_assets.partitions import SEPARATOR, split_cell
 from jsae_core.sealed_files import DIGEST, UNSEALED, seal
 
 if TYPE_CHECKING:

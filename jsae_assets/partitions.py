@@ -32,6 +32,11 @@ def stored_below(key: str) -> str:
     return "{1}/{0}".format(*split_cell(key)) if SEPARATOR in key else key
 
 
+def partition_keys(definition: dg.PartitionsDefinition | None) -> list[str | None]:
+    """Return the partition keys of an asset, or [None] if it has no partitions."""
+    return [None] if definition is None else list(definition.get_partition_keys())
+
+
 def cells(catalog: Catalog, variants: Sequence[str]) -> dg.StaticPartitionsDefinition:
     """Return the cells at which each of these variants has a pair."""
     return dg.StaticPartitionsDefinition([cell_key(*cell) for cell in _cells_of_all(catalog, variants)])

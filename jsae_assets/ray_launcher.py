@@ -4,7 +4,7 @@ a worker, except for runs that measure in shards.
 Of those each step is such a job, so that shards are measured on several workers at once. The run itself only waits for
 them: it asks for neither a GPU nor a processor, and Ray has it on the head.
 
-Here: which runs these are, and starting them. Not here: how such a run executes its steps (`executors.py`).
+Here: which runs these are, and starting them. Not here: how such a run executes its steps (`runs/executors.py`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dagster_ray import RayRunLauncher
 from jsae_assets.assets.measures import MEASURES
 from jsae_assets.automation import PARTITION
 from jsae_assets.catalog import load_catalog
-from jsae_assets.executors import STEPS_ARE_JOBS
 from jsae_assets.partitions import SEPARATOR, split_cell
+from jsae_assets.runs.executors import STEPS_ARE_JOBS
 
 IN_SHARDS = {measure.name for measure in MEASURES if measure.reads_tokens}
 

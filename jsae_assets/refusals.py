@@ -5,8 +5,8 @@ Not here: the check itself (`checks.py`).
 
 import dagster as dg
 
-from jsae_assets.freshness import latest_check
 from jsae_assets.partitions import cell_key
+from jsae_assets.runs.freshness import latest_check
 
 CHECK = "faithful"
 

@@ -16,9 +16,9 @@ import dagster as dg
 from tabulate import tabulate
 
 from jsae_assets.catalog import Catalog, CatalogError, load_catalog
-from jsae_assets.freshness import latest_metadata
 from jsae_assets.home import home
 from jsae_assets.partitions import cell_key
+from jsae_assets.runs.freshness import latest_metadata
 from jsae_core.reported import ReportedResult, all_reported_results
 from jsae_core.terms import AS_PUBLISHED, FUNCTION_SHAPES
 

@@ -18,8 +18,8 @@ import dagster as dg
 from pydantic import AfterValidator, Field, PrivateAttr
 
 from jsae_assets.devices import reserved_device
+from jsae_assets.files.stored import StoredTensors
 from jsae_assets.sections import project_path
-from jsae_assets.stored import StoredTensors
 from jsae_core.memory import MemoryBudget, keep_freed_memory, usual_batch
 
 if TYPE_CHECKING:

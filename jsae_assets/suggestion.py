@@ -26,7 +26,7 @@ from jsae_core.terms import Z95
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-    from jsae_assets.stored import StoredTensors
+    from jsae_assets.files.stored import StoredTensors
     from jsae_core import LanguageModel
 
 STEPS = 300

@@ -18,7 +18,7 @@ OURS = {"jsae_core", "jsae_assets", "tests", "benchmarks", "tools"}
 OF_EXTRA = {
     "figures": ["jsae_core/figures/*.py"],
     "wandb": ["jsae_core/artifacts.py", "jsae_core/sweeps.py", "jsae_core/wandb_client.py"],
-    "ray": ["jsae_assets/executors.py", "jsae_assets/ray_launcher.py"],
+    "ray": ["jsae_assets/runs/executors.py", "jsae_assets/ray_launcher.py"],
     "platform": ["jsae_assets/**/*.py"],
     "dev": ["tests/**/*.py", "benchmarks/**/*.py", "tools/*.py"],
 }

@@ -19,14 +19,14 @@ from jsae_assets.assets.figures import (
     Figure,
     Results,
 )
+from jsae_assets.assets.markdown import as_text
 from jsae_assets.assets.sweeps import ASSET as SWEEP_RUNS
 from jsae_assets.assets.sweeps import odd, sweep_entries
 from jsae_assets.catalog import TABLES, Catalog
 from jsae_assets.entries import confirm, depends_on
-from jsae_assets.markdown import as_text
+from jsae_assets.files.stored import StoredTable
 from jsae_assets.partitions import cell_key, cells, models, of_all_layers, sweeps
 from jsae_assets.sources import TrainedPair
-from jsae_assets.stored import StoredTable
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

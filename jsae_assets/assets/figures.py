@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jsae_assets.estimates import stored_estimates
-from jsae_assets.stored import StoredTable, StoredTensors
+from jsae_assets.files.estimates import stored_estimates
+from jsae_assets.files.stored import StoredTable, StoredTensors
 from jsae_core.terms import AS_PUBLISHED, FUNCTION_SHAPES, NOTEWORTHY, RELATIVE_SHAPES, THRESHOLDS
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from jsae_assets.assets.spread import is_spread, spread_asset
 from jsae_assets.assets.subject import Subject
 from jsae_assets.assets.summary import headlines
 from jsae_assets.catalog import TABLES, Catalog
+from jsae_assets.files.stored import StoredTensors
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.partitions import cell_key
 from jsae_assets.resources import Compute
-from jsae_assets.stored import StoredTensors
 from jsae_core.terms import EVALUATED_AT
 
 if TYPE_CHECKING:
@@ -50,11 +50,12 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
         sae_pair: StoredTensors,
         others: Mapping[str, StoredTensors],
     ) -> "tuple[Subject, Checkpoint]":
-        from jsae_assets.checkpoints import checkpoint_of
+        from jsae_assets.files.checkpoints import checkpoint_of
 
         key, partition = dg.AssetKey([variant, measure.name]), context.partition_key
         # the core adds everything else that a result depends on
-        checkpoint = checkpoint_of(tensors, key, partition, measure.code_version, compute, context.log.info)
+        seconds, say = compute.checkpoint_seconds, context.log.info
+        checkpoint = checkpoint_of(tensors.base, key, partition, measure.code_version, seconds, say)
         pair = compute.pair(sae_pair, cell.model.jacobian_tables)
         return Subject(cell, compute, pair, checkpoint=checkpoint, **others), checkpoint
 

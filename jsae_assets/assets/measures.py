@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsae_assets.assets.cell import Cell
 from jsae_assets.assets.subject import Subject
 from jsae_assets.assets.summary import Headline
-from jsae_assets.estimates import estimate_columns, estimate_tensors
+from jsae_assets.files.estimates import estimate_columns, estimate_tensors
 from jsae_core.terms import (
     AS_PUBLISHED,
     AT_RECONSTRUCTION,

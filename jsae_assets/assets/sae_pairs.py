@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from jsae_assets.assets.cell import Cell, Stopwatch, cell_asset, find_cell, turn
+from jsae_assets.assets.markdown import as_text
 from jsae_assets.assets.summary import summary
 from jsae_assets.assets.text import make_if_missing
 from jsae_assets.assets.training import trained_pair
 from jsae_assets.catalog import Catalog
 from jsae_assets.digests import SOURCE_DIGEST, in_groups
 from jsae_assets.io_managers import StoringIOManager
-from jsae_assets.markdown import as_text
 from jsae_assets.resources import Compute
 from jsae_assets.sources import Recipe
 
@@ -41,14 +41,15 @@ def sae_pair_asset(catalog: Catalog, variant: str) -> dg.AssetsDefinition:
     def sae_pair(
         context: dg.AssetExecutionContext, compute: Compute, tensors: dg.ResourceParam[StoringIOManager]
     ) -> Iterator[dg.Output]:
-        from jsae_assets.checkpoints import checkpoint_of
+        from jsae_assets.files.checkpoints import checkpoint_of
 
         cell = find_cell(context, catalog, variant)
         make_if_missing(context, catalog, cell.model_key, compute, tensors)
         watch = Stopwatch()
         digest = catalog.digest(cell.model_key, "sae_pair", cell.pair)
         context.log.info(f"{variant} pair of {cell} on {compute.describe()}")
-        checkpoint = checkpoint_of(tensors, context.asset_key, context.partition_key, digest, compute, context.log.info)
+        key, partition, seconds = context.asset_key, context.partition_key, compute.checkpoint_seconds
+        checkpoint = checkpoint_of(tensors.base, key, partition, digest, seconds, context.log.info)
         produced = cell.pair.produce(Maker(catalog, cell, compute, digest, checkpoint))
         config = produced.pair.config
         yield dg.Output(

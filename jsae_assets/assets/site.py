@@ -20,8 +20,8 @@ from jsae_assets.assets.sweeps import ASSET as SWEEP_RUNS
 from jsae_assets.catalog import Catalog
 from jsae_assets.entries import CATALOG, confirm
 from jsae_assets.io_managers import StoringIOManager
-from jsae_assets.plan import GATHERS
 from jsae_assets.refusals import refusal
+from jsae_assets.runs.plan import GATHERS
 
 ASSET = "site"
 

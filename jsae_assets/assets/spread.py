@@ -12,11 +12,11 @@ from typing import Any
 import dagster as dg
 
 from jsae_assets.assets.cell import entries_of_cells, find_cell, of_cells, step_priority
+from jsae_assets.assets.memory_settings import naming_settings
 from jsae_assets.catalog import Catalog
 from jsae_assets.devices import on_a_device_of_its_own
 from jsae_assets.entries import CATALOG
 from jsae_assets.io_managers import StoringIOManager
-from jsae_assets.memory_settings import naming_settings
 from jsae_assets.resources import POOL, Compute
 
 RETRIES = 2  # of a step whose process died, or which failed: it goes on where it was

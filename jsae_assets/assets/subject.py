@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from jsae_assets.assets.cell import Cell, context_size
 from jsae_assets.catalog import C4_IN_WORDS
+from jsae_assets.files.stored import StoredTensors
 from jsae_assets.resources import Compute
-from jsae_assets.stored import StoredTensors
 
 if TYPE_CHECKING:
     from torch import Tensor

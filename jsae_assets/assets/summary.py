@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
-from jsae_assets.markdown import as_text
+from jsae_assets.assets.markdown import as_text
 
 SUMMARY = "summary"
 LONGEST = 90  # characters of a cell: the UI folds Markdown of 1,000 or more characters away

@@ -24,10 +24,10 @@ from jsae_assets.assets.training import trained_pair
 from jsae_assets.catalog import Catalog, LocalSweep
 from jsae_assets.devices import on_a_device_of_its_own
 from jsae_assets.entries import confirm, depends_on
+from jsae_assets.files.stored import StoredTable, StoredTensors
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.partitions import sweeps
 from jsae_assets.resources import POOL, Compute, downloads_folder, wandb_folder
-from jsae_assets.stored import StoredTable, StoredTensors
 from jsae_core.terms import AT_RECONSTRUCTION, EVALUATED_AT
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _local_sweep(
 ) -> tuple["DataFrame", dict]:
     """Train and measure the runs of a local sweep, and return their table and the metadata of the materialisation. Each
     run's pair is stored as soon as it is measured, so that an interrupted sweep resumes with the next run."""
-    from jsae_assets.checkpoints import checkpoint_of
+    from jsae_assets.files.checkpoints import checkpoint_of
     from jsae_core.training_runs import runs_table
 
     configs = sweep.configs()
@@ -160,7 +160,8 @@ def _local_sweep(
         stored = tensors.stored(dg.AssetKey([ASSET, key]), run_id)
         if not stored.exists() or stored.damage():
             say(f"run {number} of {len(configs)}: {_run_title(sweep, config)}")
-            checkpoint = checkpoint_of(tensors, dg.AssetKey([ASSET, key]), run_id, run_id, compute, say)
+            place = dg.AssetKey([ASSET, key])
+            checkpoint = checkpoint_of(tensors.base, place, run_id, run_id, compute.checkpoint_seconds, say)
             pair = _train(catalog, sweep, config, checkpoint, compute, downloads, say)
             _store(pair, _measured(catalog, sweep, pair, compute, say), datetime.now(UTC).isoformat(), tensors, stored)
             checkpoint.remove()

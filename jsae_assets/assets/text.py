@@ -9,16 +9,16 @@ import dagster as dg
 
 from jsae_assets import groups
 from jsae_assets.assets.cell import OWNERS, Stopwatch, context_size
+from jsae_assets.assets.markdown import as_code
 from jsae_assets.assets.summary import summary
 from jsae_assets.catalog import Catalog, Text
 from jsae_assets.devices import on_a_device_of_its_own
 from jsae_assets.digests import SOURCE_DIGEST, in_groups
 from jsae_assets.entries import DATA_VERSION, confirm, depends_on, input_tags
+from jsae_assets.files.stored import SETTINGS
 from jsae_assets.io_managers import StoringIOManager, header
-from jsae_assets.markdown import as_code
 from jsae_assets.partitions import models
 from jsae_assets.resources import POOL, Compute
-from jsae_assets.stored import SETTINGS
 
 if TYPE_CHECKING:
     from torch import Tensor

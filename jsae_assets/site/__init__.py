@@ -3,6 +3,7 @@
     results.py    what is stored of a catalog's cells, read for the pages
     explorer.py   latents, their contexts and connections, in files that the explorer loads when asked for
     pages.py      the pages
+    serving.py    a web server for them beside the UI
     templates/, static/   their HTML, style and JavaScript
 
 Not here: measuring (`jsae_core.measures`), drawing figures (`jsae_core.figures`), when the site is made

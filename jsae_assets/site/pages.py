@@ -20,6 +20,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jsae_assets.catalog import Catalog
+from jsae_assets.files.stored import PROVENANCE, StoredFigure
 from jsae_assets.number import Number, with_minus
 from jsae_assets.partitions import cell_key
 from jsae_assets.site.explorer import write_cell, write_script, write_texts
@@ -34,7 +35,6 @@ from jsae_assets.site.results import (
     sweep_table,
     variants_at,
 )
-from jsae_assets.stored import PROVENANCE, StoredFigure
 
 if TYPE_CHECKING:
     import pandas as pd

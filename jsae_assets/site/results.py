@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from jsae_assets.catalog import Catalog
-from jsae_assets.estimates import stored_estimates
+from jsae_assets.files.estimates import stored_estimates
+from jsae_assets.files.stored import StoredFigure, StoredTable, StoredTensors
 from jsae_assets.number import Number
 from jsae_assets.partitions import cell_key
-from jsae_assets.stored import StoredFigure, StoredTable, StoredTensors
 from jsae_core.terms import THRESHOLDS, Z95
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from jsae_assets.catalog import DEFAULT_CATALOG, Catalog, load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import report
 from jsae_assets.partitions import cell_key
-from jsae_assets.plan import CELL_JOB, LAYERS_JOB, TOKENS_JOB
 from jsae_assets.resources import Compute
+from jsae_assets.runs.plan import CELL_JOB, LAYERS_JOB, TOKENS_JOB
 from jsae_core.locks import holding
 from tests.jsae_assets.databases import quick_databases
 from tests.jsae_core.builders import save_language_model

@@ -17,12 +17,12 @@ import dagster as dg
 import psutil
 import pytest
 
-from jsae_assets import at_work
 from jsae_assets.command import run_all
 from jsae_assets.definitions import build_definitions
-from jsae_assets.freshness import Place
-from jsae_assets.plan import TOKENS_JOB
 from jsae_assets.resources import POOL
+from jsae_assets.runs import at_work
+from jsae_assets.runs.freshness import Place
+from jsae_assets.runs.plan import TOKENS_JOB
 from tests.jsae_assets.conftest import REPOSITORY, Graph
 
 PATIENCE = 300  # seconds for one thing to happen, on a machine that is busy with others
@@ -32,7 +32,7 @@ ONLY_TOKENS = ["run", "--asset", "tokens"]
 HOLDER = """
 import time, uuid
 import dagster as dg
-from jsae_assets.at_work import at_work
+from jsae_assets.runs.at_work import at_work
 
 @dg.op(pool="gpu")
 def compute():
@@ -53,7 +53,7 @@ with dg.DagsterInstance.get() as instance:
 KILLED_AT_ITS_BEGINNING = """
 import os, signal
 import dagster as dg
-from jsae_assets import at_work
+from jsae_assets.runs import at_work
 from tests.jsae_assets.test_at_work import job_known_at_work
 
 at_work.at_work = lambda *given: os.kill(os.getpid(), signal.SIGKILL)

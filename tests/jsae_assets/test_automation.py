@@ -6,8 +6,9 @@ import pytest
 from jsae_assets.catalog import load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import report
-from jsae_assets.freshness import Freshness, Place, partition_keys
-from jsae_assets.plan import CELL_JOB, planned_runs
+from jsae_assets.partitions import partition_keys
+from jsae_assets.runs.freshness import Freshness, Place
+from jsae_assets.runs.plan import CELL_JOB, planned_runs
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, default_entries, write_catalog
 
 TOKENS = ("tokenise_text", "tiny")

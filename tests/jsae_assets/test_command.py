@@ -23,7 +23,7 @@ from jsae_assets import command
 from jsae_assets.catalog import load_catalog
 from jsae_assets.command import figure_pages, run_all, say_plan, summary
 from jsae_assets.number import Number
-from jsae_assets.plan import planned_runs, selection
+from jsae_assets.runs.plan import planned_runs, selection
 from jsae_assets.suggestion import COLUMNS, NothingToSuggest, advice, short_sweep, suggested, table
 from jsae_core import load_language_model
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, REPOSITORY, Graph, write_catalog

@@ -21,7 +21,7 @@ def instance():
 
 
 def test_a_run_holds_assets_of_one_set_of_partitions_alone(instance):
-    """Why there is a job for each set of cells (plan.py)."""
+    """Why there is a job for each set of cells (runs/plan.py)."""
 
     @dg.asset(partitions_def=cells)
     def more():
@@ -300,7 +300,7 @@ def test_a_resource_keeps_what_it_remembers_for_one_run_and_begins_each_run_anew
 
 
 def test_a_materialisation_carries_the_code_version_and_the_newest_comes_first(instance):
-    """What freshness.py compares."""
+    """What runs/freshness.py compares."""
 
     def versioned(version):
         @dg.asset(code_version=version, partitions_def=cells, name="pair")

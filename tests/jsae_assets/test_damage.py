@@ -12,9 +12,9 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from jsae_assets import stored as stored_files
 from jsae_assets.digests import out_of_groups
-from jsae_assets.stored import DamagedFileError
+from jsae_assets.files import stored as stored_files
+from jsae_assets.files.stored import DamagedFileError
 from jsae_core import SAEPair
 from jsae_core.tensor_files import write_tensors
 from tests.jsae_assets.test_io_managers import OTHERS, STORES, VALUES, figure, place, read, store, stored_file

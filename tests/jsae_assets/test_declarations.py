@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from jsae_assets.assets import figure_assets, measure_assets, measures
 from jsae_assets.catalog import SETTING_OF
-from jsae_assets.freshness import Freshness, Place
+from jsae_assets.runs.freshness import Freshness, Place
 from tests.jsae_assets.conftest import metadata
 
 

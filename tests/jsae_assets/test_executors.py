@@ -14,13 +14,13 @@ import pytest
 from torch import Tensor
 
 from jsae_assets import definitions
-from jsae_assets.at_work import known_at_work
 from jsae_assets.catalog import load_catalog
 from jsae_assets.command import main
 from jsae_assets.definitions import SettingError, build_definitions
-from jsae_assets.executors import OF_A_RAY_JOB, ray_worker_executor
-from jsae_assets.plan import CELL_JOB
 from jsae_assets.resources import POOL, Compute
+from jsae_assets.runs.at_work import known_at_work
+from jsae_assets.runs.executors import OF_A_RAY_JOB, ray_worker_executor
+from jsae_assets.runs.plan import CELL_JOB
 from jsae_core import MLPInputs
 from tests.jsae_assets.conftest import REPOSITORY, Graph, write_catalog
 
@@ -171,7 +171,7 @@ def test_several_processes_measure_the_shards_of_a_cell_one_is_killed_and_they_s
 ASKS_FOR_NO_GPU = """
 import importlib
 import torch
-from jsae_assets.executors import PRELOADED
+from jsae_assets.runs.executors import PRELOADED
 
 def refuse(*given):
     raise SystemExit("asked for a GPU")

@@ -14,8 +14,8 @@ import torch
 from jsae_assets.catalog import load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import report
-from jsae_assets.plan import CELL_JOB
 from jsae_assets.resources import Compute
+from jsae_assets.runs.plan import CELL_JOB
 from tests.jsae_assets.conftest import default_entries, write_catalog
 
 MOST_SECONDS = 120  # of one run, on a machine that is busy with others; it takes one or two

@@ -19,7 +19,7 @@ import pytest
 import torch
 from upath import UPath
 
-from jsae_assets.storage import FullDiskError, clear_parts, staged
+from jsae_assets.files.storage import FullDiskError, clear_parts, staged
 from jsae_core.measures import jacobian_histogram
 from jsae_core.memory import TemporaryFileError
 from tests.jsae_assets.conftest import REPOSITORY
@@ -101,7 +101,7 @@ def test_a_full_disk_of_the_histogram_s_temporary_file_leaves_nothing_and_says_w
 WRITER = """
 import sys, time
 from upath import UPath
-from jsae_assets.storage import staged
+from jsae_assets.files.storage import staged
 
 with staged(UPath(sys.argv[1]) / "written.bin", 10) as local:
     local.write_bytes(b"half of it")
@@ -151,6 +151,6 @@ def test_a_part_without_a_lock_is_deleted_once_it_is_old(tmp_path):
     assert part.exists()
     in_two_days = os.stat(part).st_ctime + 2 * 24 * 3600
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jsae_assets.storage.time.time", lambda: in_two_days)
+        patch.setattr("jsae_assets.files.storage.time.time", lambda: in_two_days)
         assert clear_parts(UPath(tmp_path)) == 1
     assert not part.exists()

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jsae_assets.digests import out_of_groups
-from jsae_assets.freshness import Freshness
-from jsae_assets.freshness import Place as MadePlace
+from jsae_assets.runs.freshness import Freshness
+from jsae_assets.runs.freshness import Place as MadePlace
 from jsae_assets.sections import Place
 from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich
 from jsae_core.measures import jacobian_histogram

@@ -15,8 +15,8 @@ from jsae_assets import resources
 from jsae_assets.catalog import load_catalog
 from jsae_assets.command import run_all
 from jsae_assets.io_managers import FigureStore, ParquetStore, SafetensorsStore
-from jsae_assets.plan import SWEEP_JOB
 from jsae_assets.resources import Compute
+from jsae_assets.runs.plan import SWEEP_JOB
 from jsae_core.checkpoints import Checkpoint
 from jsae_core.tensor_files import content_digest
 from tests.jsae_assets.conftest import TABLES, Graph, failures, materialised, metadata, write_catalog

@@ -23,9 +23,9 @@ from safetensors import safe_open
 from torch import Tensor
 from upath import UPath
 
+from jsae_assets.files.stored import StoredFigure, StoredTable, StoredTensors
 from jsae_assets.io_managers import FigureStore, ParquetStore, SafetensorsStore
 from jsae_assets.partitions import cell_key
-from jsae_assets.stored import StoredFigure, StoredTable, StoredTensors
 from jsae_core import SAEPair, tensor_files
 from jsae_core.figures import export
 from tests.jsae_assets.conftest import address, installed_browser

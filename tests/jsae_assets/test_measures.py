@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from upath import UPath
 
-from jsae_assets.estimates import stored_estimates
-from jsae_assets.stored import StoredTable, StoredTensors
+from jsae_assets.files.estimates import stored_estimates
+from jsae_assets.files.stored import StoredTable, StoredTensors
 from jsae_core import MLPInputs, SAEPair, load_language_model
 from jsae_core.measures import (
     ablation_samples,

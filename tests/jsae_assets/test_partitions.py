@@ -4,8 +4,17 @@ import pytest
 
 from jsae_assets.catalog import load_catalog
 from jsae_assets.definitions import build_definitions
-from jsae_assets.freshness import Freshness, Place, partition_keys
-from jsae_assets.partitions import cell_key, cells, models, of_all_layers, of_same_model, split_cell, stored_below
+from jsae_assets.partitions import (
+    cell_key,
+    cells,
+    models,
+    of_all_layers,
+    of_same_model,
+    partition_keys,
+    split_cell,
+    stored_below,
+)
+from jsae_assets.runs.freshness import Freshness, Place
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, write_catalog
 
 

@@ -5,7 +5,7 @@ from s3fs import S3FileSystem
 from upath import UPath
 
 from jsae_assets.command import figure_pages, open_site
-from jsae_assets.serving import URL
+from jsae_assets.site.serving import URL
 from tests.jsae_assets.conftest import address, materialised, metadata
 from tests.s3_server import BUCKET, s3_server
 

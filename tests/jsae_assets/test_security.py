@@ -10,8 +10,8 @@ import dagster as dg
 import plotly.graph_objects as go
 import pytest
 
+from jsae_assets.files.storage import stored_at
 from jsae_assets.io_managers import SafetensorsStore
-from jsae_assets.storage import stored_at
 from jsae_core.figures.export import page
 from tests.jsae_assets.conftest import REPOSITORY
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from jsae_assets.assets.spread import RETRIES
 from jsae_assets.catalog import load_catalog
-from jsae_assets.freshness import Freshness, Place
 from jsae_assets.resources import Compute
+from jsae_assets.runs.freshness import Freshness, Place
 from jsae_core import MLPInputs
 from jsae_core.tensor_files import content_digest
 from tests.jsae_assets.conftest import TABLES, Graph, materialised, metadata, write_catalog

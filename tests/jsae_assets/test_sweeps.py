@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from jsae_assets.automation import schedules
 from jsae_assets.catalog import load_catalog
 from jsae_assets.definitions import build_definitions
-from jsae_assets.plan import SWEEP_JOB
+from jsae_assets.runs.plan import SWEEP_JOB
 from jsae_core import MLPInputs, SAEPair, load_language_model
 from jsae_core.measures import jacobian_measures, latent_accounting, pair_quality
 from jsae_core.similarity import latent_similarity

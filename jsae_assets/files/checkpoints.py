@@ -13,33 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from upath import UPath
 
-from jsae_assets.io_managers import StoringIOManager
-from jsae_assets.resources import Compute
+from jsae_assets.files.storage import is_local, staged, stored_at
 from jsae_assets.sections import CHECKPOINTS
-from jsae_assets.storage import is_local, staged, stored_at
 from jsae_core.checkpoints import Checkpoint
 
 
 def checkpoint_of(
-    manager: StoringIOManager,
-    key: dg.AssetKey,
-    partition: str | None,
-    digest: str,
-    compute: Compute,
-    say: Callable[[str], None],
+    base: UPath, key: dg.AssetKey, partition: str | None, digest: str, seconds: float, say: Callable[[str], None]
 ) -> Checkpoint:
     """Return the checkpoint for making an asset's partition, or a part of it.
 
     Args:
-        manager: the IO manager that stores the asset; the checkpoint lies in the same storage.
-        digest: the digest of the catalog's entries that the partition is made from.
+        base: the storage folder in which the asset is stored.
+        digest: stands for what the partition is made from; a checkpoint of another digest is not used.
+        seconds: the time after which the next checkpoint is due.
     """
-    path = manager.base / CHECKPOINTS / stored_at(key, partition, ".safetensors")
+    path = base / CHECKPOINTS / stored_at(key, partition, ".safetensors")
     if is_local(path):
-        return Checkpoint(Path(path.path), digest, compute.checkpoint_seconds, say)
+        return Checkpoint(Path(path.path), digest, seconds, say)
     remote_path: Any = path  # a UPath has the methods of a Path
-    return _RemoteCheckpoint(remote_path, digest, compute.checkpoint_seconds, say)
+    return _RemoteCheckpoint(remote_path, digest, seconds, say)
 
 
 class _RemoteCheckpoint(Checkpoint):

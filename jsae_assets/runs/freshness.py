@@ -20,8 +20,8 @@ import dagster as dg
 from jsae_assets.catalog import Catalog
 from jsae_assets.digests import out_of_groups
 from jsae_assets.entries import CATALOG, DATA_VERSION, READ_VERSION
+from jsae_assets.files.storage import files_below
 from jsae_assets.io_managers import Store, StoringIOManager
-from jsae_assets.storage import files_below
 from jsae_core.sealed_files import DIGEST
 
 # If an asset reads this many partitions of another asset, or more, Dagster does not record their data versions
@@ -50,11 +50,6 @@ class Made:
     tags: Mapping[str, str]
     timestamp: float
     digest: str | None  # of the file; None if it was made before files carried a digest
-
-
-def partition_keys(definition: dg.PartitionsDefinition | None) -> list[str | None]:
-    """Return the partition keys of an asset, or [None] if it has no partitions."""
-    return [None] if definition is None else list(definition.get_partition_keys())
 
 
 @dataclass

@@ -14,8 +14,8 @@ from typing import Any
 import dagster as dg
 
 from jsae_assets.catalog import Catalog
-from jsae_assets.freshness import Freshness, Place, partition_keys
-from jsae_assets.partitions import SEPARATOR, split_cell
+from jsae_assets.partitions import SEPARATOR, partition_keys, split_cell
+from jsae_assets.runs.freshness import Freshness, Place
 
 TOKENS_JOB, CELL_JOB, LAYERS_JOB, SWEEP_JOB = "tokenise_text", "measure_cell", "compare_layers", "sync_sweep"
 # The tag of an asset that gathers whatever is stored of its upstream assets, so that it does not wait for missing ones

@@ -19,7 +19,7 @@ from dagster._core.execution.api import execute_run
 from dagster._core.remote_origin import RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.workspace.load import location_origins_from_yaml_paths
 
-WORKSPACE = Path(__file__).parent / "workspace.yaml"
+WORKSPACE = Path(__file__).parents[1] / "workspace.yaml"
 
 
 def execute_here(

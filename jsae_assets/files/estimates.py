@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from jsae_assets.stored import StoredTable, StoredTensors
+from jsae_assets.files.stored import StoredTable, StoredTensors
 
 if TYPE_CHECKING:
     from torch import Tensor

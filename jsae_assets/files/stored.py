@@ -21,7 +21,7 @@ import dagster as dg
 from upath import UPath
 
 from jsae_assets.digests import file_digest
-from jsae_assets.storage import is_local, last_changed, stored_at
+from jsae_assets.files.storage import is_local, last_changed, stored_at
 from jsae_core.sealed_files import DIGEST, carried_digest, is_undamaged
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import dagster as dg
 from upath import UPath
 
 from jsae_assets.catalog import Catalog
-from jsae_assets.freshness import partition_keys
+from jsae_assets.files.storage import stored_at
+from jsae_assets.partitions import partition_keys
 from jsae_assets.sections import CHECKPOINTS
-from jsae_assets.storage import stored_at
 from jsae_core.memory import in_bytes
 
 MOST_NAMED = 5

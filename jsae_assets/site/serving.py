@@ -1,6 +1,6 @@
 """A web server for the stored site and figures, on this machine only, wherever they are stored.
 
-Here: the server behind `jsae ui`. Not here: the pages (`site/`), opening them without a server (`jsae site`).
+Here: the server behind `jsae ui`. Not here: the pages (`pages.py`), opening them without a server (`jsae site`).
 """
 
 from __future__ import annotations

@@ -326,6 +326,17 @@ def test_a_typical_activation_is_the_mean_over_the_tokens_of_the_stream_in_which
         assert row.typical_activation == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_typical_activation_of_a_low_precision_pair_is_a_mean_of_more_digits():
+    pair, x = random_pair(dtype=torch.bfloat16), random_inputs(1000, dtype=torch.bfloat16)
+    frame = ablation_samples(pair, [x], 2000)
+    sandwich = run_sandwich(pair, x)
+    latents, activations = sandwich.output_latents, sandwich.output_activations.double()
+    for row in frame.drop_duplicates("output_latent").itertuples():
+        active = activations[(latents == row.output_latent) & (activations > 0)]
+        assert row.typical_activation == pytest.approx(active.mean().item(), rel=1e-3)
+    assert latents.flatten().bincount().max() > 256  # from here on, bfloat16 would count no further
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1e3])
 def test_what_is_negligible_by_the_relative_rule_does_not_depend_on_the_scale_of_the_output_latents(pair, x, scale):
     tensors = pair.tensors()

@@ -227,9 +227,13 @@ def test_fewer_digits_give_finite_numbers_near_the_exact_ones(dtype):
 
 def test_latents_that_are_all_silent_give_zeros():
     silent = torch.full((D_SAE,), -1e4, dtype=torch.float64)
-    measured = latent_accounting(changed(random_pair(), _b_enc=silent), [random_inputs(5)])
+    pair, x = changed(random_pair(), _b_enc=silent), random_inputs(5)
+    measured = latent_accounting(pair, [x])
     assert measured["accounted_share"] == pytest.approx(0, abs=1e-12) and measured["n90"] == 0
     assert measured["participation_ratio"] == 0 and all(measured[f"r2_{n}"] == 0 for n in (0, 4, 16))
+    of_each = latent_accountings(pair, [x], orders=["attribution"]).by_latent
+    assert not of_each[["n90", "participation_ratio", "completeness", "r2_attribution_4"]].any(axis=None)
+    assert numpy.isfinite(of_each.to_numpy(float)).all()
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,8 @@ def test_silent_input_latents_contribute_nothing_but_are_counted(pair, x):
     found = latent_connections(silent, [x[:200]], least_active=1)
     assert len(found) and (found["share"] == 0).all() and (found["mean_attribution"] == 0).all()
     assert (found["mean_abs_jacobian"] > 0).all()
+    with_examples = strongest_connections(silent, [x[:200]], least_active=1, n_examples=2)
+    assert (with_examples["token"].map(len) == with_examples["n_both"].clip(upper=2)).all()
 
 
 def test_where_nothing_is_active_often_enough_the_table_is_empty_with_its_columns(pair, x):

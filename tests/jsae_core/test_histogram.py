@@ -353,6 +353,17 @@ def test_kurtosis_norms_and_l1_over_l2_are_numpy_s_token_by_token(sizes, magnitu
         assert sizes.estimates[name].value == pytest.approx(of_tokens.mean(), rel=1e-9), name
 
 
+def test_nothing_depends_on_how_many_elements_are_counted_at_once(pair, x, sizes, monkeypatch):
+    monkeypatch.setattr("jsae_core.measures.histogram.CACHED_ELEMENTS", 7 * K * K)
+    in_parts = jacobian_sizes(pair, Documents(x, LENGTHS))
+    for norm, histogram in sizes.histograms.items():
+        assert_same(in_parts.histograms[norm], histogram)
+    assert in_parts.logarithmic["log_hist"].equal(sizes.logarithmic["log_hist"])
+    alone = jacobian_measures(pair, Documents(x, LENGTHS))
+    for name, estimate in sizes.estimates.items():
+        assert in_parts.estimates[name][:2] == alone[name][:2] == pytest.approx(estimate[:2], rel=1e-12)
+
+
 @pytest.mark.parametrize("scale", [1e-18, 1e-9, 1, 1e12])
 def test_logarithmic_bins_hold_every_element_on_any_scale(x, scale):
     pair = scaled(random_pair(), scale)
@@ -385,7 +396,7 @@ def test_means_of_seldom_active_output_latents_are_left_out_and_the_coverage_is_
     logarithmic = jacobian_sizes(pair, [x], [None]).logarithmic
     mean, counts = means
     often = counts >= OFTEN
-    assert 0 < often.sum() < D_SAE and logarithmic["often"] == OFTEN
+    assert 0 < often.sum() < D_SAE and logarithmic["often"] == OFTEN == 20
     expected = numpy.histogram(mean[often].astype(numpy.float32).astype(float), logarithmic["log_edges"].numpy())[0]
     # means are summed in fixed point: one may be carried over an edge
     assert numpy.abs(logarithmic["log_mean_hist"].numpy() - expected).sum() <= 2

@@ -223,6 +223,7 @@ def test_a_hand_made_curve_has_the_class_the_paper_s_rule_gives_it(curve, shape)
         (0 * VALUES, "flat"),
         (7 + 0.01 * VALUES, "flat"),
         (7 + 0.02 * VALUES, "linear"),
+        (0.01 * VALUES - 7, "flat"),
         (1 + VALUES + 0.24 * ZIGZAG, "linear"),  # a range of 5.48, 5% of which is .27
         (1 + VALUES + 0.3 * ZIGZAG, "other"),
         (relu_after(99, 3 + VALUES), "other"),
@@ -468,10 +469,11 @@ def assert_no_nan(frame: pandas.DataFrame) -> None:
 
 def test_latents_that_are_all_dead_are_flat_and_linear(pair, x):
     biases = {name: pair.tensors()[name] - 1e4 for name in ("_b_enc", "_b_enc_out")}
-    frame = function_shapes(changed(pair, **biases), [x], 50)
-    assert set(frame["shape"]) == {"linear"} and frame["flat"].all()
-    assert not frame[["input_activation", "output_activation"]].any(axis=None)
-    assert_no_nan(frame)
+    frame = function_shapes(changed(pair, **biases), [x], 50, rules=("published", "relative"))
+    assert set(frame["shape"]) == {"linear"} and frame["flat"].all() and set(frame["relative_shape"]) == {"flat"}
+    # a sweep over no activation moves nothing, so there is no curve that could be bent
+    assert not frame[["input_activation", "output_activation", "curvature"]].any(axis=None)
+    assert_no_nan(frame.drop(columns="relative_shape"))
 
 
 def test_one_latent_a_token_gives_a_table_without_nan(x):

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from jsae_core import MLPInputs, PairConfig, SAEPair, load_language_model, run_sandwich
 from jsae_core.measures import pair_quality, reconstruction_quality
-from tests.jsae_core.builders import ARCHITECTURES, random_pair, random_sae_tensors, save_language_model
+from tests.jsae_core.builders import ARCHITECTURES, changed, random_pair, random_sae_tensors, save_language_model
 
 D_MODEL, D_SAE, K, LAYER = 16, 40, 4, 1
 JACOBIAN_SCALE = 5e-3  # brings random |J| to both sides of the thresholds
@@ -384,6 +384,29 @@ def test_a_pair_of_the_same_width_around_another_mlp_is_refused(language_model, 
     other = random_pair(activation, d_model=D_MODEL, d_mlp=24)
     with pytest.raises(ValueError, match=f"MLP does not give what .* layer {LAYER}.*do not belong together"):
         pair_quality(other, language_model, documents)
+
+
+@pytest.mark.parametrize(("factor", "belongs"), [(1.09, True), (1.11, False)])
+def test_a_tenth_of_the_mlp_s_output_decides_whether_it_is_the_model_s(
+    pair, language_model, documents, factor, belongs
+):
+    tensors = pair.tensors()
+    other = changed(pair, **{name: factor * tensors[name] for name in ("mlp.W_out", "mlp.b_out")})
+    if belongs:
+        pair_quality(other, language_model, documents)
+    else:
+        with pytest.raises(ValueError, match="MLP does not give what"):
+            pair_quality(other, language_model, documents)
+
+
+def test_an_mlp_that_differs_from_the_model_s_in_later_batches_alone_is_refused(pair, language_model):
+    first, later = torch.tensor([0, 5, 6]), torch.tensor([0, 7, 8, 9])
+    seen = language_model.mlp_activations(first[None], LAYER)[0][0]
+    unseen = torch.linalg.svd(seen).Vh[-1]  # a direction in which none of these inputs lies
+    other = changed(pair, **{"mlp.W_in": pair.tensors()["mlp.W_in"] + 100 * unseen[:, None]})
+    pair_quality(other, language_model, [first])
+    with pytest.raises(ValueError, match="MLP does not give what"):
+        pair_quality(other, language_model, [first, later], batch_tokens=1)
 
 
 def test_a_pair_of_another_dtype_than_the_model_s_is_refused_with_both(pair, directory, documents):

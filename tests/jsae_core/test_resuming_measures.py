@@ -1,10 +1,14 @@
 """Measures that are interrupted go on from their checkpoint and end as if nothing had happened."""
 
 import copy
+import inspect
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -14,11 +18,17 @@ from jsae_core.checkpoints import Checkpoint
 from jsae_core.measures import (
     ablation,
     ablation_samples,
+    connection_curves,
+    function_shapes,
     jacobian_histogram,
+    jacobian_measures,
     jacobian_sizes,
     kept_jacobians,
     latent_accountings,
     latent_activity,
+    measured_quality,
+    stream_contexts,
+    strongest_connections,
 )
 from tests.jsae_core.builders import K, random_inputs, random_pair, save_language_model
 from tests.jsae_core.streamed_measures import (
@@ -177,6 +187,57 @@ def test_a_measure_of_something_else_begins_anew_with_a_word(tmp_path, pair, str
     result = latent_accountings(*of_other, **changed, checkpoint=checkpoint)
     assert len(said) == 1 and "Beginning anew" in said[0]
     assert_same(result, latent_accountings(*of_other, **changed))
+
+
+# of each measure: what it is usually given here, and each of its settings with another value
+SETTINGS: dict[Callable[..., Any], tuple[dict[str, Any], dict[str, Any]]] = {
+    jacobian_sizes: ({}, {"norms": [None], "at": "reconstruction", "convention": "published"}),
+    jacobian_measures: ({}, {"at": "reconstruction", "convention": "published"}),
+    ablation_samples: (
+        {"n_samples": 90},
+        {"n_samples": 91, "ranks": "diagonal", "seed": 1, "doses": ["unit", "whole"]},
+    ),
+    function_shapes: ({"n_samples": 90}, {"n_samples": 91, "seed": 1, "n_curves": 1, "rules": ["relative"]}),
+    latent_accountings: ({}, {"kept": [1], "orders": ["random"], "seed": 1}),
+    latent_activity: ({}, {}),
+    strongest_connections: ({}, {"n_strongest": 3, "least_active": 2, "n_examples": 1}),
+    connection_curves: (
+        {"connections": pd.DataFrame({"output_latent": [0], "input_latent": [0], "token": [[0]]}), "n_strongest": 1},
+        {
+            "connections": pd.DataFrame({"output_latent": [0], "input_latent": [0], "token": [[1]]}),
+            "n_strongest": 0,
+        },
+    ),
+    stream_contexts: ({}, {"n_top": 3}),
+    measured_quality: ({}, {"batch_tokens": 2 * BATCH_TOKENS}),
+}
+NO_SETTINGS = {"pair", "stream", "language_model", "documents", "checkpoint", "memory_bytes"}
+EACH_SETTING = [(measure, setting) for measure, (_, others) in SETTINGS.items() for setting in others]
+
+
+def test_every_setting_of_every_measure_is_among_those_whose_change_is_tested():
+    for measure, (_, others) in SETTINGS.items():
+        assert inspect.signature(measure).parameters.keys() - NO_SETTINGS == others.keys(), measure.__name__
+
+
+@pytest.mark.parametrize(
+    ("measure", "setting"), EACH_SETTING, ids=[f"{measure.__name__}, {setting}" for measure, setting in EACH_SETTING]
+)
+def test_a_measure_with_another_value_of_any_setting_begins_anew(tmp_path, pair, stream, measure, setting):
+    class Said(Exception):
+        pass
+
+    def say(message: str) -> None:
+        raise Said(message)
+
+    usual, others = SETTINGS[measure]
+    on = [pair, stream.language_model, stream.documents] if measure is measured_quality else [pair, stream]
+    with pytest.raises(Interrupted):
+        measure(*on, **usual, checkpoint=Ends(tmp_path / "it", 1))
+    with pytest.raises(Said, match="going on"):
+        measure(*on, **usual, checkpoint=Checkpoint(tmp_path / "it", say=say))
+    with pytest.raises(Said, match="Beginning anew"):
+        measure(*on, **usual | {setting: others[setting]}, checkpoint=Checkpoint(tmp_path / "it", say=say))
 
 
 def test_an_item_of_a_list_that_changed_is_noticed_and_of_a_generator_refused(tmp_path):

@@ -35,7 +35,7 @@ def test_jacobians_are_the_products_of_the_rounded_rows_summed_in_the_pairs_own_
 
 def test_a_prompt_has_the_jacobians_that_it_has_among_many_tokens(monkeypatch):
     monkeypatch.setattr("jsae_core.tables.ROWS_AT_ONCE", 3)
-    pair, x = with_tables(random_pair(d_sae=50)), random_inputs(1)
+    pair, x = with_tables(random_pair(d_sae=50)), random_inputs(3)
     of_rows = run_sandwich(pair, x).jacobian
     run_sandwich(pair, random_inputs(40))
     assert pair.tables_bytes == 2 * 50 * 2 * D_MLP  # all rows, in two bytes a number

@@ -90,6 +90,8 @@ def test_the_later_names_of_the_shares_are_understood_and_the_earlier_ones_prefe
     assert row_of(later)[["above_0.01", "above_0.02", "above_0.04"]].tolist() == [0.1, 0.05, 0]
     both = row_of(later | {"jacobian_sparsity/jac_abs_above_0.01": 512})
     assert both[["above_0.01", "above_0.02"]].tolist() == [0.5, 0.05]
+    alone = row_of({"jacobian_sparsity/jac_above_0.01": 512})
+    assert alone["above_0.01"] == 0.5 and math.isnan(alone["above_0.04"])
 
 
 @pytest.mark.parametrize("count", [51.2, 0])
@@ -256,6 +258,38 @@ def test_a_table_comes_back_from_its_file_with_the_runs_it_was_made_of():
     assert {run.run_id: run for run in back} == {run.run_id: run for run in runs}
     assert [run.run_id for run in back] == ["a", "b"]
     assert parquet(runs_table(back)) == parquet(runs_table(reversed(runs)))
+
+
+def test_runs_of_one_time_make_the_same_table_in_whichever_order_they_come():
+    runs = [a_run(run_id=run_id) for run_id in "cab"]
+    assert [run.run_id for run in runs_of(runs_table(runs))] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("time", ["2026-07-01T02:30:00", "2026-07-01T04:30:00+02:00", datetime(2026, 7, 1, 2, 30)])
+def test_times_are_in_utc_and_without_a_zone_mean_utc(time):
+    assert runs_table([a_run(created_at=time)])["created_at"][0] == pd.Timestamp("2026-07-01T02:30", tz="UTC")
+
+
+@pytest.mark.parametrize("value", ["Infinity", "NaN", math.inf, math.nan, True])
+def test_a_metric_that_no_axis_can_show_is_unknown(value):
+    row = row_of(SUMMARY | {"model_performance_preservation/ce_loss_score": value, "accounted_share": value})
+    assert row[["ce_score_input", "ce_score", "accounted_share"]].isna().all() and row["ce_score_output"] == 0.91
+
+
+def test_a_jacobian_of_zeros_has_a_ratio_of_norms_of_zero_and_one_without_a_norm_has_none():
+    logged = {"jacobian_sparsity/jac_l1": 0.0, "jacobian_sparsity/jac_l2b_norm_": 0.5}
+    assert row_of(logged)["l1_over_l2"] == 0
+    assert math.isnan(row_of(logged | {"jacobian_sparsity/jac_l2b_norm_": 0.0})["l1_over_l2"])
+
+
+def test_of_two_settings_of_one_name_the_less_nested_one_counts():
+    assert row_of(config={"activation_fn_kwargs": {"k": 8}, "activation_fn_kwargs.k": 4})["k"] == 4
+    assert row_of(config={"activation_fn_kwargs.k": 4, "activation_fn_kwargs": {"k": 8}})["k"] == 4
+
+
+def test_a_whole_number_that_a_float_cannot_tell_from_its_neighbours_is_unknown():
+    assert row_of(config={"d_sae": 2**53 - 1})["d_sae"] == 2**53 - 1
+    assert pd.isna(row_of(config={"d_sae": 2**53 + 1})["d_sae"])
 
 
 @pytest.mark.parametrize(

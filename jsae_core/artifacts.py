@@ -1,10 +1,11 @@
 """Where a pretrained pair comes from and is published to: a directory in the artifact format, or an artifact in wandb.
 
 Here: finding the files, identifying them by digest, fetching them from wandb whole and verified, publishing a pair.
-Not here: what is inside the files (`sae_pair.py`), how wandb is reached (`wandb_client.py`).
+Not here: what is inside the files (`sae_pair.py`), how wandb is reached (`wandb_client.py`), how one file is downloaded
+(`wandb_downloads.py`).
 
-Downloads do not go through the wandb client: it has no time-out, starts an interrupted file from the beginning, keeps a
-corrupt file in its cache for good, and does not check what it downloads. The client only gives addresses and digests.
+The wandb client only gives addresses and digests. It is not used for downloads, because it keeps a corrupt file in its
+cache for ever and does not check what it downloads.
 """
 
 from __future__ import annotations
@@ -14,11 +15,8 @@ import hashlib
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -33,16 +31,13 @@ from jsae_core.wandb_client import (
     logged_run,
     unbroken,
 )
+from jsae_core.wandb_downloads import Patience, download, size_of
 
 if TYPE_CHECKING:
-    import requests
     import wandb
 
     from jsae_core.pair_format import PairConfig
     from jsae_core.sae_pair import SAEPair
-
-CHUNK = 1 << 16  # bytes; an interrupted download loses less than this
-LONGEST_WAIT = 300.0  # seconds; a server that asks to wait longer is asked again after this time
 
 
 def directory_digest(directory: str | Path) -> str:
@@ -277,7 +272,7 @@ def _fetch_into(staging: Path, artifact: wandb.Artifact, found: FoundArtifact) -
     """Download every file of the artifact into `staging` and verify it; delete other files there."""
     files = _listed(artifact, found)
     _check_list(files, found)
-    patience = _Patience.of_client()
+    patience = Patience.of_client()
     for stray in set(_files_in(staging)) - {staging / name for name in files}:
         stray.unlink()
     for file in files.values():
@@ -288,9 +283,9 @@ def _fetch_into(staging: Path, artifact: wandb.Artifact, found: FoundArtifact) -
         def fresh_url(name: str = file.name) -> str:
             return _listed(artifact, found, [name])[name].url
 
-        if _size(target) >= file.size and file.digest not in _digests(target):  # changed since it was fetched
+        if size_of(target) >= file.size and file.digest not in _digests(target):  # changed since it was fetched
             target.unlink()
-        _download(what, file, target, fresh_url, patience)
+        download(what, file.url, file.size, target, fresh_url, patience)
         if file.digest not in _digests(target):
             target.unlink()
             raise WandbError(
@@ -351,131 +346,3 @@ def _digests(path: Path) -> tuple[str, str]:
                 hasher.update(chunk)
     by_md5, by_xxh128 = (base64.b64encode(hasher.digest()).decode() for hasher in hashers)
     return by_md5, by_xxh128
-
-
-@dataclass(frozen=True)
-class _Patience:
-    """When to give up a download.
-
-    Attributes:
-        retries: how many retries in a row may make no progress.
-        shortest, longest: seconds between tries.
-        timeout: seconds without a byte after which a try ends.
-    """
-
-    retries: int
-    shortest: float
-    longest: float
-    timeout: float
-
-    @classmethod
-    def of_client(cls) -> _Patience:
-        import wandb
-
-        settings = wandb.setup().settings
-        given = (
-            (settings.x_file_transfer_retry_max, 6),
-            (settings.x_file_transfer_retry_wait_min_seconds, 1.0),
-            (settings.x_file_transfer_retry_wait_max_seconds, 30.0),
-            (settings.x_file_transfer_timeout_seconds, 60.0),
-        )
-        values: list[Any] = [default if value is None else value for value, default in given]
-        return cls(*values)
-
-
-@dataclass(frozen=True)
-class _Trouble:
-    """Why a try to download a file ended early.
-
-    Attributes:
-        refused: the store no longer accepts the address; it may accept a new one.
-        final: another try would not help.
-        wait: seconds to wait before the next try.
-    """
-
-    why: str
-    refused: bool = False
-    final: bool = False
-    wait: float = 0.0
-
-
-def _download(what: str, file: _File, target: Path, fresh_url: Callable[[], str], patience: _Patience) -> None:
-    """Download a file until it has its full size, continuing from the bytes that `target` already holds."""
-    url, largest_size, tries_without_progress, refused = file.url, _size(target), 0, False
-    while _size(target) < file.size:
-        trouble = _continue(url, target, patience.timeout)
-        size = _size(target)
-        if size >= file.size:
-            return
-        if size > largest_size:
-            largest_size, tries_without_progress, refused = size, 0, False
-        else:
-            tries_without_progress += 1
-        if trouble.final or tries_without_progress > patience.retries or (refused and trouble.refused):
-            raise WandbError(
-                f"{what} could not be downloaded: {trouble.why}. {max(size, 0)} of its {file.size} bytes have "
-                "arrived and are kept. Run it again later: the download continues from there"
-            )
-        if trouble.refused:
-            refused, url = True, fresh_url()
-        else:
-            longer = patience.shortest * 2 ** max(tries_without_progress - 1, 0)
-            time.sleep(max(trouble.wait, min(longer, patience.longest)))
-
-
-def _size(path: Path) -> int:
-    """A file's size; -1 if it does not exist, so that a missing empty file counts as incomplete and is made."""
-    return path.stat().st_size if path.exists() else -1
-
-
-def _continue(url: str, target: Path, timeout: float) -> _Trouble:
-    """Append to a file what one request brings, and return why that ended; irrelevant if the file is then complete."""
-    import requests
-
-    size = max(_size(target), 0)
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={size}-"} if size else {})
-    silence = _Trouble(f"nothing came for {timeout:g} seconds")
-    try:
-        # a signed address needs no key; an authorisation that does nothing keeps requests from using one from netrc
-        with requests.get(url, headers=headers, stream=True, timeout=timeout, auth=lambda request: request) as answer:
-            if answer.status_code not in (200, 206):
-                return _refusal(answer)
-            with target.open("ab" if answer.status_code == 206 else "wb") as out:
-                for chunk in answer.iter_content(CHUNK):
-                    out.write(chunk)
-    except requests.Timeout:
-        return silence
-    except requests.RequestException as error:
-        # the error's message is not quoted, since it holds the signed address
-        broken = _Trouble(f"there was no connection, or it was cut ({type(error).__name__})")
-        return silence if _ran_out_of_time(error) else broken
-    return _Trouble("the answer ended early")
-
-
-def _ran_out_of_time(error: BaseException | None) -> bool:
-    """Whether a TimeoutError of the network caused an error: in the middle of an answer, requests turns it into a
-    ConnectionError."""
-    while error is not None and not isinstance(error, TimeoutError):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
-def _refusal(answer: requests.Response) -> _Trouble:
-    status = answer.status_code
-    if status in (400, 401, 403):  # what stores answer when a signed address has expired
-        return _Trouble(f"the store refuses the address that wandb gave for it (HTTP {status})", refused=True)
-    if status in (408, 429) or status >= 500:
-        return _Trouble(f"the store answers HTTP {status}", wait=_wait_asked_for(answer.headers.get("Retry-After", "")))
-    return _Trouble(f"the store answers HTTP {status}", final=True)
-
-
-def _wait_asked_for(retry_after: str) -> float:
-    """The seconds that a Retry-After header asks to wait, given as a number or as a date."""
-    try:
-        seconds = float(retry_after)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return 0.0
-    return min(max(seconds, 0.0), LONGEST_WAIT)

@@ -17,7 +17,12 @@ OURS = {"jsae_core", "jsae_assets", "tests", "benchmarks", "tools"}
 # The files of jsae_core that only an extra's users load
 OF_EXTRA = {
     "figures": ["jsae_core/figures/*.py"],
-    "wandb": ["jsae_core/artifacts.py", "jsae_core/sweeps.py", "jsae_core/wandb_client.py"],
+    "wandb": [
+        "jsae_core/artifacts.py",
+        "jsae_core/sweeps.py",
+        "jsae_core/wandb_client.py",
+        "jsae_core/wandb_downloads.py",
+    ],
     "ray": ["jsae_assets/runs/executors.py", "jsae_assets/ray_launcher.py"],
     "platform": ["jsae_assets/**/*.py"],
     "dev": ["tests/**/*.py", "benchmarks/**/*.py", "tools/*.py"],

@@ -1,10 +1,10 @@
 """Which runs are at work: the process of a run holds a lock for as long as it lives.
 
-A process that is killed cannot say so: its run would stay "Started" for good, and keep its slot of the pool. So
-whoever begins or waits looks for runs whose lock nobody holds, marks them failed and frees their slots; with a daemon
-the sensor `dead_runs` does. A run of another machine is never judged: only that machine knows. Here: the lock of a run,
-what became of runs without one, what a run waits for, and that it ends when it is told to. Not here: locks themselves
-(`jsae_core.locks`).
+A killed process cannot report its end: its run would stay "Started" for good and keep its slot of the pool. So a
+command that begins, and a run that waits for a slot, look for runs whose lock nobody holds, mark them as failed and
+free their slots; where a daemon runs, the sensor `dead_runs` does the same. Runs of another machine are left alone,
+because only that machine can tell whether their processes are alive. Here: the lock of a run, cleaning up after dead
+runs, what a run waits for, and ending a run that is told to end. Not here: locks themselves (`jsae_core.locks`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from jsae_assets.resources import POOL
 from jsae_core.locks import holder, holding, if_free, this_machine
 
 SECONDS_BETWEEN_LOOKS = 3.0
-LOOKS_BETWEEN_REMINDERS = 20  # of what is still waited for: a minute
+LOOKS_BETWEEN_REMINDERS = 20  # a run that still waits says so again after these, about a minute
 SECONDS_BETWEEN_INTERRUPTIONS = 1.0
-LOOKS_WHILE_ENDING = 5  # for which a run that is on its way out is left alone
-BEGINNING = "beginning-"  # how the lock of a process is named that is about to execute a run, before its number
+LOOKS_WHILE_ENDING = 5  # a run that is already ending is interrupted again after these
+BEGINNING = "beginning-"  # begins the name of the lock of a process that is about to execute a run; its number follows
 STOPPING, END = {signal.SIGINT, signal.SIGTERM}, b"\0"
 
 
@@ -39,11 +39,12 @@ def _locks(instance: dg.DagsterInstance) -> Path:
 
 @contextlib.contextmanager
 def at_work(instance: dg.DagsterInstance, run_id: str, say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """To be held by the process that executes a run. Says what the run has to wait for, clears up after runs that died
-    meanwhile, which it may be waiting for, and has Terminate, SIGINT and SIGTERM end it.
+    """Context manager for the process that executes a run. Until the block ends, a thread reports what the run waits
+    for, cleans up after dead runs, for whose slots it may be waiting, and ends the run when it is told to: by Terminate
+    in the UI, SIGINT or SIGTERM.
 
-    Gives what is set once it was told to end: how the run ended does not show that where a library took the
-    interruption for an error of its own.
+    It gives an event that is set once the run is told to end. The run's result does not always show that, because a
+    library may take the interruption for an error of its own.
     """
     _locks(instance).mkdir(parents=True, exist_ok=True)
     lock, thread, told_to_end = _locks(instance) / run_id, threading.current_thread(), threading.Event()
@@ -60,8 +61,8 @@ def at_work(instance: dg.DagsterInstance, run_id: str, say: Callable[[str], None
 
 @contextlib.contextmanager
 def _beginning(instance: dg.DagsterInstance) -> Iterator[None]:
-    """To be held by a process from before Dagster marks its run as started until it holds the run's lock. Which run it
-    is to be, it does not know yet."""
+    """Context manager for a process from before Dagster marks its run as started until it holds the lock of the run.
+    The process does not know yet which run that is, so the name of this lock contains the number of the process."""
     _locks(instance).mkdir(parents=True, exist_ok=True)
     lock = _locks(instance) / f"{BEGINNING}{os.getpid()}-{uuid.uuid4()}"
     with holding(lock):
@@ -73,11 +74,12 @@ def _beginning(instance: dg.DagsterInstance) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _noticed_signals() -> Iterator[tuple[socket.socket, Callable[[], object]]]:
-    """Where the numbers of the signals arrive that this process is sent, and what puts END there."""
+    """Context manager that gives a socket, at which the number of each signal to this process arrives, and a function
+    that sends END there."""
     arriving, sending = socket.socketpair()
     with arriving, sending:
         sending.setblocking(False)
-        if threading.current_thread() is not threading.main_thread():  # signals are noticed in this one alone
+        if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread alone
             yield arriving, lambda: sending.send(END)
             return
         handlers = {number: signal.signal(number, _noticed) for number in STOPPING}
@@ -91,7 +93,8 @@ def _noticed_signals() -> Iterator[tuple[socket.socket, Callable[[], object]]]:
 
 
 def _noticed(number: int, frame: object) -> None:
-    """Nothing more: whoever watches the run has been sent the number. Dagster has a handler of its own in steps."""
+    """Do nothing, since the thread that watches the run receives the number of the signal. (During a step, Dagster's
+    own handler replaces this one.)"""
 
 
 def _watch(
@@ -102,6 +105,8 @@ def _watch(
     thread: threading.Thread,
     told_to_end: threading.Event,
 ) -> None:
+    """Report what the run waits for, and clean up after dead runs, until END arrives. Once the run is told to end,
+    interrupt it instead."""
     said, looks, received = None, 0, b""
     while True:
         received += _arrived(signals, SECONDS_BETWEEN_LOOKS)
@@ -124,8 +129,8 @@ def _watch(
 
 
 def _arrived(signals: socket.socket, seconds: float) -> bytes:
-    """What arrives within so many seconds, as soon as it does. (`select` fails in a process with over 1,024 open
-    files.)"""
+    """Return what arrives within this many seconds, as soon as it does; b"" if nothing does. (Not by `select`, which
+    fails in a process with more than 1,024 open files.)"""
     signals.settimeout(seconds)
     try:
         return signals.recv(64)
@@ -134,7 +139,7 @@ def _arrived(signals: socket.socket, seconds: float) -> bytes:
 
 
 def _is_terminated(instance: dg.DagsterInstance, run_id: str) -> bool:
-    """Whether somebody asked for the run's end in the UI; the code server that is to signal it may be gone."""
+    """Whether somebody terminated the run in the UI. (The code server that would send the signal may be gone.)"""
     run = instance.get_run_by_id(run_id)
     return run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
@@ -142,9 +147,10 @@ def _is_terminated(instance: dg.DagsterInstance, run_id: str) -> bool:
 def _interrupt_until_it_ends(
     instance: dg.DagsterInstance, run_id: str, signals: socket.socket, thread: threading.Thread
 ) -> None:
-    """Dagster turns a signal into an exception, in a step. That may be lost: where Python cannot raise it (a callback,
-    `__del__`), and in any library that takes it for a failed import or request and goes on without. So it comes again,
-    unless the thread is on its way out already: what clears up there is not to be interrupted."""
+    """Interrupt the thread of the run until END arrives. In a step, Dagster turns the signal into an exception, which
+    can get lost: where Python cannot raise it (in a callback or `__del__`), and in a library that takes it for a failed
+    import or request and goes on. While the thread handles an interruption it is interrupted less often, so that it
+    can clean up."""
     received, looks_while_ending = b"", 0
     while END not in received:
         if received := _arrived(signals, SECONDS_BETWEEN_INTERRUPTIONS):
@@ -155,9 +161,10 @@ def _interrupt_until_it_ends(
 
 
 def _interrupt(thread: threading.Thread, is_waiting: bool) -> None:
+    """Interrupt a thread once, by a signal if Dagster handles it there, else by raising Dagster's exception in it."""
     assert thread.ident is not None
-    # Dagster looks for signals while a step begins and is executed, not while it waits; and Python gives them to the
-    # main thread alone
+    # Dagster handles signals while a step begins and runs, not while the run waits for a slot; and Python handles them
+    # in the main thread alone
     if thread is threading.main_thread() and not is_waiting:
         signal.pthread_kill(thread.ident, signal.SIGINT)
     else:
@@ -166,7 +173,8 @@ def _interrupt(thread: threading.Thread, is_waiting: bool) -> None:
 
 
 def _is_ending(thread: threading.Thread) -> bool:
-    """Whether a thread handles an interruption at this moment: an `except`, a `finally` or the end of a `with`."""
+    """Whether a thread is handling an interruption at this moment: in an `except`, a `finally` or a `with` that
+    ends."""
     found = sys._current_exceptions().get(thread.ident)
     error = found[1] if isinstance(found, tuple) else found  # as Python 3.11 and later ones give it
     while error is not None and not isinstance(error, dg.DagsterExecutionInterruptedError):
@@ -175,7 +183,7 @@ def _is_ending(thread: threading.Thread) -> bool:
 
 
 def what_is_waited_for(instance: dg.DagsterInstance, run_id: str) -> str | None:
-    """For which slot a run waits and who holds it; None if it waits for none."""
+    """Return a sentence that says for which slot a run waits and which runs hold it; None if it waits for none."""
     pool = instance.event_log_storage.get_concurrency_info(POOL)
     waiting = [step.step_key for step in pool.pending_steps if step.run_id == run_id and not step.assigned_timestamp]
     others = [slot for slot in pool.claimed_slots if slot.run_id != run_id]
@@ -209,7 +217,7 @@ def release_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Mark runs of this machine as failed whose process is gone, and free their slots.
 
     Returns:
-        A sentence about each run that was still counted as running.
+        A sentence about each run that the instance still counted as running.
     """
     said = []
     for lock in sorted(_locks(instance).glob("*")):
@@ -229,7 +237,7 @@ def release_dead_runs(instance: dg.DagsterInstance) -> list[str]:
 
 
 def _run_of(instance: dg.DagsterInstance, lock: Path) -> dg.DagsterRun | None:
-    """The run of an abandoned lock."""
+    """Return the run of an abandoned lock, or None if there is no such run."""
     if not lock.name.startswith(BEGINNING):
         return instance.get_run_by_id(lock.name)
     process = int(lock.name.removeprefix(BEGINNING).split("-")[0])
@@ -242,8 +250,8 @@ def _run_of(instance: dg.DagsterInstance, lock: Path) -> dg.DagsterRun | None:
 
 
 class _AtWork(dg.Executor):
-    """Another executor, while whose runs execute it is known that they do. Dagster makes it before it marks the run as
-    started."""
+    """An executor that executes runs by another one and holds the lock of each meanwhile. Dagster makes it before it
+    marks the run as started, so from then on it holds a lock for the process."""
 
     def __init__(self, executor: dg.Executor, instance: dg.DagsterInstance):
         self._executor, self._until_at_work = executor, contextlib.ExitStack()
@@ -264,8 +272,7 @@ class _AtWork(dg.Executor):
 
 
 def known_at_work(executor: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
-    """The same executor, while whose runs execute it is known that they do."""
-
+    """Return the same executor, but one that holds the lock of each run while it executes it."""
     return dg.ExecutorDefinition(
         name=executor.name,
         config_schema=executor.config_schema,  # type: ignore[arg-type]  # accepted, though not annotated

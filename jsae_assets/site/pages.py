@@ -1,15 +1,13 @@
 """The pages: what was stored becomes a folder that a browser opens.
 
-Here: which pages there are, what each says in words and numbers, figures as files that a page loads. Not here: how
-they look (`templates/`, `static/`), the explorer's data (`explorer.py`).
+Here: which pages there are, what each shows, figures as files that a page loads. Not here: how they look (`templates/`,
+`static/`), the sentences about a pair (`sentences.py`), the numbers of a figure (`figure_numbers.py`), the explorer's
+data (`explorer.py`).
 """
 
 from __future__ import annotations
 
-import base64
-import html
 import json
-import re
 import shutil
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +19,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jsae_assets.catalog import Catalog
 from jsae_assets.files.stored import PROVENANCE, StoredFigure
-from jsae_assets.number import Number, with_minus
+from jsae_assets.number import with_minus
 from jsae_assets.partitions import cell_key
 from jsae_assets.site.explorer import write_cell, write_script, write_texts
+from jsae_assets.site.figure_numbers import numbers_of, plain
 from jsae_assets.site.results import (
     COLUMNS,
-    L1_OVER_L2,
     OF_PAIR,
     Stores,
     agreement,
@@ -35,12 +33,12 @@ from jsae_assets.site.results import (
     sweep_table,
     variants_at,
 )
+from jsae_assets.site.sentences import sentences
 
 if TYPE_CHECKING:
     import pandas as pd
 
 STATIC = Path(__file__).parent / "static"
-NEARLY_ALL, NEARLY_NONE = 0.95, 0.01  # shares of elements; where both pairs' lie beyond, a threshold tells little
 MOST_ROWS = 60  # of a figure's numbers that its page shows; the file has all
 
 
@@ -129,7 +127,7 @@ class Site:
             cells=shown,
             models=models,
             sweeps=sweeps,
-            sentences=[] if chosen is None else self._sentences(chosen, rows),
+            sentences=[] if chosen is None else sentences(chosen, rows),
             figures=[figure for figure in figures if figure],
             chosen=chosen,
             missing=self.missing,
@@ -157,7 +155,7 @@ class Site:
             columns=COLUMNS,
             groups=groups,
             provenance=list(self._provenance(cell, rows)),
-            sentences=[sentence for row in rows if row["other"] for sentence in self._sentences(row, rows)],
+            sentences=[sentence for row in rows if row["other"] for sentence in sentences(row, rows)],
         )
 
     def _model_page(self, model: str, rows: list[dict]) -> None:
@@ -244,45 +242,6 @@ class Site:
         first = [row for row in explorable if row is self._chosen] or compared or explorable
         return first[0]["explorer"] if first else None
 
-    def _sentences(self, row: dict, rows: list[dict]) -> list[str]:
-        """What a pair's numbers say beside those of the variant that it is compared with."""
-        other = next((r for r in rows if r["cell"] == row["cell"] and r["variant"] == row["other"]), None)
-        if other is None:
-            return []
-        said, model, layer = [], row["model"], row["layer"]
-
-        def both(title: str) -> tuple[Number, Number] | None:
-            pair = row["numbers"].get(title), other["numbers"].get(title)
-            return pair if all(pair) else None
-
-        if found := both("|J| ≥ 0.01"):
-            said.append(
-                f"At layer {layer} of {model}, "
-                + said_of_sizes((row["label"], other["label"]), found, both(L1_OVER_L2.title))
-            )
-        if found := both("accounted for"):
-            said.append(
-                f"Its input latents account for {found[0]} of what its output latents compute, against {found[1]}; "
-                "100% would mean that nothing passes by them, through biases and the input SAE's error, and above that "
-                "what passes by them lowers the output latents."
-            )
-        if found := both("KL score"):
-            said.append(
-                f"With both SAEs spliced in, the model's predictions keep {found[0]} of what the MLP gives them, "
-                f"against {found[1]} (KL score)."
-            )
-        ours, theirs = row["agreement"], other["agreement"]
-        if ours and theirs:
-            said.append(
-                f"One unit of an input latent taken away: {ours['agreement_negligible']:.0%} of the samples are "
-                f"negligible, against {theirs['agreement_negligible']:.0%}; of the others "
-                f"{ours['noteworthy_line']:.0%} change as the Jacobian says, within a tenth, against "
-                f"{theirs['noteworthy_line']:.0%}. Where negligible is less than 1% of what the output latent usually "
-                f"is, whatever the model's scale, these are {ours['relative_noteworthy_line']:.0%} and "
-                f"{theirs['relative_noteworthy_line']:.0%}."
-            )
-        return said
-
     def _provenance(self, cell: tuple[str, int], rows: list[dict]) -> Iterator[dict[str, str]]:
         """What made what the page shows, from the headers of the stored files: of each variant the pair, and what was
         measured on it."""
@@ -319,11 +278,11 @@ class Site:
         table = numbers_of(drawn, canvas)
         files = self._files_of(stored, path, table)
         answer = meta.get("answer", "")
-        subtitle = _plain((title.get("subtitle") or {}).get("text", ""))
+        subtitle = plain((title.get("subtitle") or {}).get("text", ""))
         return {
             "id": path,
             "anchor": f"{owner}.{name}",
-            "title": _plain(title.get("text", name)),
+            "title": plain(title.get("text", name)),
             "answer": answer,
             "subtitle": subtitle.removeprefix(answer).strip(),
             "height": drawn["layout"].get("height", 450),
@@ -414,81 +373,8 @@ class Site:
         (self.folder / "plotly.min.js").write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
 
 
-def said_of_sizes(labels: tuple[str, str], shares: tuple[Number, Number], ratios: tuple[Number, Number] | None) -> str:
-    """How large the elements of two pairs' Jacobians are, in words: the shares that are 0.01 or more, or, where nearly
-    all or nearly none of both are, that this says little and what L1/L2 is."""
-    telling = any(share.value <= NEARLY_ALL for share in shares) and any(share.value >= NEARLY_NONE for share in shares)
-    if telling or ratios is None:
-        return (
-            f"{shares[0]} of the Jacobian's elements are 0.01 or more in the pair “{labels[0]}”, {shares[1]} in "
-            f"“{labels[1]}”."
-        )
-    return (
-        f"L1/L2 of the Jacobian (lower is sparser, on any scale) is {ratios[0]} in the pair “{labels[0]}”, {ratios[1]} "
-        f"in “{labels[1]}”. A threshold of 0.01 does not fit this model's scale: {shares[0]} and {shares[1]} of the "
-        "elements are 0.01 or more."
-    )
-
-
 def _provenance_of(stored: StoredFigure) -> Mapping[str, str]:
     return json.loads(stored.header.get(PROVENANCE, "{}"))
-
-
-def _plain(text: str) -> str:
-    """A title of Plotly as plain text; pages escape it."""
-    return html.unescape(re.sub("<[^>]*>", "", text.replace("<br>", " ")))
-
-
-def numbers_of(figure: Mapping[str, Any], canvas: bool = False) -> pd.DataFrame:
-    """What a figure draws, a row a point, in the columns that it has something for: series, label (what a point stands
-    for), x, y, `plus_or_minus` (half the width of an error bar) and, of a heat map, `value`. Where all x or all y are
-    numbers, that column is of numbers, else of text.
-
-    Args:
-        canvas: on the first axes x and y are px; the numbers stand in the points' `customdata`.
-    """
-    import pandas as pd
-
-    traces = [trace for trace in figure["data"] if trace.get("mode") != "text"]
-    rows = [row for trace in traces for row in _rows_of(trace, canvas and trace.get("xaxis", "x") == "x")]
-    table = pd.DataFrame(rows, columns=["series", "label", "x", "y", "plus_or_minus", "value"])
-    for name in ("x", "y"):
-        as_numbers = pd.to_numeric(table[name], errors="coerce")
-        table[name] = as_numbers if as_numbers.notna().all() else table[name].astype(str)
-    return table.astype({"plus_or_minus": float, "value": float}).dropna(axis="columns", how="all")
-
-
-def _rows_of(trace: Mapping[str, Any], in_px: bool) -> Iterator[tuple]:
-    x, y = _values(trace.get("x")), _values(trace.get("y"))
-    name = _plain(str(trace.get("name") or trace.get("legendgroup") or ""))
-    if trace["type"] == "heatmap":
-        for down, values in zip(y, _matrix(trace["z"]), strict=True):
-            yield from ((name, None, across, down, None, value) for across, value in zip(x, values, strict=True))
-        return
-    if in_px:
-        points = trace.get("customdata") or []
-        x, y = [one for one, _ in points], [other for _, other in points]
-    errors = next((_values(bars["array"]) for end in "yx" if "array" in (bars := trace.get(f"error_{end}") or {})), [])
-    labels = _labels_of(trace)
-    for place, (at, value) in enumerate(zip(x, y, strict=False)):
-        if at is not None and value is not None:
-            yield (
-                name,
-                _plain(labels[place]) if place < len(labels) else None,
-                at,
-                value,
-                errors[place] if place < len(errors) else None,
-                None,
-            )
-
-
-def _labels_of(trace: Mapping[str, Any]) -> list[str]:
-    """What its points stand for, where the figure says it when they are pointed at."""
-    for said in (trace.get("hovertext"), trace.get("text") if trace.get("mode") == "markers" else None):
-        if isinstance(said, list):
-            return said
-    customdata = trace.get("customdata")
-    return customdata if isinstance(customdata, list) and all(isinstance(one, str) for one in customdata) else []
 
 
 def _rows_shown(table: pd.DataFrame) -> dict[str, list]:
@@ -496,20 +382,6 @@ def _rows_shown(table: pd.DataFrame) -> dict[str, list]:
         "head": list(table.columns),
         "rows": [[_said(value) for value in row] for row in table.itertuples(index=False)],
     }
-
-
-def _matrix(values: Any) -> list[list[float]]:
-    if isinstance(values, dict):
-        flat = np.frombuffer(base64.b64decode(values["bdata"]), dtype=values["dtype"])
-        return flat.reshape([int(size) for size in str(values["shape"]).split(",")]).tolist()
-    return [list(row) for row in values]
-
-
-def _values(values: Any) -> list:
-    """A list, however Plotly stores it."""
-    if isinstance(values, dict):
-        return np.frombuffer(base64.b64decode(values["bdata"]), dtype=values["dtype"]).tolist()
-    return list(values) if isinstance(values, list | tuple) else []
 
 
 def _said(value: Any) -> str:

@@ -46,11 +46,6 @@ def flat(estimates: Mapping[str, Estimate]) -> dict[str, float]:
     return numbers
 
 
-def influences(estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
-    """The influence of each document on each number that has one, [n_documents] each."""
-    return {name: estimate.influence for name, estimate in estimates.items() if estimate.influence is not None}
-
-
 def spread(influence: Tensor) -> float:
     """The standard error of a number whose D documents, drawn at random, have these influences [D]:
     sqrt(D / (D - 1) sum of squares). 0 for a single document."""

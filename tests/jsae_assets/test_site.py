@@ -26,7 +26,7 @@ from jsae_assets.command import main
 from jsae_assets.digests import out_of_groups
 from jsae_assets.number import Number
 from jsae_assets.site.explorer import with_digits
-from jsae_assets.site.pages import said_of_sizes
+from jsae_assets.site.sentences import said_of_sizes
 from jsae_assets.site.serving import URL, serve
 from tests.jsae_assets.conftest import Graph, address, failures, materialised, metadata
 

@@ -347,7 +347,7 @@ def test_a_store_that_asks_to_wait_is_waited_for(server, folder, retry_after, mo
     add_pair(server)
     server.fail(429, on="file", retry_after=retry_after)
     waits = []
-    monkeypatch.setattr("jsae_core.artifacts.time.sleep", waits.append)
+    monkeypatch.setattr("jsae_core.wandb_downloads.time.sleep", waits.append)
     assert contents(fetch_wandb_artifact(f"{PAIR}:v0", folder).directory) == FILES
     assert (max(waits) >= 1) == (retry_after == 1)
 

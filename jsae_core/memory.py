@@ -1,4 +1,4 @@
-"""The memory of a device: how much there is, how large the pieces of work may be, what becomes of what was freed.
+"""The memory of a device: how much there is, how large pieces of work may be, and using freed memory again.
 
 Also here: moving tensors from the host to a device, and sizes in words. Not here: how much memory a measure takes.
 """
@@ -22,7 +22,7 @@ WHAT_TO_DO = "compute on another device, with fewer digits (bfloat16), or with n
 # a CUDA device's pieces are larger than a CPU's by a factor of its memory / 4 GB, at most 16
 LARGEST_PIECE_FACTOR, BYTES_PER_FACTOR = 16, 4 * 10**9
 BATCH_TOKENS, MOST_BATCHES = 4096, 4  # on a CPU, and how many of them on a CUDA device at once
-CACHED_PIECES = 8  # times as large again are pieces that on a CPU are so small that they stay in its cache
+CACHED_PIECES = 8  # pieces made to stay in a CPU's cache are larger by this factor too on a CUDA device
 
 
 class TemporaryFileError(OSError):
@@ -40,7 +40,7 @@ def keep_freed_memory() -> None:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """What can still be allocated on a device; None where nothing says so (MPS)."""
+    """Return the bytes that can still be allocated on a device; None if that cannot be known (MPS)."""
     if device.type == "cpu":
         return psutil.virtual_memory().available
     if device.type == "cuda":
@@ -52,9 +52,9 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def piece_factor(device: torch.device) -> int:
-    """How many times as large as on a CPU the pieces are that work is split into: more the more memory a CUDA device
-    has, up to 16. On a CPU they stay in the cache; there, starting a piece's kernels must not take longer than they do.
-    """
+    """Return how many times larger than on a CPU the pieces are into which work is split. On a CPU pieces stay in the
+    cache. On a CUDA device they grow with its memory, up to 16 times, so that launching a piece's kernels does not take
+    longer than running them."""
     if device.type != "cuda":
         return 1
     import torch
@@ -64,20 +64,20 @@ def piece_factor(device: torch.device) -> int:
 
 
 def usual_batch(device: torch.device) -> int:
-    """How many tokens a language model and a pair are given at once: fewer launches on a CUDA device, for the same
-    work."""
+    """Return how many tokens a language model and a pair are given at once. On a CUDA device it is more, because the
+    same work then takes fewer launches."""
     return BATCH_TOKENS * min(MOST_BATCHES, piece_factor(device))
 
 
 def cached_piece(n_bytes: int, device: torch.device) -> int:
-    """Bytes of a piece of work that stays in a CPU's cache with `n_bytes`. A CUDA device has no use for so small ones:
-    it computes many steps of a piece in less time than it takes to ask for them."""
+    """Return the bytes of a piece of work that on a CPU is limited to `n_bytes`, so that it stays in the cache. On a
+    CUDA device pieces are larger, since launching the kernels of one so small takes longer than running them."""
     return n_bytes * (CACHED_PIECES * piece_factor(device) if device.type == "cuda" else 1)
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on a device. A CUDA device copies it by itself, from pinned memory, in its turn, so neither
-    waits for the other. (Torch uses that memory again only when the copy is done.)"""
+    """Return a tensor of the host on a device. To a CUDA device it is copied from pinned memory, while both go on
+    computing. (Torch uses that memory again only once the copy is done.)"""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -89,7 +89,8 @@ class MemoryBudget:
 
     Args:
         device: where they are computed.
-        most: bytes for each of both. None: a quarter of what is free there when the first one comes.
+        most: bytes on the device, and as many on the host. None: a quarter of what is free there when the first tensor
+            is to be kept.
     """
 
     def __init__(self, device: torch.device, most: int | None = None):
@@ -98,8 +99,8 @@ class MemoryBudget:
         self._left: dict[str, int] = {}  # bytes, by kind of device
 
     def kept(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """The tensor where it is kept: as it is, or on the host; None where there is no room. What was given room keeps
-        it for good."""
+        """Return the tensor where it is kept, on the device or on the host; None if neither has room. Room that was
+        taken is not given back."""
         for kind in dict.fromkeys((self._device.type, "cpu")):
             if kind not in self._left:
                 self._left[kind] = self._room(kind)
@@ -117,8 +118,8 @@ class MemoryBudget:
 
 
 def check_room(what: str, n_bytes: int, device: torch.device) -> None:
-    """Raises MemoryError: a device has no room for what is not there yet. The message says how much it takes, how much
-    there is, and what to do."""
+    """Raise MemoryError if a device has no room for something that is not there yet. The message says how much it
+    takes, how much there is, and what to do."""
     available = available_bytes(device)
     if available is not None and n_bytes > available:
         raise MemoryError(
@@ -128,7 +129,7 @@ def check_room(what: str, n_bytes: int, device: torch.device) -> None:
 
 
 def weights_bytes(module: torch.nn.Module) -> int:
-    """What its parameters and buffers take."""
+    """Return the bytes of a module's parameters and buffers."""
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
@@ -141,7 +142,7 @@ def in_bytes(size: int) -> str:
 
 
 def _total_bytes(device: torch.device) -> int:
-    """Of a device of which `available_bytes` is known."""
+    """Return all bytes of a device for which `available_bytes` is known."""
     if device.type == "cpu":
         return psutil.virtual_memory().total
     import torch
@@ -151,13 +152,13 @@ def _total_bytes(device: torch.device) -> int:
 
 @contextlib.contextmanager
 def fitting(what: str, device: torch.device | str, n_bytes: int) -> Iterator[None]:
-    """Says what it was that did not fit a device, and what to do.
+    """Context manager in which an error about a device's memory says what did not fit, and what to do.
 
     Args:
-        n_bytes: that are moved to the device, if it is not the CPU, which has them already.
+        n_bytes: the bytes that are moved to the device. (A CPU has them already.)
 
     Raises:
-        MemoryError: at once where it is known that they do not fit; else in the place of the OutOfMemoryError that says
+        MemoryError: at once if it is known that they do not fit; else in place of torch's OutOfMemoryError, which says
             neither.
     """
     import torch

@@ -1,9 +1,10 @@
 """An asset of cells whose work is split into steps that the engine can spread: one plans, one measures each shard of
 the tokens, one merges them and gives the asset.
 
-Steps agree through the storage alone: what a shard kept is its checkpoint, and nothing else goes from one step to
-another. A step that failed is tried again by itself, and goes on where it was. Here: the steps, and what Dagster is
-told of them. Not here: what a step computes (`measures.py`), where steps run (`definitions.py` names the executor).
+Steps exchange data through the storage alone: the result of a shard is its checkpoint, and nothing else goes from one
+step to another. A step that failed is tried again by itself, and continues from its checkpoint. Here: the steps, and
+the graph that they form. Not here: what a step computes (`measures.py`), where steps run (`definitions.py` names the
+executor).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LATENTS_A_FILE = 32
 TOKENS_A_FILE = 2_000  # the contexts of a latent may lie in as many files as it has contexts
 WITH_EXAMPLES, EXAMPLES = 20, 3  # connections of an output latent that show tokens, and how many
-FED = ["input_latent", "output_latent", "n_both", "mean_attribution", "share"]  # what is said of an input latent's
+FED = ["input_latent", "output_latent", "n_both", "mean_attribution", "share"]  # of an input latent
 NUMBERS = ["mean_jacobian", "sd_jacobian", "mean_abs_jacobian", "mean_attribution", "share", "sign_agreement"]
 OF_EXAMPLES = ["jacobian", "input_activation", "output_activation"]
 FEEDS = 20  # output latents that an input latent's page names
@@ -29,7 +29,7 @@ DIGITS = 3
 
 
 def write_script(folder: Path, name: str, data: Any) -> None:
-    """A file that hands `data` to the page that loads it, under its own name."""
+    """Write a script that hands `data` to the page that loads it, under the name of the script."""
     path = folder / "data" / f"{name}.js"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
@@ -37,7 +37,8 @@ def write_script(folder: Path, name: str, data: Any) -> None:
 
 
 def write_texts(folder: Path, model: str, documents: Sequence[Sequence[str]]) -> list[int]:
-    """The texts of a model's tokens, BOS left out; gives the first document of each file."""
+    """Write the texts of a model's tokens, BOS left out, to several files. Return the number of each file's first
+    document."""
     starts, n_held = [0], 0
     held: list[list[str]] = []
     for number, document in enumerate(documents):
@@ -61,15 +62,16 @@ def write_cell(
     about: Mapping[str, Any],
     similar: Mapping[str, Sequence[tuple[int, float]]] | None,
 ) -> None:
-    """All that the explorer shows of a pair.
+    """Write everything that the explorer shows of a pair.
 
     Args:
-        cell: where its data is: <variant>/<model>/<layer>.
+        cell: the folder of its data: <variant>/<model>/<layer>.
         contexts, connections: as the measures of these names are stored.
         document_ends: the number of tokens up to the end of each document, BOS left out.
         text_starts: the first document of each file of texts.
-        about: what the page says of the pair.
-        similar: of each latent of each side the one most alike in the pair that it is compared with, and how alike.
+        about: what the page says about the pair.
+        similar: for each latent of each side, the most similar latent of the pair that it is compared with, and their
+            similarity.
     """
     contexts = contexts.assign(file=contexts["latent"] // LATENTS_A_FILE)
     strength = {
@@ -81,10 +83,10 @@ def write_cell(
         "output": dict(iter(connections.groupby(connections["output_latent"] // LATENTS_A_FILE))),
         "input": dict(iter(by_share.groupby(by_share["input_latent"] // LATENTS_A_FILE))),
     }
-    names: dict[int, list[str]] = {}  # of input latents, which those that they feed are shown with
+    names: dict[int, list[str]] = {}  # of input latents, for the lists of what feeds an output latent
     for side in ("input", "output"):
         listed: dict[str, list] = {"density": [], "strength": [], "tokens": []}
-        # a file after the other: thousands of latents with all that is said of them are gigabytes
+        # one file at a time, because the data of thousands of latents are gigabytes
         for file, rows in contexts[contexts["side"] == side].groupby("file"):
             latents, links = _latents(rows), linked[side].get(file)
             if links is None:
@@ -113,8 +115,8 @@ def write_cell(
 
 
 def with_digits(values: Any, digits: int = DIGITS) -> list[float | None]:
-    """Numbers [n] with so many digits, as `f"{number:.3g}"` writes them; None where one is not finite. A site has
-    millions, which one by one would take most of its time."""
+    """Return numbers [n] rounded to significant digits, as `f"{number:.3g}"` does; None for those that are not finite.
+    All at once, because a site has millions, and one by one they would take most of its time."""
     x = np.asarray(values, dtype=np.float64)
     with np.errstate(all="ignore"):
         decimals = digits - 1 - np.floor(np.log10(np.abs(x)))
@@ -134,19 +136,20 @@ def with_digits(values: Any, digits: int = DIGITS) -> list[float | None]:
 
 
 def _each_with_digits(lists: Sequence[Any]) -> list[list[float | None]]:
-    """The same of lists of numbers, together."""
+    """Round several lists of numbers, all at once."""
     return _split(with_digits(np.concatenate(lists)), lists) if len(lists) else []
 
 
 def _split(values: list, like: Sequence[Any]) -> list[list]:
-    """A list in parts as long as these."""
+    """Split a list into parts as long as those of `like`."""
     ends = np.cumsum([len(part) for part in like]).tolist()
     return [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _latents(contexts: pd.DataFrame) -> dict[int, dict[str, Any]]:
-    """By their numbers, in order, with contexts that point into the texts: document, position,
-    activation, the first position, and activations there as hundredths of the latent's largest; then the quantile."""
+    """Return latents by number, in order. Each of their contexts points into the texts: document, position, activation,
+    first position, the activations from there on in hundredths of the latent's largest, and for contexts at quantiles
+    the quantile."""
     latents: dict[int, dict[str, Any]] = {}
     rows = contexts[contexts["kind"] == "latent"].sort_values("latent")
     for row, density in zip(rows.itertuples(), with_digits(rows["density"]), strict=True):
@@ -182,8 +185,9 @@ def _latents(contexts: pd.DataFrame) -> dict[int, dict[str, Any]]:
 def _connections(
     connections: pd.DataFrame, document_ends: np.ndarray, names: Mapping[int, list[str]]
 ) -> dict[int, list[list[Any]]]:
-    """Of each output latent, the strongest first: input latent, n_both, n_output, mean J, its spread, mean |J|,
-    mean J s, share, sign agreement, examples (document, position, J, s of both), curve, top tokens."""
+    """Return the connections of each output latent, the strongest first: input latent, n_both, n_output, mean J, its
+    standard deviation, mean |J|, mean J s, share, sign agreement, examples (document, position, J, both activations),
+    curve, top tokens."""
     found: dict[int, list[list[Any]]] = {}
     numbers = zip(*(with_digits(connections[name]) for name in NUMBERS), strict=True)
     has_curve = [isinstance(curve, list | np.ndarray) for curve in connections["curve"]]
@@ -207,7 +211,7 @@ def _connections(
 
 
 def _examples(connections: pd.DataFrame, document_ends: np.ndarray) -> list[list[list[Any]]]:
-    """Of each connection the first tokens in which it shows: document, position, J, s of both."""
+    """Return a few tokens for each connection: document, position, J, both activations."""
     if connections.empty:
         return []
     columns = {name: [list(values[:EXAMPLES]) for values in connections[name]] for name in ("token", *OF_EXAMPLES)}
@@ -220,7 +224,8 @@ def _examples(connections: pd.DataFrame, document_ends: np.ndarray) -> list[list
 
 
 def _fed(by_share: pd.DataFrame) -> dict[int, list[list[Any]]]:
-    """Of each input latent, the output latents of which it has the largest share: latent, n_both, mean J s, share."""
+    """Return for each input latent the output latents in which it has the largest shares: latent, n_both, mean J s,
+    share."""
     found: dict[int, list[list[Any]]] = {}
     first = by_share[by_share.groupby("input_latent").cumcount() < FEEDS]
     numbers = (with_digits(first[name]) for name in ("mean_attribution", "share"))
@@ -230,8 +235,8 @@ def _fed(by_share: pd.DataFrame) -> dict[int, list[list[Any]]]:
 
 
 def _write_peaks(folder: Path, cell: str, top: pd.DataFrame) -> None:
-    """Which output latents have their top contexts at a token, the one with the most first, and in which files of texts
-    these are, for a search that reads few texts: [token in lower case, latents, files] of each token."""
+    """Write, for each token, which output latents have their top contexts there, the one with the most contexts first,
+    and in which files of texts these are: [token in lower case, latents, files]. So a search reads few texts."""
     tokens = [str(tokens[place]).lower() for tokens, place in zip(top["tokens"], top["place"], strict=True)]
     by_token = top.assign(peak=tokens)
     counts = by_token.groupby(["peak", "latent"], sort=False).size()
@@ -244,7 +249,7 @@ def _write_peaks(folder: Path, cell: str, top: pd.DataFrame) -> None:
 
 
 def _write_places(folder: Path, cell: str, top: pd.DataFrame, n_files: int) -> None:
-    """Where output latents have their top contexts, for a search in the texts: a file for each file of texts, with
+    """Write where output latents have their top contexts, for a search in the texts: for each file of texts a file with
     document, position and latent."""
     for number in range(n_files):
         rows = top[top["file"] == number]

@@ -56,12 +56,12 @@ class Site:
     """A site that is being written.
 
     Attributes:
-        places: the assets and partitions that there can be.
-        folder: where to.
+        places: the assets and partitions that can exist in this catalog.
+        folder: the folder to write to.
         token_texts: the texts of tokens, given a model's key and token ids.
         definitions: what each measure is, in words, by its name.
         refusal: why a pair was refused, given variant, model and layer; None where it was not.
-        say: what is done, for the log.
+        say: writes a line to the log.
     """
 
     catalog: Catalog
@@ -78,7 +78,7 @@ class Site:
     _chosen: dict[str, Any] | None = field(default=None, init=False)  # the row that the start page is about
 
     def write(self) -> None:
-        """All of it. What is not stored yet is left out and named in `missing`."""
+        """Write all pages and their data. What is not stored yet is left out and named in `missing`."""
         self._pages = Environment(
             loader=PackageLoader("jsae_assets.site"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
@@ -103,7 +103,7 @@ class Site:
     # --- pages ---
 
     def _page(self, path: str, template: str, rows: list[dict], **values: Any) -> None:
-        """A page about these pairs."""
+        """Write a page about these pairs."""
         target = self.folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         opens, root = self._opened_first(rows), "../" * path.count("/")

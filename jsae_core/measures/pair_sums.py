@@ -23,8 +23,8 @@ MEANS_AT_ONCE = 2**22  # 32 MiB of float64
 
 
 def sums_fit(d_sae: int, device: torch.device) -> bool:
-    """Whether a sum for every pair of latents is the faster way, and has room. On a CPU only where they lie in its
-    cache or not far from it; and the matrix must be gone through however few tokens there are."""
+    """Whether there is room for a sum for every pair of latents, and these are the faster way. On a CPU that is so only
+    if they nearly fit its cache, since the whole matrix is read at the end, however few tokens there are."""
     if device.type == "cpu":
         return d_sae**2 <= SUMS_ON_CPU
     available = available_bytes(device) if device.type == "cuda" else None
@@ -44,7 +44,7 @@ class PairSums:
         self._unit: float | None = None
 
     def begin_at(self, magnitude: Tensor) -> None:
-        """Take the unit from |J| of what is the first batch, whoever adds that."""
+        """Take the unit from |J| of the stream's first batch, which another shard may add."""
         largest = magnitude.max().item()
         self._unit = 2.0 ** ((math.frexp(largest)[1] if 0 < largest < math.inf else 0) - DIGITS)
 

@@ -425,15 +425,32 @@ def correlated_samples(random, n_documents: int = 80) -> pandas.DataFrame:
 def test_the_errors_of_a_summary_are_those_of_a_bootstrap_over_documents():
     random = numpy.random.default_rng(0)
     samples = correlated_samples(random)
-    summary, of_document = ablation_summary(samples), [part for _, part in samples.groupby("document")]
-    names = ["slope", "correlation", "agreement_line", "agreement_dropped", "noteworthy_off", "on_line_relative"]
-    resampled = []
-    for _ in range(300):
-        drawn = pandas.concat([of_document[place] for place in random.integers(80, size=80)])
-        resampled.append([ablation_summary(drawn)[name] for name in names])
-    # 300 resamplings know a deviation to 4%; the 5% of means and ratios is shown in test_moments.py
-    for name, values in zip(names, numpy.transpose(resampled), strict=True):
-        assert summary[f"{name}_se"] == pytest.approx(values.std(), rel=0.12), name
+    agreement = samples[THREE].apply(lambda row: agreement_of(*row), axis=1)
+    x, y, stays = -samples["jacobian"], samples["change"], agreement != "dropped"
+    columns = {"all": 1, "stays": stays, "large": agreement != "negligible"}
+    columns |= {name: agreement == name for name in ("line", "off", "dropped")}
+    columns |= {"on_line": (y - x).abs() < 0.1 * x.abs()}
+    columns |= {"x": stays * x, "y": stays * y, "xx": stays * x * x, "xy": stays * x * y, "yy": stays * y * y}
+    of_document = pandas.DataFrame(columns, dtype=float).groupby(samples["document"]).sum()
+
+    def summary_of(s: pandas.DataFrame) -> dict[str, pandas.Series]:
+        """From sums over samples."""
+        xx, xy, yy = (s[a + b] - s[a] * s[b] / s["stays"] for a, b in ("xx", "xy", "yy"))
+        return {
+            "slope": xy / xx,
+            "correlation": xy / numpy.sqrt(xx * yy),
+            "agreement_line": s["line"] / s["all"],
+            "agreement_dropped": s["dropped"] / s["all"],
+            "noteworthy_off": s["off"] / s["large"],
+            "on_line_relative": s["on_line"] / s["all"],
+        }
+
+    summary, expected = ablation_summary(samples), summary_of(of_document.sum())
+    drawn = of_document.to_numpy()[random.integers(80, size=(4000, 80))].sum(axis=1)
+    # 4000 resamplings know a deviation to 1%
+    for name, values in summary_of(pandas.DataFrame(drawn, columns=of_document.columns)).items():
+        assert summary[name] == pytest.approx(expected[name], rel=1e-6), name
+        assert summary[f"{name}_se"] == pytest.approx(values.std(), rel=0.07), name
 
 
 def test_further_doses_are_the_whole_activation_and_twice_that(pair, x):

@@ -259,6 +259,14 @@ def test_in_pieces_the_result_is_the_same(measured, pairs, lm, documents):
         assert in_pieces.explained_variance[name] == pytest.approx(value, abs=1e-4)
 
 
+def test_where_the_true_input_does_not_vary_any_other_is_as_far_as_can_be_and_nothing_is_explained(
+    pairs, lm, documents
+):
+    of_one_token = input_conventions(pairs["true"], lm, [documents[0][:2]])
+    assert of_one_token.distance == {"true": 0, "folded": 1, "unnormalised": 1}
+    assert set(of_one_token.explained_variance.values()) == {0}
+
+
 def test_documents_of_bos_alone_are_an_error(pairs, lm, documents):
     with pytest.raises(ValueError, match="no token but BOS"):
         input_conventions(pairs["true"], lm, [documents[0][:1]])

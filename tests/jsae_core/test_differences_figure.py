@@ -48,6 +48,14 @@ def test_the_answer_counts_what_differs_by_more_than_its_interval_and_names_the_
     assert answer(figure) == "2 of 3 numbers differ by more than chance; most of all |J| ≥ 0.01, by −60.0 points."
 
 
+def test_a_number_differs_by_more_than_chance_only_beyond_1_96_standard_errors():
+    def of(standard_error: float) -> str:
+        return answer(differences_figure(JSAE, TRADITIONAL, {"": [Difference("n", 0.5, 0.3, standard_error, "")]}, ""))
+
+    assert of(0.2 / 1.95) == "None of 1 numbers differs by more than chance."
+    assert of(0.2 / 1.97) == "1 of 1 numbers differ by more than chance; most of all n, by +20.0 points."
+
+
 def with_unknown(standard_error: float) -> dict:
     return GROUPS | {"Scores": [Difference("CE of a model that needs no MLP", 1.6, 0.5, standard_error, "")]}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jsae_core import SAEPair, sae
 from jsae_core.measures import nearby
-from jsae_core.measures.nearby import Lines, activations, exact
+from jsae_core.measures.nearby import Lines, activations, exact, own_pre_activations
 from tests.jsae_core.builders import changed, count_encoded, random_inputs, random_pair
 
 D_MODEL, D_MLP, N_TOKENS = 6, 10, 3
@@ -124,6 +124,26 @@ def test_few_points_are_encoded_where_lines_are_short(monkeypatch, n_points):
     encoded = count_encoded(monkeypatch, nearby)
     assert (activations(lines, torch.arange(len(token)), latent) > 0).any()
     assert sum(encoded) < steps.numel() / 20
+
+
+@WAYS
+@pytest.mark.parametrize("n_points", [1, 2, 100])
+def test_below_zero_every_answer_is_zero_though_some_latents_are_the_largest(way, n_points):
+    pair = some_pair(300, 1, False, False, "gelu")
+    pair = changed(pair, _W_dec=0.01 * pair.tensors()["_W_dec"], _b_enc_out=pair.tensors()["_b_enc_out"] - 100)
+    lines, x = some_lines(pair, 20, n_points, seed=2)
+    largest = pre_activations(pair, x).argmax(dim=1)[lines.token]
+    assert not way(lines, torch.arange(20), largest).any()
+
+
+@pytest.mark.parametrize("minus_b_dec", [False, True])
+@pytest.mark.parametrize("n_points", [1, 100])
+def test_own_pre_activations_are_those_of_the_moved_inputs_whoever_is_larger(n_points, minus_b_dec):
+    lines, x = some_lines(some_pair(20, 4, True, minus_b_dec, "gelu"), 10, n_points, seed=5)
+    line, latent = some_questions(lines, x, 30, seed=5)
+    moved = x[lines.token, None] + lines.steps[..., None] * lines.pair.input_sae.W_dec[lines.input_latent, None]
+    expected = pre_activations(lines.pair, moved)[line, :, latent]
+    torch.testing.assert_close(own_pre_activations(lines, line, latent), expected, rtol=0, atol=1e-9)
 
 
 @WAYS

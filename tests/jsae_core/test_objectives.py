@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jsae_core import TrainingConfig, run_sandwich, train_pair
+from jsae_core import TrainingConfig, jacobian, run_sandwich, train_pair
 from jsae_core.artifacts import artifact_name
 from jsae_core.jacobian import jacobian_penalty
 from jsae_core.objectives import OBJECTIVES
@@ -63,7 +63,8 @@ def test_an_objective_is_its_formula(name, scale):
 
 @each_objective
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
-def test_the_gradient_of_an_objective_is_autograd_s_through_the_dense_jacobian(name, gated):
+def test_the_gradient_of_an_objective_is_autograd_s_through_the_dense_jacobian(name, gated, monkeypatch):
+    monkeypatch.setattr(jacobian, "GATHER_BYTES", 2000)  # a few tokens at once
     pair, x = random_pair("silu", gated), random_inputs(7)
     sandwich, slopes = run_sandwich(pair, x), pair.mlp.respond(x).slopes
     ours, theirs = ([w.clone().requires_grad_() for w in (pair.input_sae.W_dec, pair.output_sae.W_enc)] for _ in "ab")

@@ -107,7 +107,7 @@ def test_absent_keys_mean_what_they_meant_when_they_were_not_written(artifact):
     absent = ("prepend_bos", "apply_b_dec_to_input", "normalize_activations", "dtype", "jacobian_coefficient")
     rewrite_config(artifact, **dict.fromkeys(absent, "REMOVED"))
     pair = SAEPair.load(artifact)
-    assert pair.config.prepend_bos and pair.config.apply_b_dec_to_input
+    assert pair.config.prepend_bos and pair.config.apply_b_dec_to_input and pair.config.trained_on_bos
     assert pair.config.dtype == "float32" and pair.config.jacobian_coefficient == 0
     assert pair.input_sae.cfg.apply_b_dec_to_input and pair.output_sae.cfg.apply_b_dec_to_input
 
@@ -164,6 +164,33 @@ def test_a_pair_of_another_layer_of_the_same_model_is_refused(tmp_path, language
         SAEPair.load(write_artifact(tmp_path, tensors, artifact_config(hook_layer=1)), language_model=language_model)
 
 
+@pytest.mark.parametrize(("share", "belongs"), [(0.005, True), (0.02, False)])
+@pytest.mark.parametrize("name", ["W_in", "b_in", "W_out", "b_out"])
+def test_a_hundredth_of_the_largest_weight_decides_whether_an_mlp_is_the_model_s(
+    tmp_path, language_model, name, share, belongs
+):
+    tensors = random_sae_tensors(dtype=torch.float32) | mlp_tensors(language_model.mlp(1))
+    changed = tensors[f"mlp.{name}"].clone()
+    changed.view(-1)[3] -= share * changed.abs().max()
+    artifact = write_artifact(tmp_path, tensors | {f"mlp.{name}": changed}, artifact_config())
+    if belongs:
+        assert torch.equal(getattr(SAEPair.load(artifact, language_model=language_model).mlp, name), changed)
+    else:
+        assert f"mlp.{name} differs" in refused(artifact, language_model=language_model)
+
+
+def test_a_gated_mlp_without_the_biases_that_the_model_s_has_is_refused(tmp_path):
+    directory = save_language_model(
+        tmp_path / "lm", "llama", hidden_size=D_MODEL, intermediate_size=D_MLP, mlp_bias=True
+    )
+    llama = load_language_model(directory)
+    tensors = random_sae_tensors(dtype=torch.float32) | mlp_tensors(llama.mlp(1))
+    artifact = write_artifact(tmp_path / "pair", tensors, artifact_config())
+    assert SAEPair.load(artifact, language_model=llama).mlp.gated
+    rewrite_tensors(artifact, {"mlp.b_in": None})
+    assert "mlp.b_in differs" in refused(artifact, language_model=llama)
+
+
 def test_a_pair_of_another_width_than_the_model_is_refused_with_both_widths(tmp_path, language_model):
     artifact = write_artifact(tmp_path, random_sae_tensors(d_in=6), artifact_config(d_in=6))
     with pytest.raises(ValueError, match=f"d_in is 6.*d_model {D_MODEL}"):
@@ -189,6 +216,14 @@ def test_each_half_encodes_and_decodes_as_saelens_does(apply_b_dec_to_input):
         torch.testing.assert_close(dense, sae.encode(x), rtol=0, atol=1e-12)
         ours = decode(sae.W_dec, sae.b_dec, activations, latents)
         torch.testing.assert_close(ours, sae.decode(sae.encode(x)), rtol=0, atol=1e-12)
+
+
+def test_each_half_says_in_saelens_s_words_of_which_model_and_place_it_is():
+    pair = random_pair()
+    for sae, hook in ((pair.input_sae, "hook_in"), (pair.output_sae, "hook_out")):
+        metadata = sae.cfg.metadata
+        assert (metadata.model_name, metadata.hook_name) == ("tiny", f"blocks.1.mlp.{hook}")
+        assert metadata.prepend_bos is True
 
 
 def test_each_half_still_works_in_saelens_after_the_pair_was_converted():
@@ -360,6 +395,8 @@ def test_weights_that_are_not_finite_are_refused_with_their_name(artifact, name,
         ({"is_pair": "no"}, "is_pair is 'no'"),
         ({"normalize_activations": "expected_average_only_in"}, "normalize_activations is 'expected_average_only_in'"),
         ({"jacobian_coefficient": "strong"}, "jacobian_coefficient is 'strong'"),
+        ({"jacobian_coefficient": float("inf")}, "jacobian_coefficient is inf"),
+        ({"jacobian_coefficient": -1}, "jacobian_coefficient is -1"),
         ({"mlp_activation": "gelu_newish"}, "unknown MLP activation 'gelu_newish'"),
         ({"mlp_activation": 3}, "mlp_activation is 3"),
         ({"jacobian_coefficient": True}, "jacobian_coefficient is True"),
@@ -377,6 +414,12 @@ def test_a_configuration_that_no_pair_can_have_is_refused_with_its_key(artifact,
     rewrite_config(artifact, **changes)
     message = refused(artifact)
     assert str(artifact / CONFIG) in message and named in message
+
+
+def test_all_latents_may_be_kept_and_a_setting_on_top_counts_before_one_of_the_metadata(artifact):
+    rewrite_config(artifact, activation_fn_kwargs={"k": D_SAE}, metadata={"hook_layer": 7, "d_sae": 3})
+    config = SAEPair.load(artifact).config
+    assert (config.k, config.layer, config.d_sae) == (D_SAE, 1, D_SAE)
 
 
 @pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor_out"])

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jsae_core.figures import odd_runs, sweep_grid_figure, sweep_tradeoff_figure
@@ -312,6 +312,7 @@ def test_the_knee_of_two_straight_pieces_is_where_they_meet(corner, height, wors
     np.testing.assert_allclose(rings(figure), [(100 * shares[corner], scores[corner])], rtol=1e-5)
 
 
+@settings(max_examples=8)
 @given(st.floats(0.1, 1), st.floats(0.1, 1), st.floats(0, 0.1))
 def test_the_knee_stays_when_the_axes_are_scaled(across, down, shift):
     runs = table(shares=shift + across * np.array(SHARES), scores=down * np.array(SCORES))

@@ -6,6 +6,7 @@ import torch
 
 from jsae_core import MLPInputs, SAEPair, load_language_model, run_sandwich
 from jsae_core.measures import ablation_samples, function_shapes, jacobian_histogram, latent_accounting
+from jsae_core.tables import tables_bytes
 from tests.jsae_core.builders import D_MLP, random_inputs, random_pair, save_language_model
 
 plain_and_gated = pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
@@ -49,6 +50,14 @@ def test_the_rows_follow_the_weights_and_the_device_and_dtype_of_the_pair():
         pair.input_sae.W_dec.mul_(2)
     assert torch.equal(run_sandwich(pair, x).jacobian, 2 * before)
     assert run_sandwich(pair.bfloat16(), x.bfloat16()).jacobian.dtype == torch.bfloat16
+
+
+@plain_and_gated
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_the_bytes_of_tables_are_known_before_they_are_built(gated, dtype):
+    pair = random_pair("silu", gated)
+    rows, *_ = with_tables(pair, dtype).table_rows(*[torch.arange(pair.config.d_sae)[None]] * 2)
+    assert tables_bytes(pair.config.d_sae, pair.mlp, dtype) == sum(table.nbytes for table in rows)
 
 
 def test_a_pair_of_as_few_digits_has_one_set_of_tables():

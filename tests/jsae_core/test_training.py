@@ -213,6 +213,7 @@ def test_a_trained_pair_says_what_it_is_and_how_it_was_made(x, mlp, tmp_path):
     assert (config.model_name, config.layer, config.context_size) == ("tiny", 2, 128)
     assert (config.d_in, config.d_sae, config.k, config.jacobian_coefficient) == (D_MODEL, D_SAE, K, 0.5)
     assert (config.mlp_activation, config.dtype, config.apply_b_dec_to_input) == ("gelu", "float64", False)
+    assert config.trained_on_bos is False  # a stream of MLP inputs leaves BOS out
     assert config.extra.items() >= {"lr": 5e-4, "seed": 7, "training_tokens": 5 * N_TOKENS}.items()
 
 

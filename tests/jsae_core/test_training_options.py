@@ -139,7 +139,7 @@ def test_the_output_error_counts_as_much_as_its_coefficient_says(many):
     y = mlp(held_out)
     errors = {}
     for coefficient in (0.0, 1.0, 10.0):
-        pair = trained(many, mlp_out_mse_coefficient=coefficient)
+        pair = trained(many, mlp_out_mse_coefficient=coefficient, steps=100)
         errors[coefficient] = F.mse_loss(pair.output_sae(y), y).item()
     assert errors[10.0] < errors[1.0] < errors[0.0]
 
@@ -154,14 +154,20 @@ def test_an_output_error_of_weight_zero_trains_the_output_sae_not_at_all(many):
 @pytest.mark.parametrize("parts", [2, 5, 100])
 def test_a_batch_gone_through_in_parts_gives_the_same_pair_and_takes_as_few_tokens_at_once(many, parts, monkeypatch):
     mlp, sizes = random_mlp("gelu"), []
-    config = recipe(steps=8, batch_tokens=100, jacobian_coefficient=1.0, learning_rate=5e-3)
+    # some steps' gradients are clipped, and others not: a gradient of another size would show
+    settings = {
+        "steps": 8,
+        "batch_tokens": 100,
+        "jacobian_coefficient": 1.0,
+        "learning_rate": 5e-3,
+        "gradient_clip": 72,
+    }
+    config = recipe(**settings)
     whole, told = train_pair(many, mlp, config), []
+    assert not any(same(whole, train_pair(many, mlp, recipe(**settings | {"gradient_clip": c}))) for c in (1e-3, 1e3))
     respond = mlp.respond
     monkeypatch.setattr(mlp, "respond", lambda x: (sizes.append(len(x)), respond(x))[1])
-    in_parts = recipe(
-        steps=8, batch_tokens=100, jacobian_coefficient=1.0, learning_rate=5e-3, gradient_accumulation=parts
-    )
-    accumulated = train_pair(many, mlp, in_parts, report=told.append)
+    accumulated = train_pair(many, mlp, recipe(**settings, gradient_accumulation=parts), report=told.append)
     assert set(sizes) == {100 // parts} and len(sizes) == 8 * parts
     for name, tensor in accumulated.tensors().items():
         torch.testing.assert_close(tensor, whole.tensors()[name], rtol=0, atol=1e-9)

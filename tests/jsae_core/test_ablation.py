@@ -382,6 +382,11 @@ def test_slope_and_correlation_are_numpy_s_over_what_stayed_in_the_topk(seed, n,
     assert summary["on_line_relative"] == pytest.approx(on_line.mean()) and summary["samples"] == n
 
 
+def test_a_dropped_sample_whose_change_is_what_j_predicts_is_on_the_line_relative_to_j_all_the_same():
+    summary = ablation_summary(frame_of([100.0, 1.0], [-100.0, 1.0]))
+    assert (summary["agreement_dropped"], summary["agreement_line"], summary["on_line_relative"]) == (0.5, 0, 0.5)
+
+
 def test_the_shares_among_the_noteworthy_leave_the_negligible_out():
     summary = ablation_summary(frame_of([0.001] * 7 + [0.5, 0.5, 0.5], [0.0] * 7 + [-0.5, 0.5, -100]))
     assert summary["agreement_negligible"] == pytest.approx(0.7)

@@ -111,6 +111,9 @@ def test_the_figure_draws_each_side_s_curve_and_what_is_left_without_the_unseen(
     numpy.testing.assert_allclose([line.y for line in left], [[15, 15], [20, 20]])
     assert {trace.line.color for trace in figure.data} == {TRADITIONAL.colour}
     assert [trace.showlegend for trace in curves] == [True, False]
+    said = figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert "In 1,000 tokens 20% / 30% (Traditional) of the input / output SAE's latents were never active" in said
+    assert dead_latents_figure({TRADITIONAL: activity()[::-1]}, "tiny, layer 1") == figure
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ def test_each_variant_s_curves_are_its_numbers_with_their_95_percent_intervals()
     assert list(curves["JSAE &lt;b&gt;"].x) == ["0", "1", "4"] and list(curves["JSAE &lt;b&gt;"].y) == [0, 0.6, 1]
     assert list(curves["Traditional, random latents"].y) == [0, 0.125, 0.5]
     assert list(curves["Traditional"].error_y.array) == pytest.approx([0.0196] * 3)
+    bars = [trace for trace in figure.data if trace.type == "bar"]
+    assert [(bar.y, bar.error_y.array) for bar in bars] == [((0.9,), pytest.approx((0.0196,)))] * 2
 
 
 def test_variants_and_orders_are_told_apart_without_colour():

@@ -29,7 +29,7 @@ def test_each_model_s_pairs_are_a_line_in_the_order_of_what_they_explain_in_both
     assert [list(line.x) for line in lines] == [[66, 82], [60, 90]] * 2
     assert [list(line.y) for line in lines] == [[22, 83], [8, 88], [38, 96], [-20, 95]]
     assert [list(line.text) for line in lines[:2]] == [["λ 6.5", "λ 0"], ["λ 20", "λ 0"]]
-    assert list(lines[0].error_y.array) == pytest.approx([1.96] * 2)
+    assert list(lines[0].error_y.array) == list(lines[0].error_x.array) == pytest.approx([1.96] * 2)
     assert lines[0].line.dash != lines[1].line.dash and lines[0].marker.symbol != lines[1].marker.symbol
 
 
@@ -65,10 +65,12 @@ def test_the_subtitle_answers_with_both_numbers_and_their_intervals():
     )
 
 
-def test_where_no_pairs_enclose_it_there_is_no_diamond_and_the_subtitle_says_what_it_takes():
-    figure = equal_quality_figure({JSAE: TRAINED, CONTROL: RANDOMISED[:1]}, TRAINED[0], None, "layer 1")
+@pytest.mark.parametrize(("explained", "which"), [(90, "larger"), (60, "smaller")])
+def test_where_no_pairs_enclose_it_there_is_no_diamond_and_the_subtitle_says_what_it_takes(explained, which):
+    (pair,) = (pair for pair in RANDOMISED if pair.explained[0] == explained / 100)
+    figure = equal_quality_figure({JSAE: TRAINED, CONTROL: [pair]}, TRAINED[0], None, "layer 1")
     assert not [trace for trace in figure.data if trace.marker.symbol == "diamond"]
-    assert "they explain 90 to 90%. It takes a larger λ in the sweep." in said(figure)
+    assert f"they explain {explained} to {explained}%. It takes a {which} λ in the sweep." in said(figure)
 
 
 @pytest.mark.parametrize("pairs", [{JSAE: TRAINED}, {JSAE: TRAINED, CONTROL: []}])

@@ -113,8 +113,9 @@ def test_an_answer_is_what_all_pre_activations_say(
     check(way(lines, line, latent), lines, x, line, latent)
 
 
-@pytest.mark.parametrize("n_points", [1, 100])
-def test_few_points_are_encoded_where_lines_are_short(monkeypatch, n_points):
+@pytest.mark.parametrize(("n_points", "gather_bytes"), [(1, 2**24), (1, 1), (100, 2**24)])
+def test_few_points_are_encoded_where_lines_are_short(monkeypatch, n_points, gather_bytes):
+    monkeypatch.setattr(nearby, "GATHER_BYTES", gather_bytes)
     pair = random_pair(d_model=64, d_mlp=64, d_sae=2048)
     pair = changed(pair, _W_dec=0.02 * pair.tensors()["_W_dec"])
     x, token = random_inputs(N_TOKENS, 64), torch.arange(N_TOKENS).repeat_interleave(8)

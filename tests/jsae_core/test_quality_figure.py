@@ -100,19 +100,23 @@ def test_rows_in_any_order_are_drawn_by_layer():
     assert draw({JSAE: frame.iloc[::-1]}) == draw({JSAE: frame})
 
 
-def test_a_score_beyond_the_axis_is_a_triangle_at_its_end_and_leaves_the_others_their_room():
-    wild = table([1], ce_score_input=5.9, ce_score_input_se=14.4, ce_score_output=-3.0)
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("ce_score", "CE score"), ("kl_score", "KL score"), ("explained_variance", "explained variance")],
+)
+def test_a_score_beyond_the_axis_is_a_triangle_at_its_end_and_leaves_the_others_their_room(name, title):
+    wild = table([1], **{f"{name}_input": 5.9, f"{name}_input_se": 14.4, f"{name}_output": -3.0})
     figure = draw({TRADITIONAL: table([0, 1, 2]), JSAE: wild})
     found = panels(figure)
     for side, symbol, end in (("input", "triangle-up", 1), ("output", "triangle-down", 0)):
-        ((usual, beyond), _, y) = found["CE score", HEADINGS[side]]
+        ((usual, beyond), _, y) = found[title, HEADINGS[side]]
         assert set(usual.marker.symbol) == {"circle"}
         assert beyond.marker.symbol[1] == symbol
         assert y.range[0] < beyond.y[1] < y.range[1]
         assert abs(beyond.y[1] - y.range[end]) < 0.1 * (y.range[1] - y.range[0])
         assert beyond.error_y.array[1] == 0
         assert -0.2 < y.range[0] and y.range[1] < 1.2
-    np.testing.assert_allclose(found["CE score", "input SAE"][0][1].customdata[1], [1, 5.9, 28.8])  # for the reader
+    np.testing.assert_allclose(found[title, "input SAE"][0][1].customdata[1], [1, 5.9, 28.8])  # for the reader
     assert "▲ ▼: beyond the axis" in figure.layout.annotations[-1].text
 
 

@@ -295,6 +295,7 @@ def test_an_element_at_a_threshold_is_above_it_in_the_histogram_as_everywhere(th
     jacobian = run_sandwich(pair, x).jacobian
     assert is_above(jacobian.abs(), threshold).all()
     assert share_above(jacobian_histogram(pair, [x]), threshold) == 1
+    assert jacobian_measures(pair, [x])[f"above_{threshold}"].value == 1
 
 
 # --- what else the same pass says ---

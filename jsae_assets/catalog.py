@@ -64,7 +64,7 @@ class Text(Section):
     """A source of documents: Python's standard library, local files or a Hugging Face dataset.
 
     `long_documents`: whether a document that is longer than the model's context is cut into several documents, or
-    truncated to one. Standard errors take documents as independent, so those of pieces of one come out too small.
+    truncated to one. Standard errors take the pieces of one together.
     `revision`: a branch, tag or commit of the dataset.
     """
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jsae_core.terms import FEW_DOCUMENTS
+
 
 @dataclass(frozen=True)
 class Number:
@@ -32,6 +34,13 @@ class Number:
         scale, unit, digits = (100, "%", 1) if self.percent else (1, "", 3)
         text = with_minus(f"{self.value * scale:.{digits}f}{unit}")
         return text if self.error is None else f"{text} ± {_not_as_zero(self.error * scale, digits)}"
+
+
+def on_errors(n_documents: int) -> str:
+    """Return what is to be said of standard errors over so few documents; "" if they are enough."""
+    if n_documents >= FEW_DOCUMENTS:
+        return ""
+    return f"errors over only {n_documents} documents" if n_documents > 1 else "errors within a single document"
 
 
 def with_minus(number: str) -> str:

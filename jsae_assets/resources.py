@@ -271,10 +271,15 @@ class Compute(dg.ConfigurableResource):
         return f"This run keeps in the memory of {self.torch_device()}: {listed}" if listed else ""
 
     def mlp_inputs(
-        self, language_model: LanguageModel, layer: int, key: Hashable, documents: Callable[[], Sequence[Tensor]]
+        self,
+        language_model: LanguageModel,
+        layer: int,
+        key: Hashable,
+        documents: Callable[[], Sequence[Tensor]],
+        sources: Sequence[int] | None = None,
     ) -> MLPInputs:
-        """Return the MLP's inputs over the documents that `key` identifies. All measures of a run share them, so the
-        model computes each input once, as far as memory allows."""
+        """Return the MLP's inputs over the documents that `key` identifies, with their sources. All measures of a run
+        share them, so the model computes each input once, as far as memory allows."""
         from jsae_core import MLPInputs
 
         device = self.torch_device()
@@ -282,5 +287,5 @@ class Compute(dg.ConfigurableResource):
         return self.cached(
             "MLP inputs",
             (language_model, layer, key),
-            lambda: MLPInputs(language_model, documents(), layer, self.tokens_at_once, budget),
+            lambda: MLPInputs(language_model, documents(), layer, self.tokens_at_once, budget, sources=sources),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,6 +40,9 @@ class MLPInputs:
         convention: which tensor counts as the MLP's input, by its name in `LanguageModel.mlp_input_conventions`.
         budget: the memory in which computed batches are kept; a batch that does not fit is computed again by every
             read. None: no batch is kept.
+        sources: the number of the whole document that each is a piece of, ascending, as `text.numbered_tokens_of` and
+            `text.split_sources` give it; measures count the pieces of one as one (`document_numbers`). None: none is a
+            piece.
     """
 
     language_model: LanguageModel
@@ -47,6 +51,7 @@ class MLPInputs:
     batch_tokens: int = 8192
     budget: MemoryBudget | None = None
     convention: str = "true"
+    sources: Sequence[int] | None = None
     # by the number of the batch
     _kept_batches: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -68,9 +73,19 @@ class MLPInputs:
             yield computed
 
     def digest(self) -> str:
-        """Digest of all that the items depend on: documents, layer, convention, batch size, the model's weights."""
+        """Digest of all that the items depend on: documents, layer, convention, batch size, the model's weights; and of
+        which documents belong together."""
         documents = content_digest({str(number): document for number, document in enumerate(self.documents)})
-        parts = [documents, self.language_model.digest(), self.layer, self.batch_tokens, self.convention]
+        parts: list[object] = [
+            documents,
+            self.language_model.digest(),
+            self.layer,
+            self.batch_tokens,
+            self.convention,
+        ]
+        if self.sources is not None:
+            numbers = document_numbers(len(self.documents), self.sources)
+            parts += [numbers] if len(set(numbers)) < len(numbers) else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _computed(self, batch: Batch) -> Tensor:
@@ -86,8 +101,8 @@ class MLPInputs:
 
     @cached_property
     def document_lengths(self) -> list[int]:
-        """The number of rows that a full read yields for each document."""
-        return [len(document) - 1 for document in self.documents]
+        """The number of rows that a full read yields for each document; for all pieces of one together."""
+        return _lengths(self.documents, self.sources)
 
     @cached_property
     def item_lengths(self) -> list[int]:
@@ -119,7 +134,28 @@ class FirstDocuments:
     @property
     def document_lengths(self) -> list[int]:
         """The number of rows that a full read yields for each of these documents."""
-        return self.stream.document_lengths[: self.n_documents]
+        sources = None if self.stream.sources is None else self.stream.sources[: self.n_documents]
+        return _lengths(self.stream.documents[: self.n_documents], sources)
+
+
+def document_numbers(n: int, sources: Sequence[int] | None) -> list[int]:
+    """The number, from 0 on, of the document that each of n documents counts as: itself, or the whole document that it
+    is a piece of. If all are pieces of a single one, each counts: how much documents differ cannot be told then, but
+    how much the pieces do.
+
+    Args:
+        sources: as for `MLPInputs`.
+    """
+    places = {source: place for place, source in enumerate(dict.fromkeys(sources or ()))}
+    return list(range(n)) if sources is None or len(places) == 1 else [places[source] for source in sources]
+
+
+def _lengths(documents: Sequence[Tensor], sources: Sequence[int] | None) -> list[int]:
+    of_each = [len(document) - 1 for document in documents]
+    lengths: Counter[int] = Counter()
+    for number, length in zip(document_numbers(len(of_each), sources), of_each, strict=True):
+        lengths[number] += length
+    return list(lengths.values())
 
 
 def with_documents(

@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 Z95 = 1.96  # standard errors on either side of a 95% interval
+# With fewer documents, a standard error over them is itself uncertain: of ten, a 95% interval is t = 2.3 errors wide on
+# either side, of three 4.3
+FEW_DOCUMENTS = 10
 THRESHOLDS = (0.005, 0.01, 0.015, 0.02)  # of |J|
 NOTEWORTHY = 0.01  # a |J| or a change below this is negligible; most are
 NOTEWORTHY_SHARE = 0.01  # the same bound on a relative scale: as a share of the output latent's mean activation

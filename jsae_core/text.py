@@ -61,7 +61,8 @@ def standard_library(split: Split) -> Documents:
 
     Files are cut into passages because a file is far longer than a small model's context and its first lines are mostly
     licence and imports. The order is fixed and independent of the files, so the first passages are a fair sample of the
-    library.
+    library: standard errors over passages are right for it. They are too small for other Python code, since passages of
+    one file are alike.
     """
     passages = [
         (f"{path.name}:{number}:{passage[:40]}", passage)
@@ -267,8 +268,8 @@ def numbered_tokens_of(
         context_size: the most tokens in a document, BOS included.
         max_tokens: stop once the documents hold this many tokens, without BOS; the last document is cut to fit.
         long_documents: how a document that is longer than the context is treated: "cut" divides it into several
-            consecutive documents, "truncate" keeps only its beginning. Standard errors over documents take them as
-            independent: those of pieces of one document are too small.
+            consecutive documents, "truncate" keeps only its beginning. Pieces of one document are alike, so measures
+            are told their number (`MLPInputs.sources`).
 
     Yields:
         The number of the document that was read, from 1, and its tokens, a 1-d int64 tensor. Documents with fewer than
@@ -406,13 +407,22 @@ def first_tokens(documents: Sequence[Tensor], n_tokens: int) -> list[Tensor]:
     return first
 
 
-def join_documents(documents: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Join documents into two tensors that a file can hold: `tokens`, all of them end to end, and their `lengths`."""
+def join_documents(documents: Sequence[Tensor], sources: Sequence[int] | None = None) -> dict[str, Tensor]:
+    """Join documents into tensors that a file can hold: `tokens`, all of them end to end, and their `lengths`; and
+    `sources`, the number of the whole document that each is from, if some are pieces of one."""
     import torch
 
-    return {"tokens": torch.cat(list(documents)), "lengths": torch.tensor([len(document) for document in documents])}
+    joined = {"tokens": torch.cat(list(documents)), "lengths": torch.tensor([len(document) for document in documents])}
+    has_pieces = sources is not None and len(set(sources)) < len(sources)
+    return joined | {"sources": torch.tensor(sources)} if has_pieces else joined
 
 
 def split_documents(stored: Mapping[str, Tensor]) -> list[Tensor]:
     """Return the documents that `join_documents` joined."""
     return list(stored["tokens"].split(stored["lengths"].tolist()))
+
+
+def split_sources(stored: Mapping[str, Tensor]) -> list[int]:
+    """Return the number of the whole document that each of these documents is from. A file without `sources` holds no
+    pieces, or was written before they were numbered: then each document counts as whole."""
+    return stored["sources"].tolist() if "sources" in stored else list(range(len(stored["lengths"])))

@@ -24,9 +24,11 @@ from jsae_assets.assets.sweeps import ASSET as SWEEP_RUNS
 from jsae_assets.assets.sweeps import odd, sweep_entries
 from jsae_assets.catalog import TABLES, Catalog
 from jsae_assets.entries import confirm, depends_on
-from jsae_assets.files.stored import StoredTable
+from jsae_assets.files.stored import WHOLE_DOCUMENTS, StoredTable
+from jsae_assets.number import on_errors
 from jsae_assets.partitions import cell_key, cells, models, of_all_layers, sweeps
 from jsae_assets.sources import TrainedPair
+from jsae_core.terms import FEW_DOCUMENTS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -305,7 +307,16 @@ def _subtitle(catalog: Catalog, where: str, tokens: str, settings: Mapping[str, 
     named = ", ".join(f"{label} {setting(name)}" for name, label in SETTINGS.items())
     n_tokens = int(next(iter(settings.values()))[0]["n_tokens"])
     rounded = any(one.get(TABLES) for partitions in settings.values() for one in partitions)
-    return f"{where}, {tokens.format(n_tokens)}, {named}" + (", Jacobians of bfloat16 tables" if rounded else "")
+    remarks = [on_errors(_fewest([one for partitions in settings.values() for one in partitions]))]
+    remarks += ["Jacobians of bfloat16 tables"] if rounded else []
+    return ", ".join([where, tokens.format(n_tokens), named, *filter(None, remarks)])
+
+
+def _fewest(results: Sequence[Mapping[str, float]]) -> int:
+    """The fewest documents that any of the results was measured on, of those below FEW_DOCUMENTS; else that number.
+    Results that were stored before they said so, are taken to rest on enough."""
+    few = [n for one in results if (n := one.get(WHOLE_DOCUMENTS, FEW_DOCUMENTS)) < FEW_DOCUMENTS]
+    return int(min(few, default=FEW_DOCUMENTS))
 
 
 def _sweep_subtitle(key: str, runs: "DataFrame") -> str:
@@ -317,5 +328,6 @@ def _sweep_subtitle(key: str, runs: "DataFrame") -> str:
         for name, form in settings.items()
         if name in runs and runs[name].notna().all() and runs[name].nunique() == 1
     ]
+    said += filter(None, [on_errors(_fewest(runs.to_dict("records")))])
     said += ["randomised weights"] if runs["randomize_llm_weights"].all() else []
     return ", ".join([f"sweep {key}", *said])

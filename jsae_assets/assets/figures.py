@@ -133,9 +133,12 @@ def _draw_control(results: Mapping[Variant, Results], subtitle: str) -> go.Figur
         ratios.append(f"{sizes['l1_over_l2'].value:.2f}")
         said.append(f"{100 * accounted:.0f} / {100 * explained:.0f}% ({variant.label})")
     other, one = list(results)[:2]
+    n_tokens = int(results[one].stored["pair_quality"].settings["n_tokens"])
     return _draw_thresholds(
         results,
-        subtitle + " · accounted share / variance that the output SAE explains: " + ", ".join(said),
+        subtitle
+        + f" · accounted share / variance that the output SAE explains ({n_tokens:,} tokens): "
+        + ", ".join(said),
         question="Does sparsity need a trained language model?",
         answer=f"|J| is {NOTEWORTHY:g} or more for {large[1]} ({one.label}) and {large[0]} ({other.label}) of the "
         f"elements on the trained model, for {large[3]} and {large[2]} on the randomised one. L1/L2 (lower is "
@@ -420,7 +423,7 @@ CONTROL_FIGURES = (
         "randomised_control",
         "Share of Jacobian elements above thresholds, pretrained against randomised language model",
         _draw_control,
-        code_version="7",
+        code_version="8",
         reads=["jacobian_histogram", "latent_accounting", "pair_quality"],
     ),
 )

@@ -15,7 +15,7 @@ from jsae_assets.assets.spread import is_spread, spread_asset
 from jsae_assets.assets.subject import Subject
 from jsae_assets.assets.summary import headlines
 from jsae_assets.catalog import TABLES, Catalog
-from jsae_assets.files.stored import StoredTensors
+from jsae_assets.files.stored import WHOLE_DOCUMENTS, StoredTensors
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.partitions import cell_key
 from jsae_assets.resources import Compute
@@ -95,6 +95,7 @@ def _measure_asset(catalog: Catalog, variant: str, measure: Measure) -> dg.Asset
                 "settings": {
                     **subject.labels,
                     "n_tokens": result.n_tokens,
+                    **({} if result.n_documents is None else {WHOLE_DOCUMENTS: result.n_documents}),
                     "jacobian_at": EVALUATED_AT[0],
                     **(
                         {TABLES: cell.model.jacobian_tables}

@@ -14,6 +14,7 @@ from jsae_assets.assets.cell import Cell
 from jsae_assets.assets.subject import Subject
 from jsae_assets.assets.summary import Headline
 from jsae_assets.files.estimates import estimate_columns, estimate_tensors
+from jsae_assets.files.stored import WHOLE_DOCUMENTS
 from jsae_core.terms import (
     AS_PUBLISHED,
     AT_RECONSTRUCTION,
@@ -27,6 +28,7 @@ from jsae_core.terms import (
 
 if TYPE_CHECKING:
     import pandas
+    from torch import Tensor
 
     from jsae_core.checkpoints import Checkpoint
     from jsae_core.measures import Estimate
@@ -42,11 +44,18 @@ CURVES_OF_A_LATENT = 5  # for its strongest connections
 
 @dataclass(frozen=True)
 class Measured:
-    """The result of a measure: the value to store, the number of tokens it was measured on, and the metadata."""
+    """The result of a measure: the value to store, the numbers of tokens and of whole documents that it was measured on
+    (a document that is cut into pieces is one; None if there are no errors over them), and the metadata."""
 
     value: Any
     n_tokens: int
+    n_documents: int | None
     said: Mapping[str, Any]
+
+    @classmethod
+    def on_all(cls, subject: Subject, value: Any, said: Mapping[str, Any]) -> "Measured":
+        """A result on all of the subject's tokens."""
+        return cls(value, subject.mlp_inputs.n_tokens, len(set(subject.sources)), said)
 
 
 Pass = Callable[["Checkpoint"], Any]
@@ -138,7 +147,7 @@ def _jacobian_histogram(
 ) -> Measured:
     estimates = sizes.estimates | {f"{name}{AT_RECONSTRUCTION}": of for name, of in at_reconstruction.items()}
     estimates |= {f"{name}{AS_PUBLISHED}": of for name, of in (as_published or {}).items()}
-    plain, n_tokens = sizes.histograms[None], subject.mlp_inputs.n_tokens
+    plain = sizes.histograms[None]
     normed = {
         f"{norm}.{name}": tensor
         for norm in NORMS
@@ -148,11 +157,11 @@ def _jacobian_histogram(
     said = {
         **{f"share_{name}": estimate.value for name, estimate in estimates.items() if name.startswith("above_")},
         **{name: estimates[name].value for name in ("kurtosis", "l1_over_l2")},
-        "tokens": n_tokens,
+        "tokens": subject.mlp_inputs.n_tokens,
         "elements_above_range": int(plain["overflow"]),
         "latents_often_active": int(sizes.logarithmic["n_often"]),
     }
-    return Measured(plain | normed | sizes.logarithmic | estimate_tensors(estimates), n_tokens, said)
+    return Measured.on_all(subject, plain | normed | sizes.logarithmic | estimate_tensors(estimates), said)
 
 
 def _jacobian_examples(subject: Subject) -> Measured:
@@ -177,7 +186,7 @@ def _jacobian_examples(subject: Subject) -> Measured:
         "prompt": subject.cell.model.prompt,
         "share_above_0.01": is_above(sandwich.jacobian.abs(), NOTEWORTHY).float().mean().item(),
     }
-    return Measured(tensors, len(document) - 1, said)
+    return Measured(tensors, len(document) - 1, None, said)
 
 
 def _ablation_passes(subject: Subject) -> dict[str, Pass]:
@@ -197,7 +206,7 @@ def _ablation_passes(subject: Subject) -> dict[str, Pass]:
 def _ablation_samples(subject: Subject, samples: "pandas.DataFrame") -> Measured:
     from jsae_core.measures import ablation_summary
 
-    return Measured(samples, subject.mlp_inputs.n_tokens, _without_errors(ablation_summary(samples)))
+    return Measured.on_all(subject, samples, _without_errors(ablation_summary(samples)))
 
 
 def _shapes_passes(subject: Subject) -> dict[str, Pass]:
@@ -240,16 +249,25 @@ def _function_shapes(
         "median_curvature": float(shapes["curvature"].median()),
         "samples": len(shapes),
     }
-    return Measured(shapes, subject.mlp_inputs.n_tokens, said)
+    return Measured.on_all(subject, shapes, said)
+
+
+def _of_quality(subject: Subject) -> "tuple[list[Tensor], list[int]]":
+    """The documents that quality is measured on, and their sources."""
+    from jsae_core.text import first_tokens
+
+    documents = first_tokens(subject.documents, subject.cell.model.quality_tokens)
+    return documents, subject.sources[: len(documents)]
 
 
 def _quality_passes(subject: Subject) -> dict[str, Pass]:
     from jsae_core.measures import measured_quality
-    from jsae_core.text import first_tokens
 
-    documents = first_tokens(subject.documents, subject.cell.model.quality_tokens)
+    documents, sources = _of_quality(subject)
     pair, language_model, at_once = subject.pair, subject.language_model, subject.compute.tokens_at_once
-    return {"quality": lambda checkpoint: measured_quality(pair, language_model, documents, at_once, checkpoint)}
+    return {
+        "quality": lambda checkpoint: measured_quality(pair, language_model, documents, at_once, checkpoint, sources)
+    }
 
 
 def _pair_quality(subject: Subject, quality: "Quality") -> Measured:
@@ -257,9 +275,11 @@ def _pair_quality(subject: Subject, quality: "Quality") -> Measured:
     import pandas as pd
 
     estimates = {name: of for name, of in quality.estimates.items() if not name.startswith(OF_JACOBIAN)}
-    row = pd.DataFrame([subject.labels | estimate_columns(estimates) | quality.numbers])
+    n_documents = len(set(_of_quality(subject)[1]))
+    documents = {WHOLE_DOCUMENTS: n_documents}
+    row = pd.DataFrame([subject.labels | documents | estimate_columns(estimates) | quality.numbers])
     said = {name: estimate.value for name, estimate in estimates.items()} | quality.numbers
-    return Measured(row, int(quality.numbers["n_tokens"]), said)
+    return Measured(row, int(quality.numbers["n_tokens"]), n_documents, said)
 
 
 def _accounting_passes(subject: Subject) -> dict[str, Pass]:
@@ -274,7 +294,7 @@ def _latent_accounting(subject: Subject, accounting: "Accounting") -> Measured:
     of_single_latents = [None] * (len(table) - 1)
     further = {name: [of_all, *of_single_latents] for name, of_all in estimate_columns(accounting.estimates).items()}
     table = table.assign(**{name: column for name, column in further.items() if name not in table})
-    return Measured(table, subject.mlp_inputs.n_tokens, _without_errors(accounting.overall))
+    return Measured.on_all(subject, table, _without_errors(accounting.overall))
 
 
 def _without_errors(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -291,7 +311,7 @@ def _activity_passes(subject: Subject) -> dict[str, Pass]:
 def _latent_activity(subject: Subject, activity: "pandas.DataFrame") -> Measured:
     last = activity.groupby("side").last()
     said = {f"{name}_{side}": float(last.loc[side, name]) for name in ("dead", "unseen") for side in last.index}
-    return Measured(activity, subject.mlp_inputs.n_tokens, said)
+    return Measured.on_all(subject, activity, said)
 
 
 def _contexts_passes(subject: Subject) -> dict[str, Pass]:
@@ -307,7 +327,7 @@ def _latent_contexts(subject: Subject, contexts: "pandas.DataFrame") -> Measured
         **{f"dead_{side}": float((shares == 0).mean()) for side, shares in density},
         **{f"density_median_{side}": float(shares.median()) for side, shares in density},
     }
-    return Measured(contexts, subject.mlp_inputs.n_tokens, said)
+    return Measured.on_all(subject, contexts, said)
 
 
 def _connections_passes(subject: Subject) -> dict[str, Pass]:
@@ -335,7 +355,7 @@ def _latent_connections(subject: Subject, connections: "pandas.DataFrame") -> Me
         "output_latents": len(strongest),
         "share_strongest_median": float(strongest.median()) if len(strongest) else 0.0,
     }
-    return Measured(connections, stream.n_tokens, said)
+    return Measured.on_all(subject, connections, said)
 
 
 @contextlib.contextmanager

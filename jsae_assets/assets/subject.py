@@ -45,11 +45,18 @@ class Subject:
         return split_documents(self.tokens)
 
     @property
+    def sources(self) -> list[int]:
+        """The number of the whole document that each of these documents is from."""
+        from jsae_core.text import split_sources
+
+        return split_sources(self.tokens)
+
+    @property
     def mlp_inputs(self) -> "MLPInputs":
         """The MLP's inputs over all of these documents. All measures of a run share what the model computes for
         them."""
         key = self.tokens.version
-        return self.compute.mlp_inputs(self.language_model, self.cell.layer, key, lambda: self.documents)
+        return self.compute.mlp_inputs(self.language_model, self.cell.layer, key, lambda: self.documents, self.sources)
 
     @property
     def prompt(self) -> "Tensor":

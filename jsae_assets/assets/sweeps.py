@@ -24,7 +24,7 @@ from jsae_assets.assets.training import trained_pair
 from jsae_assets.catalog import Catalog, LocalSweep
 from jsae_assets.devices import on_a_device_of_its_own
 from jsae_assets.entries import confirm, depends_on
-from jsae_assets.files.stored import StoredTable, StoredTensors
+from jsae_assets.files.stored import WHOLE_DOCUMENTS, StoredTable, StoredTensors
 from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.partitions import sweeps
 from jsae_assets.resources import POOL, Compute, downloads_folder, wandb_folder
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 ASSET = "sweep_runs"
 # The version of the measures of a run. Raise it when they change, so that stored pairs are measured again.
-MEASURES_VERSION = 3
+MEASURES_VERSION = 4
 # the schedule syncs every hour, so a warning appears after two missed ticks
 FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(hours=3))
 
@@ -218,12 +218,14 @@ def _measured(
         at_input, at_reconstruction = (flat(jacobian_measures(pair, inputs, at)) for at in EVALUATED_AT)
         accounting = latent_accounting(pair, inputs, kept=())
         first = first_tokens(held_out.documents, catalog.models[sweep.model].quality_tokens)
+        sources = held_out.sources[: len(first)]
         return (
-            pair_quality(pair, held_out.language_model, first, compute.tokens_at_once)
+            pair_quality(pair, held_out.language_model, first, compute.tokens_at_once, sources=sources)
             | at_input  # replaces pair_quality's numbers about the Jacobian, which are of fewer tokens
             | {_at_reconstruction(name): number for name, number in at_reconstruction.items()}
             | {name: accounting[name] for name in ("accounted_share", "accounted_share_se")}
             | {"n_tokens_jacobian": accounting["n_tokens"]}
+            | {WHOLE_DOCUMENTS: len(set(sources))}
         )
 
     return compute.fitting(numbers, say)
@@ -265,25 +267,32 @@ class HeldOut:
 
     Attributes:
         documents: 1-d token tensors, BOS first.
+        sources: the number of the whole document that each is from.
     """
 
     def __init__(self, catalog: Catalog, sweep: LocalSweep, compute: Compute):
         self._catalog, self._sweep, self._compute = catalog, sweep, compute
         source, seed = catalog.models[sweep.model].source, catalog.randomise_seed_of_sweep(sweep)
         self.language_model = compute.language_model(source, seed)
-        self.documents: list[Tensor] = compute.cached("held-out documents", sweep.model, self._tokenised)
+        self.documents: list[Tensor]
+        self.sources: list[int]
+        self.documents, self.sources = compute.cached("held-out documents", sweep.model, self._tokenised)
 
     def mlp_inputs(self) -> "MLPInputs":
         """Return the inputs of the MLP over `documents`, at the sweep's layer."""
         key = ("held out", self._sweep.model)
-        return self._compute.mlp_inputs(self.language_model, self._sweep.layer, key, lambda: self.documents)
+        return self._compute.mlp_inputs(
+            self.language_model, self._sweep.layer, key, lambda: self.documents, self.sources
+        )
 
-    def _tokenised(self) -> "list[Tensor]":
-        from jsae_core.text import tokenise
+    def _tokenised(self) -> "tuple[list[Tensor], list[int]]":
+        from jsae_core.text import numbered_tokens_of
 
         model, text = self._catalog.models[self._sweep.model], self._catalog.model_text(self._sweep.model)
         size, tokenizer = context_size(model, self.language_model), self.language_model.tokenizer
-        return tokenise(documents(text, self._compute.say), tokenizer, size, model.tokens, text.long_documents)
+        source = documents(text, self._compute.say)
+        numbered = list(numbered_tokens_of(source, tokenizer, size, model.tokens, text.long_documents))
+        return [document for _, document in numbered], [number for number, _ in numbered]
 
 
 def _stored_run(

@@ -1,6 +1,5 @@
 """The asset `tokens`: the text that a model is measured on, tokenised once, so that all measures share its tokens."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,9 @@ from jsae_assets.catalog import Catalog, Text
 from jsae_assets.devices import on_a_device_of_its_own
 from jsae_assets.digests import SOURCE_DIGEST, in_groups
 from jsae_assets.entries import DATA_VERSION, confirm, depends_on, input_tags
-from jsae_assets.files.stored import SETTINGS
+from jsae_assets.files.stored import SETTINGS, WHOLE_DOCUMENTS
 from jsae_assets.io_managers import StoringIOManager, header
+from jsae_assets.number import on_errors
 from jsae_assets.partitions import models
 from jsae_assets.resources import POOL, Compute
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jsae_core.text import Documents
 
 TOKENS = dg.AssetKey("tokens")
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 SHOWN_CHARACTERS = 500
 
 
@@ -120,28 +120,27 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
     language_model = compute.language_model(model.source)
     source, size = documents(text, compute.say), context_size(model, language_model)
     numbered = list(numbered_tokens_of(source, language_model.tokenizer, size, model.tokens, text.long_documents))
-    made, n_pieces = [document for _, document in numbered], Counter(number for number, _ in numbered)
+    made, sources = [document for _, document in numbered], [number for number, _ in numbered]
+    n_whole = len(set(sources))
     n_tokens = sum(len(document) - 1 for document in made)
     if n_tokens < model.tokens:
         warn(
             f"The text has {n_tokens:,} tokens, fewer than the {model.tokens:,} that the catalog asks for, so every "
             f"measure of {model_key} uses only these. Add text, or lower the model's `tokens`"
         )
-    in_pieces = [number for number in n_pieces.values() if number > 1]
-    if in_pieces:
+    if remark := on_errors(n_whole):
         warn(
-            f"{sum(in_pieces):,} of the {len(made):,} documents are pieces of {len(in_pieces):,} that are longer than "
-            f"the context of {size:,} tokens. Standard errors take them as independent, and come out too small. With "
-            "`long_documents: truncate` in the catalog, only the beginnings of long documents are measured"
+            f"The tokens of {model_key} are of so few documents that standard errors are hardly known ({remark}). Take "
+            "more tokens, or a text of more documents"
         )
     if source.missing:
         warn(f"{source.missing:,} rows have no text (null or absent) and were left out")
-    stored = join_documents(made)
+    stored = join_documents(made, sources)
     digest = content_digest(stored)
     longest = max(len(document) for document in made)
     headlines = {
         "tokens": f"{n_tokens:,}",
-        "documents": f"{len(made):,}" + f", {sum(in_pieces):,} of them pieces of longer ones" * bool(in_pieces),
+        "documents": f"{len(made):,}" + f", cut from {n_whole:,}" * (n_whole < len(made)),
         "longest document": f"{longest:,} tokens",
         "text": model.text or text.recorded(),
     }
@@ -158,7 +157,8 @@ def tokenised(catalog: Catalog, model_key: str, compute: Compute, warn: Callable
         "first_document": dg.MetadataValue.md(as_code(language_model.tokenizer.decode(made[0][1:])[:SHOWN_CHARACTERS])),
         SOURCE_DIGEST: in_groups(digest),
         **{name: revision for name, revision in revisions.items() if revision},
-        **({SETTINGS: {"pieces": sum(in_pieces)}} if in_pieces else {}),  # in the file's header too, for the site
+        # in the file's header too
+        SETTINGS: {"n_tokens": n_tokens, "documents": len(made), WHOLE_DOCUMENTS: n_whole},
     }
     return Tokenised(stored, digest, metadata)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 # the names of a header's entries beside the digest, each JSON
 PROVENANCE, SETTINGS, COMPANIONS = "provenance", "settings", "companions"
+WHOLE_DOCUMENTS = "whole_documents"  # among the settings: how many a result was measured on, pieces of one taken as one
 _undamaged: set[str] = set()  # versions of files that this process has found to be undamaged
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jsae_assets.catalog import Catalog
-from jsae_assets.files.stored import PROVENANCE, StoredFigure
-from jsae_assets.number import with_minus
+from jsae_assets.files.stored import PROVENANCE, WHOLE_DOCUMENTS, StoredFigure
+from jsae_assets.number import on_errors, with_minus
 from jsae_assets.partitions import cell_key
 from jsae_assets.site.explorer import write_cell, write_script, write_texts
 from jsae_assets.site.figure_numbers import numbers_of, plain
@@ -30,10 +30,12 @@ from jsae_assets.site.results import (
     agreement,
     compared_with,
     numbers,
+    settings_of,
     sweep_table,
     variants_at,
 )
 from jsae_assets.site.sentences import sentences
+from jsae_core.terms import FEW_DOCUMENTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,6 +209,7 @@ class Site:
             if len(measured) < len(OF_PAIR) and not refused:
                 self.missing.append(f"{variant}, {model}, layer {layer}")
             if measured or refused:
+                on = settings_of(self.stores, variant, model, layer)
                 entry, other = self.catalog.variants[variant], self.catalog.variants[variant].compared_with
                 yield {
                     "cell": (model, layer),
@@ -218,16 +221,14 @@ class Site:
                     "other": other if other and self.catalog.pair(other, model, layer) else None,
                     "numbers": measured,
                     "refused": refused,
-                    "pieces": self._pieces(model),
+                    "on_errors": on_errors(
+                        min((one.get(WHOLE_DOCUMENTS, FEW_DOCUMENTS) for one in on.values()), default=FEW_DOCUMENTS)
+                    ),
+                    "on": {column.title: _amount(on[column.measure]) for column in OF_PAIR if column.measure in on},
                     "agreement": None if refused else agreement(self.stores, variant, model, layer),
                     "page": f"cells/{model}/{layer}.html",
                     "explorer": f"{variant}/{model}/{layer}",
                 }
-
-    def _pieces(self, model: str) -> int:
-        """How many of the documents of a model's text are pieces of longer ones."""
-        stored = self.stores.tokens(model)
-        return 0 if stored is None else int(stored.settings.get("pieces", 0))
 
     def _telling_cell(self, rows: list[dict]) -> dict | None:
         """The pair that the start page is about: compared with another, with all numbers, at a middle layer."""
@@ -258,7 +259,7 @@ class Site:
                         "digest": stored.digest,
                         "run": made["run"],
                         "code": made["code_version"],
-                        "tokens": f"{int(settings['n_tokens']):,}" if "n_tokens" in settings else "",
+                        "tokens": _amount(settings),
                     }
 
     # --- figures ---
@@ -375,6 +376,14 @@ class Site:
 
 def _provenance_of(stored: StoredFigure) -> Mapping[str, str]:
     return json.loads(stored.header.get(PROVENANCE, "{}"))
+
+
+def _amount(settings: Mapping[str, Any]) -> str:
+    """How much a result was measured on, as its settings say; "" where they do not."""
+    if "n_tokens" not in settings:
+        return ""
+    tokens, n = f"{int(settings['n_tokens']):,} tokens", settings.get(WHOLE_DOCUMENTS)
+    return tokens if n is None else f"{tokens} of {n:,} {'document' if n == 1 else 'documents'}"
 
 
 def _rows_shown(table: pd.DataFrame) -> dict[str, list]:

@@ -116,6 +116,17 @@ def numbers(stores: Stores, variant: str, model: str, layer: int) -> dict[str, N
     }
 
 
+def settings_of(stores: Stores, variant: str, model: str, layer: int) -> dict[str, Mapping[str, Any]]:
+    """By measure, what the numbers of a pair were measured on: the settings of those of OF_PAIR that are stored."""
+    found = {
+        name: stores.table(variant, name, model, layer)
+        if name in stores.in_tables
+        else stores.tensor_file(variant, name, model, layer)
+        for name in dict.fromkeys(column.measure for column in OF_PAIR)
+    }
+    return {name: stored.settings for name, stored in found.items() if stored is not None}
+
+
 def agreement(stores: Stores, variant: str, model: str, layer: int) -> Mapping[str, float] | None:
     """How far interventions do what the Jacobian predicts; None where that is not stored as it is stored now."""
     from jsae_core.measures import ablation_summary

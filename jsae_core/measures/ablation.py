@@ -73,7 +73,8 @@ def ablation_samples(
         descending order of activations), `drawn` (place in the order of drawing), `output_latent`, `input_latent`,
         `jacobian`, `change`, `input_activation`, `output_activation` (before the intervention), `ablated_activation`
         (the output latent's after it), `typical_activation` (the output latent's mean over the tokens of the stream in
-        which it is active), `agreement`, `relative_agreement`, `published` and `document` (that the token is from).
+        which it is active), `n_typical` (in how many that is), `agreement`, `relative_agreement`, `published` and
+        `document` (that the token is from).
 
         `agreement` is "dropped" if the output latent was active before and no longer is; otherwise "negligible" if both
         |J| times the dose and |change| are below 0.01; otherwise "line" if the change differs from J's prediction by
@@ -110,6 +111,7 @@ def ablation_samples(
     # 0 where there is none
     typical = activity["sums"] / activity["counts"].clamp(min=1)
     columns["typical_activation"] = typical[columns["output_latent"]]
+    columns["n_typical"] = activity["counts"][columns["output_latent"]].long()
     classes = {"agreement": _agreement(columns, "unit")}
     classes["relative_agreement"] = _agreement(columns, "unit", _relative_threshold(columns))
     classes |= {f"agreement_{dose}": _agreement(columns, dose) for dose in further}

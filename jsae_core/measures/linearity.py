@@ -152,8 +152,9 @@ def function_shapes(
         `output_values`: the curve, [100] each, of the samples drawn first; None for the others.
 
         By the relative rule, over sweeps from 0 to the 99th percentile of the input latent's activations in the stream:
-        `relative_shape`, and `curvature`, the largest residual of the least-squares line through the output latent's
-        pre-activation (before TopK and ReLU), as a share of its range (0 if it does not vary).
+        `relative_shape`; `n_usual`, of how many activations above zero that is a percentile; and `curvature`, the
+        largest residual of the least-squares line through the output latent's pre-activation (before TopK and ReLU), as
+        a share of its range (0 if it does not vary).
 
     Raises:
         ValueError: the stream is empty, not finite, or holds fewer elements than `n_samples`, or a rule is unknown.
@@ -169,11 +170,13 @@ def function_shapes(
     work.merge_shards()
     x = inputs.all()
     samples = draw_samples(len(x), pair.config.k, n_samples, "random", seed, x.device)
-    usual = None if active is None else _usual_activations(pair, active, x)
+    usual, n_usual = (None, None) if active is None else _usual_activations(pair, active, x)
     parts, kept = samples.split(inputs_at_once(pair.input_sae)), Parts(pair.device)
     for part in work.steps(parts, {"rows": kept}, "samples", n_samples, lambda part: len(part.token)):
         kept.append(_shapes(pair, x, part, usual, n_curves))
-    columns = kept.joined()
+    columns = dict(kept.joined())
+    if n_usual is not None:
+        columns["n_usual"] = n_usual[columns["input_latent"]]
     curves = _kept_curves(columns, n_curves) if n_curves else {}
     frame = table({name: column for name, column in columns.items() if name not in ("has_curve", *CURVES)})
     for name in {"shape", "relative_shape"} & columns.keys():
@@ -192,8 +195,9 @@ def _active(work: Computation, pair: SAEPair, x: Tensor) -> Parts:
     return active
 
 
-def _usual_activations(pair: SAEPair, active: Parts, x: Tensor) -> Tensor:
-    """The 99th percentile of each input latent's activations above zero, [d_sae]; 0 where there is none."""
+def _usual_activations(pair: SAEPair, active: Parts, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The 99th percentile of each input latent's activations above zero, [d_sae], 0 where there is none; and how many
+    there are, [d_sae] int64."""
     activations_, latents = (tensor.flatten().cpu() for tensor in active.joined().values())
     above = activations_ > 0
     percentiles = pd.Series(activations_[above].double().numpy()).groupby(latents[above].numpy()).quantile(USUAL)
@@ -201,7 +205,8 @@ def _usual_activations(pair: SAEPair, active: Parts, x: Tensor) -> Tensor:
     usual[torch.tensor(percentiles.index.to_numpy(copy=True))] = torch.tensor(
         percentiles.to_numpy(copy=True), dtype=x.dtype
     )
-    return usual.to(x.device)
+    counts = latents[above].bincount(minlength=pair.config.d_sae)
+    return usual.to(x.device), counts.to(x.device)
 
 
 def _drawn_first(drawn: Tensor, shape: Tensor, n_curves: int) -> Tensor:

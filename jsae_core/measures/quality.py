@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jsae_core.activations import Batch, MLPInputs, packed
+from jsae_core.activations import Batch, MLPInputs, document_numbers, packed
 from jsae_core.checkpoints import Checkpoint, State
 from jsae_core.jacobian import run_sandwich
 from jsae_core.language_model import CleanPass, LanguageModel
@@ -44,6 +44,7 @@ def pair_quality(
     documents: Sequence[Tensor],
     batch_tokens: int | None = None,
     checkpoint: Checkpoint | None = None,
+    sources: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """Everything about a pair in one row. Logarithms are natural; BOS positions enter no mean.
 
@@ -52,6 +53,7 @@ def pair_quality(
         batch_tokens: the most tokens, padding included, that the model is given at once. None: 4096 on a CPU, and on a
             CUDA device up to four times as many, depending on its memory.
         checkpoint: as for `jacobian_histogram`.
+        sources: as for `MLPInputs`.
 
     Returns:
         For side in (input, output, pair), where the MLP's input is replaced by the input SAE's reconstruction, the
@@ -65,13 +67,14 @@ def pair_quality(
         For side in (input, output), what `reconstruction_quality` gives. For the Jacobian, means over tokens of what
         `token_measures` gives: `above_{t}` for t in .005, .01, .015, .02, `kurtosis`, `l1_over_l2`, `norm_l2t`,
         `norm_l4t`, `norm_linft`. Each mean over tokens, and each ratio of such means, has its standard error under the
-        same name with `_se`. `n_tokens`. Of merged shards (`merge_shards`) these are sums in float64 in another order:
+        same name with `_se`. `n_tokens`, and `n_predictions`, the number of tokens that a cross-entropy is a mean over:
+        those whose next token is known. Of merged shards (`merge_shards`) these are sums in float64 in another order:
         the same to 1e-12.
 
     Raises:
         ValueError: there is nothing to predict, or pair and model do not belong together, or a result is not finite.
     """
-    return measured_quality(pair, language_model, documents, batch_tokens, checkpoint).flat()
+    return measured_quality(pair, language_model, documents, batch_tokens, checkpoint, sources).flat()
 
 
 @torch.no_grad()
@@ -81,6 +84,7 @@ def measured_quality(
     documents: Sequence[Tensor],
     batch_tokens: int | None = None,
     checkpoint: Checkpoint | None = None,
+    sources: Sequence[int] | None = None,
 ) -> Quality:
     """`pair_quality`, with what each document adds to each number. Raises ValueError as it does."""
     if pair.config.d_in != language_model.d_model:
@@ -97,7 +101,8 @@ def measured_quality(
     cross_entropy, divergence, jacobian = NamedMoments(), NamedMoments(), NamedMoments()
     reconstruction = ReconstructionSums(pair)
     check = _SameMLP(language_model.name, layer)
-    stream = MLPInputs(language_model, documents, layer, batch_tokens)
+    stream = MLPInputs(language_model, documents, layer, batch_tokens, sources=sources)
+    numbers = torch.tensor(document_numbers(len(documents), sources))
     work = Computation(checkpoint, "pair_quality 1", pair, stream, shardable=True)
     sums: dict[str, Resumable] = {
         "cross_entropy": cross_entropy,
@@ -110,7 +115,8 @@ def measured_quality(
     for batch, n_documents in work.steps(batches, sums, "tokens", n_tokens, _n_measured, stream):
         there = _Places(batch, language_model.device, pair.config.trained_on_bos)
         # of all tokens, and of those whose next token is known
-        document, document_of_prediction = n_documents + there.document, n_documents + there.document_of_prediction
+        document = numbers[n_documents + there.document]
+        document_of_prediction = numbers[n_documents + there.document_of_prediction]
         clean = language_model.clean_pass(batch.tokens, layer)
         x, kept = _at(clean.mlp_input, there.spliced), there.measured_among_spliced
         sandwich = run_sandwich(pair, x)
@@ -146,7 +152,8 @@ def measured_quality(
         | _scores(cross_entropy, divergence)
         | jacobian.estimates()
         | reconstruction.estimates(),
-        reconstruction.numbers() | {"spliced_at_bos": float(pair.config.trained_on_bos)},
+        reconstruction.numbers()
+        | {"n_predictions": float(cross_entropy.n_tokens), "spliced_at_bos": float(pair.config.trained_on_bos)},
     )
     broken = [name for name, value in quality.flat().items() if not math.isfinite(value)]
     if broken:

@@ -145,8 +145,8 @@ def named(places: Any, names: Sequence[str]) -> pd.api.extensions.ExtensionArray
 
 
 def with_document(frame: pd.DataFrame, stream: Iterable[Tensor]) -> pd.DataFrame:
-    """Samples with a column `document`, the number of the document that their token is from. If the stream names no
-    documents, each token is one."""
+    """Samples with a column `document`, the number of the document that their token is from; a document that is cut
+    into pieces has one number. If the stream names no documents, each token is one."""
     documents = documents_of(stream)
     return frame.assign(document=frame["token"] if documents is None else documents.numpy()[frame["token"]])
 

@@ -17,6 +17,7 @@ Here: measuring a shard, merging, which items a shard has. Not here: the loops (
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Iterable, Sized
 from typing import Any, NamedTuple, TypeVar
@@ -88,7 +89,8 @@ class Share(NamedTuple):
 
 
 def share_of(stream: Iterable[Tensor], shards: Shards) -> Share:
-    """Return the share of a shard: about as many items as each other shard has, and whole documents.
+    """Return the share of a shard: about as many items as each other shard has, and whole documents. (A document that
+    is cut into pieces may fill several items; its shard then has them all.)
 
     Raises:
         ValueError: the stream says neither its `item_lengths` nor how many items it has.
@@ -98,7 +100,8 @@ def share_of(stream: Iterable[Tensor], shards: Shards) -> Share:
     documents = getattr(stream, "document_lengths", None)
     ends = None if documents is None else {0, *itertools.accumulate(documents)}
     cuts = [number for number, start in enumerate(starts) if ends is None or start in ends]
-    first, end = (cuts[(len(cuts) - 1) * number // shards.of] for number in (shards.number, shards.number + 1))
+    fair = ((len(starts) - 1) * number // shards.of for number in (shards.number, shards.number + 1))
+    first, end = (cuts[bisect.bisect_left(cuts, place)] for place in fair)
     return Share(first, end, starts[first], starts[end])
 
 

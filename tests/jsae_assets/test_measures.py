@@ -26,7 +26,7 @@ from jsae_core.measures import (
 )
 from jsae_core.measures.moments import spread
 from jsae_core.pair_format import PairConfig
-from jsae_core.text import split_documents
+from jsae_core.text import split_documents, split_sources
 from tests.jsae_assets.conftest import ANYTHING_GOES, CELL_FIGURES, TABLES, failures, materialised, metadata
 from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, save_language_model, write_artifact
 
@@ -56,8 +56,14 @@ def documents(measured):
 
 
 @pytest.fixture(scope="module")
-def stream(lm, documents):
-    return MLPInputs(lm, documents, layer=1, batch_tokens=100)
+def sources(measured):
+    """Every document of the tiny catalog is longer than its model's context."""
+    return split_sources(load_file(measured.graph.file("tokens", None)))
+
+
+@pytest.fixture(scope="module")
+def stream(lm, documents, sources):
+    return MLPInputs(lm, documents, layer=1, batch_tokens=100, sources=sources)
 
 
 @each_variant
@@ -116,7 +122,7 @@ def test_both_variants_are_sampled_at_the_same_tokens_and_ranks(measured, name):
 
 
 @each_variant
-def test_the_quality_is_one_row_that_says_of_which_pair_it_is(measured, lm, documents, variant):
+def test_the_quality_is_one_row_that_says_of_which_pair_it_is(measured, lm, documents, sources, variant):
     row = table(measured.graph, f"{variant}/pair_quality")
     assert len(row) == 1
     assert row[["model", "layer", "variant", "d_sae", "k"]].iloc[0].tolist() == ["tiny", 1, variant, 64, 8]
@@ -128,7 +134,10 @@ def test_the_quality_is_one_row_that_says_of_which_pair_it_is(measured, lm, docu
         left -= len(first[-1]) - 1
         if not left:
             break
-    expected = pair_quality(SAEPair.load(measured.graph.file(f"{variant}/sae_pair")), lm, first)
+    of_first = sources[: len(first)]
+    assert row["whole_documents"].item() == len(set(of_first)) < len(first)
+    pair = SAEPair.load(measured.graph.file(f"{variant}/sae_pair"))
+    expected = pair_quality(pair, lm, first, sources=of_first)
     assert row["spliced_at_bos"].item() == 0  # the pair was trained here, on streams that leave BOS out
     of_jacobian = {name for name in expected if name.startswith(("above_", "norm_", "kurtosis", "l1_over_l2"))}
     for name in expected.keys() - of_jacobian:
@@ -138,18 +147,18 @@ def test_the_quality_is_one_row_that_says_of_which_pair_it_is(measured, lm, docu
 
 @each_variant
 def test_the_jacobian_s_measures_are_of_the_histogram_s_tokens_with_errors_by_document(
-    measured, lm, documents, variant
+    measured, lm, documents, sources, variant
 ):
     stored = stored_estimates(stored_measure(measured.graph, f"{variant}/jacobian_histogram"))
     pair = SAEPair.load(measured.graph.file(f"{variant}/sae_pair"))
-    expected = pair_quality(pair, lm, documents)
+    expected = pair_quality(pair, lm, documents, sources=sources)
     there = {name: of for name, of in stored.items() if name.endswith("_at_reconstruction")}
     for name, estimate in stored.items():
         if name in there:
             continue
         assert estimate.value == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
         assert estimate.standard_error == pytest.approx(expected[f"{name}_se"], rel=1e-2, abs=1e-6), name
-        assert len(estimate.influence) == len(documents)
+        assert len(estimate.influence) == len(set(sources)) < len(documents)
     assert {"above_0.01", "kurtosis", "l1_over_l2", "norm_linft"} <= stored.keys()
     at_reconstruction = jacobian_measures(pair, MLPInputs(lm, documents, 1), at="reconstruction")
     assert there.keys() == {f"{name}_at_reconstruction" for name in at_reconstruction}
@@ -166,10 +175,10 @@ def test_what_is_stored_of_each_document_gives_the_stored_standard_errors(measur
 
 
 @each_variant
-def test_the_accounting_is_that_of_the_model_s_own_mlp_inputs_with_errors_by_document(measured, lm, documents, variant):
+def test_the_accounting_is_that_of_the_model_s_own_mlp_inputs_with_errors_by_document(measured, stream, variant):
     rows = table(measured.graph, f"{variant}/latent_accounting")
     pair = SAEPair.load(measured.graph.file(f"{variant}/sae_pair"))
-    expected = latent_accountings(pair, MLPInputs(lm, documents, 1))
+    expected = latent_accountings(pair, stream)
     together, latents = rows.iloc[0], rows.iloc[1:]
     for name, value in expected.overall.items():
         assert together[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
@@ -197,8 +206,10 @@ def test_the_stored_contexts_and_connections_are_the_cores(measured, lm, documen
 
 
 @pytest.mark.parametrize("name", [*TABLES, "jacobian_histogram", "jacobian_examples"])
-def test_a_stored_measure_says_in_its_header_what_it_was_measured_on(measured, name):
+def test_a_stored_measure_says_in_its_header_what_it_was_measured_on(measured, sources, name):
     stored = stored_measure(measured.graph, f"jsae/{name}")
+    in_quality = stored_measure(measured.graph, "jsae/pair_quality").frame["whole_documents"].item()
+    n_documents = {"pair_quality": in_quality, "jacobian_examples": None}.get(name, len(set(sources)))
     n_tokens = {"pair_quality": 300, "jacobian_examples": len(measured.graph.catalog.models["tiny"].prompt)}
     assert stored.settings == {
         "model": "tiny",
@@ -211,7 +222,7 @@ def test_a_stored_measure_says_in_its_header_what_it_was_measured_on(measured, n
         "weights": "unprocessed",
         "n_tokens": n_tokens.get(name, 1000),
         "jacobian_at": "input",
-    }
+    } | ({"whole_documents": n_documents} if n_documents else {})
     assert metadata(measured.cell, f"jsae/{name}")["settings"] == stored.settings
     if isinstance(stored, StoredTable):
         assert stored.frame.attrs == {}

@@ -24,6 +24,8 @@ from upath import UPath
 
 from jsae_assets.command import main
 from jsae_assets.digests import out_of_groups
+from jsae_assets.files.estimates import stored_estimates
+from jsae_assets.files.stored import StoredTensors
 from jsae_assets.number import Number
 from jsae_assets.site.explorer import with_digits
 from jsae_assets.site.sentences import said_of_sizes
@@ -81,6 +83,19 @@ def test_the_numbers_of_the_pages_are_those_that_are_stored(measured, site):
     page = (site / "cells" / "tiny" / "1.html").read_text(encoding="utf-8")
     assert f"{row['explained_variance_output']:.1%}" in page
     assert f"±&nbsp;{1.96 * row['explained_variance_output_se'] * 100:.1f}" in page
+
+
+def test_every_number_of_the_pages_says_what_it_was_measured_on(measured, site):
+    row = pd.read_parquet(measured.graph.file("jsae/pair_quality", extension="parquet")).iloc[0]
+    of_all = load_file(measured.graph.file("tokens", None))["sources"].unique()
+    page = (site / "index.html").read_text(encoding="utf-8")
+    n = int(row["whole_documents"])
+    assert f'title="on 300 tokens of {n} documents">{row["explained_variance_output"]:.1%}<' in page
+    histogram = StoredTensors(UPath(measured.graph.storage), "jsae/jacobian_histogram/1/tiny.safetensors", "histogram")
+    share = stored_estimates(histogram)["above_0.01"].value
+    assert f'title="on 1,000 tokens of {len(of_all)} documents">{share:.1%}<' in page
+    assert n < 10 and f"of tiny: errors over only {n} documents" in page
+    assert f"<td>300 tokens of {n} documents</td>" in (site / "cells" / "tiny" / "1.html").read_text(encoding="utf-8")
 
 
 def test_every_figure_of_the_cell_is_on_its_page_with_its_numbers_as_a_file(measured, site):

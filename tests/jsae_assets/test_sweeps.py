@@ -19,7 +19,7 @@ from jsae_core import MLPInputs, SAEPair, load_language_model
 from jsae_core.measures import jacobian_measures, latent_accounting, pair_quality
 from jsae_core.similarity import latent_similarity
 from jsae_core.tensor_files import read_tensors, write_tensors
-from jsae_core.text import first_tokens, split_documents
+from jsae_core.text import first_tokens, split_documents, split_sources
 from jsae_core.training_runs import RUN_COLUMNS
 from tests.jsae_assets.conftest import Graph, failures, materialised, metadata, write_catalog
 from tests.jsae_assets.test_command import run
@@ -101,18 +101,20 @@ def test_a_local_sweep_has_a_finished_run_for_each_coefficient_in_the_columns_of
 def test_a_runs_numbers_are_the_quality_of_its_stored_pair_on_the_models_text(local, language_model):
     lm = load_language_model(language_model)
     local.tokenise()
-    all_documents = split_documents(load_file(local.file("tokens", None)))
+    stored = load_file(local.file("tokens", None))
+    all_documents, sources = split_documents(stored), split_sources(stored)
     documents = first_tokens(all_documents, 300)
     for _, row in table(local, "lambdas").iterrows():
         pair = SAEPair.load(local.storage / "sweep_runs" / "lambdas" / f"{row['run_id']}.safetensors")
         assert pair.config.jacobian_coefficient == row["jacobian_coefficient"]
-        quality = pair_quality(pair, lm, documents)
+        quality = pair_quality(pair, lm, documents, sources=sources[: len(documents)])
         for name in ("ce_score_input", "kl_score_output", "explained_variance_output"):
+            assert row[f"{name}_se"] == pytest.approx(quality[f"{name}_se"], rel=1e-2, abs=1e-5), name
             assert row[name] == pytest.approx(quality[name], rel=1e-3, abs=1e-5), name
         # as of any other pair: of all tokens; and where the paper's training runs log it
         assert (row["jacobian_at"], row["n_tokens"], row["n_tokens_jacobian"]) == ("input", 300, 1000)
         for at, suffix in (("input", ""), ("reconstruction", "_at_reconstruction")):
-            measured = jacobian_measures(pair, MLPInputs(lm, all_documents, 1), at)
+            measured = jacobian_measures(pair, MLPInputs(lm, all_documents, 1, sources=sources), at)
             for name in ("above_0.01", "l1_over_l2", "kurtosis"):
                 assert row[name + suffix] == pytest.approx(measured[name].value, rel=1e-3, abs=1e-5), name
             error = measured["above_0.01"].standard_error

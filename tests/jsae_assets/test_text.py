@@ -34,14 +34,26 @@ def test_a_document_longer_than_the_context_is_cut_into_several(measured_on):
     graph = measured_on([TEXT * 4, TEXT])
     told = metadata(graph.tokenise(), "tokens")
     assert lengths(graph) == [32, 32, 32, 16, 28] and told["tokens"] == 5 * 27
-    assert "5, 4 of them pieces of longer ones" in told["summary"] and told["settings"] == {"pieces": 4}
+    assert "5, cut from 2" in told["summary"]
+    assert told["settings"] == {"n_tokens": 135, "documents": 5, "whole_documents": 2}
+    assert load_file(graph.file("tokens", None))["sources"].tolist() == [1, 1, 1, 1, 2]
 
 
 def test_the_catalog_can_have_it_truncated(measured_on):
     graph = measured_on([TEXT * 4, TEXT], long_documents="truncate")
     told = metadata(graph.tokenise(), "tokens")
     assert lengths(graph) == [32, 28]
-    assert "pieces" not in told["summary"] and "settings" not in told
+    assert "cut from" not in told["summary"] and told["settings"]["whole_documents"] == 2
+    assert "sources" not in load_file(graph.file("tokens", None))
+
+
+@pytest.mark.parametrize(
+    "n, said", [(1, "errors within a single document"), (9, "errors over only 9 documents"), (10, None)]
+)
+def test_errors_over_few_documents_are_said_to_be_uncertain_however_many_pieces_they_have(measured_on, n, said):
+    graph = measured_on([TEXT * 4] * n)
+    told = graph.messages(graph.tokenise())
+    assert said in told if said else "errors" not in told
 
 
 def test_the_default_catalog_and_c4_truncate_as_the_stored_and_the_reported_numbers_were_made():

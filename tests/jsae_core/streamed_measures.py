@@ -68,7 +68,7 @@ MEASURES = {
     "connection_curves": curves,
     "stream_contexts": lambda pair, stream, **kept: stream_contexts(pair, stream, 5, **kept),
     "measured_quality": lambda pair, stream, **kept: measured_quality(
-        pair, stream.language_model, stream.documents, stream.batch_tokens, **kept
+        pair, stream.language_model, stream.documents, stream.batch_tokens, sources=stream.sources, **kept
     ),
 }
 

@@ -25,6 +25,7 @@ COLUMNS = [
     "output_activation",
     "ablated_activation",
     "typical_activation",
+    "n_typical",
     "agreement",
     "relative_agreement",
     "published",
@@ -189,7 +190,7 @@ def test_the_change_tends_to_minus_j_as_the_step_shrinks(pair, x):
 def test_columns_and_their_types_are_fixed(pair, x):
     frame = ablation_samples(pair, [x], 7)
     assert list(frame) == COLUMNS and frame.index.tolist() == list(range(7))
-    assert [str(dtype) for dtype in frame.dtypes[:-4]] == ["int64"] * 6 + ["float64"] * 6
+    assert [str(dtype) for dtype in frame.dtypes[:-4]] == ["int64"] * 6 + ["float64"] * 6 + ["int64"]
     assert set(frame["agreement"]) <= set(AGREEMENTS)
 
 
@@ -324,6 +325,7 @@ def test_a_typical_activation_is_the_mean_over_the_tokens_of_the_stream_in_which
         active = latents[:, row.output_latent]
         expected = active[active > 0].mean().item() if (active > 0).any() else 0.0
         assert row.typical_activation == pytest.approx(expected, rel=1e-5)
+        assert row.n_typical == (active > 0).sum().item()
 
 
 def test_a_typical_activation_of_a_low_precision_pair_is_a_mean_of_more_digits():

@@ -247,6 +247,7 @@ def test_relative_shapes_are_those_of_sweeps_over_the_usual_activations_one_at_a
     for row in frame.itertuples():
         usual = activations[:, row.input_latent]
         top = numpy.quantile(usual[usual > 0].numpy(), 0.99)
+        assert row.n_usual == (usual > 0).sum().item()
         values = torch.linspace(0, float(top), POINTS, dtype=torch.float64)
         moved = x[row.token] + (values - row.input_activation)[:, None] * sae.W_dec[row.input_latent]
         y = pair.mlp(moved)

@@ -227,6 +227,7 @@ def test_reconstruction_is_that_of_the_model_s_own_mlp_inputs(quality, pair, lan
     expected = reconstruction_quality(pair, MLPInputs(language_model, documents, LAYER))
     assert {name: quality[name] for name in expected} == pytest.approx(expected, rel=1e-9)
     assert quality["n_tokens"] == sum(LENGTHS) - len(LENGTHS)
+    assert quality["n_predictions"] == sum(length - 2 for length in LENGTHS if length > 1)
 
 
 def test_the_names_are_those_promised_and_every_value_is_a_float(quality):
@@ -236,6 +237,7 @@ def test_the_names_are_those_promised_and_every_value_is_a_float(quality):
     assert quality.keys() == means | {f"{name}_se" for name in means} | {
         "dead_input",
         "dead_output",
+        "n_predictions",
         "n_tokens",
         "spliced_at_bos",
     }
@@ -251,7 +253,7 @@ def test_nothing_depends_on_the_batch_size(quality, pair, language_model, docume
 def test_documents_weigh_by_their_tokens_and_their_order_does_not_matter(quality, pair, language_model, documents):
     assert pair_quality(pair, language_model, documents[::-1]) == pytest.approx(quality, rel=1e-5, abs=1e-7)
     twice = pair_quality(pair, language_model, documents * 2)
-    for name in quality.keys() - {"n_tokens"}:
+    for name in quality.keys() - {"n_tokens", "n_predictions"}:
         smaller = 1.0
         if name.endswith("_se"):
             n = len(PREDICTIONS_OF_DOCUMENTS if name.startswith("ce_") else TOKENS_OF_DOCUMENTS)

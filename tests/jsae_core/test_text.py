@@ -415,6 +415,21 @@ def test_joined_documents_are_split_again_as_they_were(lengths):
     assert [document.tolist() for document in again] == [document.tolist() for document in documents]
 
 
+@given(n_pieces=st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_stored_pieces_know_their_whole_document_and_a_file_without_pieces_is_as_it_was(n_pieces):
+    numbers = [number for number, n in enumerate(n_pieces, start=1) for _ in range(n)]
+    documents = [torch.arange(2)] * len(numbers)
+    stored = text.join_documents(documents, numbers)
+    assert ("sources" in stored) == (max(n_pieces) > 1)
+    again = text.split_sources(stored)
+    assert [again.count(number) for number in dict.fromkeys(again)] == n_pieces
+
+
+def test_tokens_that_were_stored_without_the_numbers_of_their_documents_count_each_as_whole():
+    stored = {"tokens": torch.arange(5), "lengths": torch.tensor([2, 3])}
+    assert text.split_sources(stored) == [0, 1]
+
+
 @pytest.mark.parametrize(
     "settings, said",
     [

@@ -10,18 +10,19 @@ in a set S gives x_S = x - sum_{i not in S} s_i d_i; the error stays. p_o(x) is 
 at MLP(x), for the k outputs that are in the TopK at x, and a_oi = J_oi s_i is what latent i contributes to first order.
 
 x_S enters each branch of the MLP as z_S = z_empty + sum_{i in S} s_i D_i, D being rows of the Jacobian's input table,
-and p_o is affine in the hidden layer with the row E_o of the output table. So all outputs of a token, each with its own
-S, cost one batched product as large as the Jacobian's, the activation, and a row of E each.
+and p_o is affine in the hidden layer with the row E_o of the output table. So for an output of a token, a larger S
+takes the rows D_i of what is new in it, the activation, and one product with E_o.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jsae_core.checkpoints import Checkpoint, State
@@ -35,7 +36,7 @@ from jsae_core.sae_pair import SAEPair
 ORDERS = ("attribution", "random", "ablation")
 KEPT = (0, 1, 2, 4, 8, 16)
 MOST = 0.9  # the share of the attributions that n90 asks for
-HIDDEN_BYTES = 2**23  # hidden layers at once, one for each output of a token, so that they stay in a CPU's cache
+HIDDEN_BYTES = 2**22  # hidden layers at once, one for each output of a token, so that they stay in a CPU's cache
 SHARES_OF_P = {"accounted_share": "accounted", "completeness": "attributed"}
 MEANS = ("p", "p_without_latents", "p_reconstruction", "p_bias", "n90", "participation_ratio")
 
@@ -113,8 +114,7 @@ def latent_accountings(
         raise ValueError(f"unknown order {unknown[0]!r}; expected one of {', '.join(ORDERS)}")
     if any(n < 0 for n in kept):
         raise ValueError(f"the numbers of latents to keep are {list(kept)}; expected none below 0")
-    # the output latents' pre-activations if the hidden layer is zero
-    constants = pre_activations(pair.output_sae, pair.mlp.b_out[None])[0]
+    of_zero, of_bias = _of_all_output_latents(pair)
     k, hidden = pair.config.k, pair.mlp.W_in[0]
     at_once = max(1, cached_piece(HIDDEN_BYTES, pair.device) // (k * hidden.nbytes))
     random_numbers = RandomNumbers(seed, k, k)
@@ -131,28 +131,36 @@ def latent_accountings(
                 sandwich.input_activations[part],
                 sandwich.input_latents[part],
                 sandwich.output_latents[part],
-                constants,
+                of_zero,
             )
             attribution = sandwich.jacobian[part] * tokens.activations[:, None]
-            levels = _levels(tokens, pair.input_sae.b_dec)
-            values = levels | _concentration(attribution)
+            magnitudes, by_attribution = attribution.abs().sort(dim=2, descending=True, stable=True)
+            levels = _levels(tokens, of_bias)
+            values = levels | _concentration(attribution, magnitudes)
             for order in orders if kept else ():
-                importance = (
-                    moved(random_numbers.of(place + start, len(tokens.x)), attribution.device)
-                    if order == "random"
-                    else _importance(tokens, attribution, levels, order)
-                )
-                values |= _errors(tokens, importance, levels, order, kept)
+                in_order = by_attribution
+                if order == "ablation":
+                    in_order = _descending((levels["p"][:, :, None] - tokens.lacking_each()).abs())
+                elif order == "random":
+                    in_order = _descending(moved(random_numbers.of(place + start, len(tokens.x)), pair.device))
+                values |= _errors(tokens, in_order, levels, order, kept)
             sums.add(tokens.output_latents, values, None if documents is None else documents[part])
     work.merge_shards()
     return Accounting(sums.estimates(), sums.n_tokens, sums.by_latent())
+
+
+def _of_all_output_latents(pair: SAEPair) -> tuple[Tensor, Tensor]:
+    """The pre-activation of every output latent [d_sae] if the hidden layer is zero, and at the input SAE's b_dec."""
+    of_zero = pre_activations(pair.output_sae, pair.mlp.b_out[None])[0]
+    hidden = pair.mlp.hidden(pair.mlp.branch_values(pair.input_sae.b_dec))
+    return of_zero, torch.addmv(of_zero, pair.tables().outputs, hidden)
 
 
 class _Tokens:
     """Some tokens, and the pre-activations of their output latents where only some input latents are kept.
 
     Attributes, for n tokens:
-        activations [n, k_in]; output_latents [n, k_out]; x, reconstruction, x_without_latents [n, d_model].
+        activations [n, k_in]; output_latents [n, k_out]; x, reconstruction [n, d_model].
     """
 
     def __init__(
@@ -162,88 +170,107 @@ class _Tokens:
         activations: Tensor,
         input_latents: Tensor,
         output_latents: Tensor,
-        constants: Tensor,
+        of_zero: Tensor,
     ):
         self.x, self.activations, self.output_latents = x, activations, output_latents
-        sae, self._mlp = pair.input_sae, pair.mlp
+        sae, self._mlp, self._directions = pair.input_sae, pair.mlp, pair.tables().inputs
+        self._input_latents = input_latents
         self.reconstruction = decode(sae.W_dec, sae.b_dec, activations, input_latents)
-        self.x_without_latents = x - (self.reconstruction - sae.b_dec)
-        tables, branches = pair.tables(), len(pair.mlp.branches)
-        self._without_latents = self._mlp.branch_values(self.x_without_latents)
-        self._directions = tables.inputs[input_latents].unflatten(2, (branches, -1)).unbind(dim=2)  # D of each branch
-        self._readers = tables.outputs[output_latents]  # E
-        self._constants = constants[output_latents]
+        self._without_latents = self._mlp.branch_values(x - (self.reconstruction - sae.b_dec))
+        self._readers = pair.tables().outputs[output_latents]  # E
+        self._of_zero = of_zero[output_latents]
 
-    def at(self, x: Tensor) -> Tensor:
-        """p [n, k_out] at other MLP inputs [n, d_model], or at one input for all tokens [1, d_model]."""
-        hidden = self._mlp.hidden(self._mlp.branch_values(x)).expand(len(self.x), -1)
-        return torch.bmm(self._readers, hidden[:, :, None])[:, :, 0] + self._constants
+    def levels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """p [n, k_out] at x, at x less all input latents, and at the reconstruction."""
+        branch_values = (
+            self._mlp.branch_values(self.x),
+            self._without_latents,
+            self._mlp.branch_values(self.reconstruction),
+        )
+        hidden = torch.stack([self._mlp.hidden(values) for values in branch_values], dim=2)
+        # one product for all: of a matrix with a single vector, a batch takes longer than of a matrix with three
+        return torch.baddbmm(self._of_zero[:, :, None], self._readers, hidden).unbind(dim=2)
 
-    def keeping(self, kept: Tensor) -> Tensor:
-        """p [n, k_out], each output latent with the input latents that `kept` [n, k_out, k_in] marks for it."""
-        hidden = self._hidden(kept * self.activations[:, None])
-        return hidden.mul_(self._readers).sum(dim=2) + self._constants
+    def keeping_first(self, in_order: Tensor, numbers: Sequence[int]) -> Iterator[Tensor]:
+        """p [n, k_out] with only the first input latents of an order kept, for each of these ascending numbers.
+
+        Args:
+            in_order: [n, k_out, k_in], for each output latent the places of the token's input latents.
+        """
+        (n, k_out, _), k_in = in_order.shape, self.activations.shape[1]
+        latents, activations = (
+            of_token[:, None].expand(n, k_out, k_in).gather(2, in_order[:, :, : max(numbers)]).flatten(0, 1)
+            for of_token in (self._input_latents, self.activations)
+        )
+        values = torch.cat(self._without_latents, dim=1)[:, None].repeat(1, k_out, 1)
+        for before, number in zip((0, *numbers), numbers, strict=False):
+            new = slice(before, number)
+            if latents[:, new].shape[1]:
+                values += F.embedding_bag(
+                    latents[:, new].contiguous(),
+                    self._directions,
+                    per_sample_weights=activations[:, new].contiguous(),
+                    mode="sum",
+                ).unflatten(0, (n, k_out))
+            hidden = self._mlp.hidden(values.chunk(len(self._without_latents), dim=2))
+            yield hidden.mul_(self._readers).sum(dim=2) + self._of_zero
 
     def lacking_each(self) -> Tensor:
         """p [n, k_out, k_in] with one input latent removed, for each of them."""
         others = 1 - torch.eye(self.activations.shape[1], dtype=self.x.dtype, device=self.x.device)
-        hidden = self._hidden(others * self.activations[:, None])
-        return torch.bmm(self._readers, hidden.transpose(1, 2)) + self._constants[:, :, None]
-
-    def _hidden(self, activations: Tensor) -> Tensor:
-        """Hidden layers [n, m, d_mlp] with the input latents at these activations [n, m, k_in]."""
-        return self._mlp.hidden(
+        directions = self._directions[self._input_latents].chunk(len(self._without_latents), dim=2)
+        hidden = self._mlp.hidden(
             [
-                torch.baddbmm(value[:, None], activations, directions)
-                for value, directions in zip(self._without_latents, self._directions, strict=True)
+                torch.baddbmm(value[:, None], others * self.activations[:, None], of_branch)
+                for value, of_branch in zip(self._without_latents, directions, strict=True)
             ]
         )
+        return torch.baddbmm(self._of_zero[:, :, None], self._readers, hidden.transpose(1, 2))
 
 
-def _levels(tokens: _Tokens, b_dec: Tensor) -> dict[str, Tensor]:
+def _levels(tokens: _Tokens, of_bias: Tensor) -> dict[str, Tensor]:
     """Pre-activations with and without the input latents' contribution, and their difference, [n, k_out] each."""
-    p, without = tokens.at(tokens.x), tokens.at(tokens.x_without_latents)
+    p, without, at_reconstruction = tokens.levels()
     return {
         "p": p,
         "p_without_latents": without,
-        "p_reconstruction": tokens.at(tokens.reconstruction),
-        "p_bias": tokens.at(b_dec[None]),
+        "p_reconstruction": at_reconstruction,
+        "p_bias": of_bias[tokens.output_latents],
         "accounted": p - without,
         "unkept": (without - p).square(),
     }
 
 
-def _concentration(attribution: Tensor) -> dict[str, Tensor]:
-    """Over how many input latents an output latent's attributions [n, k_out, k_in] are spread; [n, k_out] each."""
-    magnitude = attribution.abs()
-    total, squares = magnitude.sum(dim=2), magnitude.square().sum(dim=2)
-    so_far = magnitude.sort(dim=2, descending=True).values.cumsum(dim=2)
+def _concentration(attribution: Tensor, magnitudes: Tensor) -> dict[str, Tensor]:
+    """Over how many input latents an output latent's attributions [n, k_out, k_in] are spread; [n, k_out] each.
+
+    Args:
+        magnitudes: the attributions' absolute values, in descending order.
+    """
+    total, squares = magnitudes.sum(dim=2), magnitudes.square().sum(dim=2)
     return {
         "attributed": attribution.sum(dim=2),
-        "n90": (so_far < MOST * total[:, :, None]).sum(dim=2) + (total > 0),
+        "n90": (magnitudes.cumsum(dim=2) < MOST * total[:, :, None]).sum(dim=2) + (total > 0),
         "participation_ratio": torch.where(squares > 0, total.square() / squares, 0),
     }
 
 
-def _importance(tokens: _Tokens, attribution: Tensor, levels: Mapping[str, Tensor], order: str) -> Tensor:
-    """How important each input latent is to each output latent, [n, k_out, k_in]; an order begins with the largest."""
-    if order == "attribution":
-        return attribution.abs()
-    return (levels["p"][:, :, None] - tokens.lacking_each()).abs()
+def _descending(importance: Tensor) -> Tensor:
+    """The order of each output latent's input latents: places in [n, k_out, k_in], the most important first."""
+    return importance.argsort(dim=2, descending=True, stable=True)
 
 
 def _errors(
-    tokens: _Tokens, importance: Tensor, levels: Mapping[str, Tensor], order: str, kept: Sequence[int]
+    tokens: _Tokens, in_order: Tensor, levels: Mapping[str, Tensor], order: str, kept: Sequence[int]
 ) -> dict[str, Tensor]:
     """Squared differences from p if only the first input latents of an order are kept, [n, k_out] for each number
     kept."""
-    in_order = importance.argsort(dim=2, descending=True, stable=True)
-    places = torch.arange(in_order.shape[2], device=in_order.device).expand_as(in_order)
-    place = torch.empty_like(in_order).scatter_(2, in_order, places)  # of each input latent in the order
-    return {
-        f"error_{order}_{n}": (tokens.keeping(place < n) - levels["p"]).square() if n else levels["unkept"]
-        for n in kept
-    }
+    numbers = sorted({n for n in kept if n})
+    errors = {0: levels["unkept"]}
+    if numbers:
+        kept_at = zip(numbers, tokens.keeping_first(in_order, numbers), strict=True)
+        errors |= {n: (p - levels["p"]).square() for n, p in kept_at}
+    return {f"error_{order}_{n}": errors[n] for n in kept}
 
 
 class _Sums:

@@ -11,6 +11,7 @@ attribution. Latents are active in a token where they are in the TopK.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -273,16 +274,18 @@ def _with_examples(
         least[full["connection"].to_numpy(np.int64)] = np.abs(full["jacobian"] * full["input_activation"])
     best["token"] = best["token"].astype(np.int64)
     best["connection"] = best["connection"].astype(np.int64)
-    ends = np.searchsorted(best["connection"], np.arange(1, len(connections)))
-    lists = {
-        name: np.split(best[name].to_numpy(np.int64 if name == "token" else np.float32), ends) for name in EXAMPLES
-    }
-    columns = {name: pd.Series(parts[: len(connections)], connections.index) for name, parts in lists.items()}
+    bounds = np.searchsorted(best["connection"], np.arange(len(connections) + 1)).tolist()
+    columns = {}
+    for name in EXAMPLES:
+        values = best[name].to_numpy(np.int64 if name == "token" else np.float32)
+        columns[name] = pd.Series([values[start:stop] for start, stop in pairwise(bounds)], connections.index, object)
     return connections.assign(**columns)
 
 
 def _largest(found: pd.DataFrame, n: int) -> pd.DataFrame:
-    """The n rows of each connection with the largest |J s|, the first token first among equal ones."""
-    size = -np.abs(found["jacobian"] * found["input_activation"])
-    found = found.iloc[np.lexsort((found["token"], size, found["connection"]))]
-    return found[found.groupby("connection").cumcount() < n]
+    """The n rows of each connection with the largest |J s|, the first one first among equal ones."""
+    connection = found["connection"].to_numpy()
+    order = np.lexsort((-np.abs(found["jacobian"] * found["input_activation"]), connection))
+    in_order = connection[order]
+    # a row is one of the first n of its connection if the row n places before it is of another
+    return found.iloc[np.concatenate([order[:n], order[n:][in_order[n:] != in_order[:-n]]])]

@@ -83,6 +83,13 @@ def test_the_estimate_of_the_unseen_is_near_the_truth_where_more_text_shows_them
     assert 0.4 * came < unseen < 2.5 * came
 
 
+def test_no_more_latents_are_alive_though_unseen_than_are_unseen_at_all(x):
+    table = latent_activity(random_pair(), Documents([x], [N_TOKENS - 1, 1]))
+    assert table["n_documents"].eq(2).all()  # most latents are in one of them, few in both: the estimate is high
+    last = table.groupby("side").last()
+    assert last["dead"]["input"] == 0 and (last["unseen"] <= last["dead"]).all()
+
+
 def test_a_stream_of_no_token_is_refused(pair):
     with pytest.raises(ValueError, match="stream of MLP inputs is empty"):
         latent_activity(pair, [])

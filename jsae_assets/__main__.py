@@ -1,7 +1,7 @@
 """The command `jsae`, from its first moment to its last.
 
 Here: what Ctrl-C does before the command begins, since importing its modules takes seconds, and after it has ended; the
-end of a command whose output nobody reads any more (`jsae run --dry-run | head`). Not here: the command (`command.py`).
+end of a command whose output nobody reads any more (`jsae --help | head`). Not here: the command (`command.py`).
 """
 
 import os
@@ -17,9 +17,10 @@ def main() -> int:
     interrupts.be_raised()
     interrupts.spare_what_copies_output()
     try:
-        status = command()
-        sys.stdout.flush()  # here, where it can still be caught that the reader has gone
-        return status
+        try:
+            return command()
+        finally:  # also after `--help`, which raises SystemExit
+            sys.stdout.flush()  # here, where it can still be caught that the reader has gone
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
         return 1

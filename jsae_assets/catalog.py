@@ -7,21 +7,20 @@ a catalog). Nothing here imports torch, because the definitions must load fast.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from jsae_assets.problems import truth_values
+from jsae_assets.problems import TruthValue, in_part
 from jsae_assets.sections import (
     FOLDER,
     LONGEST_TEXT,
@@ -37,13 +36,15 @@ from jsae_assets.sections import (
     Seed,
     VariantKey,
     exactly_one,
+    given,
     hub_name,
     project_path,
 )
-from jsae_assets.sources import KINDS, AnyPair, Pair, Recipe, TrainedPair
+from jsae_assets.sources import KINDS, UNCLEAR, AnyPair, Pair, Recipe, TrainedPair
 from jsae_core import embedded_model
 from jsae_core.model_files import layer_count
-from jsae_core.recipe import TrainingConfig
+from jsae_core.names import advice, nearest
+from jsae_core.recipe import TrainingConfig, problems
 from jsae_core.text import standard_library_files
 from jsae_core.text_files import largest_text
 
@@ -77,20 +78,27 @@ class Text(Section):
     revision: Name | None = None
     long_documents: Literal["cut", "truncate"] = "cut"
 
-    @model_validator(mode="after")
-    def _one_source(self):
-        exactly_one(self, ("standard_library", "files", "dataset"))
-        if self.revision and not self.dataset:
-            raise ValueError("revision is for datasets only; files and the standard library have no revisions")
-        return self
+    def rules(self):
+        return self._one_source, self._revision_of_a_dataset
 
+    def _one_source(self) -> None:
+        exactly_one(self, TEXT_SOURCES)
+
+    def _revision_of_a_dataset(self) -> None:
+        if self.revision and len(given(self, TEXT_SOURCES)) == 1 and not self.dataset:
+            raise ValueError("revision is for datasets only; files and the standard library have no revisions")
+
+    @property
     def most_tokens(self) -> int | None:
-        """Return an upper bound of the number of tokens: the number of bytes, since a token has at least one. Return
-        None if the size is not known."""
+        """An upper bound of the number of tokens: the number of bytes, since a token has at least one. None if the size
+        is not known."""
         if self.standard_library:
             return sum(path.stat().st_size for path in standard_library_files(self.standard_library))
         return largest_text([str(place) for place in self.files]) if self.files else None
 
+
+TEXT_SOURCES = ("standard_library", "files", "dataset")
+MODEL_SOURCES = ("directory", "hub", "embedded")
 
 # the text on which the numbers of Farnik et al. (2025) were measured
 C4 = Text(dataset="allenai/c4", config="en", split="validation", long_documents="truncate")
@@ -151,14 +159,19 @@ class Model(Section):
         """Return the name under which papers report results of this model: the hub name without its organisation."""
         return (self.hub or key).split("/")[-1]
 
-    @model_validator(mode="after")
-    def _one_source(self):
-        exactly_one(self, ("directory", "hub", "embedded"))
-        if self.revision and self.hub is None:
+    def rules(self):
+        return self._one_source, self._revision_on_the_hub, self._text_unless_on_the_hub
+
+    def _one_source(self) -> None:
+        exactly_one(self, MODEL_SOURCES)
+
+    def _revision_on_the_hub(self) -> None:
+        if self.revision and len(given(self, MODEL_SOURCES)) == 1 and self.hub is None:
             raise ValueError(f"revision is {self.revision!r}, but only a model from the hub has revisions")
-        if self.hub is None and self.text is None:
+
+    def _text_unless_on_the_hub(self) -> None:
+        if self.text is None and len(given(self, MODEL_SOURCES)) == 1 and self.hub is None:
             raise ValueError("text is missing; only a model from the hub may leave it out")
-        return self
 
 
 # Settings of a model that concern one asset only. When such a setting changes, that asset and everything downstream of
@@ -212,17 +225,29 @@ class LocalSweep(Section):
     weights: Literal["trained", "randomised"] = "trained"
     train: Recipe
 
-    @model_validator(mode="after")
-    def _distinct_runs(self):
-        configs = self.configs()  # raises ValueError if one is invalid
-        repeated = [config for config, count in Counter(configs).items() if count > 1]
+    def rules(self):
+        return self._distinct_runs, self._possible_runs
+
+    def _distinct_runs(self) -> None:
+        runs = self._runs()
+        repeated = [run for run, count in Counter(tuple(run.items()) for run in runs).items() if count > 1]
         if repeated:
-            values = ", ".join(f"{name} {getattr(repeated[0], name)}" for name in ("jacobian_coefficient", *VARIED))
+            values = ", ".join(f"{name} {value}" for name, value in repeated[0])
             raise ValueError(f"two runs would be the same: {values}. Each combination may be listed once")
-        return self
+
+    def _possible_runs(self) -> None:
+        recipe = vars(self.train.config)
+        of_recipe = set(problems(recipe))  # they are told of the recipe itself
+        found = dict.fromkeys(line for run in self._runs() for line in problems(recipe | run))
+        if lines := [line for line in found if line not in of_recipe]:
+            raise ValueError("\n".join(lines))
 
     def configs(self) -> list[TrainingConfig]:
         """Return the training configuration of each run, in order."""
+        return [dataclasses.replace(self.train.config, **run) for run in self._runs()]
+
+    def _runs(self) -> list[dict[str, Any]]:
+        """Return the settings in which each run differs from the recipe, in order."""
         lists = {"jacobian_coefficient": self.coefficients} | self.varied
         combinations: Iterable[tuple]
         if self.combine == "zip":
@@ -236,7 +261,7 @@ class LocalSweep(Section):
             combinations = zip(*(values * (longest // len(values)) for values in lists.values()), strict=True)
         else:
             combinations = itertools.product(*lists.values())
-        return [dataclasses.replace(self.train.config, **dict(zip(lists, run, strict=True))) for run in combinations]
+        return [dict(zip(lists, run, strict=True)) for run in combinations]
 
     @property
     def varied(self) -> dict[str, list]:
@@ -259,10 +284,8 @@ class Sweep(Section):
     wandb: Annotated[str, AfterValidator(project_path)] | None = None
     local: LocalSweep | None = None
 
-    @model_validator(mode="after")
-    def _one_source(self):
-        exactly_one(self, ("wandb", "local"))
-        return self
+    def rules(self):
+        return (lambda: exactly_one(self, ("wandb", "local")),)
 
 
 class Catalog(Section):
@@ -273,13 +296,6 @@ class Catalog(Section):
     variants: dict[VariantKey, Variant] = Field(min_length=1)
     pairs: list[AnyPair] = []
     sweeps: dict[Key, Sweep] = {}
-
-    @model_validator(mode="after")
-    def _consistent(self):
-        sections = {name: getattr(self, name) for name in SECTIONS}
-        if problems := [*_contradictions(sections | {"pairs": dict(enumerate(self.pairs))}, sections)]:
-            raise ValueError("\n".join(problems))
-        return self
 
     def pair(self, variant: str, model: str, layer: int) -> Pair | None:
         """Return the entry of this pair, or None if the catalog does not have it."""
@@ -382,6 +398,9 @@ class Catalog(Section):
         return C4 if name is None else self.text[name]
 
 
+Location = tuple[Any, ...]  # of a setting: the keys and numbers that lead to it
+Problem = tuple[Location, str]  # where it is, and a sentence that says so too
+
 SECTIONS = ("models", "text", "variants", "sweeps")  # those whose entries have names; pairs have numbers
 ENTRIES: Mapping[str, Any] = {
     "models": Model,
@@ -392,78 +411,102 @@ ENTRIES: Mapping[str, Any] = {
 }
 
 
-def _contradictions(entries: Mapping[str, Mapping], names: Mapping[str, Iterable[str]]) -> Iterator[str]:
-    """Yield a sentence for each entry that contradicts another one.
+def _contradictions(
+    entries: Mapping[str, Mapping[Any, Any]], names: Mapping[str, Collection[str] | None]
+) -> Iterator[Problem]:
+    """Yield a problem for each entry that contradicts another one, as far as both are known.
 
     Args:
-        entries: the entries of each section that are valid by themselves, by name or number.
-        names: the names of all entries of the sections that have names.
+        entries: the entries of each section by name or number; of malformed ones what is known of them.
+        names: the names of all entries of the sections that have names; None for a section that is malformed itself.
     """
 
-    def unknown(place: str, name: str | None, section: str) -> Iterator[str]:
-        if name is not None and name not in names[section]:
-            known = ", ".join(map(str, names[section]))
-            yield f"{place} is {name!r}, which is not in the catalog; the catalog has: {known}"
+    def unknown(place: Location, name: str | None, section: str) -> Iterator[Problem]:
+        known = names[section]
+        if name is not None and known is not None and name not in known:
+            yield place, f"{_written(place)} is {name!r}, which is not in the catalog; {advice(name, known)}"
 
-    variants, pairs = entries["variants"], entries["pairs"]
+    place: Location
+    variants = entries["variants"]
     for key, model in entries["models"].items():
-        yield from unknown(f"models.{key}.text", model.text, "text")
+        yield from unknown(("models", key, "text"), _known(model, "text"), "text")
     for key, variant in variants.items():
-        for name in ("compared_with", "control_of"):
-            other = getattr(variant, name)
-            yield from unknown(f"variants.{key}.{name}", other, "variants")
+        for setting in ("compared_with", "control_of"):
+            place, other = ("variants", key, setting), _known(variant, setting)
+            yield from unknown(place, other, "variants")
             if other == key:
-                yield f"variants.{key}.{name} is itself"
-        if variant.control_of not in (None, key) and getattr(variants.get(variant.control_of), "control_of", None):
-            yield f"variants.{key}.control_of is {variant.control_of!r}, which is itself a control"
-    layers: dict[str, tuple[str, list[int]]] = {}
-    recipes: dict[str, Recipe] = {}
+                yield place, f"{_written(place)} is itself; expected another variant, or leave it out"
+        other = _known(variant, "control_of")
+        if other not in (None, key) and _known(variants.get(other), "control_of"):
+            place = ("variants", key, "control_of")
+            yield place, f"{_written(place)} is {other!r}, which is itself a control; expected a variant that is none"
+    layers: dict[Location, tuple[str, list[int]]] = {}
+    recipes: dict[Location, Recipe] = {}
     for key, sweep in entries["sweeps"].items():
-        if sweep.local:
-            yield from unknown(f"sweeps.{key}.local.model", sweep.local.model, "models")
-            yield from unknown(f"sweeps.{key}.local.train.text", sweep.local.train.text, "text")
-            layers[f"sweeps.{key}.local.layer"] = (sweep.local.model, [sweep.local.layer])
-            recipes[f"sweeps.{key}.local.train"] = sweep.local.train
+        place, local = ("sweeps", key, "local"), _known(sweep, "local")
+        yield from unknown((*place, "model"), _known(local, "model"), "models")
+        layers[*place, "layer"] = _known(local, "model"), [_known(local, "layer")]
+        recipes[*place, "train"] = _known(local, "train")
     entry_of_pair: dict[Hashable, int] = {}
-    for number, pair in pairs.items():
-        yield from unknown(f"pairs[{number}].variant", pair.variant, "variants")
-        yield from unknown(f"pairs[{number}].model", pair.model, "models")
-        yield from unknown(f"pairs[{number}].{pair.kind}.text", pair.text, "text")
-        layers[f"pairs[{number}].layers"] = (pair.model, pair.layers)
+    for number, pair in entries["pairs"].items():
+        place = ("pairs", number)
+        variant, model, its_layers = (_known(pair, setting) for setting in ("variant", "model", "layers"))
+        yield from unknown((*place, "variant"), variant, "variants")
+        yield from unknown((*place, "model"), model, "models")
+        layers[*place, "layers"] = model, its_layers or [None]
         if isinstance(pair, TrainedPair):
-            recipes[f"pairs[{number}].train"] = pair.train
-        for layer, times in Counter(pair.layers).items():
-            first = entry_of_pair.setdefault((pair.variant, pair.model, layer), number)
-            if first != number or times > 1:
+            recipes[*place, "train"] = _known(pair, "train")
+        for layer, times in Counter(its_layers or ()).items():
+            first = entry_of_pair.setdefault((variant, model, layer), number)
+            if None not in (variant, model) and (first != number or times > 1):
                 yield (
-                    f"pairs[{number}] and pairs[{first}] both name the pair {pair.variant} of {pair.model} at "
-                    f"layer {layer}; expected it once"
+                    place,
+                    f"pairs[{number}] and pairs[{first}] both name the pair {variant} of {model} at layer {layer}; "
+                    "expected it once",
                 )
+    for place, recipe in recipes.items():
+        yield from unknown((*place, "text"), _known(recipe, "text"), "text")
     yield from _missing_layers(entries["models"], layers)
     yield from _too_many_tokens(entries["text"], recipes)
 
 
-def _missing_layers(models: Mapping[str, Model], layers_by_place: Mapping[str, tuple[str, list[int]]]) -> Iterator[str]:
-    """Yield a sentence for each place in the catalog that names a layer that its model does not have.
-    `layers_by_place` gives a model and layers of it for each place that names layers."""
-    counts = {key: models[key].layer_count for key in {key for key, _ in layers_by_place.values()} & models.keys()}
+def _known(entry: Any, *path: str) -> Any:
+    """Return a setting of an entry, or of an entry in it; None if it is not known."""
+    for name in path:
+        entry = getattr(entry, name, None)
+    return entry
+
+
+def _missing_layers(
+    models: Mapping[str, Model], layers_by_place: Mapping[Location, tuple[str | None, list[int | None]]]
+) -> Iterator[Problem]:
+    """Yield a problem for each place in the catalog that names a layer that its model does not have. `layers_by_place`
+    gives a model and layers of it for each place that names layers."""
+    counts = {
+        key: _known(models[key], "layer_count")
+        for key in {key for key, _ in layers_by_place.values()} & models.keys()
+        if len(given(models[key], MODEL_SOURCES)) == 1
+    }
     for place, (model, layers) in layers_by_place.items():
         count = counts.get(model)
-        if count is not None and max(layers) >= count:
-            yield f"{place}: the model {model!r} has layers 0 to {count - 1}; there is no layer {max(layers)}"
+        if count is not None and None not in layers and max(layers) >= count:
+            text = f"the model {model!r} has layers 0 to {count - 1}; there is no layer {max(layers)}"
+            yield place, f"{_written(place)}: {text}"
 
 
-def _too_many_tokens(texts: Mapping[str, Text], recipes: Mapping[str, Recipe]) -> Iterator[str]:
-    """Yield a sentence for each recipe that needs more tokens than its text can have. `recipes` are by their places in
+def _too_many_tokens(texts: Mapping[str, Text], recipes: Mapping[Location, Recipe | None]) -> Iterator[Problem]:
+    """Yield a problem for each recipe that needs more tokens than its text can have. `recipes` are by their places in
     the catalog."""
-    names = {recipe.text for recipe in recipes.values()} & texts.keys()
-    bounds = {name: texts[name].most_tokens() for name in names}
+    names = {_known(recipe, "text") for recipe in recipes.values()} & texts.keys()
+    bounds = {name: _known(texts[name], "most_tokens") for name in names if len(given(texts[name], TEXT_SOURCES)) == 1}
     for place, recipe in recipes.items():
-        bound = bounds.get(recipe.text)
-        if bound is not None and recipe.tokens > bound:
+        text, tokens = _known(recipe, "text"), _known(recipe, "tokens")
+        bound = bounds.get(text)
+        if None not in (bound, tokens) and tokens > bound:
             yield (
-                f"{place}.tokens is {recipe.tokens:,}, but the text {recipe.text!r} has {bound:,} bytes, and a "
-                "token has at least one byte (most have three or four); add text, or train on fewer tokens"
+                (*place, "tokens"),
+                f"{_written(place)}.tokens is {tokens:,}, but the text {text!r} has {bound:,} bytes, and a token has "
+                "at least one byte (most have three or four); add text, or train on fewer tokens",
             )
 
 
@@ -494,67 +537,127 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
         raise CatalogError(f"{path}{origin}: the catalog cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise CatalogError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    loader = _Loader(text)
     try:
-        entries = yaml.load(text, Loader=_UniqueKeyLoader)
+        document = loader.get_single_node()
+        entries = None if document is None else loader.construct_document(document)
     except RecursionError as error:
         raise CatalogError(f"{path}: is nested too deeply to be read") from error
     except yaml.YAMLError as error:
         problem = str(error).replace('in "<unicode string>", ', "at ")
         raise CatalogError(f"{path}: is not valid YAML: {problem}") from error
+    if loader.repeated:  # what the others say is lost, so nothing else is known
+        raise CatalogError("\n".join(f"{path}:{line}: {problem}" for line, problem in loader.repeated))
     if not isinstance(entries, dict):
         found = "is empty" if entries is None else "holds no sections"
         raise CatalogError(f"{path}: {found}; expected the sections models, text, variants, pairs and, if any, sweeps")
-    if problems := [*truth_values(entries)]:
-        raise CatalogError("\n".join(f"{path}: {problem}" for problem in problems))
     context = {FOLDER: path.resolve().parent}
+    catalog = None
+    problems_found: list[Problem] = []
     try:
-        return TypeAdapter(Catalog).validate_python(entries, context=context)
+        catalog = TypeAdapter(Catalog).validate_python(entries, context=context)
+        known, names = _entries(catalog), {name: getattr(catalog, name) for name in SECTIONS}
     except ValidationError as error:
-        each_once = dict.fromkeys((*_problems(error), *_further_problems(entries, context)))
-        raise CatalogError("\n".join(f"{path}: {problem}" for problem in each_once)) from error
+        problems_found += _problems(error)
+        known, names = _known_entries(entries, context), _names(entries)
+    problems_found += _contradictions(known, names)
+    if problems_found:
+        placed = [(_line(document, place) or 0, problem) for place, problem in problems_found]
+        lines = sorted(placed, key=lambda item: item[0])
+        each_once = dict.fromkeys(
+            f"{path}:{line}: {problem}" if line else f"{path}: {problem}" for line, problem in lines
+        )
+        raise CatalogError("\n".join(each_once))
+    return catalog
 
 
 # parts that pydantic adds to the place of an error: that it concerns a key, and the kind of a pair's source
-OMITTED = ("[key]", *(f"[{kind}]" for kind in KINDS))
+OMITTED = ("[key]", *(f"[{kind}]" for kind in (*KINDS, UNCLEAR)))
 
 
-def _problems(error: ValidationError) -> list[str]:
-    """Return a line for each of pydantic's errors: the place in the catalog and what is wrong there."""
-    problems = []
+def _problems(error: ValidationError) -> Iterator[Problem]:
+    """Yield each of pydantic's errors: the place in the catalog, and what is wrong there."""
     for item in error.errors(include_url=False):
-        parts = [part for part in item["loc"] if part not in OMITTED]
-        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
+        place = tuple(part for part in item["loc"] if part not in OMITTED)
         message = item["msg"].removeprefix("Value error, ")
-        problems += [f"{place.lstrip('.')}: {message}"] if place else message.splitlines()
-    return problems
+        yield place, f"{_written(place)}: {message}" if place else message
 
 
-def _further_problems(entries: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each entry that contradicts another one, of those entries that are valid by themselves.
-    Pydantic compares entries only if all of them are valid."""
-    raw = {name: section if isinstance(section := entries.get(name), dict) else {} for name in SECTIONS}
+def _written(place: Location) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+
+
+def _line(node: yaml.Node, place: Location) -> int | None:
+    """Return the line of the catalog in which a place is, or else the entry that it would belong to; None if it is in
+    none."""
+    line = None
+    for part in place:
+        within = []
+        if isinstance(node, yaml.MappingNode):
+            # the last one counts: what is merged from elsewhere (<<) comes before what overrides it
+            within = [(key, value) for key, value in node.value if key.value == str(part)][-1:]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            within = [(value, value) for value in node.value[part : part + 1]]
+        if not within:
+            return line
+        ((key, node),) = within
+        line = key.start_mark.line + 1
+    return line
+
+
+def _entries(catalog: Catalog) -> dict[str, Mapping[Any, Any]]:
+    return {name: getattr(catalog, name) for name in SECTIONS} | {"pairs": dict(enumerate(catalog.pairs))}
+
+
+def _known_entries(entries: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Mapping[Any, Any]]:
+    """Return what is known of each entry of a catalog that is malformed somewhere, by section and name or number."""
     pairs = entries.get("pairs")
-    numbered = dict(enumerate(pairs)) if isinstance(pairs, list) else {}
-    valid: dict[str, dict] = {}
-    for name, section in (raw | {"pairs": numbered}).items():
-        kind, valid[name] = TypeAdapter(ENTRIES[name]), {}
-        for key, entry in section.items():
-            with contextlib.suppress(ValidationError):
-                valid[name][key] = kind.validate_python(entry, context=context)
-    yield from _contradictions(valid, raw)
+    raw = {name: section if isinstance(section := entries.get(name), dict) else {} for name in SECTIONS}
+    raw["pairs"] = dict(enumerate(pairs)) if isinstance(pairs, list) else {}
+    known: dict[str, Mapping[Any, Any]] = {}
+    for name, section in raw.items():
+        kind = TypeAdapter(ENTRIES[name])
+        known[name] = {key: in_part(kind, entry, context) for key, entry in section.items()}
+    return known
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A YAML loader that refuses a key that stands twice. PyYAML would silently keep the last one."""
+def _names(entries: Mapping[str, Any]) -> dict[str, Collection[str] | None]:
+    """Return the names in each section of a catalog that is malformed somewhere; None where they are not known."""
+    names: dict[str, Collection[str] | None] = {}
+    misspelt = {nearest(name, Catalog.model_fields) for name in entries.keys() - Catalog.model_fields.keys()}
+    for name in SECTIONS:
+        section = entries.get(name)
+        is_absent = name not in entries and name not in misspelt and not Catalog.model_fields[name].is_required()
+        names[name] = [key for key in section if isinstance(key, str)] if isinstance(section, dict) else None
+        if is_absent:
+            names[name] = []
+    return names
+
+
+class _Loader(yaml.SafeLoader):
+    """A YAML loader that notes keys that stand twice, of which PyYAML keeps the last one without a word, and that reads
+    truth values as `TruthValue`.
+
+    Attributes:
+        repeated: line and problem of each such key.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.repeated: list[tuple[int, str]] = []
 
     def compose_mapping_node(self, anchor):
         node = super().compose_mapping_node(anchor)  # merge keys (<<) are not resolved yet, so they add no keys
-        seen = set()
+        seen: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark
-                    )
-                seen.add((key.tag, key.value))
+                line = key.start_mark.line + 1
+                first = seen.get((key.tag, key.value))
+                if first is not None:
+                    problem = f"the key {key.value!r} stands twice, here and in line {first}; expected it once"
+                    self.repeated.append((line, problem))
+                seen.setdefault((key.tag, key.value), line)
         return node
+
+
+_Loader.add_constructor("tag:yaml.org,2002:bool", lambda loader, node: TruthValue(node.value))

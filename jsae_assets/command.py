@@ -16,17 +16,14 @@ import contextlib
 import logging
 import math
 import os
-import signal
-import subprocess
+import re
 import sys
-import threading
 import time
 import uuid
 import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from difflib import get_close_matches
+from importlib.metadata import version
 from pathlib import Path
-from typing import IO
 
 import dagster as dg
 from dagster._utils.error import SerializableErrorInfo
@@ -45,19 +42,24 @@ from jsae_assets.partitions import cell_key, cells, split_cell
 from jsae_assets.refusals import CHECK, refusal
 from jsae_assets.resources import POOL
 from jsae_assets.runs.at_work import at_work, release_dead_runs
-from jsae_assets.runs.executing import WORKSPACE, execute_here
+from jsae_assets.runs.executing import execute_here
 from jsae_assets.runs.freshness import DOWNSTREAM, Freshness, Place, latest_metadata
 from jsae_assets.runs.plan import CELL_JOB, PlannedRun, gathers, planned_runs, selection
 from jsae_assets.settings import unread
-from jsae_assets.site.serving import URL, serve
+from jsae_assets.site.serving import SITE_PAGE
 from jsae_assets.sources import TrainedPair
+from jsae_assets.ui import HOST, PORT, CannotStartError, run_ui
 from jsae_core.locks import holding
+from jsae_core.names import advice
 from jsae_core.pace import duration
 from jsae_core.terms import THRESHOLDS
 
-SITE_PAGE = "site/index.html"
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")  # if neither is set, a browser would open in the terminal
 CONSOLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
+# what Dagster writes of each step that is left out because of a failure
+NOT_EXECUTED = re.compile(r"Dependencies for step .* Not executing\.", re.DOTALL)
+# errors that this project raises with a whole sentence; the names of others are part of what they say
+WORDED = ("ValueError", "HubError", "WandbError", "RuntimeError", "FileNotFoundError")
 MADE, FAILED, BAD_ARGUMENTS = 0, 1, 2  # exit statuses
 DEMO = (
     "This takes about five minutes on two idle CPU cores, less if some of it is made already. It ends with a table of "
@@ -77,15 +79,36 @@ def plain_console(context: dg.InitLoggerContext) -> logging.Logger:
 
 
 def _shorten(record: logging.LogRecord) -> bool:
-    """A logging filter that keeps only the messages of assets, with the step's name before each. Job and run, which
-    Dagster puts before a message, are already in the line above. Dagster's own messages about steps are left out;
-    `_failure` reports failures."""
+    """A logging filter that keeps only the messages of assets and the causes of failed steps, with the step's name
+    before each. Job and run, which Dagster puts before a message, are already in the line above. Dagster's own messages
+    about steps are left out, so that the cause of a failure does not drown in those about all that is made from it."""
     meta = getattr(record, "dagster_meta", None) or {}
-    if meta.get("dagster_event") is not None:
+    event, message = meta.get("dagster_event"), meta.get("orig_message", record.getMessage())
+    if event is not None:
+        if not event.is_step_failure or _is_interruption(event.step_failure_data.error):
+            return False
+        message = f"failed: {_cause(event)}"
+    elif NOT_EXECUTED.fullmatch(message):
         return False
-    step = (meta.get("step_key") or "run").replace("__", "/")
-    record.msg, record.args = f"{step}: {meta.get('orig_message', record.getMessage())}", ()
+    record.msg, record.args = f"{_step_name(meta.get('step_key') or 'run')}: {message}", ()
     return True
+
+
+def _step_name(key: str) -> str:
+    asset, is_check, _ = key.rpartition(f"_{CHECK}")
+    return f"{asset.replace('__', '/')}, check {CHECK}" if is_check else key.replace("__", "/")
+
+
+def _cause(failure: dg.DagsterEvent) -> str:
+    """Return why a step failed, in the words of the asset, which name the file or entry; not of an error that caused
+    its own."""
+    data = failure.step_failure_data
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        return data.user_failure_data.description
+    error = data.error.cause or data.error
+    message = error.message.strip()
+    name, _, words = message.partition(": ")
+    return words if words and name.rpartition(".")[2] in WORDED else message
 
 
 def say(sentence: str) -> None:
@@ -124,7 +147,9 @@ def run_all(
         say(message_about(sizes, base))
     report(catalog, instance)
     started = time.monotonic()
-    planned = planned_runs(freshness_of(catalog, definitions, instance), is_selected)
+    planning = freshness_of(catalog, definitions, instance)
+    planned = planned_runs(planning, is_selected)
+    stay_refused = _all_refused(planning, planned, is_named)
     if introduction and any(run.assets for run in planned):
         say(introduction)
     computed, seconds = 0, 0.0  # assets of cells, and their time; the time for tokens is mostly that of importing torch
@@ -147,7 +172,7 @@ def run_all(
             say(f"{prefix}: {'left out, because something it is made from failed' if places else 'up to date'}")
             continue
         began = time.monotonic()
-        ahead = len(assets) + sum(len(later.assets) for later in planned[number:])
+        ahead = len(assets) + len(_can_be_made(planning, planned[number:], unmade | stay_refused))
         left = f", about {duration(seconds / computed * ahead)} left" if computed else ""
         say(f"{prefix}: {len(assets)} to materialise{left}")
         run_id = str(uuid.uuid4())
@@ -158,14 +183,21 @@ def run_all(
             made = {event.asset_key for event in result.get_asset_materialization_events()}
             failed_checks = {check.asset_key for check in result.get_asset_check_evaluations() if not check.passed}
             unmade |= {Place(key, run.partition) for key in assets if key not in made or key in failed_checks}
-            messages.append(_failure(run, result))
-            say(messages[-1])
+            messages.append(_failure(run, result, {key.to_user_string() for key in assets if key not in made}))
         if told_to_end.is_set():
+            say_failures(messages)
             raise KeyboardInterrupt
-        if run.job.startswith(CELL_JOB):
+        if run.job.startswith(CELL_JOB) and result.success:
             computed, seconds = computed + len(assets), seconds + time.monotonic() - began
-    print(f"Done in {time.monotonic() - started:.0f} s." if not messages else "Not everything could be made.")
+    if not messages:
+        print(f"Done in {time.monotonic() - started:.0f} s.")
     return messages
+
+
+def say_failures(messages: Sequence[str]) -> None:
+    """Print what failed and why, to be the last that a command says."""
+    if messages:
+        say("\nNot everything could be made:\n\n" + "\n".join(messages))
 
 
 def _one_command_at_a_time(runs: Iterable[PlannedRun], instance: dg.DagsterInstance) -> Iterator[PlannedRun]:
@@ -188,6 +220,19 @@ def _blocked(freshness: Freshness, places: Sequence[Place], unmade: set[Place]) 
         ):
             blocked.add(place)
     return blocked
+
+
+def _can_be_made(freshness: Freshness, runs: Iterable[PlannedRun], unmade: set[Place]) -> set[Place]:
+    """Return the places of these runs, first ones first, that can be made if those in `unmade` are not."""
+    unmade, rest = set(unmade), set()
+    for run in runs:
+        unmade |= _blocked(freshness, run.places, unmade)
+        rest |= set(run.places) - unmade
+    return rest
+
+
+def _all_refused(freshness: Freshness, runs: Iterable[PlannedRun], is_named: Callable[[Place], bool]) -> set[Place]:
+    return {place for run in runs for place in _refused(freshness, run.places, is_named)}
 
 
 def _refused(freshness: Freshness, places: Sequence[Place], is_named: Callable[[Place], bool]) -> list[Place]:
@@ -228,27 +273,30 @@ def _is_interruption(error: SerializableErrorInfo | None) -> bool:
     return error is not None and error.cls_name == "DagsterExecutionInterruptedError"
 
 
-def _failure(run: PlannedRun, result: dg.JobExecutionResult) -> str:
+def _failure(run: PlannedRun, result: dg.JobExecutionResult, unmade: set[str]) -> str:
     """Return a message that says which assets of a run failed and why: the error of the asset, or the result of its
-    check."""
+    check. `unmade` are those of the run's assets that were not made."""
     failed_checks = [check for check in result.get_asset_check_evaluations() if not check.passed]
     lines = [
         f"{check.asset_key.to_user_string()}, check {check.check_name}: {check.description}" for check in failed_checks
     ]
-    for event in result.get_step_failure_events():
-        error, data = event.step_failure_data.error, event.step_failure_data.user_failure_data
-        if _is_interruption(error):
-            continue
-        is_of_a_check = data is not None and data.description in {check.description for check in failed_checks}
-        if error and not is_of_a_check:
-            # the error that the asset raised, which names the file or entry; not an error that caused it
-            lines.append(f"{event.step_key.replace('__', '/')}: {(error.cause or error).message.strip()}")
+    failed = [
+        event for event in result.get_step_failure_events() if not _is_interruption(event.step_failure_data.error)
+    ]
+    of_checks = {check.description for check in failed_checks}
+    causes = {_step_name(event.step_key): cause for event in failed if (cause := _cause(event)) not in of_checks}
+    lines += [f"{step}: {cause}" for step, cause in causes.items()]
+    was_interrupted = _was_interrupted(result)
+    if (further := len(unmade - causes.keys())) and not was_interrupted:
+        lines.append(f"{further} more, made from it, {'were' if further > 1 else 'was'} left out")
     outcome = "failed"
-    if not lines and _was_interrupted(result):
+    if not lines and was_interrupted:
         outcome = "ended"
         lines.append("it was stopped" + ("" if result.get_step_failure_events() else " while it waited"))
     details = "\n".join(f"  {line}" for line in lines)
-    return f"{run.title} {outcome}:\n{details}\n  The run is {result.run_id}; `jsae ui` shows it."
+    return (
+        f"{run.title} {outcome}:\n{details}\n  The run is {result.run_id}; `jsae ui` shows it, with Dagster's details."
+    )
 
 
 def say_plan(
@@ -256,17 +304,16 @@ def say_plan(
 ) -> None:
     """Print which assets would be made, and why, and which pairs stay refused."""
     runs = [run for run in planned_runs(freshness, is_selected) if run.assets]
-    unmade: set[Place] = set()
+    refused = _all_refused(freshness, runs, is_named)
+    to_make = _can_be_made(freshness, runs, refused)
     reasons = []
     for run in runs:
-        refused = _refused(freshness, run.places, is_named)
-        unmade |= _blocked(freshness, run.places, unmade.union(refused)).union(refused)
         print(f"{run.title}:")
         for key, reason in run.assets.items():
             place = Place(key, run.partition)
             if place in refused:
                 print(f"  {key.to_user_string()} {_why_not_again(place)}")
-            elif place not in unmade:
+            elif place in to_make:
                 print(f"  {key.to_user_string()} {reason}")
                 reasons.append(reason)
     if not runs:
@@ -347,52 +394,13 @@ def open_site(instance: dg.DagsterInstance) -> int:
     return MADE
 
 
-def run_ui(further: Sequence[str]) -> int:
-    """Run the Dagster UI, and serve the stored pages, until the UI ends. Return its exit status."""
-    with dg.DagsterInstance.get() as instance:
-        try:
-            serve(storage(os.environ.get("JSAE_STORAGE"), instance))
-            note = "" if site_page(instance).exists() else " (after the asset `site` is materialised)"
-            print(f"The site: {URL}/{SITE_PAGE}{note}", flush=True)
-        except OSError as error:
-            print(f"The site is not served at {URL} ({error}), so links to it will not work. `jsae site` opens it.")
-    # the filter hides Dagster's advice to use its command `dg`, which would not find this workspace
-    command = [sys.executable, "-W", "ignore::FutureWarning", "-m", "dagster", "dev"]
-    command += ["--workspace", str(WORKSPACE), *further]
-    # in a session of its own, so that Ctrl-C reaches this process alone, and through a pipe, so that it can fall silent
-    dagster = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-    told_to_end = threading.Event()
-
-    def end(number: int, frame: object) -> None:
-        """End Dagster together with this process."""
-        if not told_to_end.is_set():
-            told_to_end.set()
-            os.write(sys.stdout.fileno(), b"\nStopping the Dagster UI.\n")
-        dagster.terminate()
-
-    def copy(output: IO[bytes]) -> None:
-        for line in output:
-            if not told_to_end.is_set():  # then Dagster's processes report how they were interrupted
-                sys.stdout.buffer.write(line)
-                sys.stdout.buffer.flush()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end)
-    copying = threading.Thread(target=copy, args=[dagster.stdout], daemon=True)
-    copying.start()
-    status = dagster.wait()
-    if told_to_end.is_set():
-        return MADE
-    copying.join()
-    return status
-
-
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="jsae",
         description="Train, measure and show the Jacobian sparse autoencoders (JSAEs) that a catalog describes. A "
         "catalog is a YAML file that the environment variable JSAE_CATALOG names; the default is that of the demo.",
     )
+    parser.add_argument("--version", action="version", version=f"jsae {version('jsae')}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
         "demo",
@@ -452,12 +460,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Print the path of the site, which shows all stored results, and open it in a browser. "
         "`jsae run --asset site` makes the site.",
     )
-    commands.add_parser(
+    ui = commands.add_parser(
         "ui",
         help="start the Dagster UI and its daemon",
-        description="Start the Dagster UI and its daemon, and serve the site. Further options are passed on to "
-        "`dagster dev`, such as --port.",
+        description="Start the Dagster UI and its daemon, and serve the site, unless they run already. Further options "
+        "are passed on to `dagster dev`.",
     )
+    ui.add_argument("--host", default=HOST, help="the address to listen at (default: %(default)s, this machine alone)")
+    ui.add_argument("--port", "-p", type=int, default=PORT, help="the port to listen at (default: %(default)s)")
     options, further = parser.parse_known_args(argv)
     if further and options.command != "ui":
         files = [name for name in further if name.endswith((".yaml", ".yml")) or Path(name).is_file()]
@@ -485,8 +495,7 @@ def suggest(
 ) -> int:
     """Make a short sweep, print its table, and suggest a λ. Return the exit status."""
     if options.model not in catalog.models:
-        known = ", ".join(catalog.models)
-        print(f"the catalog has no model {options.model!r}; it has: {known}", file=sys.stderr)
+        print(f"the catalog has no model {options.model!r}; {advice(options.model, catalog.models)}", file=sys.stderr)
         return BAD_ARGUMENTS
     compute = definitions.resources["compute"]
     try:
@@ -500,7 +509,8 @@ def suggest(
     definitions = build_definitions(sweep.catalog, loggers={"console": plain_console})
     table, figure = dg.AssetKey("sweep_runs"), dg.AssetKey(["figures", "sweep_runs", "tradeoff"])
     places = (Place(table, sweep.key), Place(figure, sweep.key))
-    if run_all(sweep.catalog, definitions, instance, lambda place: place in places):
+    if failures := run_all(sweep.catalog, definitions, instance, lambda place: place in places):
+        say_failures(failures)
         return FAILED
     stores = {name: definitions.resources[name].manager_of(instance) for name in ("tables", "tensors", "figures")}
     runs = stores["tables"].stored(table, sweep.key).frame
@@ -527,10 +537,7 @@ def unknown(options: argparse.Namespace, catalog: Catalog, definitions: dg.Defin
     ):
         for value in given:
             if value not in known:
-                names = sorted(map(str, known))
-                if alike := get_close_matches(str(value), names):
-                    return f"--{name} {value}: the catalog has no such {name}. Did you mean {' or '.join(alike)}?"
-                return f"--{name} {value}: the catalog has no such {name}; it has: {', '.join(names)}"
+                return f"--{name} {value}: the catalog has no such {name}; {advice(value, sorted(map(str, known)))}"
     return None
 
 
@@ -557,7 +564,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(f"Catalog: {catalog_path()}" + f", that of the demo ({CATALOG_VARIABLE} names another)" * is_default)
     if options.command == "ui":
         limit_pool(definitions.resources["compute"].cuda_devices())
-        return run_ui(options.further)
+        with dg.DagsterInstance.get() as instance:
+            base = storage(os.environ.get("JSAE_STORAGE"), instance)
+        try:
+            return run_ui(Path(os.environ[HOME_VARIABLE]), base, options.host, options.port, options.further)
+        except CannotStartError as error:
+            print(error, file=sys.stderr)
+            return FAILED
     is_selected, is_named = selection([], [], [], catalog), lambda place: False
     if options.command == "run":
         if problem := unknown(options, catalog, definitions):
@@ -591,4 +604,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         if site_page(instance).exists():
             print(f"\nThe site, with all results and an explorer of latents: {site_page(instance)}")
             print("`jsae site` opens that page, `jsae ui` the Dagster UI.")
+        say_failures(failures)
     return FAILED if failures else MADE

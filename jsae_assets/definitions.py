@@ -28,6 +28,7 @@ from jsae_assets.resources import Compute
 from jsae_assets.runs.at_work import known_at_work
 from jsae_assets.runs.executors import multiprocess_executor, ray_worker_executor
 from jsae_assets.site.serving import URL
+from jsae_core.names import advice
 
 
 def build_definitions(
@@ -118,7 +119,7 @@ def default_executor() -> dg.ExecutorDefinition:
     }
     name = os.environ.get("JSAE_EXECUTOR") or "in_process"
     if name not in executors:
-        raise SettingError(f"JSAE_EXECUTOR is {name!r}: expected {', '.join(executors)}")
+        raise SettingError(f"JSAE_EXECUTOR is {name!r}; {advice(name, executors)}")
     if name == "ray" and find_spec("dagster_ray") is None:
         raise SettingError("JSAE_EXECUTOR is 'ray', which needs more packages: pip install 'jsae[ray]'")
     return executors[name]

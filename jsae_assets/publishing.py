@@ -14,6 +14,7 @@ from jsae_assets.io_managers import StoringIOManager
 from jsae_assets.partitions import cells
 from jsae_assets.resources import wandb_folder
 from jsae_assets.sources import LANGUAGE_MODEL_WEIGHTS
+from jsae_core.names import advice
 
 
 class Publication(dg.Config):
@@ -33,10 +34,8 @@ def publish_job(catalog: Catalog) -> dg.JobDefinition:
         from jsae_core.artifacts import artifact_name, publish_pair
 
         if config.variant not in catalog.variants:
-            raise ValueError(
-                f"variant is {config.variant!r}, which is not in the catalog; the catalog has: "
-                f"{', '.join(catalog.variants)}"
-            )
+            known = advice(config.variant, catalog.variants)
+            raise ValueError(f"variant is {config.variant!r}, which is not in the catalog; {known}")
         key = dg.AssetKey([config.variant, "sae_pair"])
         pair = SAEPair.load(tensors.stored(key, context.partition_key).local)
         extra = dict(pair.config.extra)

@@ -6,7 +6,9 @@ the wording of pydantic's errors (`problems.py`).
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,8 +47,30 @@ class Section(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _explained(cls, entry, handler):
-        return explained(cls.model_fields)(entry, handler)
+    def _explained(cls, entry, handler, info: ValidationInfo):
+        return _explaining(cls)(entry, handler, info)
+
+    @classmethod
+    def _in_part(cls, valid: Mapping[str, Any], malformed: Iterable[str]) -> Section:
+        entry = cls.model_construct(**valid)
+        for name in set(malformed) - valid.keys():
+            entry.__dict__.pop(name, None)  # its default value
+        return entry
+
+    def rules(self) -> Sequence[Callable[[], object]]:
+        """Return checks of settings that depend on one another. Each raises ValueError with a line for each problem
+        that it finds, and AttributeError if it asks for a setting that is malformed."""
+        return ()
+
+    def _contradictions(self, is_whole: bool) -> Iterator[str]:
+        for rule in self.rules():
+            try:
+                rule()
+            except ValueError as problem:
+                yield from str(problem).splitlines()
+            except AttributeError:
+                if is_whole:
+                    raise
 
     def canonical(self, exclude: set[str] | None = None) -> str:
         """Return the entry as JSON for digests: with paths as the catalog writes them, and without settings that have
@@ -63,11 +87,22 @@ class Section(BaseModel):
         return self.model_dump_json(exclude_defaults=True, context=RECORDED)
 
 
-def exactly_one(entry: Section, names: tuple[str, ...]) -> None:
+@functools.cache
+def _explaining(kind: type[Section]) -> Callable[[Any, Callable, ValidationInfo], Any]:
+    types = {name: Annotated[field.annotation, field] for name, field in kind.model_fields.items()}
+    return explained(types, kind._in_part, kind._contradictions)
+
+
+def given(entry: Section, names: Iterable[str]) -> list[str]:
+    """Return those of these settings that an entry has, even if malformed."""
+    return [name for name in names if getattr(entry, name, "malformed") is not None]
+
+
+def exactly_one(entry: Section, names: Iterable[str]) -> None:
     """Raise ValueError unless exactly one of these settings is given."""
-    given = [name for name in names if getattr(entry, name) is not None]
-    if len(given) != 1:
-        raise ValueError(f"expected exactly one of {', '.join(names)}; given: {', '.join(given) or 'none'}")
+    found = given(entry, names)
+    if len(found) != 1:
+        raise ValueError(f"expected exactly one of {', '.join(names)}; given: {', '.join(found) or 'none'}")
 
 
 def _partition_key(key: str) -> str:

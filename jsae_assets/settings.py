@@ -4,7 +4,8 @@ Not here: what they mean (docs/settings.md), reading them (`catalog.py`, `defini
 """
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+
+from jsae_core.names import advice
 
 PREFIX = "JSAE_"
 NAMES = (
@@ -31,7 +32,5 @@ def unread(variables: Iterable[str]) -> list[str]:
     sentences = []
     for name in sorted(variables):
         if name.upper().startswith(PREFIX) and name not in NAMES:
-            alike = get_close_matches(name.upper(), NAMES, n=1)
-            guess = f"did you mean {alike[0]}?" if alike else f"the variables are {', '.join(NAMES)}"
-            sentences.append(f"{name} is set, but nothing reads a variable of this name: {guess}")
+            sentences.append(f"{name} is set, but nothing reads a variable of this name; {advice(name, NAMES)}")
     return sentences

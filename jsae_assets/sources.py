@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, get_type_hints
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WrapValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WrapValidator
 
 from jsae_assets.digests import SOURCE_DIGEST
 from jsae_assets.problems import explained
-from jsae_assets.sections import Layer, Name, Place, Section, at_layer, hub_name
-from jsae_core.recipe import AntiBypass, AuxK, TrainingConfig
+from jsae_assets.sections import Layer, Name, Place, Section, at_layer, exactly_one, hub_name
+from jsae_core.recipe import AntiBypass, AuxK, TrainingConfig, problems
 from jsae_core.wandb_client import ARTIFACT_PATH
 
 if TYPE_CHECKING:
@@ -82,7 +83,23 @@ def _settings_of(kind: type) -> list[str]:
     return [field.name for field in fields(kind)]
 
 
-FURTHER_TERMS = {"auxk": _settings_of(AuxK), "anti_bypass": _settings_of(AntiBypass)}
+def _config_in_part(valid: Mapping[str, Any], malformed: Iterable[str]) -> SimpleNamespace:
+    defaults = {field.name: field.default for field in fields(TrainingConfig) if field.default is not MISSING}
+    settings = defaults | dict(valid)
+    return SimpleNamespace(**{name: settings[name] for name in settings if name in valid or name not in malformed})
+
+
+ExplainedConfig = Annotated[
+    TrainingConfig,
+    WrapValidator(
+        explained(
+            get_type_hints(TrainingConfig),
+            _config_in_part,
+            lambda config, is_whole: problems(vars(config)),
+            {"auxk": _settings_of(AuxK), "anti_bypass": _settings_of(AntiBypass)},
+        )
+    ),
+]
 
 
 class Recipe(Section):
@@ -91,10 +108,12 @@ class Recipe(Section):
 
     text: str
     tokens: int = Field(ge=1)
-    config: Annotated[TrainingConfig, WrapValidator(explained(_settings_of(TrainingConfig), FURTHER_TERMS))]
+    config: ExplainedConfig
 
-    @model_validator(mode="after")
-    def _enough_tokens(self):
+    def rules(self):
+        return (self._enough_tokens,)
+
+    def _enough_tokens(self) -> None:
         needed, config = self.config.steps * self.config.batch_tokens, self.config
         if config.batch_tokens > self.tokens:
             raise ValueError(
@@ -107,20 +126,23 @@ class Recipe(Section):
                 f"{needed:,}. Tokens are used once only, not in several epochs, if there are more of them than "
                 f"buffer_tokens ({config.buffer_tokens:,}). Give more tokens or fewer steps"
             )
-        return self
 
 
-class Pair(Section):
-    """The pairs of one variant at some layers of one model. Each kind of source is a subclass; an entry of the catalog
-    belongs to the subclass whose `kind` is the name of one of its settings. `{layer}` in a setting stands for the
-    layer."""
-
-    kind: ClassVar[str]
+class PairEntry(Section):
+    """What every entry of a pair says: which variant's pairs they are, at which layers of which model."""
 
     variant: str
     model: str
     layers: list[Layer] = Field(min_length=1)
     least_explained_variance: ExplainedVariance = ExplainedVariance()
+
+
+class Pair(PairEntry):
+    """The pairs of one variant at some layers of one model. Each kind of source is a subclass; an entry of the catalog
+    belongs to the subclass whose `kind` is the name of one of its settings. `{layer}` in a setting stands for the
+    layer."""
+
+    kind: ClassVar[str]
 
     @property
     def text(self) -> str | None:
@@ -185,11 +207,12 @@ class FetchedPair(Pair):
         """Return the data version, which changes when the pair does."""
         return fetched.digest
 
-    @model_validator(mode="after")
-    def _layers_have_different_pairs(self):
+    def rules(self):
+        return (self._layers_have_different_pairs,)
+
+    def _layers_have_different_pairs(self) -> None:
         if self.address(0) == self.address(1) and len(self.layers) > 1:
             raise ValueError(f"{self.kind} contains no '{{layer}}', so {len(self.layers)} layers would share one pair")
-        return self
 
     def produce(self, workshop: Workshop) -> Produced:
         fetched = self.fetch(workshop.layer, workshop.downloads, workshop.say)
@@ -235,21 +258,35 @@ def _with_weights(pair: SAEPair, fetched: FetchedArtifact, source: str) -> SAEPa
     return pair
 
 
+def _place_of_any_layer(place: Place) -> Place:
+    place.at(0)  # raises ValueError if it contains another placeholder
+    return place
+
+
+def _of_any_layer(text: str) -> str:
+    at_layer(text, 0)  # raises ValueError if it contains another placeholder
+    return text
+
+
 class PairInDirectory(FetchedPair):
     """A pair in a directory of this machine."""
 
     kind = "directory"
 
-    directory: Place
+    directory: Annotated[Place, AfterValidator(_place_of_any_layer)]
 
-    @model_validator(mode="after")
-    def _directories_exist(self):
+    def rules(self):
+        return (*super().rules(), self._directories_exist)
+
+    def _directories_exist(self) -> None:
+        missing = []
         for layer in self.layers:
             try:
                 self.directory.at(layer).directory()
             except ValueError as error:
-                raise ValueError(f"directory of layer {layer}: {error}") from error
-        return self
+                missing.append(f"directory of layer {layer}: {error}")
+        if missing:
+            raise ValueError("\n".join(missing))
 
     def address(self, layer: int) -> str:
         return str(self.directory.at(layer))
@@ -284,7 +321,7 @@ class PairOnServer(FetchedPair):
 def _artifact_path(path: str) -> str:
     if not ARTIFACT_PATH.fullmatch(path):
         raise ValueError(f"{path!r} is not a wandb artifact; expected entity/project/name:alias, such as e/p/pair:v0")
-    return path
+    return _of_any_layer(path)
 
 
 class PairInWandb(PairOnServer):
@@ -330,7 +367,7 @@ def _folder_of_repository(path: str) -> str:
         raise ValueError(
             f"{path!r} is not a folder of the repository; expected a name, or several with '/' between them"
         )
-    return path
+    return _of_any_layer(path)
 
 
 class PairOnHub(PairOnServer):
@@ -340,7 +377,7 @@ class PairOnHub(PairOnServer):
     kind = "hub"
 
     hub: Annotated[Name, AfterValidator(_repository)]
-    revision: Name = "main"
+    revision: Annotated[Name, AfterValidator(_of_any_layer)] = "main"
     subfolder: Annotated[Name, AfterValidator(_folder_of_repository)] | None = None
 
     def address(self, layer: int) -> str:
@@ -369,30 +406,48 @@ class PairOnHub(PairOnServer):
 
 
 KINDS = {kind.kind: kind for kind in (PairInDirectory, TrainedPair, PairInWandb, PairOnHub)}
+UNCLEAR = "unclear"
+
+
+class PairOfUnclearSource(PairEntry):
+    """An entry that names no source of its pairs, or several. It is always refused, with whatever else is wrong."""
+
+    directory: Any = None
+    train: Any = None
+    wandb: Any = None
+    hub: Any = None
+    revision: Any = None
+    subfolder: Any = None
+
+    def rules(self):
+        return (lambda: exactly_one(self, KINDS),)
 
 
 def _kind_of(entry: Any) -> str:
-    return entry.kind if isinstance(entry, Pair) else next(kind for kind in KINDS if kind in entry)
+    if isinstance(entry, Pair):
+        return entry.kind
+    given = [kind for kind in KINDS if kind in entry]
+    return given[0] if len(given) == 1 else UNCLEAR
 
 
-def _with_one_kind(entry: Any) -> Any:
+def _with_settings(entry: Any) -> Any:
     if isinstance(entry, Pair):
         return entry
     if not isinstance(entry, dict):
         raise ValueError("expected the settings of a pair: variant, model, layers, and where the pair comes from")
-    settings = {name: value for name, value in entry.items() if name not in KINDS or value is not None}
-    given = [kind for kind in KINDS if kind in settings]
-    if len(given) != 1:
-        raise ValueError(f"expected exactly one of {', '.join(KINDS)}; given: {', '.join(given) or 'none'}")
-    return settings
+    return {name: value for name, value in entry.items() if name not in KINDS or value is not None}
 
 
-# the brackets tell tags from settings in the places that pydantic's errors name
-AnyPair = Annotated[
-    Annotated[PairInDirectory, Tag("[directory]")]
-    | Annotated[TrainedPair, Tag("[train]")]
-    | Annotated[PairInWandb, Tag("[wandb]")]
-    | Annotated[PairOnHub, Tag("[hub]")],
-    Discriminator(lambda entry: f"[{_kind_of(entry)}]"),
-    BeforeValidator(_with_one_kind),
-]
+if TYPE_CHECKING:
+    AnyPair = Pair  # one of unclear source is always refused
+else:
+    # the brackets tell tags from settings in the places that pydantic's errors name
+    AnyPair = Annotated[
+        Annotated[PairInDirectory, Tag("[directory]")]
+        | Annotated[TrainedPair, Tag("[train]")]
+        | Annotated[PairInWandb, Tag("[wandb]")]
+        | Annotated[PairOnHub, Tag("[hub]")]
+        | Annotated[PairOfUnclearSource, Tag(f"[{UNCLEAR}]")],
+        Discriminator(lambda entry: f"[{_kind_of(entry)}]"),
+        BeforeValidator(_with_settings),
+    ]

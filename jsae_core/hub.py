@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsae_core.artifacts import FetchedArtifact, FoundArtifact
-from jsae_core.hub_errors import in_plain_words
+from jsae_core.hub_errors import in_plain_words, silent
 from jsae_core.locks import holding
 from jsae_core.memory import in_bytes
 
@@ -148,7 +148,9 @@ def _is_intact(path: Path, file: RepoSibling) -> bool:
 
 @contextmanager
 def _explained(place: str) -> Iterator[None]:
-    """Turn any error of the client into a `HubError`."""
+    """Turn any error of the client into a `HubError`. If the hub did not answer just now, it is not asked."""
+    if words := silent(place):
+        raise HubError(words)
     try:
         yield
     except Exception as error:  # the client raises its own, its HTTP library's, OSError and ValueError alike

@@ -56,6 +56,21 @@ def holding_folder(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def if_not_held(path: Path) -> Iterator[bool]:
+    """Yield whether no other process holds the lock at `path`; if so, this one holds it for the duration of the block.
+    The file stays. On a file system without locks nobody holds one."""
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass  # this file system has no locks
+        yield True
+
+
+@contextlib.contextmanager
 def if_free(path: Path) -> Iterator[bool]:
     """Yield whether the lock exists and nobody holds it. If so, this process holds it for the duration of the block, so
     that no two processes clear up at once."""

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jsae_core.names import advice
+
 
 class Response(NamedTuple):
     """An MLP's output and the derivative of its hidden layer, at the same input.
@@ -148,7 +150,7 @@ def activation_function(name: str) -> nn.Module:
     from transformers.activations import ACT2FN
 
     if name not in ACT2FN:
-        raise ValueError(f"unknown MLP activation {name!r}; expected one of {', '.join(sorted(ACT2FN))}")
+        raise ValueError(f"unknown MLP activation {name!r}; {advice(name, sorted(ACT2FN))}")
     activation = ACT2FN[name]
     if list(activation.parameters()):
         raise ValueError(f"the MLP activation {name!r} has learned parameters; only fixed ones are supported")

@@ -12,9 +12,9 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jsae_core.hub_errors import in_plain_words
+from jsae_core.hub_errors import in_plain_words, silent
 from jsae_core.memory import in_bytes
 
 if TYPE_CHECKING:
@@ -102,20 +102,29 @@ def _snapshot(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
     """Download a model from the hub, if needed, and return its folder in the client's cache. Raises ValueError if the
     hub does not give it."""
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import DryRunError
+    from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
 
+    model = f"{name} (model on the Hugging Face hub{'' if revision is None else f', revision {revision}'})"
+    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": HUB_FILES}
+    why_not = silent(model)
     try:
-        with contextlib.suppress(DryRunError):  # the hub cannot be reached, but the cache may hold the model
-            found = snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, dry_run=True)
+        if why_not is None:
+            found = snapshot_download(name, **wanted, dry_run=True)
             if missing := [file for file in found if file.will_download]:
                 size = in_bytes(sum(file.file_size or 0 for file in missing))
                 say(f"Fetching the model {name}@{missing[0].commit_hash} from {constants.ENDPOINT}: {size}")
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+            return Path(snapshot_download(name, **wanted))
+    except DryRunError as error:  # the hub gives nothing now, but the cache may hold the model
+        cause = error.__cause__
+        why_not = in_plain_words(model, cause if isinstance(cause, Exception) else error)
     except Exception as error:  # huggingface_hub raises errors of its own, of its HTTP library, OSError and ValueError
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise  # an error of this machine, such as a full disk or a missing permission
-        model = f"{name} (model on the Hugging Face hub{'' if revision is None else f', revision {revision}'})"
         raise ValueError(in_plain_words(model, error)) from None
+    try:
+        return Path(snapshot_download(name, **wanted, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise ValueError(why_not) from None
 
 
 def _is_pointer(path: Path) -> bool:

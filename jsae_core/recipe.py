@@ -6,12 +6,17 @@ Separate from `training.py`, so that a catalog can be read and checked without i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
+from jsae_core.names import advice
+
 OBJECTIVE_NAMES = ("l1", "l1nb", "l1nt", "cl1", "cl1nb", "cl1nt", "tanh", "scad", "exp", "log2", "loge", "lp")
 LARGEST_SEED = 2**63 - 1  # the largest that the generators of torch and numpy both take
+COUNTS = ("d_sae", "k", "steps", "batch_tokens", "buffer_tokens", "gradient_accumulation")
+SHARES_OF_STEPS = ("learning_rate_warm_up", "learning_rate_decay", "jacobian_warm_up")
 
 
 def _check_numbers(settings: AuxK | AntiBypass | TrainingConfig) -> None:
@@ -123,38 +128,8 @@ class TrainingConfig:
         for name, kind in (("auxk", AuxK), ("anti_bypass", AntiBypass)):
             object.__setattr__(self, name, _term(name, kind, getattr(self, name)))
         _check_numbers(self)
-        for name in ("d_sae", "k", "steps", "batch_tokens", "buffer_tokens", "gradient_accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.k > self.d_sae:
-            raise ValueError(f"k is {self.k}, larger than d_sae, {self.d_sae}")
-        if not 0 <= self.jacobian_coefficient < math.inf:
-            raise ValueError(
-                f"jacobian_coefficient is {self.jacobian_coefficient}, expected a finite number, at least 0"
-            )
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}, expected a finite number above 0")
-        for name in ("learning_rate_warm_up", "learning_rate_decay", "jacobian_warm_up"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, expected a share of all steps, between 0 and 1 (not a number "
-                    "of steps)"
-                )
-        if self.objective not in OBJECTIVE_NAMES:
-            raise ValueError(f"objective is {self.objective!r}, expected one of {', '.join(OBJECTIVE_NAMES)}")
-        if not 0 <= self.mlp_out_mse_coefficient < math.inf:
-            raise ValueError(
-                f"mlp_out_mse_coefficient is {self.mlp_out_mse_coefficient}, expected a finite number, at least 0"
-            )
-        if self.batch_tokens % self.gradient_accumulation:
-            raise ValueError(
-                f"gradient_accumulation is {self.gradient_accumulation}, which does not divide batch_tokens, "
-                f"{self.batch_tokens}, into equal parts"
-            )
-        if not self.gradient_clip > 0:
-            raise ValueError(f"gradient_clip is {self.gradient_clip}, expected a norm above 0")
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise ValueError(f"seed is {self.seed}, expected a whole number from 0 to 2**63 - 1")
+        if found := [*problems(vars(self))]:
+            raise ValueError("\n".join(found))
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, constant, linear decay to 0 over the last steps. `step` counts from 0."""
@@ -166,3 +141,36 @@ class TrainingConfig:
         """Linear warm-up from 0 to lambda."""
         warm_up = round(self.steps * self.jacobian_warm_up)
         return self.jacobian_coefficient * (min(1.0, step / warm_up) if warm_up else 1.0)
+
+
+def problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each of these settings of a `TrainingConfig` that is out of its bounds, and for those that
+    contradict each other. Settings that are left out are not judged."""
+    for name, value in settings.items():
+        if expected := _expected(name, value):
+            yield f"{name} is {value!r}{expected}"
+    k, d_sae = settings.get("k"), settings.get("d_sae")
+    if k is not None and d_sae is not None and k > d_sae >= 1:
+        yield f"k is {k}, larger than d_sae, {d_sae}"
+    batch, parts = settings.get("batch_tokens"), settings.get("gradient_accumulation")
+    if batch is not None and parts is not None and parts >= 1 and batch % parts:
+        yield f"gradient_accumulation is {parts}, which does not divide batch_tokens, {batch}, into equal parts"
+
+
+def _expected(name: str, value: Any) -> str | None:
+    """Return what is expected of a setting, if this value is out of its bounds."""
+    if name in COUNTS and value < 1:
+        return ", expected at least 1"
+    if name in ("jacobian_coefficient", "mlp_out_mse_coefficient") and not 0 <= value < math.inf:
+        return ", expected a finite number, at least 0"
+    if name == "learning_rate" and not 0 < value < math.inf:
+        return ", expected a finite number above 0"
+    if name in SHARES_OF_STEPS and not 0 <= value <= 1:
+        return ", expected a share of all steps, between 0 and 1 (not a number of steps)"
+    if name == "objective" and value not in OBJECTIVE_NAMES:
+        return f"; {advice(value, OBJECTIVE_NAMES)}"
+    if name == "gradient_clip" and not value > 0:
+        return ", expected a norm above 0"
+    if name == "seed" and not 0 <= value <= LARGEST_SEED:
+        return ", expected a whole number from 0 to 2**63 - 1"
+    return None

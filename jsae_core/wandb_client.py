@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from jsae_core import silence
+
 if TYPE_CHECKING:
     import wandb
 
@@ -99,7 +101,10 @@ def keep_files_in(folder: str | Path) -> None:
 
 def unbroken(what: str, ask: Callable[[], Result]) -> Result:
     """Return the result of a request to wandb; repeat it, a little later, if the answer was cut off. `what` and errors
-    are as in `explained`."""
+    are as in `explained`. If wandb did not answer just now, it is not asked."""
+    if ago := silence.since(_host()):
+        advice = "Check the network, proxies and WANDB_BASE_URL, or run it again later"
+        raise WandbError(f"request to wandb at {_host()} failed, for {what}: {ago}. {advice}")
     for wait in WAITS_AFTER_A_CUT:
         try:
             with explained(what):
@@ -247,8 +252,10 @@ def _in_plain_words(what: str, error: Exception) -> WandbError:
     elif NO_ANSWER.search(words):
         why = "the server did not answer in time (or asks to wait longer than that)"
         advice = "Run it again later; WANDB_HTTP_TIMEOUT sets how many seconds an answer may take"
+        silence.remember(_host())
     elif UNREACHABLE.search(words):
         why, advice = "the server cannot be reached", "Check the network, proxies and WANDB_BASE_URL"
+        silence.remember(_host())
     else:
         why, advice = "the client failed", "See its message"
     quote = _without_secrets(f"{type(error).__name__}: {words}")

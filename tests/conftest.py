@@ -32,6 +32,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
+@pytest.fixture(autouse=True)
+def nothing_known_of_servers(monkeypatch):
+    """A server of another test, at the same port, may have been silent."""
+    monkeypatch.setattr("jsae_core.silence._silent_at", {})
+
+
 @pytest.fixture(scope="module")
 def no_wandb_process_left():
     """The client's helper process takes its settings from the first use in a process, and would live on to its end."""

@@ -35,7 +35,8 @@ class HubServer:
         self.corrupt: set[str] = set()
         self.cut: set[str] = set()
         self.status: int | None = None
-        self.stopped = False
+        self.silent = False  # every request waits for an answer until the server stops
+        self.stopped = threading.Event()
         self.private_to: str | None = None  # the one token that is let in
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -54,7 +55,7 @@ class HubServer:
 
     def stop(self) -> None:
         """Nothing listens any more, and connections that are open are closed."""
-        self.stopped = True
+        self.stopped.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -106,11 +107,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body: bool) -> None:
-        if self.hub.stopped:
+        address = urlsplit(self.path)
+        if not self.hub.stopped.is_set():
+            self.hub.requests.append(f"{self.command} {address.path}")
+            if self.hub.silent:
+                self.hub.stopped.wait()
+        if self.hub.stopped.is_set():
             self.close_connection = True
             return None
-        address = urlsplit(self.path)
-        self.hub.requests.append(f"{self.command} {address.path}")
         if self.hub.status is not None:
             return self._refuse(self.hub.status, "")
         if self.hub.private_to and self.headers.get("Authorization") != f"Bearer {self.hub.private_to}":

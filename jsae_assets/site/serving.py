@@ -15,6 +15,7 @@ from upath import UPath
 
 ADDRESS = "127.0.0.1"
 PORT = 3080  # always the same, because links in the metadata of materialisations contain it
+SITE_PAGE = "site/index.html"
 URL = f"http://{ADDRESS}:{PORT}"  # serves the storage folder
 SERVED = ("site/", "figures/", "plotly-")  # the beginnings of paths that are served; pairs and tables are not
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -122,33 +123,33 @@ MALFORMED = {
         "modles",
         {},
         "modles",
-        "the settings are: models, text, variants, pairs, sweeps",
+        "there is no such setting; did you mean models?",
     ),
-    "an unknown setting of a model": ("models.m.layer", 3, "models.m.layer", "the settings are: directory, hub, "),
-    "an unknown setting of a text": ("text.t.file", "x", "text.t.file", "the settings are: standard_library, files, "),
+    "an unknown setting of a model": ("models.m.layer", 3, "models.m.layer", "expected one of directory, hub, "),
+    "an unknown setting of a text": ("text.t.file", "x", "text.t.file", "did you mean files?"),
     "an unknown setting of a variant": (
         "variants.a.color",
         "#000000",
         "variants.a.color",
-        "the settings are: label, colour, ",
+        "did you mean colour?",
     ),
     "an unknown setting of a pair": (
         "pairs.0.layer",
         1,
         "pairs[0].layer",
-        "the settings are: variant, model, layers, ",
+        "did you mean layers?",
     ),
     "an unknown setting of a recipe": (
         "pairs.0.train.config.dsae",
         8,
         "pairs[0].train.config.dsae",
-        "there is no such setting; the settings are: d_sae, k, ",
+        "there is no such setting; did you mean d_sae?",
     ),
     "an unknown setting of a term of the loss": (
         "pairs.0.train.config.auxk",
         {"weight": 1},
         "pairs[0].train.config.auxk.weight",
-        "there is no such setting; the settings are: coefficient, k, dead_after_tokens",
+        "there is no such setting; expected one of coefficient, k, dead_after_tokens",
     ),
     "a label that is empty": ("variants.a.label", "", "variants.a.label", "is empty, expected at least 1 character"),
     "a label longer than a figure": ("variants.a.label", "x" * 101, "variants.a.label", "at most 100 characters"),
@@ -198,16 +199,16 @@ MALFORMED = {
     "an empty directory of a pair": ("pairs.1.directory", "", "pairs[1].directory", "at least 1 character"),
 }
 CONTRADICTORY = {
-    "a text that does not exist": ("models.m.text", "x", "models.m.text", "the catalog has: t"),
+    "a text that does not exist": ("models.m.text", "x", "models.m.text", "not in the catalog; expected one of t"),
     "a model from a directory without a text": ("models.m", {"directory": "lm"}, "models.m", "text is missing"),
-    "a pair of no variant": ("pairs.0.variant", "c", "pairs[0].variant", "the catalog has: a, b"),
-    "a pair of no model": ("pairs.0.model", "x", "pairs[0].model", "the catalog has: m, hub"),
-    "a recipe with no text": ("pairs.0.train.text", "x", "pairs[0].train.text", "the catalog has: t"),
+    "a pair of no variant": ("pairs.0.variant", "c", "pairs[0].variant", "expected one of a, b"),
+    "a pair of no model": ("pairs.0.model", "x", "pairs[0].model", "expected one of m, hub"),
+    "a recipe with no text": ("pairs.0.train.text", "x", "pairs[0].train.text", "expected one of t"),
     "a comparison with no variant": (
         "variants.b.compared_with",
         "c",
         "variants.b.compared_with",
-        "the catalog has: a, b",
+        "which is not in the catalog; expected one of a, b",
     ),
     "a comparison with itself": ("variants.b.compared_with", "b", "variants.b.compared_with", "itself"),
     "two sources of a model": ("models.m.hub", "x/y", "models.m", "exactly one of directory, hub, embedded"),
@@ -490,16 +491,106 @@ def test_a_sweep_of_many_runs_is_read(tmp_path):
 
 def test_a_name_that_yaml_reads_as_a_truth_value_is_refused_by_its_place(tmp_path):
     message = refusal(tmp_path, yaml.safe_dump(GOOD).replace("\nvariants:\n", "\nvariants:\n  no: {label: yes}\n"))
-    assert "variants.False: the name is false, a truth value" in message and "write text in quotes" in message
-    assert "variants.False.label: is true, a truth value" in message
+    assert "variants.no: the name is no, a truth value" in message and "write text in quotes" in message
+    assert "variants.no.label: is yes, a truth value" in message
 
 
-def test_every_problem_of_a_catalog_is_told_at_once(tmp_path):
-    entries = with_change("models.m.tokens", 0)
-    entries["variants"]["a"]["colour"] = "red"
-    message = refusal(tmp_path, entries)
-    assert "models.m.tokens" in message
-    assert "variants.a.colour" in message
+# Each is a problem by itself, and none has to do with another
+PROBLEMS = {
+    "models.m.tokens": 10.0,
+    "models.m.contxt_size": 7,
+    "models.hub.directory": "lm",
+    "text.t.colum": "body",
+    "text.t.revision": "main",
+    "variants.a.colour": "red",
+    "variants.b.compared_with": "c",
+    "pairs.0.variant": "c",
+    "pairs.0.layers": [2, 3],
+    "pairs.0.train.tokens": 1000,
+    "pairs.0.train.config.k": "four",
+    "pairs.0.train.config.steps": 0,
+    "pairs.0.train.config.seed": True,
+    "pairs.0.train.config.gradient_accumulation": 3,
+    "pairs.1.directory": "gone/{layer}",
+    "pairs.1.least_explaned_variance": {},
+    "pairs.2.model": "mm",
+    "pairs.2.hub": "a/b",
+    "sweeps.s": {"local": LOCAL | {"layer": 3, "coefficients": [1.0, 1.0], "k": [4, 999]}},
+    "swep": {},
+}
+
+
+@given(places=st.sets(st.sampled_from(sorted(PROBLEMS)), min_size=1))
+def test_all_problems_of_a_catalog_are_told_in_one_round_none_twice_and_none_that_only_follows(tmp_path, places):
+    def told(changes: Iterable[str]) -> list[str]:
+        entries = copy.deepcopy(GOOD)
+        for place in changes:
+            *path, last = [int(part) if part.isdigit() else part for part in place.split(".")]
+            target = entries
+            for part in path:
+                target = target[part]
+            target[last] = PROBLEMS[place]
+        return [re.sub(r"^(.*?):\d+: ", r"\1: ", line) for line in refusal(tmp_path, entries).splitlines()]
+
+    one_by_one = [line for place in places for line in told([place])]
+    assert sorted(told(places)) == sorted(one_by_one)
+
+
+@pytest.mark.parametrize(
+    ("place", "misspelt"),
+    [
+        ("models", "modles"),
+        ("variants", "varients"),
+        ("text", "texts"),
+        ("models.m.directory", "directroy"),
+        ("models.m.text", "txt"),
+        ("text.t.files", "file"),
+        ("variants.a.label", "lable"),
+        ("pairs.0.train", "trian"),
+        ("pairs.0.layers", "layer"),
+        ("pairs.0.train.text", "texts"),
+        ("pairs.0.train.config", "confg"),
+        ("pairs.0.train.config.d_sae", "dsae"),
+        ("pairs.0.train.config.anti_bypass.weight", "wieght"),
+    ],
+)
+def test_a_misspelt_setting_is_told_once_with_the_one_that_was_meant(tmp_path, place, misspelt):
+    entries = with_change("pairs.0.train.config.anti_bypass", {"weight": 1.0})
+    *path, last = [int(part) if part.isdigit() else part for part in place.split(".")]
+    target = entries
+    for part in path:
+        target = target[part]
+    target[misspelt] = target.pop(last)
+    (line,) = refusal(tmp_path, entries).splitlines()
+    assert line.endswith(f"{misspelt}: there is no such setting; did you mean {last}?")
+
+
+def test_a_name_that_was_misspelt_is_told_the_one_that_was_meant(tmp_path):
+    entries = with_change("variants.b.compared_with", "A")
+    entries["pairs"][2]["model"] = "hbu"
+    entries["pairs"][0]["train"]["config"] = CONFIG | {"objective": "tahn"}
+    lines = refusal(tmp_path, entries).splitlines()
+    assert [line.split("; ")[-1] for line in lines] == [f"did you mean {name}?" for name in ("a", "tanh", "hub")]
+
+
+def test_a_problem_begins_with_file_and_line_and_the_first_line_of_the_file_is_told_first(tmp_path):
+    text = yaml.safe_dump(with_change("variants.b.colour", "red"), sort_keys=False)
+    text = text.replace("  - 2\n", "  - 2\n  - 3\n").replace("    text: t\n", "    text: u\n", 1)
+    places = ["models.m.text is 'u'", "variants.b.colour: ", "pairs[0].layers: "]
+    found = [line.split(": ", 1) for line in refusal(tmp_path, text).splitlines()]
+    assert [problem.startswith(place) for (_, problem), place in zip(found, places, strict=True)] == [True] * 3
+    starts = [text.splitlines()[int(start.rpartition(":")[2]) - 1].strip() for start, _ in found]
+    assert starts == ["text: u", "colour: red", "layers:"]
+
+
+def test_a_setting_that_is_merged_from_elsewhere_has_the_line_where_it_is_written(tmp_path):
+    text = yaml.safe_dump(GOOD | {"variants": {}}, sort_keys=False)
+    merged = "variants:\n  a: &a\n    label: A\n    colour: red\n  b: {<<: *a, label: B}\n"
+    lines = refusal(tmp_path, text.replace("variants: {}\n", merged)).splitlines()
+    written = (tmp_path / "some-catalog.yaml").read_text().splitlines().index("    colour: red") + 1
+    assert [line.split(": ")[:2] for line in lines] == [
+        [f"{tmp_path / 'some-catalog.yaml'}:{written}", f"variants.{variant}.colour"] for variant in "ab"
+    ]
 
 
 @pytest.mark.parametrize("malformed", [True, False], ids=["with a malformed entry", "with none"])
@@ -517,7 +608,8 @@ def test_every_contradiction_is_told_at_once_with_what_is_malformed_and_each_onc
     ]
     if malformed:
         entries["pairs"].insert(0, pair | {"layers": "all"})
-        expected = ["pairs[0].layers"] + [re.sub(r"\d(?=])", lambda n: str(int(n[0]) + 1), line) for line in expected]
+        expected = [re.sub(r"\d(?=])", lambda n: str(int(n[0]) + 1), line) for line in expected]
+        expected.insert(1, "pairs[0].layers")  # in the order of the file
     lines = refusal(tmp_path, entries).splitlines()
     assert len(lines) == len(expected)
     assert all(problem in line for problem, line in zip(expected, lines, strict=True))
@@ -541,6 +633,14 @@ def test_a_key_that_stands_twice_is_refused_though_yaml_would_keep_the_last(tmp_
     message = refusal(tmp_path, text)
     assert f"{key!r} stands twice" in message
     assert "line" in message
+
+
+def test_every_key_that_stands_twice_is_told_at_once(tmp_path):
+    lines = refusal(tmp_path, "models: {a: {}, a: {}}\ntext: {}\ntext: {}\n").splitlines()
+    assert [line.split(": ", 1)[1] for line in lines] == [
+        "the key 'a' stands twice, here and in line 1; expected it once",
+        "the key 'text' stands twice, here and in line 2; expected it once",
+    ]
 
 
 def test_a_recipe_merged_from_another_may_override_it_also_where_it_is_merged_again(tmp_path):

@@ -1,6 +1,7 @@
 """`jsae run` and `jsae demo`: what is there is not made again, what changed is, and a failure says where and why."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import pandas as pd
@@ -23,6 +26,7 @@ from jsae_assets import command
 from jsae_assets.catalog import load_catalog
 from jsae_assets.command import figure_pages, run_all, say_plan, summary
 from jsae_assets.number import Number
+from jsae_assets.resources import Compute
 from jsae_assets.runs.plan import planned_runs, selection
 from jsae_assets.suggestion import COLUMNS, NothingToSuggest, advice, short_sweep, suggested, table
 from jsae_core import load_language_model
@@ -303,6 +307,61 @@ def test_a_failure_says_the_cell_and_the_cause_and_everything_that_does_not_need
     assert run(tiny, failed) == set()  # what was made is not made again
 
 
+@pytest.mark.parametrize("kind", ["a broken file", "a refused pair", "a measure that raises"])
+def test_a_failure_s_cause_is_told_when_it_happens_and_last_of_all_without_dagster_s_words(
+    finished, entries, monkeypatch, tmp_path, capsys, kind
+):
+    changed = entries()
+    if kind == "a broken file":
+        weights = tmp_path / "pairs" / "1" / "sae_weights.safetensors"
+        weights.parent.mkdir(parents=True)
+        weights.with_name("cfg.json").write_text("{}", encoding="utf-8")
+        weights.write_bytes(b"the beginning")
+        changed["pairs"][1] = {"variant": "jsae", "model": "tiny", "layers": [1], "directory": "pairs/{layer}"}
+        step, cause = "jsae/sae_pair", f"{weights}: is not a complete safetensors file"
+    elif kind == "a refused pair":
+        changed["pairs"][1]["least_explained_variance"] = {"output": 1.0}
+        changed["pairs"][1]["train"]["config"] = changed["pairs"][1]["train"]["config"] | {"steps": 30}
+        step, cause = "jsae/sae_pair, check faithful", "the output SAE explains "
+    else:
+        finished.file("traditional/function_shapes", extension="parquet").unlink()
+        monkeypatch.setattr(Compute, "pair", lambda *_: {}["this measure fails"])
+        step, cause = "traditional/function_shapes", "KeyError: 'this measure fails'"
+    tiny = edited(finished, tmp_path, changed)
+    capsys.readouterr()
+    assert main(tiny, monkeypatch, tmp_path, "run", "--layer", "1") == 1
+    said = capsys.readouterr().out
+    assert "Not executing" not in said
+    while_it_ran, last = said.split("Not everything could be made:")
+    (line,) = [line for line in while_it_ran.splitlines() if line.startswith(f"      {step}: failed: ")]
+    assert cause in line
+    title, first, *_, where = last.strip().splitlines()
+    assert title.startswith("tiny, layer 1 (") and title.endswith(") failed:")
+    assert first.startswith(f"  {step}: ") and cause in first
+    assert where.startswith("  The run is ") and len(last.strip().splitlines()) <= 4
+
+
+def test_the_time_left_counts_neither_a_pair_that_stays_refused_nor_what_is_made_from_it_which_is_called_left_out(
+    finished, entries, monkeypatch, tmp_path, capsys
+):
+    strict = entries()
+    strict["pairs"][1]["least_explained_variance"] = {"output": 1.0}
+    strict["pairs"][1]["train"]["config"] = strict["pairs"][1]["train"]["config"] | {"steps": 30}
+    tiny = edited(finished, tmp_path, strict)
+    run(tiny, [])
+    for layer in (0, 1):
+        tiny.file("traditional/function_shapes", layer=layer, extension="parquet").unlink()
+    ticks = itertools.count()
+    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: next(ticks)))  # each run takes one second
+    capsys.readouterr()
+    made = run(tiny, [], with_site=True)
+    said = capsys.readouterr().out
+    (left,) = re.findall(r"^\[3/6\] .*: 1 to materialise, about (\d+) s left$", said, re.MULTILINE)
+    assert int(left) == len(made) - 1  # all but what was made of layer 0, in the one second before
+    assert "[1/6] tiny: tokens: up to date" in said
+    assert "[4/6] tiny, layer 1 (jsae): left out, because something it is made from failed" in said
+
+
 def test_how_long_the_demo_takes_is_said_only_where_something_is_to_be_made(finished, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command, "DEFAULT_CATALOG", tmp_path / "home" / "catalog.yaml")
     assert main(finished, monkeypatch, tmp_path / "home", "demo") == 0
@@ -361,10 +420,10 @@ def test_what_is_asked_for_brings_with_it_what_it_is_made_from_and_nothing_else(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "nobody"], "--model nobody: the catalog has no such model; it has: tiny"),
-        (["--layer", "7"], "--layer 7: the catalog has no such layer; it has: 0, 1"),
-        (["--asset", "nothing"], "--asset nothing: the catalog has no such asset; it has: "),
-        (["--asset", "pair_qualty"], "the catalog has no such asset. Did you mean pair_quality or "),
+        (["--model", "nobody"], "--model nobody: the catalog has no such model; expected one of tiny"),
+        (["--layer", "7"], "--layer 7: the catalog has no such layer; expected one of 0, 1"),
+        (["--asset", "nothing"], "--asset nothing: the catalog has no such asset; expected one of "),
+        (["--asset", "pair_qualty"], "the catalog has no such asset; did you mean pair_quality?"),
     ],
 )
 def test_what_the_catalog_does_not_hold_is_a_bad_argument(
@@ -376,7 +435,7 @@ def test_what_the_catalog_does_not_hold_is_a_bad_argument(
 
 def test_what_there_is_is_named_once(entries, graph, monkeypatch, tmp_path, capsys):
     main(graph(entries()), monkeypatch, tmp_path, "run", "--asset", "nothing")
-    names = capsys.readouterr().err.split("it has: ")[1].strip().split(", ")
+    names = capsys.readouterr().err.split("expected one of ")[1].strip().split(", ")
     assert names == sorted(set(names)) and {"tokens", "pair_quality", "jsae/pair_quality"} <= set(names)
 
 
@@ -396,7 +455,11 @@ def test_the_exit_status_says_whether_anything_failed(entries, graph, monkeypatc
 def test_where_nobody_reads_on_it_ends_and_says_nothing_of_it(entries, graph, tmp_path):
     """`jsae run --dry-run | head -1`"""
     tiny = graph(entries())
-    environment = {"DAGSTER_HOME": tiny.instance.root_directory, "JSAE_CATALOG": str(tmp_path / "catalog.yaml")}
+    environment = {
+        "DAGSTER_HOME": tiny.instance.root_directory,
+        "JSAE_CATALOG": str(tmp_path / "catalog.yaml"),
+        "PYTHONUNBUFFERED": "",  # so that what is left is written at the end
+    }
     process = subprocess.Popen(
         [sys.executable, "-m", "jsae_assets", "run", "--dry-run"],
         cwd=REPOSITORY,
@@ -409,6 +472,28 @@ def test_where_nobody_reads_on_it_ends_and_says_nothing_of_it(entries, graph, tm
     assert process.stderr.read() == b""
     process.stderr.close()
     process.wait()
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["run", "--help"]])
+def test_help_that_nobody_reads_to_its_end_says_nothing_of_it(arguments):
+    """`jsae --help | head -1`"""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jsae_assets", *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait()
+
+
+def test_the_version_is_that_of_the_installed_package(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"jsae {version('jsae')}\n"
 
 
 @pytest.mark.parametrize(("argument", "is_catalog"), [("my-catalog.yaml", True), ("mine.yml", True), ("--deep", False)])
@@ -478,8 +563,8 @@ def test_the_ui_does_not_start_where_the_catalog_is_bad_and_says_why_in_one_line
     assert str(path) in line and "models.tiny.text is 'nothing'" in line
 
 
-def test_the_ui_listens_on_this_machine_alone_advises_no_other_command_and_ends_when_it_is_told(
-    instance, entries, tmp_path
+def test_the_ui_listens_on_this_machine_alone_is_not_started_twice_advises_no_other_command_and_ends_when_it_is_told(
+    instance, entries, tmp_path, monkeypatch, capsys
 ):
     environment = os.environ | {
         "DAGSTER_HOME": instance.root_directory,
@@ -508,6 +593,15 @@ def test_the_ui_listens_on_this_machine_alone_advises_no_other_command_and_ends_
         }
         assert addresses and addresses <= {"127.0.0.1", "::1"}
         assert "Supersession" not in text and "superseded" not in text
+        (address,) = re.findall(r"Serving dagster-webserver on (\S+)", text)
+        monkeypatch.setenv("DAGSTER_HOME", instance.root_directory)
+        monkeypatch.setenv("JSAE_CATALOG", environment["JSAE_CATALOG"])
+        for port in ("0", address.rpartition(":")[2]):  # a second one, of the same instance
+            assert command.main(["ui", "--port", port]) == 1
+            assert f"({instance.root_directory}) runs already, at {address}." in capsys.readouterr().err
+        monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "another home"))
+        assert command.main(["ui", "--port", port]) == 1
+        assert f"Choose another port: jsae ui --port {int(port) + 1}" in capsys.readouterr().err
     finally:
         ui.terminate()
         end = time.monotonic() + 180  # a busy machine takes its time
@@ -725,7 +819,7 @@ def test_without_lambdas_those_around_the_rule_of_thumb_are_tried_by_a_shortened
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nobody", "1"], "the catalog has no model 'nobody'; it has: tiny"),
+        (["nobody", "1"], "the catalog has no model 'nobody'; expected one of tiny"),
         (["tiny", "7"], "tiny has layers 0 to 2; there is no layer 7"),
     ],
 )

@@ -107,7 +107,7 @@ def test_the_ui_lets_as_many_steps_compute_at_once_as_there_are_devices(
     machine(devices)
     home = shutil.copytree(fresh_home, tmp_path / "home")
     monkeypatch.setenv("DAGSTER_HOME", str(home))
-    monkeypatch.setattr("jsae_assets.command.run_ui", lambda further: 0)
+    monkeypatch.setattr("jsae_assets.command.run_ui", lambda *arguments: 0)
     assert main(["ui"]) == 0
     with dg.DagsterInstance.from_config(str(home)) as instance:
         limits = {limit.name: limit.limit for limit in instance.event_log_storage.get_pool_limits()}

@@ -42,7 +42,7 @@ def test_an_executor_that_there_is_not_is_refused_in_one_line(entries, tmp_path,
     monkeypatch.setenv("JSAE_CATALOG", str(write_catalog(tmp_path, entries())))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     assert main(["run"]) == 2
-    assert capsys.readouterr().err == "JSAE_EXECUTOR is 'dask': expected in_process, multiprocess, ray\n"
+    assert capsys.readouterr().err == "JSAE_EXECUTOR is 'dask'; expected one of in_process, multiprocess, ray\n"
 
 
 def test_ray_without_its_packages_is_refused_saying_how_to_install_them(monkeypatch):

@@ -29,7 +29,7 @@ def test_each_variable_that_is_read_or_documented_is_known_and_no_other():
         ("JSAE_CATLOG", "did you mean JSAE_CATALOG?"),
         ("JSAE_CHECKPOINT_SECOND", "did you mean JSAE_CHECKPOINT_SECONDS?"),
         ("jsae_device", "did you mean JSAE_DEVICE?"),
-        ("JSAE_QQQ", "the variables are JSAE_BATCH_TOKENS, "),
+        ("JSAE_QQQ", "expected one of JSAE_BATCH_TOKENS, "),
     ],
 )
 def test_a_variable_that_nothing_reads_is_told_with_the_nearest_name(name, said):

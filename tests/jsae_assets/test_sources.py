@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from jsae_assets.command import run_all
 from jsae_assets.definitions import SettingError, default_resources
 from jsae_assets.digests import out_of_groups
 from jsae_core import load_language_model
@@ -99,6 +100,21 @@ def test_a_moved_branch_is_noticed_once_and_a_commit_to_other_files_is_not(
     assert len(asked_for()) == 1
     tiny.measure(1, "jsae/sae_pair")
     assert asked_for() == []
+
+
+def test_all_pairs_of_a_hub_that_does_not_answer_wait_for_it_once_together(entries, graph, hub, monkeypatch):
+    monkeypatch.setattr("jsae_core.hub.LONGEST_WAIT", 0.2)
+    hub.silent = True
+    changed = entries()
+    changed["pairs"] = [
+        {"variant": variant, "model": "tiny", "layers": [0, 1], "hub": f"lab/{variant}", "subfolder": "layer{layer}"}
+        for variant in ("traditional", "jsae")
+    ]
+    tiny = graph(changed)
+    failed = run_all(tiny.catalog, tiny.definitions, tiny.instance, lambda place: place.partition != "tiny")
+    assert len(hub.requests) == 1
+    told = [line for message in failed for line in message.splitlines() if "did not give lab/" in line]
+    assert len(told) == 4 and sum("the hub did not answer, or not to the end" in line for line in told) == 1
 
 
 # A randomised language model's weights

@@ -170,7 +170,7 @@ def test_a_pair_trained_here_is_published_offline_and_the_asset_says_where(entri
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({"variant": "nobody"}, "variant is 'nobody', which is not in the catalog; the catalog has: traditional, jsae"),
+        ({"variant": "nobody"}, "variant is 'nobody', which is not in the catalog; expected one of traditional, jsae"),
         ({"variant": "traditional"}, "materialise traditional/sae_pair for tiny:1 first"),
         ({"variant": "jsae", "project": "lab"}, "'lab' is not a wandb project"),
     ],

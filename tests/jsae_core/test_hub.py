@@ -193,3 +193,20 @@ def test_a_folder_that_cannot_be_written_is_named(hub, files, tmp_path):
     (tmp_path / "taken").write_text("by a file")
     with pytest.raises(OSError, match="taken"):
         fetch_hub_pair(REPOSITORY, "main", "", tmp_path / "taken")
+
+
+def test_a_hub_that_does_not_answer_is_waited_for_once_and_asked_again_after_a_while(hub, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("jsae_core.hub.LONGEST_WAIT", 0.2)
+    for name in (REPOSITORY, "lab/others"):
+        hub.commit(name, files)
+    hub.silent = True
+    with pytest.raises(HubError, match="the hub did not answer"):
+        find_hub_pair(REPOSITORY)
+    assert len(hub.requests) == 1
+    for ask in (lambda: find_hub_pair("lab/others"), lambda: fetch_hub_pair(REPOSITORY, "main", "", tmp_path)):
+        with pytest.raises(HubError, match="it did not answer .* ago, and is not asked again .* Check the network"):
+            ask()
+    assert len(hub.requests) == 1
+    hub.silent = False
+    monkeypatch.setattr("jsae_core.silence.SECONDS", 0)
+    assert find_hub_pair("lab/others").size > 0

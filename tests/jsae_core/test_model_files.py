@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jsae_core import load_language_model
+from jsae_core.hub import HubError, find_hub_pair
+from jsae_core.model_files import find_model
 from jsae_core.text import tokenise
 from tests.jsae_core.architectures import CONTEXT, TOKENS, save_random
 from tests.jsae_core.builders import save_language_model
@@ -378,3 +380,15 @@ def test_a_model_that_computes_something_else_is_refused_with_what_differs_where
     directory = save_language_model(tmp_path, "llama")
     with pytest.raises(ValueError, match=rf"\(LlamaForCausalLM\).*{sentence}"):
         load_language_model(directory).clean_pass(torch.arange(8)[None], 1)
+
+
+def test_after_a_hub_that_did_not_answer_a_model_is_taken_from_the_cache_without_asking_again(cached, hub, monkeypatch):
+    hub.silent = True
+    monkeypatch.setattr("jsae_core.hub.LONGEST_WAIT", 0.2)
+    with pytest.raises(HubError):
+        find_hub_pair("org/pairs")
+    assert len(hub.requests) == 1
+    assert find_model("org/tiny").directory.is_dir()
+    with pytest.raises(ValueError, match=r"did not give org/other .* did not answer .* ago, and is not asked again"):
+        find_model("org/other")
+    assert len(hub.requests) == 1

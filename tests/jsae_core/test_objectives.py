@@ -122,5 +122,5 @@ def test_l1_is_what_is_trained_unless_another_is_named():
 
 
 def test_an_unknown_objective_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="objective is 'l3', expected one of l1, l1nb, l1nt"):
+    with pytest.raises(ValueError, match="objective is 'l3'; expected one of l1, l1nb, l1nt"):
         TrainingConfig(12, 3, 1.0, steps=5, objective="l3")

@@ -209,3 +209,16 @@ def test_a_bound_that_is_none_is_an_error_that_names_it(tmp_path, monkeypatch, t
     monkeypatch.setenv("WANDB__GRAPHQL_RETRY_MAX", text)
     message, _ = failure_of(lambda: connect("ent", tmp_path))
     assert message == f"the environment's WANDB__GRAPHQL_RETRY_MAX is '{text}'; expected a number above 0"
+
+
+def test_a_server_that_does_not_answer_is_waited_for_once_and_asked_again_after_a_while(server, tmp_path, monkeypatch):
+    server.fail("hang", on="viewer", times=None)
+    message, _ = failure_of(lambda: connect("ent", tmp_path))
+    assert "did not answer in time" in message
+    asked = len(server.asked())
+    message, _ = failure_of(lambda: connect("another", tmp_path))
+    assert "access to another: it did not answer" in message and "is not asked again before" in message
+    assert len(server.asked()) == asked
+    monkeypatch.setattr("jsae_core.silence.SECONDS", 0)
+    failure_of(lambda: connect("ent", tmp_path))
+    assert len(server.asked()) > asked

@@ -1,0 +1,19 @@
+"""What is said of a name that nothing has."""
+
+import pytest
+
+from jsae_core.names import advice
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "said"),
+    [
+        ("tahn", ["l1", "tanh"], "did you mean tanh?"),
+        ("JSAE", ["jsae", "traditional"], "did you mean jsae?"),
+        ("pair_qualty", ["pair_quality", "jsae/pair_quality"], "did you mean pair_quality?"),
+        (7, [0, 1], "expected one of 0, 1"),
+        ("anything", [], "there are none yet"),
+    ],
+)
+def test_a_name_is_told_the_nearest_whatever_its_case_else_all_there_are(name, names, said):
+    assert advice(name, names) == said

@@ -70,6 +70,19 @@ def test_a_gated_mlp_s_slopes_computed_by_hand():
     assert [slope.tolist() for slope in response.slopes] == [[3.0], [2.0]]  # u for the gate, relu(gate) for the other
 
 
+@pytest.mark.parametrize("centred", [False, True], ids=["", "centred"])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_a_folded_mlp_gives_at_z_what_the_mlp_gives_at_gain_times_z_plus_bias(gated, centred):
+    mlp, z, (gain, bias) = random_mlp("silu", gated), random_inputs(5), random_inputs(2, seed=9)
+    if centred:
+        z = z - z.mean(dim=1, keepdim=True)
+    expected, folded = mlp(gain * z + bias), mlp.folded(gain, bias, centred)
+    if centred:
+        expected = expected - expected.mean(dim=1, keepdim=True)
+        torch.testing.assert_close(folded.W_in.mean(dim=0), torch.zeros_like(folded.b_in), rtol=0, atol=1e-12)
+    torch.testing.assert_close(folded(z), expected, rtol=0, atol=1e-10)
+
+
 def test_biases_that_a_model_lacks_are_zeros():
     whole = random_mlp("silu", gated=True)
     bare = MLP(whole.W_in, whole.W_out, "silu", W_gate=whole.W_gate)

@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import xxhash
-from upath import UPath
 
 SOURCE_DIGEST = "source_digest"  # the metadata with the digest of what a pair or a text was made from
 
@@ -23,10 +20,6 @@ def out_of_groups(shown: str) -> str:
     return "".join(shown.split())
 
 
-def file_digest(path: Path | UPath) -> str:
-    """Return the xxh3_128 of a whole file, for files that carry no digest themselves."""
-    hashed = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            hashed.update(block)
-    return hashed.hexdigest()
+def digest_of(content: bytes) -> str:
+    """Return the xxh3_128 of a whole file's content, for files that carry no digest themselves."""
+    return xxhash.xxh3_128(content).hexdigest()

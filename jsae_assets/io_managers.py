@@ -18,8 +18,8 @@ from urllib.parse import quote
 import dagster as dg
 from upath import UPath
 
-from jsae_assets.digests import file_digest, in_groups
-from jsae_assets.files.storage import files_below, one_writer_at_a_time, staged, storage, stored_at
+from jsae_assets.digests import digest_of, in_groups
+from jsae_assets.files.storage import delete, files_below, one_writer_at_a_time, staged, storage, stored_at
 from jsae_assets.files.stored import (
     COMPANIONS,
     PROVENANCE,
@@ -32,6 +32,8 @@ from jsae_assets.files.stored import (
 )
 from jsae_assets.partitions import SEPARATOR, split_cell
 from jsae_core.sealed_files import DIGEST, UNSEALED, seal
+
+BYTES = "bytes"  # the size of what was stored, until it is shown in megabytes
 
 if TYPE_CHECKING:
     import pandas
@@ -111,21 +113,23 @@ class StoringIOManager(dg.IOManager):
         """Store an accepted object and return the metadata of its materialisation. A damaged file of the same place
         that had been set aside is deleted."""
         metadata = self._put(obj, stored, header)
-        stored.set_aside_path.unlink(missing_ok=True)
-        megabytes = stored.path.stat().st_size / 1e6
-        place = {"path": dg.MetadataValue.path(stored.relative), "megabytes": float(f"{megabytes:.3g}")}
+        delete(stored.set_aside_path)
+        megabytes = float(f"{metadata.pop(BYTES) / 1e6:.3g}")
+        place = {"path": dg.MetadataValue.path(stored.relative), "megabytes": megabytes}
         digest = {DIGEST: in_groups(metadata.pop(DIGEST))} if DIGEST in metadata else {}
         return metadata | place | digest  # the digest comes last, since nobody reads it
 
     def _put(self, obj: Any, stored: StoredFile, header: Mapping[str, str]) -> dict[str, Any]:
-        """Write an object as one file with a digest in its header. Return the metadata, without path and size."""
+        """Write an object as one file with a digest in its header. Return the metadata, without the path, and with the
+        size in bytes."""
         with staged(stored.path, self.size(obj)) as local:
-            return {DIGEST: self._write_sealed(obj, local, header)}
+            return self._write_sealed(obj, local, header)
 
-    def _write_sealed(self, obj: Any, local: Path, header: Mapping[str, str]) -> str:
-        """Write an object to a local file, put the file's digest into its header, and return the digest."""
+    def _write_sealed(self, obj: Any, local: Path, header: Mapping[str, str]) -> dict[str, Any]:
+        """Write an object to a local file, and put the file's digest into its header. Return the digest and the size in
+        bytes."""
         self.write(obj, local, {**header, DIGEST: json.dumps(UNSEALED)})
-        return seal(local)
+        return {DIGEST: seal(local), BYTES: local.stat().st_size}
 
     def load_input(self, context: dg.InputContext) -> Any:
         """Return the object of one partition, or a dict by partition key if the input spans several, as Dagster's own
@@ -252,19 +256,19 @@ class FigureIOManager(StoringIOManager):
             for path, content in companions.items():
                 local = stack.enter_context(staged(path, len(content)))
                 local.write_bytes(content)
-                digests[path.name.removeprefix(stored.path.stem)] = file_digest(local)
+                digests[path.name.removeprefix(stored.path.stem)] = digest_of(content)
             local = stack.enter_context(staged(stored.path, self.size(obj)))
-            digest = self._write_sealed(obj, local, {**header, COMPANIONS: json.dumps(digests)})
+            written = self._write_sealed(obj, local, {**header, COMPANIONS: json.dumps(digests)})
             self._provide_script(script)
         for path in {stored.picture, stored.preview, stored.document} - set(companions):
-            path.unlink(missing_ok=True)  # a picture of an older figure
+            delete(path)  # a picture of an older figure
         without_suffix = stored.relative.removesuffix(self.extension)
         return {
             "picture": dg.MetadataValue.text(reason)
             if drawn is None
             else self._shown_picture(f"{without_suffix}~preview.png"),
             "page": self._link(f"{without_suffix}.html"),
-            DIGEST: digest,
+            **written,
         }
 
     def _provide_script(self, name: str) -> None:
@@ -308,8 +312,8 @@ class PagesIOManager(StoringIOManager):
                 with staged(folder / name, (obj / name).stat().st_size) as local:
                     self.write(obj / name, local, header)
             for name in set(old) - set(files):
-                (folder / name).unlink()
-        return {"page": self._link(stored.relative), "files": len(files), "megabytes": round(self.size(obj) / 1e6, 1)}
+                delete(folder / name)
+        return {"page": self._link(stored.relative), "files": len(files), BYTES: self.size(obj)}
 
     def size(self, obj: Path) -> int:
         return sum(path.stat().st_size for path in obj.rglob("*") if path.is_file())

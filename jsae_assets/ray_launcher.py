@@ -10,7 +10,7 @@ Here: which runs these are, and starting them. Not here: how such a run executes
 from __future__ import annotations
 
 import dagster as dg
-from dagster._core.launcher import LaunchRunContext
+from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
 from dagster_ray import RayRunLauncher
 
 from jsae_assets.assets.measures import MEASURES
@@ -26,10 +26,22 @@ class ShardsOnWorkers(RayRunLauncher):
     """dagster-ray's run launcher, with its settings: what it asks Ray for, each step of a run with shards asks for."""
 
     def launch_run(self, context: LaunchRunContext) -> None:
+        self._stop_jobs_of(context.dagster_run.parent_run_id)
         if has_shards(context.dagster_run):
             self._for_runs_that_wait().launch_run(context)
         else:
             super().launch_run(context)
+
+    def _stop_jobs_of(self, run_id: str | None) -> None:
+        """Stop what is still at work of a run that is made again: its steps, where only its own process died."""
+        for job in self.client.list_jobs() if run_id else []:
+            if (job.metadata or {}).get("dagster/run-id") == run_id and not job.status.is_terminal():
+                self.client.stop_job(job.submission_id)
+
+    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        if run.job_code_origin is None:  # `jsae run` executes it in its own process, of which Ray knows nothing
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        return super().check_run_worker_health(run)
 
     def _for_runs_that_wait(self) -> RayRunLauncher:
         launcher = RayRunLauncher(

@@ -15,7 +15,7 @@ from typing import Any
 import dagster as dg
 from upath import UPath
 
-from jsae_assets.files.storage import is_local, staged, stored_at
+from jsae_assets.files.storage import delete, files_below, is_local, staged, stored_at
 from jsae_assets.sections import CHECKPOINTS
 from jsae_core.checkpoints import Checkpoint
 
@@ -40,16 +40,21 @@ def checkpoint_of(
 class _RemoteCheckpoint(Checkpoint):
     """A checkpoint in remote storage: its files are downloaded and uploaded as a whole."""
 
+    def remove(self) -> None:
+        path: Any = self.path
+        delete(path)
+        self._remove_folders()
+
     def _remove_folders(self) -> None:
         folder: Any = self._folder
-        if folder.exists():
-            folder.fs.rm(folder.path, recursive=True)
+        for name in files_below(folder):
+            delete(folder / name)
 
     @contextmanager
     def _local_copy(self, path: Any) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / path.name
-            path.fs.get(path.path, str(local))
+            path.fs.get_file(path.path, str(local))
             yield local
 
     @contextmanager

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from upath import UPath
 
-from jsae_assets.digests import file_digest
-from jsae_assets.files.storage import is_local, last_changed, stored_at
+from jsae_assets.digests import digest_of
+from jsae_assets.files.storage import information, is_local, last_changed, stored_at, time_of_change
 from jsae_core.sealed_files import DIGEST, carried_digest, is_undamaged
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ class StoredFile(ABC):
     def damage(self) -> str | None:
         """Return what is wrong with the file: changed bytes, or that it belongs to another place. Return None if it is
         undamaged, or if it is so old that it carries no digest. Raises FileNotFoundError."""
-        version = self.version
+        return self._damage_of_version(self.version)
+
+    def _damage_of_version(self, version: str) -> str | None:
         if version in _undamaged:
             return None
         damage = self._damage_of(self._fetched)
@@ -89,20 +91,22 @@ class StoredFile(ABC):
 
     def last_changed(self) -> float:
         """Return when the file or its attributes were last changed, in seconds since 1970. Raises FileNotFoundError."""
-        return last_changed(self._existing())
+        with self._explained_if_missing():
+            return last_changed(self.path)
 
     @property
     def version(self) -> str:
         """An identifier of the file's content, which changes each time the file is written. Raises
         FileNotFoundError."""
-        return _version(self._existing())
+        with self._explained_if_missing():
+            return _version(self.path)
 
     @cached_property
     def local(self) -> Path:
         """The path of the file on this machine. For remote storage it is a copy, which is deleted with this object.
         Raises FileNotFoundError, or DamagedFileError."""
         version = self.version
-        if damage := self.damage():
+        if damage := self._damage_of_version(version):
             self._refuse(damage, version)
         return self._fetched
 
@@ -133,13 +137,13 @@ class StoredFile(ABC):
 
     @cached_property
     def _fetched(self) -> Path:
-        path = self._existing()
-        if is_local(path):
-            return Path(path.path)
+        if is_local(self.path):
+            return Path(self.path.path)
         folder = tempfile.TemporaryDirectory()
         self._copy = folder  # deleted with this object
-        copy = Path(folder.name) / path.name
-        path.fs.get(path.path, str(copy))
+        copy = Path(folder.name) / self.path.name
+        with self._explained_if_missing():
+            self.path.fs.get_file(self.path.path, str(copy))
         return copy
 
     @abstractmethod
@@ -157,15 +161,17 @@ class StoredFile(ABC):
         """The settings that the data was made with: model, layer, variant, sizes. Raises as `header` does."""
         return json.loads(self.header.get(SETTINGS, "{}"))
 
-    def _existing(self) -> UPath:
-        if not self.path.exists():
+    @contextlib.contextmanager
+    def _explained_if_missing(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
             aside = (
                 f" (it was damaged, and was set aside as {self.set_aside_path.name})"
                 if self.set_aside_path.exists()
                 else ""
             )
-            raise FileNotFoundError(f"{self.path} is missing{aside}; materialise {self._name} first")
-        return self.path
+            raise FileNotFoundError(f"{self.path} is missing{aside}; materialise {self._name} first") from error
 
 
 class StoredTensors(StoredFile, Mapping):
@@ -182,9 +188,8 @@ class StoredTensors(StoredFile, Mapping):
         """As for every stored file, but without reading the tensors."""
         from jsae_core.tensor_files import read_header
 
-        path = self._existing()
-        with path.open("rb") as file:
-            return read_header(file, str(path))
+        with self._explained_if_missing(), self.path.open("rb") as file:
+            return read_header(file, str(self.path))
 
     def _header_of(self, local: Path) -> dict[str, str]:
         from jsae_core.tensor_files import open_tensors
@@ -277,18 +282,22 @@ class StoredFigure(StoredFile):
         return [self.relative.removesuffix(self.path.suffix) + self.page.suffix]
 
     def exists(self) -> bool:
-        return self.path.exists() and self.page.exists()
+        return {self.path, self.page} <= set(information([self.path, self.page]))
 
     @property
     def version(self) -> str:
-        return " ".join([super().version, *map(_version, self._files_beside())])
+        return " ".join(f"{path} {info}" for path, info in self._files().items())
 
     def last_changed(self) -> float:
-        return max(super().last_changed(), *map(last_changed, self._files_beside()))
+        return max(map(time_of_change, self._files().values()))
 
-    def _files_beside(self) -> list[UPath]:
-        """Return the page and the pictures that exist."""
-        return [path for path in (self.page, self.picture, self.preview, self.document) if path.exists()]
+    def _files(self) -> Mapping[UPath, Mapping[str, Any]]:
+        """Return fsspec's information on the file, and on its page and pictures as far as they exist."""
+        found = information([self.path, self.page, self.picture, self.preview, self.document])
+        with self._explained_if_missing():
+            if self.path not in found:
+                raise FileNotFoundError(self.path)
+        return found
 
     def _header_of(self, local: Path) -> dict[str, str]:
         try:
@@ -303,7 +312,8 @@ class StoredFigure(StoredFile):
     def _damaged_companions(self, local: Path) -> Iterator[str]:
         for suffix, digest in json.loads(self._header_of(local).get(COMPANIONS, "{}")).items():
             path = self.path.with_name(self.path.stem + suffix)
-            if not path.exists():
+            try:
+                if digest_of(path.fs.cat_file(path.path)) != digest:
+                    yield f"the bytes of {path.name} next to it are not those that were written"
+            except FileNotFoundError:
                 yield f"{path.name} next to it is missing"
-            elif file_digest(path) != digest:
-                yield f"the bytes of {path.name} next to it are not those that were written"

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -31,6 +31,10 @@ SECONDS_BETWEEN_INTERRUPTIONS = 1.0
 LOOKS_WHILE_ENDING = 5  # a run that is already ending is interrupted again after these
 BEGINNING = "beginning-"  # begins the name of the lock of a process that is about to execute a run; its number follows
 STOPPING, END = {signal.SIGINT, signal.SIGTERM}, b"\0"
+TERMINATED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+# a daemon that lost sight of a run that lives on (its machine could not be reached) marks it as failed and begins it
+# again elsewhere
+GIVEN_UP = (*TERMINATED, dg.DagsterRunStatus.FAILURE)
 
 
 def _locks(instance: dg.DagsterInstance) -> Path:
@@ -38,10 +42,15 @@ def _locks(instance: dg.DagsterInstance) -> Path:
 
 
 @contextlib.contextmanager
-def at_work(instance: dg.DagsterInstance, run_id: str, say: Callable[[str], None]) -> Iterator[threading.Event]:
+def at_work(
+    instance: dg.DagsterInstance,
+    run_id: str,
+    say: Callable[[str], None],
+    to_end: Collection[dg.DagsterRunStatus] = TERMINATED,
+) -> Iterator[threading.Event]:
     """Context manager for the process that executes a run. Until the block ends, a thread reports what the run waits
-    for, cleans up after dead runs, for whose slots it may be waiting, and ends the run when it is told to: by Terminate
-    in the UI, SIGINT or SIGTERM.
+    for, cleans up after dead runs, for whose slots it may be waiting, and ends the run when it is told to: by SIGINT,
+    SIGTERM or a status that somebody else gave it (one of `to_end`).
 
     It gives an event that is set once the run is told to end. The run's result does not always show that, because a
     library may take the interruption for an error of its own.
@@ -49,7 +58,9 @@ def at_work(instance: dg.DagsterInstance, run_id: str, say: Callable[[str], None
     _locks(instance).mkdir(parents=True, exist_ok=True)
     lock, thread, told_to_end = _locks(instance) / run_id, threading.current_thread(), threading.Event()
     with holding(lock), _noticed_signals() as (signals, end):
-        watch = threading.Thread(target=_watch, args=(instance, run_id, say, signals, thread, told_to_end), daemon=True)
+        watch = threading.Thread(
+            target=_watch, args=(instance, run_id, say, to_end, signals, thread, told_to_end), daemon=True
+        )
         watch.start()
         try:
             yield told_to_end
@@ -101,6 +112,7 @@ def _watch(
     instance: dg.DagsterInstance,
     run_id: str,
     say: Callable[[str], None],
+    to_end: Collection[dg.DagsterRunStatus],
     signals: socket.socket,
     thread: threading.Thread,
     told_to_end: threading.Event,
@@ -114,7 +126,7 @@ def _watch(
             told_to_end.set()
         if END in received:
             return
-        if told_to_end.is_set() or _is_terminated(instance, run_id):
+        if told_to_end.is_set() or _has_status(instance, run_id, to_end):
             told_to_end.set()
             return _interrupt_until_it_ends(instance, run_id, signals, thread)
         waits_for = what_is_waited_for(instance, run_id)
@@ -138,10 +150,11 @@ def _arrived(signals: socket.socket, seconds: float) -> bytes:
         return b""
 
 
-def _is_terminated(instance: dg.DagsterInstance, run_id: str) -> bool:
-    """Whether somebody terminated the run in the UI. (The code server that would send the signal may be gone.)"""
+def _has_status(instance: dg.DagsterInstance, run_id: str, statuses: Collection[dg.DagsterRunStatus]) -> bool:
+    """Whether a run has one of these statuses. (Where somebody asked for its end in the UI, the code server that is to
+    signal it may be gone.)"""
     run = instance.get_run_by_id(run_id)
-    return run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+    return run is not None and run.status in statuses
 
 
 def _interrupt_until_it_ends(
@@ -266,7 +279,7 @@ class _AtWork(dg.Executor):
         return self._executor.step_dependency_config
 
     def execute(self, plan_context, execution_plan) -> Iterator[dg.DagsterEvent]:
-        with at_work(plan_context.instance, plan_context.run_id, plan_context.log.info):
+        with at_work(plan_context.instance, plan_context.run_id, plan_context.log.info, GIVEN_UP):
             self._until_at_work.close()
             yield from self._executor.execute(plan_context, execution_plan)
 

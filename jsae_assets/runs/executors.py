@@ -10,9 +10,19 @@ Not here: which one is used (`definitions.py`), how a run comes to another machi
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from dagster._core.execution.plan.objects import StepRetryData
+from dagster._core.execution.retries import RetryMode
+from dagster._core.executor.step_delegating import StepDelegatingExecutor
 
+if TYPE_CHECKING:
+    from dagster._core.execution.context.system import IStepContext
+    from dagster._core.execution.plan.state import KnownExecutionState
+    from dagster._utils.error import SerializableErrorInfo
+
+RETRIES = 2  # of a step whose process died
 # What every step needs. The processes of a run's steps are forked from one that has imported it. So they are not
 # children of the run's own process: whatever waited there for a child that was killed (psutil does) would keep from
 # Dagster that it is gone, and the run would wait for it for ever. Not `jsae_core.sae_pair`: its sae_lens asks for a GPU
@@ -45,12 +55,24 @@ def _on_ray_worker(context: dg.InitExecutorContext) -> dg.Executor:
 
 def _each_a_job(context: dg.InitExecutorContext) -> dg.Executor:
     """Each step is a job on the cluster, which asks for what the run launcher is set to ask for a run."""
-    from dagster_ray import ray_executor
+    from dagster_ray.core.executor import RayStepHandler
 
-    launcher = context.instance.run_launcher
-    asked = {name: getattr(launcher, name) for name in ASKED_OF_RAY}
-    settings = {"ray": {name: value for name, value in asked.items() if value is not None}, "retries": {"enabled": {}}}
-    return ray_executor.executor_creation_fn(context._replace(executor_config=settings))
+    launcher: Any = context.instance.run_launcher
+    handler = RayStepHandler(launcher.client, **{name: getattr(launcher, name) for name in ASKED_OF_RAY})
+    return _DeadStepsAgain(handler, retries=RetryMode.ENABLED, should_verify_step=True)
+
+
+class _DeadStepsAgain(StepDelegatingExecutor):
+    """Dagster's executor of steps that are processes elsewhere. A step whose process died is begun again, also where
+    one that raised an error is not."""
+
+    def log_failure_or_retry_event_after_error(
+        self, step_context: IStepContext, err_info: SerializableErrorInfo, known_state: KnownExecutionState
+    ) -> dg.DagsterEvent:
+        died = err_info.cls_name is None  # Dagster's own finding; what a step raised has the name of a class
+        if died and known_state.get_retry_state().get_attempt_count(step_context.step.key) < RETRIES:
+            return dg.DagsterEvent.step_retry_event(step_context, StepRetryData(error=err_info))
+        return super().log_failure_or_retry_event_after_error(step_context, err_info, known_state)
 
 
 ray_worker_executor = dg.ExecutorDefinition(

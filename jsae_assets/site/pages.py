@@ -271,7 +271,7 @@ class Site:
             if (f"figures/{owner}/{name}", partition) in self.places:
                 self.missing.append(f"figures/{owner}/{name} of {partition}")
             return None
-        drawn = json.loads(stored.path.read_text(encoding="utf-8"))
+        drawn = json.loads(stored.local.read_text(encoding="utf-8"))
         path = f"figures/{stored.relative.removeprefix('figures/').removesuffix('.json')}"
         title, meta = drawn["layout"].get("title") or {}, drawn["layout"].pop("meta", None) or {}
         write_script(self.folder, path, drawn)

@@ -329,6 +329,24 @@ def test_a_run_that_is_terminated_ends_though_no_signal_reaches_it(instance, soo
     assert run.status == dg.DagsterRunStatus.CANCELED and told_to_end
 
 
+def job_that_is_given_up() -> dg.JobDefinition:
+    @dg.op
+    def compute(context):
+        context.instance.report_run_failed(context.run)  # what a daemon does that cannot reach this machine
+        wait_for_ever()
+
+    @dg.job(executor_def=at_work.known_at_work(dg.in_process_executor))
+    def given_up():
+        compute()
+
+    return given_up
+
+
+def test_a_run_that_lives_on_though_it_was_given_up_for_dead_ends(instance, soon):
+    with dg.execute_job(dg.reconstructable(job_that_is_given_up), instance=instance) as result:
+        assert result.dagster_run.status == dg.DagsterRunStatus.FAILURE
+
+
 def test_what_clears_up_after_an_interruption_is_not_interrupted(instance, soon, monkeypatch):
     monkeypatch.setattr(at_work, "LOOKS_WHILE_ENDING", 10**9)
     looks, cleared_up = [], []

@@ -102,6 +102,15 @@ class Installation:
         self.processes.remove(process)
         process.kill()
 
+    def kill_run(self, run: str) -> None:
+        """SIGKILL for the process on the head that executes a run."""
+        head = next(process for process in self.processes if process.name == "jsae-ray-head")
+        for process in head.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                said = " ".join(process.cmdline())
+                if "execute_run" in said and run in said:
+                    process.kill()
+
     def stop(self) -> None:
         for process in reversed(self.processes):
             process.kill()
@@ -228,14 +237,37 @@ def answers(address: str) -> bool:
     return False
 
 
-def start_worker(made: Installation, number: int) -> Process:
-    """A worker with one processor and, as Ray is told, one GPU."""
-    before = {node["node_id"] for node in living_nodes(made)}  # a dead one may still be among them
-    worker = made.start_unit(
-        "jsae-ray-worker", f"worker-{number}", RAY_OPTIONS=f"{small_ray()} --num-cpus=1 --num-gpus=1"
-    )
-    made.wait_for(f"worker {number}", lambda: {node["node_id"] for node in living_nodes(made)} - before, 90)
-    return worker
+@dataclass
+class Workers:
+    """The workers of a cluster, each with one processor and, as Ray is told, one GPU.
+
+    Attributes:
+        by_node: the living ones, by Ray's name of their node.
+    """
+
+    made: Installation
+    by_node: dict[str, Process] = field(default_factory=dict)
+    _number: int = 0
+
+    def start(self, **environment: str) -> str:
+        """Start one more, and return the name of its node."""
+        self._number += 1
+        before = {node["node_id"] for node in living_nodes(self.made)}  # a dead one may still be among them
+        options = f"{small_ray()} --num-cpus=1 --num-gpus=1"
+        worker = self.made.start_unit("jsae-ray-worker", f"worker-{self._number}", RAY_OPTIONS=options, **environment)
+        (node,) = self.made.wait_for(
+            worker.name, lambda: {node["node_id"] for node in living_nodes(self.made)} - before, 90
+        )
+        self.by_node[node] = worker
+        return node
+
+    def kill(self, node: str) -> None:
+        """As if the machine lost its power."""
+        self.made.kill(self.by_node.pop(node))
+
+    def stop(self) -> None:
+        for node in list(self.by_node):
+            self.kill(node)
 
 
 def jobs_of_ray(made: Installation, run: str) -> list[dict]:

@@ -189,22 +189,11 @@ def jacobian_sizes(
     # zeros for the pairs that never occurred, less those counted above for output latents that are seldom active
     log_means["bins"][0] += often.sum() * d_sae - log_means["bins"].sum()
 
-    histograms: dict[str | None, dict[str, Tensor]] = {}
-    for norm in norms:
-        bins = counts if norm is None else normed_counts[norm]
-        edges = torch.arange(bins.n + 1, dtype=torch.float64) * BIN_WIDTH
-        histograms[norm] = {
-            "hist": bins.inside,
-            "overflow": bins.above,
-            "mean_jac_hist": mean_counts[norm].inside,
-            "mean_jac_overflow": mean_counts[norm].above,
-            "bin_edges": edges,
-            "bin_centers": (edges[1:] + edges[:-1]) / 2,
-            "count_jac": kept.counts.cpu(),
-            "n_tokens": torch.tensor(n_tokens),
-        }
-        if norm is not None:
-            histograms[norm]["mean_norm"] = torch.tensor(scales[norm], dtype=torch.float64)
+    histograms = {
+        norm: _histogram(counts if norm is None else normed_counts[norm], mean_counts[norm], kept.counts, n_tokens)
+        | ({} if norm is None else {"mean_norm": torch.tensor(scales[norm], dtype=torch.float64)})
+        for norm in norms
+    }
     logarithmic = {
         "log_edges": logarithmic_edges(),
         "log_hist": log_counts["bins"].cpu(),
@@ -214,6 +203,22 @@ def jacobian_sizes(
         "share_often": (kept.counts[often].sum().double() / kept.counts.sum()).cpu(),
     }
     return JacobianSizes(histograms, estimates, logarithmic)
+
+
+def _histogram(elements: _Bins, means: _Bins, occurrences: Tensor, n_tokens: int) -> dict[str, Tensor]:
+    """The tensors of one histogram, under the names that `jacobian_histogram` gives; `occurrences` [d_sae] are the
+    tokens in which each output latent was active."""
+    edges = torch.arange(elements.n + 1, dtype=torch.float64) * BIN_WIDTH
+    return {
+        "hist": elements.inside,
+        "overflow": elements.above,
+        "mean_jac_hist": means.inside,
+        "mean_jac_overflow": means.above,
+        "bin_edges": edges,
+        "bin_centers": (edges[1:] + edges[:-1]) / 2,
+        "count_jac": occurrences.cpu(),
+        "n_tokens": torch.tensor(n_tokens),
+    }
 
 
 @torch.no_grad()

@@ -110,9 +110,12 @@ def test_any_leading_dimensions_are_kept():
         torch.testing.assert_close(ours, theirs.reshape(2, 3, D_MLP), rtol=0, atol=1e-12)
 
 
-def test_an_unknown_activation_is_refused_with_its_name_and_what_there_is():
-    with pytest.raises(ValueError, match="'gelu_newish'.*gelu_new.*relu"):
-        activation_function("gelu_newish")
+@pytest.mark.parametrize(
+    ("name", "said"), [("gelu_newish", "did you mean gelu_new"), ("qqqq", "expected one of .*gelu_new.*relu")]
+)
+def test_an_unknown_activation_is_refused_with_its_name_and_the_nearest_or_what_there_is(name, said):
+    with pytest.raises(ValueError, match=f"'{name}'; {said}"):
+        activation_function(name)
 
 
 @pytest.mark.parametrize("name", ["W_out", "b_in", "b_out", "W_gate", "b_gate"])

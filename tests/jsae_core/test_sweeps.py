@@ -27,8 +27,9 @@ pytestmark = pytest.mark.usefixtures("no_wandb_process_left")
 
 
 @pytest.fixture
-def server(point_client_at):
-    """With an empty project."""
+def server(point_client_at, monkeypatch):
+    """With an empty project, asked again at once where it did not answer."""
+    monkeypatch.setattr("jsae_core.silence.SECONDS", 0)
     with WandbServer(api_key=KEY) as server:
         server.add_project(*PROJECT)
         point_client_at(server)

@@ -30,7 +30,7 @@ LAUNCH = """mutation($params: ExecutionParams!) { launchPipelineExecution(execut
     ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 
 BACKFILLED = ("tiny", "second")  # at all three layers: six cells
-SHARDED, LOSING_WORKERS = "sharded", "losing_workers"
+SHARDED, LOSING_WORKERS, LOSING_ITS_PROCESS = "sharded", "losing_workers", "losing_its_process"
 MEASURE = ["jsae", "latent_accounting"]
 TRAINING, SHARD = "jsae__sae_pair", "jsae__latent_accounting.shard[0]"
 CHECKPOINTS = {  # where their checkpoints lie
@@ -49,7 +49,8 @@ def wanted(entries, tmp_path_factory) -> dict:
     tiny, pairs = entries["models"]["tiny"], entries["pairs"]
     entries["models"]["second"] = tiny
     entries["models"][SHARDED] = tiny | {"shards": 2}
-    entries["models"][LOSING_WORKERS] = tiny | {"shards": 2, "text": "long", "tokens": 30_000}
+    for name in (LOSING_WORKERS, LOSING_ITS_PROCESS):
+        entries["models"][name] = tiny | {"shards": 2, "text": "long", "tokens": 30_000}
     entries["pairs"] = [
         pair | {"model": model, "layers": [0, 1, 2] if model in BACKFILLED else [1]}
         for model in entries["models"]
@@ -205,6 +206,34 @@ def test_a_step_whose_worker_dies_goes_on_elsewhere_from_its_checkpoint_and_the_
     went_on = {entry.step_key for entry in logs if "going on from the checkpoint" in entry.user_message}
     assert {TRAINING, SHARD} <= went_on
     check_that_one_process_stores_the_same(instance, catalog, LOSING_WORKERS)
+
+
+def test_a_run_whose_own_process_dies_is_started_again_and_no_step_of_it_is_at_work_twice(
+    made, workers, instance, catalog
+):
+    often = {"JSAE_CHECKPOINT_SECONDS": "0"}
+    workers.start(**often), workers.start(**often)
+    graph = Graph(load_catalog(catalog), instance)
+    graph.tokenise(LOSING_ITS_PROCESS)
+    graph.measure(1, "jsae/sae_pair", model=LOSING_ITS_PROCESS, raise_on_error=True)
+    run = launched(made, LOSING_ITS_PROCESS, MEASURE)
+    made.wait_for("a shard amid its work", lambda: at_work(made, run, SHARD, LOSING_ITS_PROCESS), 120)
+    made.kill_run(run)
+
+    def again() -> list[str]:
+        found = runs(made, LOSING_ITS_PROCESS)
+        return [one["runId"] for one in found if one["tags"].get("dagster/root_run_id") == run]
+
+    (second,) = made.wait_for("its second run", again, 120)
+    assert end_of(made, second) == "SUCCESS" and status(made, run) == "FAILURE"
+    assert again() == [second]
+    before, after = (
+        {job["metadata"].get("dagster/op", "run"): job for job in jobs_of_ray(made, one)} for one in (run, second)
+    )
+    assert before[SHARD]["status"] == "STOPPED"
+    for step in set(before) & set(after):
+        assert before[step]["end_time"] <= after[step]["start_time"], step
+    check_that_one_process_stores_the_same(instance, catalog, LOSING_ITS_PROCESS)
 
 
 def test_a_run_that_ray_did_not_start_is_not_taken_for_dead(made, instance):

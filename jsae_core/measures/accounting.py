@@ -189,7 +189,8 @@ class _Tokens:
         )
         hidden = torch.stack([self._mlp.hidden(values) for values in branch_values], dim=2)
         # one product for all: of a matrix with a single vector, a batch takes longer than of a matrix with three
-        return torch.baddbmm(self._of_zero[:, :, None], self._readers, hidden).unbind(dim=2)
+        p, without, at_reconstruction = torch.baddbmm(self._of_zero[:, :, None], self._readers, hidden).unbind(dim=2)
+        return p, without, at_reconstruction
 
     def keeping_first(self, in_order: Tensor, numbers: Sequence[int]) -> Iterator[Tensor]:
         """p [n, k_out] with only the first input latents of an order kept, for each of these ascending numbers.

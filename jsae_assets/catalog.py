@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -434,7 +435,7 @@ def _contradictions(
         for setting in ("compared_with", "control_of"):
             place, other = ("variants", key, setting), _known(variant, setting)
             yield from unknown(place, other, "variants")
-            if other == key:
+            if other is not None and other == key:
                 yield place, f"{_written(place)} is itself; expected another variant, or leave it out"
         other = _known(variant, "control_of")
         if other not in (None, key) and _known(variants.get(other), "control_of"):
@@ -636,7 +637,7 @@ def _names(entries: Mapping[str, Any]) -> dict[str, Collection[str] | None]:
 
 class _Loader(yaml.SafeLoader):
     """A YAML loader that notes keys that stand twice, of which PyYAML keeps the last one without a word, and that reads
-    truth values as `TruthValue`.
+    truth values as `TruthValue`. Dates, and numbers that mean something else than they seem to, it leaves as text.
 
     Attributes:
         repeated: line and problem of each such key.
@@ -660,4 +661,12 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int | str:
+    # YAML 1.1 reads 010 as 8, and 1:30 as 90; as text they are refused where a number is expected
+    seems_other = re.fullmatch(r"[-+]?0[0-9_]+|.*:.*", node.value)
+    return node.value if seems_other else loader.construct_yaml_int(node)
+
+
 _Loader.add_constructor("tag:yaml.org,2002:bool", lambda loader, node: TruthValue(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: node.value)

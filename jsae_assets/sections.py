@@ -257,6 +257,10 @@ class Place:
 
     @classmethod
     def _from_text(cls, written: str, info: ValidationInfo) -> Place:
+        if "://" in written:
+            raise ValueError(
+                f"{written!r} is an address, expected a path on this machine: download what lies there first"
+            )
         folder = (info.context or {}).get(FOLDER, Path.cwd())
         try:
             path = (folder / Path(written).expanduser()).resolve()

@@ -220,7 +220,13 @@ class FetchedPair(Pair):
         record = {"source": f"{self.kind} {fetched.path}", SOURCE_DIGEST: fetched.digest}
         if fetched.version:
             record["artifact_version"] = fetched.version
-        return Produced(_with_weights(pair, fetched, record["source"]), self.version(fetched, pair), record)
+        pair = _with_weights(pair, fetched, record["source"])
+        if not fetched.is_intact():
+            raise ValueError(
+                f"{fetched.directory}: another program changed the files of the pair while they were read, so the pair "
+                "is not stored. Materialise it again, once nothing writes there: `jsae run` does"
+            )
+        return Produced(pair, self.version(fetched, pair), record)
 
     def language_model_weights(
         self, layer: int, downloads: Path, say: Callable[[str], None], record: Mapping[str, str]
@@ -297,7 +303,8 @@ class PairInDirectory(FetchedPair):
         from jsae_core.artifacts import FetchedArtifact, directory_digest
 
         place = self.directory.at(layer)
-        return FetchedArtifact(place.path, place.label, "", directory_digest(place.path))
+        digest = directory_digest(place.path)
+        return FetchedArtifact(place.path, place.label, "", digest, lambda: directory_digest(place.path) == digest)
 
     def version(self, fetched: FetchedArtifact, pair: SAEPair) -> str:
         from jsae_core.tensor_files import content_digest

@@ -76,12 +76,14 @@ class FoundArtifact:
 
 @dataclass(frozen=True)
 class FetchedArtifact:
-    """An artifact's files, whole and verified, in a directory that holds nothing else."""
+    """An artifact's files, whole and verified, in a directory that holds nothing else. `is_intact` verifies them
+    again, since another program may have changed them by the time they were read."""
 
     directory: Path
     path: str
     version: str
     digest: str
+    is_intact: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def fetch_wandb_artifact(path: str, folder: str | Path, say: Callable[[str], Non
     except OSError as error:
         reason = f"{error.strerror or error}; {found.path} could not be stored, what has arrived of it is kept"
         raise OSError(error.errno, reason, str(error.filename or staging)) from error
-    return FetchedArtifact(directory, found.path, found.version, found.digest)
+    return FetchedArtifact(directory, found.path, found.version, found.digest, lambda: _is_intact(directory, found))
 
 
 def artifact_name(config: PairConfig) -> str:

@@ -71,8 +71,12 @@ def fetch_hub_pair(
     found, files = _found(repository, revision, subfolder)
     directory, staging = (Path(folder).absolute() / f"{found.digest}{suffix}" for suffix in ("", ".part"))
     directory.parent.mkdir(parents=True, exist_ok=True)
+
+    def is_intact() -> bool:
+        return all(_is_intact(directory / name, file) for name, file in files.items())
+
     with holding(directory.with_suffix(".lock"), f"fetches {found.path}", say):
-        if directory.exists() and not all(_is_intact(directory / name, file) for name, file in files.items()):
+        if directory.exists() and not is_intact():
             shutil.rmtree(directory)
         if not directory.exists():
             shutil.rmtree(staging, ignore_errors=True)
@@ -80,7 +84,7 @@ def fetch_hub_pair(
             _download(repository, found, files, staging)
             (staging / subfolder).rename(directory)
             shutil.rmtree(staging, ignore_errors=True)
-    return FetchedArtifact(directory, found.path, found.version, found.digest)
+    return FetchedArtifact(directory, found.path, found.version, found.digest, is_intact)
 
 
 def _found(repository: str, revision: str, subfolder: str) -> tuple[FoundArtifact, dict[str, RepoSibling]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsae_core.hub_errors import in_plain_words, silent
+from jsae_core.lfs import is_lfs_pointer
 from jsae_core.memory import in_bytes
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-LFS_POINTER = b"version https://git-lfs"  # the start of a placeholder that git-lfs leaves for a large file
 LONGEST_QUOTE = 500  # characters of a library's message that an error quotes
 # the names that architectures give the number of their decoder's blocks. Names of architectures that also have an
 # encoder come first, since these call the number of the encoder's blocks num_hidden_layers
@@ -89,7 +89,7 @@ def find_model(
             f"AutoModelForCausalLM.from_pretrained({name!r}, use_safetensors=False).save_pretrained(directory), and "
             "AutoTokenizer likewise"
         )
-    pointers = [path.name for path in sorted(files.directory.glob("*.safetensors")) if _is_pointer(path)]
+    pointers = [path.name for path in sorted(files.directory.glob("*.safetensors")) if is_lfs_pointer(path)]
     if pointers:
         raise ValueError(
             f"{files} could not be loaded: {', '.join(pointers)} holds no weights but only a git-lfs pointer to them; "
@@ -125,13 +125,6 @@ def _snapshot(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
         return Path(snapshot_download(name, **wanted, local_files_only=True))
     except LocalEntryNotFoundError:
         raise ValueError(why_not) from None
-
-
-def _is_pointer(path: Path) -> bool:
-    if not path.is_file():  # a broken link; the error comes when it is read
-        return False
-    with path.open("rb") as file:
-        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def layer_count(directory: Path) -> int | None:

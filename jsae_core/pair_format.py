@@ -24,7 +24,7 @@ from torch import Tensor
 from jsae_core.mlp import MLP, activation_function
 from jsae_core.sae import SAE_WEIGHTS, sae_shapes
 from jsae_core.sealed_files import check_undamaged
-from jsae_core.tensor_files import read_tensors, write_tensors
+from jsae_core.tensor_files import read_copies, read_tensors, write_tensors
 
 WEIGHTS_FILE, CONFIG_FILE = "sae_weights.safetensors", "cfg.json"
 LANGUAGE_MODEL_FILE = "randomized_llm_weights.safetensors"  # a third file, if the language model was randomised
@@ -252,13 +252,14 @@ def read_artifact(path: str | Path) -> tuple[dict[str, Tensor], PairConfig, Path
             f"{weights_path} is missing; expected an artifact directory with {WEIGHTS_FILE} and {CONFIG_FILE}, "
             "or the one .safetensors file of a stored pair"
         )
-    tensors, header = read_tensors(weights_path)
     if path.is_dir():
+        tensors = read_copies(weights_path)
         config_path = path / CONFIG_FILE
         if not config_path.is_file():
             raise FileNotFoundError(f"{config_path} is missing; it holds the pair's configuration")
         written = config_path.read_bytes()
     else:
+        tensors, header = read_tensors(path)  # nothing overwrites a stored file: a new one takes its place whole
         check_undamaged(path, header)
         if "cfg" not in header:
             raise ValueError(
@@ -289,8 +290,8 @@ def write_artifact(tensors: Mapping[str, Tensor], config: PairConfig, directory:
 
 def check_tensors(tensors: Mapping[str, Tensor], config: PairConfig) -> None:
     """Raises ValueError if a tensor of the SAEs is missing or its shape disagrees with the configuration, if a tensor
-    holds NaN or infinite values, or if a tensor does not belong to a pair of TopK SAEs: thresholds, gates or scaling
-    factors of latents, which the configuration does not always mention."""
+    holds whole numbers (as quantised weights do), NaN or infinite values, or if a tensor does not belong to a pair of
+    TopK SAEs: thresholds, gates or scaling factors of latents, which the configuration does not always mention."""
     expected = {
         tensor_name(side, name): shape
         for side in SIDES
@@ -304,6 +305,8 @@ def check_tensors(tensors: Mapping[str, Tensor], config: PairConfig) -> None:
             raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, expected {shape} by its config")
     known = (*expected, *(f"mlp.{name}" for name in MLP_WEIGHTS))
     for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} holds {tensor.dtype}, expected numbers with fractions: {' or '.join(DTYPES)}")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds {int((~torch.isfinite(tensor)).sum())} NaN or infinite values")
         if "scaling_factor" in name:

@@ -15,8 +15,10 @@ from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
+
+from jsae_core.lfs import is_lfs_pointer
 
 
 def open_tensors(path: Path):
@@ -25,13 +27,23 @@ def open_tensors(path: Path):
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{path}: is not a complete safetensors file ({error}); fetch or make it again") from error
+        raise _incomplete(path, error) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return all tensors and the metadata of the header. Raises ValueError as `open_tensors` does."""
     with open_tensors(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+
+
+def read_copies(path: Path) -> dict[str, Tensor]:
+    """Return copies of all tensors, for files that other programs may overwrite in place: the tensors of `read_tensors`
+    lie in the file itself, change with it, and end the process if the file becomes shorter. Raises ValueError as
+    `open_tensors` does."""
+    try:
+        return load(path.read_bytes())
+    except SafetensorError as error:
+        raise _incomplete(path, error) from error
 
 
 def read_header(file: BinaryIO, name: str) -> dict[str, str]:
@@ -47,7 +59,13 @@ def read_header(file: BinaryIO, name: str) -> dict[str, str]:
         (length,) = struct.unpack("<Q", file.read(8))
         return json.loads(file.read(length)).get("__metadata__", {})
     except (struct.error, ValueError, OverflowError, AttributeError) as error:
-        raise ValueError(f"{name}: is not a complete safetensors file ({error}); fetch or make it again") from error
+        raise _incomplete(name, error) from error
+
+
+def _incomplete(name: str | Path, error: Exception) -> ValueError:
+    if isinstance(name, Path) and is_lfs_pointer(name):
+        return ValueError(f"{name}: holds no tensors but only a git-lfs pointer to them; run `git lfs pull` there")
+    return ValueError(f"{name}: is not a complete safetensors file ({error}); fetch or make it again")
 
 
 def text_tensor(texts: list[str]) -> Tensor:

@@ -43,13 +43,19 @@ def matching_files(patterns: str | Sequence[str]) -> list[Path]:
             names = glob.glob(pattern.replace("[", "[[]"), recursive=True)
         found = [Path(name) for name in sorted(names) if Path(name).is_file()]
         if not found:
-            folder = f"it is a folder: name the files in it, as in {Path(pattern) / '*.jsonl'}"
-            hint = folder if Path(pattern).is_dir() else f"expected files there: {KNOWN_ENDINGS}"
-            raise ValueError(f"text files: nothing matches {pattern!r}; {hint}")
+            raise ValueError(f"text files: nothing matches {pattern!r}; {_expected_instead(pattern)}")
         paths += found
     for path in paths:
         _reader(path)
     return paths
+
+
+def _expected_instead(pattern: str) -> str:
+    if Path(pattern).is_dir():
+        return f"it is a folder: name the files in it, as in {Path(pattern) / '*.jsonl'}"
+    if "://" in pattern:
+        return "it is an address, expected a path on this machine: download what lies there first"
+    return f"expected files there: {KNOWN_ENDINGS}"
 
 
 def largest_text(patterns: str | Sequence[str]) -> int | None:

@@ -1,5 +1,5 @@
-"""Artifacts for the tests of sources: pairs on a tiny language model, and on one whose weights were randomised; and
-publishing a pair."""
+"""Artifacts for the tests of sources: pairs on a tiny language model, and on one whose weights were randomised; files
+that change while they are read; and publishing a pair."""
 
 import dagster as dg
 import torch
@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from jsae_assets.partitions import cell_key
-from jsae_core import load_language_model
-from jsae_core.pair_format import LANGUAGE_MODEL_FILE, PairConfig
+from jsae_core import SAEPair, load_language_model
+from jsae_core.pair_format import LANGUAGE_MODEL_FILE, WEIGHTS_FILE, PairConfig
 from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, write_artifact
 
 
@@ -19,6 +19,21 @@ def artifact_files(folder, lm, seed: int = 0, **config) -> dict[str, bytes]:
     del written["mlp_activation"]
     write_artifact(folder, tensors, written)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def overwrite_pairs_that_were_read(monkeypatch) -> None:
+    """Has another program overwrite the weights of a pair in place, by as many other bytes, once they were read."""
+    load = SAEPair.load
+
+    def loading(directory, *arguments):
+        pair = load(directory, *arguments)
+        path = directory / WEIGHTS_FILE
+        other = bytes(byte ^ 1 for byte in path.read_bytes())
+        with path.open("r+b") as file:
+            file.write(other)
+        return pair
+
+    monkeypatch.setattr(SAEPair, "load", loading)
 
 
 def randomised_artifact_files(folder, language_model) -> dict[str, bytes]:

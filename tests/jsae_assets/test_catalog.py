@@ -195,6 +195,18 @@ MALFORMED = {
     "an empty section": ("models", {}, "models", "at least 1"),
     "a section that is a list": ("variants", ["a"], "variants", "is a list, expected settings, each as `name: value`"),
     "an empty directory": ("models.m.directory", "", "models.m.directory", "at least 1 character"),
+    "a directory at an address": (
+        "models.m.directory",
+        "s3://b/m",
+        "models.m.directory",
+        "is an address, expected a path",
+    ),
+    "files at an address": (
+        "text.t.files",
+        ["https://x.org/a.txt"],
+        "text.t.files[0]",
+        "is an address, expected a path",
+    ),
     "an empty list of files": ("text.t.files", [], "text.t.files", "at least 1"),
     "an empty directory of a pair": ("pairs.1.directory", "", "pairs[1].directory", "at least 1 character"),
 }
@@ -493,6 +505,33 @@ def test_a_name_that_yaml_reads_as_a_truth_value_is_refused_by_its_place(tmp_pat
     message = refusal(tmp_path, yaml.safe_dump(GOOD).replace("\nvariants:\n", "\nvariants:\n  no: {label: yes}\n"))
     assert "variants.no: the name is no, a truth value" in message and "write text in quotes" in message
     assert "variants.no.label: is yes, a truth value" in message
+
+
+@pytest.mark.parametrize("number", ["010", "+07", "0_1", "1:30"])
+def test_a_number_that_yaml_takes_for_another_is_refused_as_it_is_written(tmp_path, number):
+    text = yaml.safe_dump(with_change("models.m.tokens", 100))
+    message = refusal(tmp_path, text.replace("tokens: 100\n", f"tokens: {number}\n"))
+    assert f"models.m.tokens: is '{number}', expected a whole number" in message
+
+
+def test_numbers_in_other_notations_that_cannot_be_mistaken_are_read(tmp_path):
+    text = yaml.safe_dump(with_change("models.m.tokens", 100))
+    for number in ("1_000", "0x3e8", "+1000"):
+        assert load(tmp_path, text.replace("tokens: 100\n", f"tokens: {number}\n")).models["m"].tokens == 1000
+
+
+def test_a_date_is_text_where_text_is_expected(tmp_path):
+    changed = with_change("models.m", {"hub": "x/y", "revision": "REVISION", "text": "t"})
+    catalog = load(tmp_path, yaml.safe_dump(changed).replace("REVISION", "2026-11-28"))
+    assert catalog.models["m"].revision == "2026-11-28"
+
+
+def test_an_empty_name_is_one_problem(tmp_path):
+    message = refusal(
+        tmp_path,
+        yaml.safe_dump(GOOD).replace("\nvariants:\n", "\nvariants:\n  null: {label: Nothing, colour: '#000000'}\n"),
+    )
+    assert "is empty, expected text" in message and "is itself" not in message
 
 
 # Each is a problem by itself, and none has to do with another

@@ -12,7 +12,12 @@ from jsae_assets.command import run_all
 from jsae_assets.definitions import SettingError, default_resources
 from jsae_assets.digests import out_of_groups
 from jsae_core import load_language_model
-from tests.jsae_assets.artifacts import artifact_files, publish, randomised_artifact_files
+from tests.jsae_assets.artifacts import (
+    artifact_files,
+    overwrite_pairs_that_were_read,
+    publish,
+    randomised_artifact_files,
+)
 from tests.jsae_assets.conftest import ANYTHING_GOES, failures, metadata
 
 # wandb keeps what it uploads where the first use in a process said
@@ -79,6 +84,22 @@ def test_a_corrupt_pair_from_the_hub_is_refused_and_the_stored_one_stays(on_hub,
     (message,) = failures(tiny.measure(1, "jsae/sae_pair")).values()
     assert "arrived with other contents" in message and "lab/pairs" in message
     assert stored.read_bytes() == b"the pair of last week"
+
+
+def test_a_pair_from_the_hub_that_changes_while_it_is_read_is_refused_and_the_stored_one_stays(
+    on_hub, hub, files, monkeypatch
+):
+    hub.commit("lab/pairs", in_layer_1(files))
+    tiny = on_hub()
+    stored = tiny.file("jsae/sae_pair")
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(b"the pair of last week")
+    with monkeypatch.context() as patch:
+        overwrite_pairs_that_were_read(patch)
+        (message,) = failures(tiny.measure(1, "jsae/sae_pair")).values()
+    assert "another program changed the files of the pair while they were read" in message
+    assert stored.read_bytes() == b"the pair of last week"
+    assert failures(tiny.measure(1, "jsae/sae_pair")) == {}  # the files are mended
 
 
 def test_a_moved_branch_is_noticed_once_and_a_commit_to_other_files_is_not(

@@ -202,8 +202,10 @@ def test_a_copy_that_lost_a_file_or_a_part_of_one_since_is_mended(server, folder
 @pytest.mark.parametrize("name", FILES)
 def test_a_copy_that_was_overwritten_by_as_many_other_bytes_is_not_used_but_mended(server, folder, name):
     add_pair(server)
-    directory = fetch_wandb_artifact(f"{PAIR}:v0", folder).directory
-    (directory / name).write_bytes(bytes(byte ^ 1 for byte in FILES[name]))
+    fetched = fetch_wandb_artifact(f"{PAIR}:v0", folder)
+    assert fetched.is_intact()
+    (fetched.directory / name).write_bytes(bytes(byte ^ 1 for byte in FILES[name]))
+    assert not fetched.is_intact()
     server.forget()
     assert contents(fetch_wandb_artifact(f"{PAIR}:v0", folder).directory) == FILES
     assert len(server.asked("file")) == 1

@@ -332,6 +332,19 @@ def test_a_missing_file_is_refused_with_its_name(artifact, name):
     assert str(artifact / name) in refused(artifact, FileNotFoundError)
 
 
+def test_a_loaded_pair_does_not_change_with_its_files(artifact):
+    pair, whole = SAEPair.load(artifact), (artifact / WEIGHTS).read_bytes()
+    with (artifact / WEIGHTS).open("r+b") as file:  # in place, as another program may
+        file.write(bytes(len(whole)))
+    assert all(torch.equal(tensor, artifact_tensors()[name]) for name, tensor in pair.tensors().items())
+
+
+def test_weights_of_which_git_holds_a_pointer_alone_are_refused_with_what_fetches_them(artifact):
+    (artifact / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1f\nsize 9\n")
+    message = refused(artifact)
+    assert str(artifact / WEIGHTS) in message and "git lfs pull" in message
+
+
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])
 def test_a_truncated_weights_file_is_refused_with_its_name(artifact, kept):
     whole = (artifact / WEIGHTS).read_bytes()
@@ -358,6 +371,14 @@ def test_a_tensor_of_the_wrong_shape_is_refused_with_its_name(artifact, name):
     message = refused(artifact)
     assert str(artifact / WEIGHTS) in message and re.search(r"mlp\.W|" + re.escape(name), message)
     assert "expected" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool])
+@pytest.mark.parametrize("name", ["_W_enc", "_b_dec_out", "mlp.W_out"])
+def test_weights_that_are_whole_numbers_are_refused_with_their_name(artifact, name, dtype):
+    rewrite_tensors(artifact, {name: artifact_tensors()[name].to(dtype)})
+    message = refused(artifact)
+    assert str(artifact / WEIGHTS) in message and f"{name} holds {dtype}, expected" in message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

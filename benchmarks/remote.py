@@ -31,7 +31,8 @@ from transformers.utils.logging import disable_progress_bar
 
 import jsae_assets
 from benchmarks.cell import LAYER, MODEL
-from jsae_assets.catalog import Catalog, load_catalog
+from jsae_assets.catalog import Catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import report
 from jsae_assets.partitions import cell_key

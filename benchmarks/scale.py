@@ -23,7 +23,8 @@ from pathlib import Path
 import dagster as dg
 import yaml
 
-from jsae_assets.catalog import Catalog, load_catalog
+from jsae_assets.catalog import Catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import CATALOG, DATA_VERSION, READ_VERSION, change_events
 from jsae_assets.partitions import partition_keys

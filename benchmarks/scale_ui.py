@@ -28,7 +28,7 @@ import dagster as dg
 from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.scale import write_catalog
-from jsae_assets.catalog import load_catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.home import SETTINGS
 from jsae_assets.partitions import cells
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from tabulate import tabulate
 
-from jsae_assets.catalog import DEFAULT_CATALOG, load_catalog
+from jsae_assets.catalog_file import DEFAULT_CATALOG, load_catalog
 from jsae_core import MLPInputs, load_language_model, train_pair
 from jsae_core.measures import jacobian_measures, latent_accountings, latent_activity, pair_quality
 from jsae_core.measures.moments import flat

@@ -17,7 +17,8 @@ from jsae_assets.assets.sae_pairs import sae_pair_asset
 from jsae_assets.assets.site import site_asset
 from jsae_assets.assets.sweeps import sweep_runs_asset
 from jsae_assets.assets.text import tokens_asset
-from jsae_assets.catalog import Catalog, load_catalog
+from jsae_assets.catalog import Catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.checks import faithful_check
 from jsae_assets.entries import catalog_spec
 from jsae_assets.files.storage import named_storage

@@ -15,7 +15,7 @@ from dagster_ray import RayRunLauncher
 
 from jsae_assets.assets.measures import MEASURES
 from jsae_assets.automation import PARTITION
-from jsae_assets.catalog import load_catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.partitions import SEPARATOR, split_cell
 from jsae_assets.runs.executors import STEPS_ARE_JOBS
 

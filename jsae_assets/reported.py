@@ -15,7 +15,8 @@ import sys
 import dagster as dg
 from tabulate import tabulate
 
-from jsae_assets.catalog import Catalog, CatalogError, load_catalog
+from jsae_assets.catalog import Catalog
+from jsae_assets.catalog_file import CatalogError, load_catalog
 from jsae_assets.home import home
 from jsae_assets.partitions import cell_key
 from jsae_assets.runs.freshness import latest_metadata

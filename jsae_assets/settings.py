@@ -1,6 +1,6 @@
 """The names of this project's environment variables, and what to say of one that nothing reads.
 
-Not here: what they mean (docs/settings.md), reading them (`catalog.py`, `definitions.py`, `deploy/`).
+Not here: what they mean (docs/settings.md), reading them (`catalog_file.py`, `definitions.py`, `deploy/`).
 """
 
 from collections.abc import Iterable

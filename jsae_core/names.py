@@ -1,6 +1,6 @@
-"""What is said of a name that is none of those that it can be: of a setting, an asset, an environment variable.
+"""Suggestions for names that do not exist: of a setting, an asset, an environment variable.
 
-Here: the one wording. Not here: which names there are.
+Here: finding and wording a suggestion. Not here: which names exist.
 """
 
 from collections.abc import Iterable
@@ -8,16 +8,16 @@ from difflib import get_close_matches
 
 
 def nearest(name: object, names: Iterable[object]) -> str | None:
-    """Return that one of `names` that `name` was probably meant for; None if it resembles none."""
+    """Return the one of `names` that is spelt most like `name`, whatever its case; None if none is similar."""
     by_lower_case = {str(known).lower(): str(known) for known in names}
     found = get_close_matches(str(name).lower(), by_lower_case, n=1)
     return by_lower_case[found[0]] if found else None
 
 
 def advice(name: object, names: Iterable[object]) -> str:
-    """Return what to do about a name that is none of `names`, to follow a clause that says so: "did you mean tanh?" or,
-    where it resembles none of them, which there are."""
+    """Return the last clause of an error message about a name that is not among `names`: "did you mean tanh?" if one of
+    them is spelt like it, else a list of all of them."""
     known = list(map(str, names))
     if meant := nearest(name, known):
         return f"did you mean {meant}?"
-    return f"expected one of {', '.join(known)}" if known else "there are none yet"
+    return f"expected one of {', '.join(known)}" if known else "none are defined yet"

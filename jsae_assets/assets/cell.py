@@ -15,12 +15,12 @@ import dagster as dg
 
 from jsae_assets import groups
 from jsae_assets.assets.memory_settings import naming_settings
-from jsae_assets.catalog import SETTING_OF, Catalog, Model, Pair
+from jsae_assets.catalog import SETTING_OF, Catalog, Model
 from jsae_assets.devices import on_a_device_of_its_own
 from jsae_assets.entries import confirm, depends_on
 from jsae_assets.partitions import cells, of_same_model, split_cell
 from jsae_assets.resources import POOL, downloads_folder
-from jsae_assets.sources import LANGUAGE_MODEL_WEIGHTS
+from jsae_assets.sources import LANGUAGE_MODEL_WEIGHTS, Pair
 
 if TYPE_CHECKING:
     from jsae_assets.resources import Compute

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from jsae_assets.assets.cell import context_size
 from jsae_assets.assets.text import documents
-from jsae_assets.catalog import Model, Recipe, Text
+from jsae_assets.catalog import Model, Text
 from jsae_assets.resources import Compute
+from jsae_assets.sources import Recipe
 from jsae_core.pace import Pace
 from jsae_core.text_files import matching_files
 

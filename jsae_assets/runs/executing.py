@@ -3,7 +3,7 @@
 `execute_in_process` records no code location. The UI leaves runs without one out of its overview, and cannot start them
 again. So the run is created here as Dagster's own daemon creates one, and then executed as by `execute_in_process`.
 
-Not here: planning runs (`plan.py`), messages about them (`command.py`).
+Not here: planning runs (`plan.py`), messages about them (`making.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Plans runs: which job runs at which partition, with only those assets that are missing or out of date there.
 
 Here: the assets of each job, the order of the runs, and restricting them to some models, layers or assets. Not here:
-what is out of date (`freshness.py`), running jobs (`command.py`, the sensor in `automation.py`).
+what is out of date (`freshness.py`), running jobs (`making.py`, the sensor in `automation.py`).
 """
 
 from __future__ import annotations

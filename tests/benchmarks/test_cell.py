@@ -3,7 +3,7 @@
 import yaml
 
 from benchmarks.cell import as_text, measured_cell
-from jsae_assets.catalog import DEFAULT_CATALOG, load_catalog
+from jsae_assets.catalog_file import DEFAULT_CATALOG, load_catalog
 
 
 def test_every_step_of_a_cell_is_timed_and_the_model_gets_the_tokens_in_one_of_them(tmp_path, monkeypatch):

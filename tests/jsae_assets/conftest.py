@@ -16,7 +16,8 @@ import dagster as dg
 import pytest
 import yaml
 
-from jsae_assets.catalog import DEFAULT_CATALOG, Catalog, load_catalog
+from jsae_assets.catalog import Catalog
+from jsae_assets.catalog_file import DEFAULT_CATALOG, load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import report
 from jsae_assets.partitions import cell_key

@@ -11,7 +11,7 @@ import dagster as dg
 import plotly.graph_objects as go
 import pytest
 
-from jsae_assets.catalog import load_catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.io_managers import FigureStore, PagesStore, header
 from jsae_assets.resources import Compute
 from tests.jsae_assets.conftest import Graph, write_catalog

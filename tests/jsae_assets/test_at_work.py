@@ -17,8 +17,8 @@ import dagster as dg
 import psutil
 import pytest
 
-from jsae_assets.command import run_all
 from jsae_assets.definitions import build_definitions
+from jsae_assets.making import run_all
 from jsae_assets.resources import POOL
 from jsae_assets.runs import at_work
 from jsae_assets.runs.freshness import Place

@@ -3,7 +3,7 @@
 import dagster as dg
 import pytest
 
-from jsae_assets.catalog import load_catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import report
 from jsae_assets.partitions import partition_keys

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jsae_assets
-from jsae_assets.catalog import CATALOG_VARIABLE, CatalogError, LocalSweep, Model, Text, load_catalog
+from jsae_assets.catalog import LocalSweep, Model, Text
+from jsae_assets.catalog_file import CATALOG_VARIABLE, CatalogError, load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.sources import ExplainedVariance, PairOnHub, PairOnServer, Recipe
 from jsae_core.recipe import AntiBypass, AuxK, TrainingConfig

@@ -22,9 +22,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jsae_assets import command
-from jsae_assets.catalog import load_catalog
-from jsae_assets.command import figure_pages, run_all, say_plan, summary
+from jsae_assets import command, making
+from jsae_assets.catalog_file import load_catalog
+from jsae_assets.command import figure_pages, summary
+from jsae_assets.making import freshness_of, run_all, say_plan
 from jsae_assets.number import Number
 from jsae_assets.resources import Compute
 from jsae_assets.runs.plan import planned_runs, selection
@@ -64,7 +65,7 @@ def run(
 
 def planned(graph: Graph, wanted=lambda place: True) -> set[str]:
     """What of it would be made, each "asset partition", the site left out."""
-    runs = planned_runs(command.freshness_of(graph.catalog, graph.definitions, graph.instance), wanted)
+    runs = planned_runs(freshness_of(graph.catalog, graph.definitions, graph.instance), wanted)
     made = {f"{key.to_user_string()} {run.partition or ''}".rstrip() for run in runs for key in run.assets}
     return made - {"site"}
 
@@ -123,7 +124,7 @@ def test_a_dry_run_after_an_edit_says_what_changed(finished, entries, tmp_path, 
     changed = entries()
     changed["models"]["tiny"]["function_shapes"] = 71
     after = edited(finished, tmp_path, changed)
-    command.say_plan(command.freshness_of(after.catalog, after.definitions, after.instance), lambda place: True)
+    say_plan(freshness_of(after.catalog, after.definitions, after.instance), lambda place: True)
     said = capsys.readouterr().out
     assert "jsae/function_shapes was made before its entries in the catalog changed" in said
     assert re.search(r"^At most \d+ to materialise: ", said, re.MULTILINE)  # the tables may come out equal
@@ -213,7 +214,7 @@ def test_what_was_damaged_is_planned_with_the_reason_and_made_again_and_nothing_
     for path, content in older.items():  # as from a backup
         path.write_bytes(content)
     capsys.readouterr()
-    say_plan(command.freshness_of(finished.catalog, finished.definitions, finished.instance), lambda place: True)
+    say_plan(freshness_of(finished.catalog, finished.definitions, finished.instance), lambda place: True)
     said = capsys.readouterr().out
     damaged = "was made, but its file is damaged: "
     for line in (
@@ -352,7 +353,7 @@ def test_the_time_left_counts_neither_a_pair_that_stays_refused_nor_what_is_made
     for layer in (0, 1):
         tiny.file("traditional/function_shapes", layer=layer, extension="parquet").unlink()
     ticks = itertools.count()
-    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: next(ticks)))  # each run takes one second
+    monkeypatch.setattr(making, "time", SimpleNamespace(monotonic=lambda: next(ticks)))  # each run takes one second
     capsys.readouterr()
     made = run(tiny, [], with_site=True)
     said = capsys.readouterr().out

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jsae_assets.catalog import load_catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_core import MLPInputs, SAEPair, load_language_model
 from jsae_core.measures import jacobian_histogram, share_above
 from jsae_core.pair_format import PairConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from jsae_assets.catalog import load_catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.definitions import build_definitions, defs
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, REPOSITORY, write_catalog
 

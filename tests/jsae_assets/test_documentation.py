@@ -21,7 +21,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from jsae_assets.catalog import load_catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.command import arguments
 from jsae_assets.publishing import Publication
 from tests.documentation import PAGES, ROOT, anchors, blocks, commands, links, words

@@ -14,7 +14,7 @@ import pytest
 from torch import Tensor
 
 from jsae_assets import definitions
-from jsae_assets.catalog import load_catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.command import main
 from jsae_assets.definitions import SettingError, build_definitions
 from jsae_assets.resources import POOL, Compute

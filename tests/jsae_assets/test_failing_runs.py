@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 import torch
 
-from jsae_assets.catalog import load_catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import report
 from jsae_assets.resources import Compute

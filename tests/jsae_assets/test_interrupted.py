@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from upath import UPath
 
 from jsae_assets import resources
-from jsae_assets.catalog import load_catalog
-from jsae_assets.command import run_all
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.io_managers import FigureStore, ParquetStore, SafetensorsStore
+from jsae_assets.making import run_all
 from jsae_assets.resources import Compute
 from jsae_assets.runs.plan import SWEEP_JOB
 from jsae_core.checkpoints import Checkpoint

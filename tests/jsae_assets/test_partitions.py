@@ -2,7 +2,7 @@
 
 import pytest
 
-from jsae_assets.catalog import load_catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.partitions import (
     cell_key,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jsae_assets.command import run_all
 from jsae_assets.definitions import SettingError, default_resources
 from jsae_assets.digests import out_of_groups
+from jsae_assets.making import run_all
 from jsae_core import load_language_model
 from tests.jsae_assets.artifacts import (
     artifact_files,

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from jsae_assets.assets.spread import RETRIES
-from jsae_assets.catalog import load_catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.resources import Compute
 from jsae_assets.runs.freshness import Freshness, Place
 from jsae_core import MLPInputs

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from jsae_assets.automation import schedules
-from jsae_assets.catalog import load_catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.runs.plan import SWEEP_JOB
 from jsae_core import MLPInputs, SAEPair, load_language_model

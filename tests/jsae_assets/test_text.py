@@ -6,7 +6,8 @@ import markdown_it
 import pytest
 from safetensors.torch import load_file
 
-from jsae_assets.catalog import C4, CatalogError, Text, load_catalog
+from jsae_assets.catalog import C4, Text
+from jsae_assets.catalog_file import CatalogError, load_catalog
 from tests.jsae_assets.conftest import failures, metadata, write_catalog
 
 TEXT = "def read(self): return self"  # 27 characters, as many tokens

@@ -7,7 +7,7 @@ import pytest
 
 import jsae_core
 from jsae_assets.assets import training
-from jsae_assets.catalog import CatalogError, load_catalog
+from jsae_assets.catalog_file import CatalogError, load_catalog
 from jsae_assets.resources import Compute
 from jsae_core.pace import duration
 from tests.jsae_assets.conftest import RECIPE, failures, write_catalog

@@ -5,8 +5,8 @@ import json
 import dagster as dg
 import pytest
 
-from jsae_assets.catalog import load_catalog
-from jsae_assets.command import run_all
+from jsae_assets.catalog_file import load_catalog
+from jsae_assets.making import run_all
 from jsae_assets.runs.plan import selection
 from tests.jsae_assets.conftest import Graph
 from tests.jsae_assets.ui_server import IN_THE_DAEMON, QUICK_QUEUE, Server, started

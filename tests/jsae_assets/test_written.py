@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from tokenizers import AddedToken
 
 from jsae_assets.assets.markdown import as_text
-from jsae_assets.catalog import load_catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.runs.plan import SWEEP_JOB
 from tests.jsae_assets.conftest import Graph, failures, write_catalog
 from tests.jsae_core.builders import character_tokenizer, save_language_model

@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jsae_core import run_sandwich
+from jsae_core.checkpoints import Checkpoint
 from jsae_core.figures import Variant, dead_latents_figure
 from jsae_core.measures import latent_activity
 from tests.jsae_core.builders import D_SAE, changed, random_inputs, random_pair
+from tests.jsae_core.streamed_measures import Ends, Interrupted, assert_same
 
 LENGTHS = [3, 90, 1, 60, 200, 46]
 N_TOKENS = sum(LENGTHS)
@@ -60,6 +62,19 @@ def test_dead_and_unseen_are_what_a_loop_over_latents_counts_however_the_stream_
         unseen = (n - 1) / n * once * (once - 1) / (2 * (twice + 1)) / D_SAE
         numpy.testing.assert_allclose(rows["unseen"], min(unseen, expected[-1]))
     assert table[table["side"] == "output"]["dead"].iloc[0] > 0
+
+
+def test_a_document_within_which_the_measure_is_interrupted_counts_once(tmp_path, pair, x):
+    stream = Documents(x.split(20), LENGTHS)  # most interruptions are within a document
+    whole = latent_activity(pair, stream)
+    assert whole[whole["side"] == "output"]["unseen"].gt(0).all()  # so it tells how often documents are counted
+    for saves in range(1, len(stream) + 1):
+        path = tmp_path / f"after {saves} items"
+        with pytest.raises(Interrupted):
+            latent_activity(pair, stream, checkpoint=Ends(path, saves))
+        said = []
+        assert_same(latent_activity(pair, stream, checkpoint=Checkpoint(path, say=said.append)), whole)
+        assert said == ["going on from the checkpoint"]
 
 
 def test_the_estimate_of_the_unseen_is_near_the_truth_where_more_text_shows_them():

@@ -1,4 +1,4 @@
-"""What is said of a name that nothing has."""
+"""Suggestions for names that do not exist."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from jsae_core.names import advice
         ("JSAE", ["jsae", "traditional"], "did you mean jsae?"),
         ("pair_qualty", ["pair_quality", "jsae/pair_quality"], "did you mean pair_quality?"),
         (7, [0, 1], "expected one of 0, 1"),
-        ("anything", [], "there are none yet"),
+        ("anything", [], "none are defined yet"),
     ],
 )
 def test_a_name_is_told_the_nearest_whatever_its_case_else_all_there_are(name, names, said):

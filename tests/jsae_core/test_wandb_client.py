@@ -217,7 +217,7 @@ def test_a_server_that_does_not_answer_is_waited_for_once_and_asked_again_after_
     assert "did not answer in time" in message
     asked = len(server.asked())
     message, _ = failure_of(lambda: connect("another", tmp_path))
-    assert "access to another: it did not answer" in message and "is not asked again before" in message
+    assert "access to another: it did not answer" in message and "is not asked again for another" in message
     assert len(server.asked()) == asked
     monkeypatch.setattr("jsae_core.silence.SECONDS", 0)
     failure_of(lambda: connect("ent", tmp_path))

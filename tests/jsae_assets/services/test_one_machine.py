@@ -6,7 +6,7 @@ from collections import defaultdict
 import dagster as dg
 import pytest
 
-from jsae_assets.catalog import load_catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.definitions import build_definitions
 from tests.jsae_assets.ui_server import QUICK_QUEUE, started
 

@@ -12,7 +12,7 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from jsae_assets.catalog import load_catalog
+from jsae_assets.catalog_file import load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.partitions import cell_key
 from tests.jsae_assets.conftest import CELL_FIGURES, PER_VARIANT, Graph, write_catalog, write_documents

@@ -43,6 +43,9 @@ class MLPInputs:
         sources: the number of the whole document that each is a piece of, ascending, as `text.numbered_tokens_of` and
             `text.split_sources` give it; measures count the pieces of one as one (`document_numbers`). None: none is a
             piece.
+
+    Raises:
+        ValueError: `sources` has not one number for each document, or they do not ascend.
     """
 
     language_model: LanguageModel
@@ -54,6 +57,9 @@ class MLPInputs:
     sources: Sequence[int] | None = None
     # by the number of the batch
     _kept_batches: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        document_numbers(len(self.documents), self.sources)
 
     def __iter__(self) -> Iterator[Tensor]:
         return self.starting_at(0)
@@ -145,9 +151,20 @@ def document_numbers(n: int, sources: Sequence[int] | None) -> list[int]:
 
     Args:
         sources: as for `MLPInputs`.
+
+    Raises:
+        ValueError: `sources` has not one number for each document, or they do not ascend.
     """
-    places = {source: place for place, source in enumerate(dict.fromkeys(sources or ()))}
-    return list(range(n)) if sources is None or len(places) == 1 else [places[source] for source in sources]
+    if sources is None:
+        return list(range(n))
+    of_each = [int(source) for source in sources]
+    if len(of_each) != n or of_each != sorted(of_each):
+        raise ValueError(
+            f"sources has {len(of_each)} numbers{'' if len(of_each) != n else ' that do not ascend'}; expected one for "
+            f"each of the {n} documents, ascending, and the same for the pieces of one whole document"
+        )
+    places = {source: place for place, source in enumerate(dict.fromkeys(of_each))}
+    return list(range(n)) if len(places) == 1 else [places[source] for source in of_each]
 
 
 def _lengths(documents: Sequence[Tensor], sources: Sequence[int] | None) -> list[int]:
@@ -166,9 +183,17 @@ def with_documents(
 
     Args:
         items: the items of the stream from token number `start` on. None: all items.
+
+    Raises:
+        ValueError: an item is no such tensor.
     """
     documents = documents_of(stream)
     for item in stream if items is None else items:
+        if not isinstance(item, Tensor) or item.ndim != 2:
+            found = f"a tensor of shape {tuple(item.shape)}" if isinstance(item, Tensor) else type(item).__name__
+            raise ValueError(
+                f"the stream of MLP inputs gives {found}; expected tensors [n_tokens, d_model], and of a single one [x]"
+            )
         yield item, None if documents is None else documents[start : start + len(item)]
         start += len(item)
 

@@ -79,8 +79,8 @@ def train_pair(
         The pair, on the MLP's device. The same inputs and config give the same pair on a CPU.
 
     Raises:
-        ValueError: there are no inputs, a stream larger than the buffer ends before the steps are done, or the loss
-            stops being finite.
+        ValueError: there are no inputs, or ones of another shape, dtype or device than the MLP takes; a stream larger
+            than the buffer ends before the steps are done; or the loss stops being finite.
         MemoryError: the device has no room for pairs of this size.
     """
     if not isinstance(config, TrainingConfig):
@@ -107,6 +107,7 @@ def train_pair(
                 f"the stream of MLP inputs ended after {step} of {config.steps} steps of {config.batch_tokens} tokens; "
                 "give more text or fewer steps"
             )
+        _check_inputs(x, mlp.W_in)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate_at(step)
         _normalise_decoders(weights)
@@ -132,7 +133,9 @@ def train_pair(
             reported = time.monotonic()
             total, of_input, of_output, of_jacobian, share = torch.stack(terms).sum(dim=0).tolist()
             if not math.isfinite(total):
-                raise ValueError(f"the loss is {total} at step {step + 1}; lower the learning rate")
+                raise ValueError(
+                    f"the loss is {total} at step {step + 1}; are the MLP inputs finite? If so, lower the learning rate"
+                )
             if report is not None:
                 accounted = share if config.anti_bypass else None
                 of_terms = (of_input, of_output, of_jacobian)
@@ -156,6 +159,16 @@ def train_pair(
         extra=_artifact_recipe(config),
     )
     return SAEPair.from_tensors(tensors, pair_config)
+
+
+def _check_inputs(x: Tensor, weight: Tensor) -> None:
+    """Raise ValueError if an MLP with these first weights, [d_model, d_mlp], cannot be given a batch x."""
+    if x.ndim != 2 or len(weight) != x.shape[1] or (x.dtype, x.device) != (weight.dtype, weight.device):
+        shape = ", ".join(map(str, ("n_tokens", *x.shape[1:])))
+        raise ValueError(
+            f"the MLP inputs are {x.dtype} of shape [{shape}] on {x.device}; expected {weight.dtype} of shape "
+            f"[n_tokens, {len(weight)}] on {weight.device}, as the MLP's weights are"
+        )
 
 
 def _total(losses: Losses, config: TrainingConfig, step: int) -> Tensor:

@@ -15,6 +15,7 @@ from jsae_core.figures.labels import SMALL
 from jsae_core.figures.style import plain
 
 ROOM = 0.07  # free space at each end of an axis, as a share of the range of the values
+LARGEST_KURTOSIS = 12  # its decimal logarithm; no number of elements that was ever measured allows more
 NO_PENALTY = "#BBBBBB"  # λ = 0, which has no logarithm
 
 
@@ -68,7 +69,7 @@ def measure_of(name: str) -> Measure:
     if name.startswith("above_"):
         return Measure(f"|J| ≥ {name.removeprefix('above_')}", "(%)", 0, 100, narrowest=2, unit=100)
     if name == "kurtosis":
-        return Measure("kurtosis", "↑ sparser", least=0, narrowest=0.3, log=True)
+        return Measure("kurtosis", "↑ sparser", least=0, most=LARGEST_KURTOSIS, narrowest=0.3, log=True)
     if name == "l1_over_l2":
         return Measure("L1/L2", "↓ sparser", 0, 1, narrowest=0.02)
     if name == "accounted_share":

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from jsae_core import MLPInputs, load_language_model
 from jsae_core.activations import FirstDocuments, packed, with_documents
+from jsae_core.measures import jacobian_sizes, latent_accounting, latent_activity, reconstruction_quality
 from jsae_core.memory import MemoryBudget
-from tests.jsae_core.builders import save_language_model
+from tests.jsae_core.builders import random_inputs, random_pair, save_language_model
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=12)
 
@@ -154,3 +155,10 @@ def test_a_stream_that_starts_later_gives_the_rest_of_the_same(language_model, k
         rest = list(stream.starting_at(first))
         assert len(rest) == max(0, 4 - first)
         assert all(torch.equal(a, b) for a, b in zip(rest, whole[first:], strict=True))
+
+
+@pytest.mark.parametrize("measure", [jacobian_sizes, latent_accounting, latent_activity, reconstruction_quality])
+def test_a_tensor_in_the_place_of_a_stream_is_refused_saying_what_a_stream_is(measure):
+    pair = random_pair()
+    with pytest.raises(ValueError, match=r"gives a tensor of shape \(8,\); expected tensors \[n_tokens, d_model\]"):
+        measure(pair, random_inputs(5))

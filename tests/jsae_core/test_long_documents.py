@@ -51,6 +51,18 @@ def pieces(lm):
     return random_documents(lm.n_vocabulary, len(SOURCES))
 
 
+@pytest.mark.parametrize("sources", [SOURCES[:-1], [*SOURCES, 6], [], [1, *SOURCES[1:]]])
+def test_sources_that_are_not_one_for_each_document_or_do_not_ascend_are_refused(lm, pair, pieces, sources):
+    for use in (
+        lambda: MLPInputs(lm, pieces, 1, sources=sources),
+        lambda: pair_quality(pair, lm, pieces, sources=sources),
+    ):
+        with pytest.raises(
+            ValueError, match=f"sources has {len(sources)} numbers.* each of the {len(pieces)} documents"
+        ):
+            use()
+
+
 @pytest.fixture(scope="module")
 def long_stream(lm):
     """Documents of one to five pieces, which batches cut anywhere."""

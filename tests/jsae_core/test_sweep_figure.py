@@ -779,6 +779,11 @@ def test_where_every_finished_run_is_odd_that_is_an_error(draw):
         draw(table().assign(jacobian_coefficient=-1.0), SUBTITLE)
 
 
+def test_a_kurtosis_beyond_all_measure_is_drawn_at_the_end_of_its_axis():
+    _, x, _ = panels(sweep_grid_figure(of(table(), 1, kurtosis=1e300), SUBTITLE))["kurtosis", "CE score"]
+    assert x.range[1] < 14  # a decimal logarithm
+
+
 def test_odd_runs_are_told_by_their_place_in_the_table():
     runs = of(of(of(table(), 0, state="running", ce_score=np.inf), 3, ce_score=np.inf), 4, jacobian_coefficient=-2)
     assert odd_runs(runs).to_dict() == {3: "ce_score = inf", 4: "jacobian_coefficient = -2"}

@@ -361,6 +361,22 @@ def test_an_empty_stream_is_refused(mlp, stream):
         train_pair(stream, mlp, recipe())
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x[:, :5], rf"shape \[n_tokens, 5\] .* expected torch.float64 of shape \[n_tokens, {D_MODEL}\]"),
+        (lambda x: x[0], r"shape \[n_tokens\]"),
+        (lambda x: x[None], r"shape \[n_tokens, \d+, \d+\]"),
+        (lambda x: x.float(), "are torch.float32 .* expected torch.float64"),
+        (lambda x: x.int(), "are torch.int32 .* expected torch.float64"),
+    ],
+    ids=["another width", "one dimension", "three dimensions", "another dtype", "whole numbers"],
+)
+def test_inputs_that_the_mlp_does_not_take_are_refused_with_both(x, mlp, change, said):
+    with pytest.raises(ValueError, match=said):
+        train_pair(change(x), mlp, recipe())
+
+
 def test_a_stream_that_ends_too_soon_is_refused_saying_how_far_it_went(x, mlp):
     with pytest.raises(ValueError, match="after 6 of 100 steps of 10 tokens"):
         train_pair(iter(x.split(4)), mlp, recipe(steps=100, batch_tokens=10, buffer_tokens=20))
@@ -377,7 +393,7 @@ def test_a_pair_that_memory_cannot_hold_is_refused_with_both_sizes_before_any_is
 def test_a_loss_that_is_not_finite_is_refused(x, mlp, steps):
     broken = x.clone()
     broken[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="the loss is nan"):
+    with pytest.raises(ValueError, match="the loss is nan at step .*; are the MLP inputs finite"):
         train_pair(broken, mlp, recipe(steps=steps))
 
 

@@ -42,7 +42,8 @@ def named_storage(base_path: str) -> UPath:
     """Return the storage folder of this path or URL.
 
     Raises:
-        ValueError: the path begins with the home of an unknown user, names an unknown file system, or is a file.
+        ValueError: the path begins with the home of an unknown user, names an unknown file system, or S3 without a
+            bucket, or is a file.
     """
     path = os.path.expanduser(base_path)
     if path.startswith("~"):  # not expanded; it would become a folder whose name begins with "~"
@@ -56,6 +57,8 @@ def named_storage(base_path: str) -> UPath:
             f"the storage is {path!r}, which fsspec cannot reach ({error}); expected a path, or a URL of a file system "
             "whose package is installed, such as s3://bucket/folder"
         ) from error
+    if place.protocol in OBJECT_STORES and not place.path.partition("/")[0]:
+        raise ValueError(f"the storage is {path!r}, which names no bucket; expected s3://bucket/folder")
     if is_local(place) and place.is_file():
         raise ValueError(f"the storage is {path!r}, which is a file; expected a folder")
     return place

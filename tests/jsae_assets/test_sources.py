@@ -236,6 +236,8 @@ def test_a_tilde_in_the_storage_is_the_home_of_whoever_runs_this(instance, tmp_p
     [
         ("~no-such-user/stored", "'~no-such-user/stored', but there is no such user"),
         ("nosuch://bucket/stored", "'nosuch://bucket/stored', which fsspec cannot reach"),
+        ("s3://", "'s3://', which names no bucket; expected s3://bucket/folder"),
+        ("s3:///stored", "'s3:///stored', which names no bucket"),
         ("a-file", "'a-file', which is a file; expected a folder"),
     ],
 )

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -114,19 +114,22 @@ def _contradictions(
         names: the names of all entries of the sections that have names; None for a section that is malformed itself.
     """
 
-    def unknown(place: Location, name: str | None, section: str) -> Iterator[Problem]:
+    def unknown(place: Location, name: str | None, section: str, impossible: Collection[str] = ()) -> Iterator[Problem]:
         known = names[section]
         if name is not None and known is not None and name not in known:
-            yield place, f"{_written(place)} is {name!r}, which is not in the catalog; {advice(name, known)}"
+            possible = [key for key in known if key not in impossible and _may_be_named(section, key)]
+            advised = advice(name, possible) if possible or not known else f"no name in {section} could stand here"
+            yield place, f"{_written(place)} is {name!r}, which is not in the catalog; {advised}"
 
     place: Location
     variants = entries["variants"]
     for key, model in entries["models"].items():
         yield from unknown(("models", key, "text"), _known(model, "text"), "text")
+    controls = [key for key, variant in variants.items() if _known(variant, "control_of")]
     for key, variant in variants.items():
-        for setting in ("compared_with", "control_of"):
+        for setting, impossible in (("compared_with", [key]), ("control_of", [key, *controls])):
             place, other = ("variants", key, setting), _known(variant, setting)
-            yield from unknown(place, other, "variants")
+            yield from unknown(place, other, "variants", impossible)
             if other is not None and other == key:
                 yield place, f"{_written(place)} is itself; expected another variant, or leave it out"
         other = _known(variant, "control_of")
@@ -161,6 +164,16 @@ def _contradictions(
         yield from unknown((*place, "text"), _known(recipe, "text"), "text")
     yield from _missing_layers(entries["models"], layers)
     yield from _too_many_tokens(entries["text"], recipes)
+
+
+def _may_be_named(section: str, key: str) -> bool:
+    """Whether an entry of a section may have this name."""
+    kind, _ = get_args(Catalog.model_fields[section].annotation)
+    try:
+        TypeAdapter(kind).validate_python(key)
+    except ValidationError:
+        return False
+    return True
 
 
 def _known(entry: Any, *path: str) -> Any:
@@ -252,7 +265,8 @@ def _known_entries(entries: Mapping[str, Any], context: Mapping[str, Any]) -> di
 def _names(entries: Mapping[str, Any]) -> dict[str, Collection[str] | None]:
     """Return the names in each section of a catalog that is malformed somewhere; None where they are not known."""
     names: dict[str, Collection[str] | None] = {}
-    misspelt = {nearest(name, Catalog.model_fields) for name in entries.keys() - Catalog.model_fields.keys()}
+    unknown = entries.keys() - Catalog.model_fields.keys()
+    misspelt = {meant for name in unknown for meant in nearest(name, Catalog.model_fields)}
     for name in SECTIONS:
         section = entries.get(name)
         is_absent = name not in entries and name not in misspelt and not Catalog.model_fields[name].is_required()

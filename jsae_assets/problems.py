@@ -7,6 +7,7 @@ themselves (`catalog.py`, `sections.py`, `sources.py`), which raise ValueError w
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -128,9 +129,8 @@ def _misspelt(
         *outer, name = item["loc"] or [""]
         if item["type"] in UNKNOWN:
             given = entry[outer[0]] if outer else entry
-            known = nearest(name, _names(item["loc"], types, inner))
-            if known is not None and known not in given:
-                meant.setdefault(tuple(outer), []).append(known)
+            near = nearest(name, _names(item["loc"], types, inner))
+            meant.setdefault(tuple(outer), []).extend(known for known in near if known not in given)
     return meant
 
 
@@ -187,8 +187,12 @@ def sentence(item: ErrorDetails, settings: Iterable[str] = ()) -> str:
         return "is missing, but required"
     if kind not in EXPECTED:
         return item["msg"].removeprefix("Value error, ")
-    example = f", such as [{given}]" if kind == "list_type" and isinstance(given, (str, int, float)) else ""
+    example = f", such as [{_in_yaml(given)}]" if kind == "list_type" and isinstance(given, (str, int, float)) else ""
     return f"{_shown(given)}, expected {EXPECTED[kind].format_map(limits)}{example}"
+
+
+def _in_yaml(given: str | float) -> str:
+    return json.dumps(given, ensure_ascii=False) if isinstance(given, str) else str(given)
 
 
 @dataclass(frozen=True, repr=False)

@@ -187,6 +187,7 @@ MALFORMED = {
     "a model that is nothing": ("models.m", None, "models.m", "is empty, expected settings, each as `name: value`"),
     "no layers": ("pairs.0.layers", [], "pairs[0].layers", "at least 1"),
     "one layer that is no list": ("pairs.0.layers", 3, "pairs[0].layers", "is 3, expected a list, such as [3]"),
+    "one file that is no list": ("text.t.files", "*.txt", "text.t.files", 'expected a list, such as ["*.txt"]'),
     "a variance above all of it": (
         "pairs.0.least_explained_variance",
         {"input": 1.5},
@@ -221,7 +222,7 @@ CONTRADICTORY = {
         "variants.b.compared_with",
         "c",
         "variants.b.compared_with",
-        "which is not in the catalog; expected one of a, b",
+        "which is not in the catalog; expected one of a",
     ),
     "a comparison with itself": ("variants.b.compared_with", "b", "variants.b.compared_with", "itself"),
     "two sources of a model": ("models.m.hub", "x/y", "models.m", "exactly one of directory, hub, embedded"),
@@ -611,6 +612,20 @@ def test_a_name_that_was_misspelt_is_told_the_one_that_was_meant(tmp_path):
     entries["pairs"][0]["train"]["config"] = CONFIG | {"objective": "tahn"}
     lines = refusal(tmp_path, entries).splitlines()
     assert [line.split("; ")[-1] for line in lines] == [f"did you mean {name}?" for name in ("a", "tanh", "hub")]
+
+
+def test_no_name_is_suggested_that_would_be_refused(tmp_path):
+    entries = with_change("models.my model!", GOOD["models"]["m"])
+    entries["pairs"][0]["model"] = "my-model"
+    entries["variants"]["b"] |= {"compared_with": "B", "control_of": "bb"}
+    said = refusal(tmp_path, entries)
+    assert "'my model!' cannot be a name" in said
+    advised = {line.split(" is ")[0].split(": ")[1]: line.split("; ")[-1] for line in said.splitlines() if "; " in line}
+    assert advised == {
+        "pairs[0].model": "expected one of m, hub",
+        "variants.b.compared_with": "expected one of a",
+        "variants.b.control_of": "expected one of a",
+    }
 
 
 def test_a_problem_begins_with_file_and_line_and_the_first_line_of_the_file_is_told_first(tmp_path):

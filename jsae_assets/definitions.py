@@ -51,6 +51,7 @@ def build_definitions(
         resources: these also replace or extend the default ones ("compute", "tensors", "tables", "figures", "pages").
         loggers: as for `dagster.Definitions`.
     """
+    own_resources, its_executor = _each_made(default_resources, lambda: executor or default_executor())
     # a variant without pairs would have no partitions
     variants = [variant for variant in catalog.variants if any(pair.variant == variant for pair in catalog.pairs)]
     shown = [
@@ -70,7 +71,7 @@ def build_definitions(
         jobs,
         lambda job: job.name,
     )
-    all_resources = default_resources() | dict(resources or {})
+    all_resources = own_resources | dict(resources or {})
     return dg.Definitions(
         assets=[catalog_spec(catalog), *all_assets],
         asset_checks=_replaced(
@@ -90,7 +91,7 @@ def build_definitions(
             sensors,
             lambda sensor: sensor.name,
         ),
-        executor=known_at_work(executor or default_executor()),
+        executor=known_at_work(its_executor),
         resources=all_resources,
         loggers=loggers,
     )
@@ -104,7 +105,20 @@ def _replaced(own: Sequence, others: Sequence, name_of: Callable[[Any], Hashable
 
 
 class SettingError(ValueError):
-    """An environment variable of this project has an invalid value. The message names the variable."""
+    """Environment variables of this project have invalid values. The message has a line for each, which names it."""
+
+
+def _each_made(*makers: Callable[[], Any]) -> list:
+    """Return what these functions return. If some raise SettingError, raise one with the lines of all of them."""
+    made, problems = [], []
+    for make in makers:
+        try:
+            made.append(make())
+        except SettingError as error:
+            problems.append(str(error))
+    if problems:
+        raise SettingError("\n".join(problems))
+    return made
 
 
 def default_executor() -> dg.ExecutorDefinition:
@@ -133,21 +147,7 @@ def default_resources() -> dict[str, Any]:
     Raises:
         SettingError: one of the first seven has an invalid value.
     """
-    settings: dict[str, Any] = {
-        field: os.environ.get(f"JSAE_{field.upper()}")
-        for field in ("device", "dtype", "batch_tokens", "memory_gib", "checkpoint_seconds", "wandb_project")
-    }
-    try:
-        compute = Compute(**{field: value for field, value in settings.items() if value})
-    except ValidationError as error:
-        problems = [(str(item["loc"][0]), sentence(item)) for item in error.errors(include_url=False)]
-        raise SettingError("; ".join(f"JSAE_{field.upper()}: {problem}" for field, problem in problems)) from error
-    base_path = os.environ.get("JSAE_STORAGE")
-    try:
-        if base_path:
-            named_storage(base_path)
-    except ValueError as error:
-        raise SettingError(f"JSAE_STORAGE: {error}") from error
+    compute, base_path = _each_made(_compute, _base_path)
     location = {"base_path": base_path, "url": os.environ.get("JSAE_STORAGE_URL") or URL}
     return {
         "compute": compute,
@@ -156,6 +156,28 @@ def default_resources() -> dict[str, Any]:
         "figures": FigureStore(**location),
         "pages": PagesStore(**location),
     }
+
+
+def _compute() -> Compute:
+    settings: dict[str, Any] = {
+        field: os.environ.get(f"JSAE_{field.upper()}")
+        for field in ("device", "dtype", "batch_tokens", "memory_gib", "checkpoint_seconds", "wandb_project")
+    }
+    try:
+        return Compute(**{field: value for field, value in settings.items() if value})
+    except ValidationError as error:
+        problems = [(str(item["loc"][0]), sentence(item)) for item in error.errors(include_url=False)]
+        raise SettingError("\n".join(f"JSAE_{field.upper()}: {problem}" for field, problem in problems)) from error
+
+
+def _base_path() -> str | None:
+    base_path = os.environ.get("JSAE_STORAGE")
+    try:
+        if base_path:
+            named_storage(base_path)
+    except ValueError as error:
+        raise SettingError(f"JSAE_STORAGE: {error}") from error
+    return base_path
 
 
 @dg.definitions

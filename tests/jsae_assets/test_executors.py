@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,16 @@ def test_an_executor_that_there_is_not_is_refused_in_one_line(entries, tmp_path,
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     assert main(["run"]) == 2
     assert capsys.readouterr().err == "JSAE_EXECUTOR is 'dask'; expected one of in_process, multiprocess, ray\n"
+
+
+def test_all_variables_with_wrong_values_are_told_at_once_each_in_a_line(monkeypatch, graph, entries):
+    wrong = {"DEVICE": "gpu", "DTYPE": "float", "BATCH_TOKENS": "0", "STORAGE": "s3://", "EXECUTOR": "multiproces"}
+    for name, value in wrong.items():
+        monkeypatch.setenv(f"JSAE_{name}", value)
+    with pytest.raises(SettingError) as caught:
+        build_definitions(graph(entries()).catalog)
+    lines = str(caught.value).splitlines()
+    assert sorted(re.match("JSAE_([A-Z_]+)", line)[1] for line in lines) == sorted(wrong)
 
 
 def test_ray_without_its_packages_is_refused_saying_how_to_install_them(monkeypatch):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from jsae_core.memory import moved
 from jsae_core.tensor_files import content_digest
+from jsae_core.text import document_numbers
 
 if TYPE_CHECKING:
     from jsae_core.language_model import LanguageModel
@@ -41,11 +42,12 @@ class MLPInputs:
         budget: the memory in which computed batches are kept; a batch that does not fit is computed again by every
             read. None: no batch is kept.
         sources: the number of the whole document that each is a piece of, ascending, as `text.numbered_tokens_of` and
-            `text.split_sources` give it; measures count the pieces of one as one (`document_numbers`). None: none is a
-            piece.
+            `text.split_sources` give it; measures count the pieces of one as one (`text.document_numbers`). None: none
+            is a piece.
 
     Raises:
-        ValueError: `sources` has not one number for each document, or they do not ascend.
+        ValueError: the model has no such layer, a document is no such tensor, or `sources` has not one number for each
+            document, or they do not ascend.
     """
 
     language_model: LanguageModel
@@ -59,7 +61,11 @@ class MLPInputs:
     _kept_batches: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        document_numbers(len(self.documents), self.sources)
+        self.language_model.check_layer(self.layer)
+        if isinstance(self.documents, Sized):  # training tokenises long texts while it reads them
+            _check_documents(self.documents)
+        if self.sources is not None:
+            document_numbers(len(self.documents), self.sources)
 
     def __iter__(self) -> Iterator[Tensor]:
         return self.starting_at(0)
@@ -144,27 +150,15 @@ class FirstDocuments:
         return _lengths(self.stream.documents[: self.n_documents], sources)
 
 
-def document_numbers(n: int, sources: Sequence[int] | None) -> list[int]:
-    """The number, from 0 on, of the document that each of n documents counts as: itself, or the whole document that it
-    is a piece of. If all are pieces of a single one, each counts: how much documents differ cannot be told then, but
-    how much the pieces do.
-
-    Args:
-        sources: as for `MLPInputs`.
-
-    Raises:
-        ValueError: `sources` has not one number for each document, or they do not ascend.
-    """
-    if sources is None:
-        return list(range(n))
-    of_each = [int(source) for source in sources]
-    if len(of_each) != n or of_each != sorted(of_each):
-        raise ValueError(
-            f"sources has {len(of_each)} numbers{'' if len(of_each) != n else ' that do not ascend'}; expected one for "
-            f"each of the {n} documents, ascending, and the same for the pieces of one whole document"
-        )
-    places = {source: place for place, source in enumerate(dict.fromkeys(of_each))}
-    return list(range(n)) if len(places) == 1 else [places[source] for source in of_each]
+def _check_documents(documents: Iterable[object]) -> None:
+    for number, document in enumerate(documents, start=1):
+        if not isinstance(document, Tensor) or document.ndim != 1 or not len(document):
+            name = type(document).__name__
+            found = f"tensor of shape {tuple(document.shape)}" if isinstance(document, Tensor) else name
+            raise ValueError(
+                f"document {number} is a {found}; expected a 1-d tensor of token ids, BOS first, as "
+                "jsae_core.text.tokenise makes of texts"
+            )
 
 
 def _lengths(documents: Sequence[Tensor], sources: Sequence[int] | None) -> list[int]:

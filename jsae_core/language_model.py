@@ -253,12 +253,16 @@ class LanguageModel:
             )
         return moved(tokens.reshape(-1, tokens.shape[-1]), self.device)
 
+    def check_layer(self, layer: int) -> None:
+        """Raise ValueError if the model has no such layer."""
+        if not 0 <= layer < self.n_layers:
+            raise ValueError(f"{self.name} has layers 0 to {self.n_layers - 1}; there is no layer {layer}")
+
     def _verify(self, layer: int) -> None:
         """At the first use of a layer, compare what is read from it and built for it with the model's own forward."""
         if layer in self._verified:
             return
-        if not 0 <= layer < self.n_layers:
-            raise ValueError(f"{self.name} has layers 0 to {self.n_layers - 1}; there is no layer {layer}")
+        self.check_layer(layer)
         mlp = self._mlps[layer]
         if not isinstance(mlp, BlockMLP):
             raise ValueError(f"{self._who()}, layer {layer} {mlp}; only plain and gated MLPs have a Jacobian here")

@@ -409,8 +409,11 @@ def first_tokens(documents: Sequence[Tensor], n_tokens: int) -> list[Tensor]:
 
 def join_documents(documents: Sequence[Tensor], sources: Sequence[int] | None = None) -> dict[str, Tensor]:
     """Join documents into tensors that a file can hold: `tokens`, all of them end to end, and their `lengths`; and
-    `sources`, the number of the whole document that each is from, if some are pieces of one."""
+    `sources`, the number of the whole document that each is from, if some are pieces of one. Raises ValueError for
+    sources that do not fit the documents, as `document_numbers` does."""
     import torch
+
+    document_numbers(len(documents), sources)
 
     joined = {"tokens": torch.cat(list(documents)), "lengths": torch.tensor([len(document) for document in documents])}
     has_pieces = sources is not None and len(set(sources)) < len(sources)
@@ -426,3 +429,27 @@ def split_sources(stored: Mapping[str, Tensor]) -> list[int]:
     """Return the number of the whole document that each of these documents is from. A file without `sources` holds no
     pieces, or was written before they were numbered: then each document counts as whole."""
     return stored["sources"].tolist() if "sources" in stored else list(range(len(stored["lengths"])))
+
+
+def document_numbers(n: int, sources: Sequence[int] | None) -> list[int]:
+    """The number, from 0 on, of the document that each of n documents counts as: itself, or the whole document that it
+    is a piece of. If all are pieces of a single one, each counts: how much documents differ cannot be told then, but
+    how much the pieces do.
+
+    Args:
+        sources: the number of the whole document that each is from, ascending. None: none is a piece.
+
+    Raises:
+        ValueError: `sources` has not one number for each document, or they do not ascend.
+    """
+    if sources is None:
+        return list(range(n))
+    of_each = [int(source) for source in sources]
+    if len(of_each) != n or of_each != sorted(of_each):
+        raise ValueError(
+            f"sources has {len(of_each)} numbers{'' if len(of_each) != n else ' that do not ascend'}; expected one for "
+            f"each of the {n} documents, ascending, and the same for the pieces of one whole document: those that "
+            "jsae_core.text.numbered_tokens_of yields with the documents, or split_sources reads with stored ones"
+        )
+    places = {source: place for place, source in enumerate(dict.fromkeys(of_each))}
+    return list(range(n)) if len(places) == 1 else [places[source] for source in of_each]

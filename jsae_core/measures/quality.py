@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jsae_core.activations import Batch, MLPInputs, document_numbers, packed
+from jsae_core.activations import Batch, MLPInputs, packed
 from jsae_core.checkpoints import Checkpoint, State
 from jsae_core.jacobian import run_sandwich
 from jsae_core.language_model import CleanPass, LanguageModel
@@ -24,6 +24,7 @@ from jsae_core.measures.token_jacobians import token_measures
 from jsae_core.memory import moved, piece_factor, usual_batch
 from jsae_core.sae import decode
 from jsae_core.sae_pair import SAEPair
+from jsae_core.text import document_numbers
 
 LOGIT_BYTES = 64 * 2**20  # of all predictions at once
 
@@ -72,7 +73,8 @@ def pair_quality(
         the same to 1e-12.
 
     Raises:
-        ValueError: there is nothing to predict, or pair and model do not belong together, or a result is not finite.
+        ValueError: as `MLPInputs` does; or there is nothing to predict, pair and model do not belong together, or a
+            result is not finite.
     """
     return measured_quality(pair, language_model, documents, batch_tokens, checkpoint, sources).flat()
 
@@ -92,16 +94,16 @@ def measured_quality(
             f"the pair's d_in is {pair.config.d_in}, but {language_model.name} has d_model {language_model.d_model}: "
             "they do not belong together"
         )
-    if not any(len(document) > 2 for document in documents):
-        raise ValueError("there is nothing to predict: no document has more than two tokens, BOS counted")
     layer = pair.config.layer
-    mlp = language_model.mlp(layer)
     if batch_tokens is None:
         batch_tokens = usual_batch(language_model.device)
+    stream = MLPInputs(language_model, documents, layer, batch_tokens, sources=sources)
+    if not any(len(document) > 2 for document in documents):
+        raise ValueError("there is nothing to predict: no document has more than two tokens, BOS counted")
+    mlp = language_model.mlp(layer)
     cross_entropy, divergence, jacobian = NamedMoments(), NamedMoments(), NamedMoments()
     reconstruction = ReconstructionSums(pair)
     check = _SameMLP(language_model.name, layer)
-    stream = MLPInputs(language_model, documents, layer, batch_tokens, sources=sources)
     numbers = torch.tensor(document_numbers(len(documents), sources))
     work = Computation(checkpoint, "pair_quality 1", pair, stream, shardable=True)
     sums: dict[str, Resumable] = {

@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 
 from jsae_core import MLPInputs, load_language_model
 from jsae_core.activations import FirstDocuments, packed, with_documents
-from jsae_core.measures import jacobian_sizes, latent_accounting, latent_activity, reconstruction_quality
+from jsae_core.measures import jacobian_sizes, latent_accounting, latent_activity, pair_quality, reconstruction_quality
 from jsae_core.memory import MemoryBudget
 from tests.jsae_core.builders import random_inputs, random_pair, save_language_model
+from tests.jsae_core.streamed_measures import pair_on
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=12)
 
@@ -104,6 +105,7 @@ class Counting:
 
     def __init__(self, language_model):
         self._language_model, self.runs, self.device = language_model, 0, language_model.device
+        self.check_layer = language_model.check_layer
 
     def mlp_activations(self, tokens, layer):
         self.runs += 1
@@ -162,3 +164,26 @@ def test_a_tensor_in_the_place_of_a_stream_is_refused_saying_what_a_stream_is(me
     pair = random_pair()
     with pytest.raises(ValueError, match=r"gives a tensor of shape \(8,\); expected tensors \[n_tokens, d_model\]"):
         measure(pair, random_inputs(5))
+
+
+@pytest.mark.parametrize("layer", [-1, 3])
+def test_a_stream_at_a_layer_that_the_model_does_not_have_is_refused_when_it_is_made(language_model, layer):
+    with pytest.raises(ValueError, match=f"has layers 0 to 2; there is no layer {layer}"):
+        MLPInputs(language_model, documents_of([5]), layer)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        ("a text", "str"),
+        ([0, 5, 7], "list"),
+        (torch.zeros(2, 3, dtype=torch.int64), r"tensor of shape \(2, 3\)"),
+        (torch.zeros(0, dtype=torch.int64), r"tensor of shape \(0,\)"),
+    ],
+    ids=["text", "list", "two dimensions", "not even BOS"],
+)
+def test_documents_that_are_no_token_tensors_are_refused_naming_what_makes_them(language_model, wrong, found):
+    documents, pair = [*documents_of([5]), wrong], pair_on(language_model)
+    for use in (lambda: MLPInputs(language_model, documents, 1), lambda: pair_quality(pair, language_model, documents)):
+        with pytest.raises(ValueError, match=f"document 2 is a {found}; expected a 1-d tensor .*tokenise"):
+            use()

@@ -21,6 +21,7 @@ from jsae_core.measures import (
     pair_quality,
     reconstruction_quality,
 )
+from jsae_core.text import join_documents
 from tests.jsae_core.builders import D_MODEL, random_inputs, random_pair, save_language_model
 from tests.jsae_core.streamed_measures import (
     BATCH_TOKENS,
@@ -51,14 +52,16 @@ def pieces(lm):
     return random_documents(lm.n_vocabulary, len(SOURCES))
 
 
-@pytest.mark.parametrize("sources", [SOURCES[:-1], [*SOURCES, 6], [], [1, *SOURCES[1:]]])
+@pytest.mark.parametrize("sources", [SOURCES[:-1], [*SOURCES, 6, 7], SOURCES[:5], [1], [], [1, *SOURCES[1:]]])
 def test_sources_that_are_not_one_for_each_document_or_do_not_ascend_are_refused(lm, pair, pieces, sources):
     for use in (
         lambda: MLPInputs(lm, pieces, 1, sources=sources),
         lambda: pair_quality(pair, lm, pieces, sources=sources),
+        lambda: join_documents(pieces, sources),
     ):
         with pytest.raises(
-            ValueError, match=f"sources has {len(sources)} numbers.* each of the {len(pieces)} documents"
+            ValueError,
+            match=f"sources has {len(sources)} numbers.* each of the {len(pieces)} documents.*numbered_tokens_of",
         ):
             use()
 
@@ -181,6 +184,9 @@ class Topics:
         rows = random_inputs(n_vocabulary, seed=8)
         self.table = rows[numpy.argsort([reconstruction_quality(pair, [row[None]])["mse_input"] for row in rows])]
         self.device = self.table.device
+
+    def check_layer(self, layer: int) -> None:
+        """It has any."""
 
     def mlp_activations(self, tokens: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         return self.table[tokens], torch.zeros(*tokens.shape, D_MODEL)

@@ -79,6 +79,15 @@ def summary(catalog: Catalog, instance: dg.DagsterInstance) -> str:
     return tabulate(rows, ["model", "layer", "variant", *columns], tablefmt="plain", disable_numparse=True)
 
 
+def has_results(catalog: Catalog, instance: dg.DagsterInstance) -> bool:
+    """Whether a pair or the table of a sweep is stored, without which the site has nothing to show."""
+    places = [(dg.AssetKey("sweep_runs"), sweep) for sweep in catalog.sweeps]
+    for variant in catalog.variants:
+        key = dg.AssetKey([variant, "sae_pair"])
+        places += [(key, cell) for cell in cells(catalog, [variant]).get_partition_keys()]
+    return any(latest_metadata(instance, key, partition) for key, partition in places)
+
+
 def figure_pages(catalog: Catalog, instance: dg.DagsterInstance) -> list[str]:
     """Return patterns of the paths of the figures' pages, with placeholders such as <figure> and <layer>."""
     base = storage(os.environ.get("JSAE_STORAGE"), instance)
@@ -298,6 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except CannotStartError as error:
             print(error, file=sys.stderr)
             return FAILED
+    if problem := definitions.resources["compute"].lacks():
+        print(problem, file=sys.stderr)
+        return FAILED
     is_selected, is_named = selection([], [], [], catalog), lambda place: False
     if options.command == "run":
         if problem := unknown(options, catalog, definitions):
@@ -329,7 +341,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n" + summary(catalog, instance))
             print("\nFigures:", *figure_pages(catalog, instance), sep="\n  ")
         if site_page(instance).exists():
-            print(f"\nThe site, with all results and an explorer of latents: {site_page(instance)}")
+            shows = "with all results and an explorer of latents" if has_results(catalog, instance) else "still empty"
+            print(f"\nThe site, {shows}: {site_page(instance)}")
             print("`jsae site` opens that page, `jsae ui` the Dagster UI.")
         say_failures(failures)
     return FAILED if failures else MADE

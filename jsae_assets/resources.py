@@ -124,12 +124,25 @@ class Compute(dg.ConfigurableResource):
             count = torch.cuda.device_count() if torch.cuda.is_available() else 0
             if (device.index or 0) >= count:
                 raise RuntimeError(
-                    f"the compute resource asks for {self.device}, but this machine has {count} CUDA devices; set its "
-                    "device (JSAE_DEVICE) to auto or cpu"
+                    f"the setting device (JSAE_DEVICE) asks for {self.device}, but PyTorch finds {count} CUDA "
+                    f"device{'s' * (count != 1)} on this machine; set it to auto or cpu"
                 )
         if device.type == "mps" and not torch.backends.mps.is_available():
-            raise RuntimeError("the compute resource asks for mps, which this machine does not have; set JSAE_DEVICE")
+            raise RuntimeError(
+                "the setting device (JSAE_DEVICE) asks for mps, which this machine does not have; set it to auto or cpu"
+            )
         return device
+
+    def lacks(self) -> str | None:
+        """Return a sentence if the setting names a device that this machine does not have, else None. It imports torch
+        only where a machine may lack the device."""
+        if self.device in ("auto", "cpu"):
+            return None
+        try:
+            self.torch_device()
+        except RuntimeError as error:
+            return str(error)
+        return None
 
     def cuda_devices(self) -> int:
         """Return how many CUDA devices of this machine the steps may compute on."""

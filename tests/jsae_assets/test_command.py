@@ -375,10 +375,10 @@ def test_how_long_the_demo_takes_is_said_only_where_something_is_to_be_made(fini
 # Narrowed down
 
 
-def main(graph: Graph, monkeypatch, tmp_path, *arguments: str) -> int:
+def main(graph: Graph, monkeypatch, tmp_path, *arguments: str, device: str = "cpu") -> int:
     monkeypatch.setenv("DAGSTER_HOME", graph.instance.root_directory)
     monkeypatch.setenv("JSAE_CATALOG", str(tmp_path / "catalog.yaml"))
-    monkeypatch.setenv("JSAE_DEVICE", "cpu")
+    monkeypatch.setenv("JSAE_DEVICE", device)
     return command.main(arguments)
 
 
@@ -438,6 +438,31 @@ def test_what_there_is_is_named_once(entries, graph, monkeypatch, tmp_path, caps
     main(graph(entries()), monkeypatch, tmp_path, "run", "--asset", "nothing")
     names = capsys.readouterr().err.split("expected one of ")[1].strip().split(", ")
     assert names == sorted(set(names)) and {"tokens", "pair_quality", "jsae/pair_quality"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["run", "--dry-run"], ["demo"], ["suggest-lambda", "tiny", "0"]], ids=" ".join
+)
+@pytest.mark.parametrize("device", ["cuda:99", "mps"])
+def test_a_device_that_this_machine_lacks_is_refused_once_before_anything_is_made(
+    entries, graph, monkeypatch, tmp_path, capsys, arguments, device
+):
+    tiny = graph(entries())
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert main(tiny, monkeypatch, tmp_path, *arguments, device=device) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"JSAE_DEVICE) asks for {device}, " in line and line.endswith("set it to auto or cpu")
+    assert tiny.instance.get_runs() == [] and tiny.stored() == {}
+
+
+def test_a_site_without_a_result_is_called_empty(entries, graph, monkeypatch, tmp_path, capsys):
+    changed = entries()
+    (tmp_path / "text.jsonl").write_text("no JSON\n" * 5_000, encoding="utf-8")
+    for text in changed["text"]:
+        changed["text"][text] = {"files": [str(tmp_path / "text.jsonl")]}
+    assert main(graph(changed), monkeypatch, tmp_path, "run") == 1
+    said = capsys.readouterr().out
+    assert "The site, still empty: " in said and "with all results" not in said
 
 
 def test_the_exit_status_says_whether_anything_failed(entries, graph, monkeypatch, tmp_path, capsys):

@@ -209,7 +209,7 @@ SETTINGS: dict[Callable[..., Any], tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
     stream_contexts: ({}, {"n_top": 3}),
-    measured_quality: ({}, {"batch_tokens": 2 * BATCH_TOKENS}),
+    measured_quality: ({}, {"batch_tokens": 2 * BATCH_TOKENS, "sources": [0, *range(59)]}),  # of 60 documents
 }
 NO_SETTINGS = {"pair", "stream", "language_model", "documents", "checkpoint", "memory_bytes"}
 EACH_SETTING = [(measure, setting) for measure, (_, others) in SETTINGS.items() for setting in others]

@@ -37,7 +37,7 @@ def site_asset(catalog: Catalog, shown: Sequence[dg.AssetsDefinition]) -> dg.Ass
         group_name=groups.SITE,
         kinds={"html"},
         owners=OWNERS,
-        code_version="10",
+        code_version="11",
         tags=GATHERS,
         io_manager_key="pages",
     )

@@ -84,12 +84,15 @@ class Site:
         self._pages = Environment(
             loader=PackageLoader("jsae_assets.site"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
+        self._pages.filters["counted"] = _counted
         self._copy_static()
         cells = [(model, layer) for model in self.catalog.models for layer in self.catalog.layers(model)]
         rows = [row for cell in cells for row in self._rows(*cell)]
-        explored = [row["explorer"] for row in rows if self._write_explorer(row)]
         for row in rows:
-            row["explorable"] = row["explorer"] in explored
+            row["explorable"] = self._explorable(row)
+        explored = [row for row in rows if row["explorable"]]
+        for row in explored:
+            self._write_explorer(row, {other["variant"] for other in explored if other["cell"] == row["cell"]})
         self._chosen = self._telling_cell(rows)
         shown = [cell for cell in cells if any(row["cell"] == cell for row in rows)]
         for cell in shown:
@@ -98,7 +101,7 @@ class Site:
         for model in models:
             self._model_page(model, [row for row in rows if row["model"] == model])
         sweeps = [key for key in self.catalog.sweeps if self._sweep_page(key, rows)]
-        write_script(self.folder, "cells", [self._of_explorer(row) for row in rows if row["explorable"]])
+        write_script(self.folder, "cells", [self._of_explorer(row) for row in explored])
         self._page("explorer.html", "explorer.html", rows, title="Explorer")
         self._start_page(rows, shown, models, sweeps)
 
@@ -109,7 +112,8 @@ class Site:
         target = self.folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         opens, root = self._opened_first(rows), "../" * path.count("/")
-        text = self._pages.get_template(template).render(root=root, rows=rows, opens=opens, **values)
+        few = few_documents(rows)
+        text = self._pages.get_template(template).render(root=root, rows=rows, opens=opens, few_documents=few, **values)
         target.write_text(text, encoding="utf-8")
 
     def _start_page(self, rows: list[dict], shown: list, models: list[str], sweeps: list[str]) -> None:
@@ -221,9 +225,11 @@ class Site:
                     "other": other if other and self.catalog.pair(other, model, layer) else None,
                     "numbers": measured,
                     "refused": refused,
-                    "on_errors": on_errors(
-                        min((one.get(WHOLE_DOCUMENTS, FEW_DOCUMENTS) for one in on.values()), default=FEW_DOCUMENTS)
-                    ),
+                    "documents": {
+                        column.title: int(on[column.measure].get(WHOLE_DOCUMENTS, FEW_DOCUMENTS))
+                        for column in COLUMNS
+                        if column.title in measured and column.measure in on
+                    },
                     "on": {column.title: _amount(on[column.measure]) for column in OF_PAIR if column.measure in on},
                     "agreement": None if refused else agreement(self.stores, variant, model, layer),
                     "page": f"cells/{model}/{layer}.html",
@@ -308,17 +314,24 @@ class Site:
 
     # --- the explorer's data ---
 
-    def _write_explorer(self, row: dict) -> bool:
-        model, layer, variant = row["model"], row["layer"], row["variant"]
+    def _explorable(self, row: dict) -> bool:
+        """Whether the explorer holds the pair: it is not refused, and its latents are stored."""
         if row["refused"]:
             return False
-        contexts = self.stores.table(variant, "latent_contexts", model, layer)
-        connections = self.stores.table(variant, "latent_connections", model, layer)
-        if contexts is None or connections is None or self.stores.tokens(model) is None:
+        model, layer, variant = row["model"], row["layer"], row["variant"]
+        latents = [self.stores.table(variant, name, model, layer) for name in ("latent_contexts", "latent_connections")]
+        if any(stored is None for stored in (*latents, self.stores.tokens(model))):
             self.missing.append(f"latents of {variant}, {model}, layer {layer}")
             return False
+        return True
+
+    def _write_explorer(self, row: dict, held: Container[str]) -> None:
+        """Write what the explorer shows of a pair, beside one of the variants that it holds at the same cell."""
+        model, layer, variant = row["model"], row["layer"], row["variant"]
+        contexts = self.stores.table(variant, "latent_contexts", model, layer)
+        connections = self.stores.table(variant, "latent_connections", model, layer)
         ends, starts = self._texts(model)
-        other = compared_with(self.catalog, variant)
+        other = compared_with(self.catalog, variant, held)
         similar = self._similar(variant, other, model, layer) if other else None
         self.say(f"latents of {variant}, {model}, layer {layer}")
         about = self._of_explorer(row) | {
@@ -328,7 +341,6 @@ class Site:
             "page": row["page"],
         }
         write_cell(self.folder, row["explorer"], contexts.frame, connections.frame, ends, starts, about, similar)
-        return True
 
     def _of_explorer(self, row: dict) -> dict[str, Any]:
         return {
@@ -374,6 +386,32 @@ class Site:
         (self.folder / "plotly.min.js").write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
 
 
+def few_documents(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is to be said of errors over few documents: of which model, in which columns (none are named where it is all
+    of them), over how many documents."""
+    said = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        fewest: dict[str, int] = {}
+        for measured_on in (row["documents"] for row in rows if row["model"] == model):
+            fewest |= {title: min(n, fewest.get(title, n)) for title, n in measured_on.items()}
+        for n in sorted(set(fewest.values())):
+            if remark := on_errors(n):
+                titles = [f"“{title}”" for title in fewest if fewest[title] == n]
+                where = "" if len(titles) == len(fewest) else f" in {_in_words(titles)}"
+                said.append(f"of {model}{where}: {remark}")
+    return said
+
+
+def _in_words(names: Sequence[str]) -> str:
+    """Return "a", "a and b", "a, b and c"."""
+    return " and ".join([part for part in (", ".join(names[:-1]), names[-1]) if part])
+
+
+def _counted(n: int, one: str, several: str) -> str:
+    """Return a number with its noun, which `one` and `several` give."""
+    return f"{n:,} {one if n == 1 else several}"
+
+
 def _provenance_of(stored: StoredFigure) -> Mapping[str, str]:
     return json.loads(stored.header.get(PROVENANCE, "{}"))
 
@@ -383,7 +421,7 @@ def _amount(settings: Mapping[str, Any]) -> str:
     if "n_tokens" not in settings:
         return ""
     tokens, n = f"{int(settings['n_tokens']):,} tokens", settings.get(WHOLE_DOCUMENTS)
-    return tokens if n is None else f"{tokens} of {n:,} {'document' if n == 1 else 'documents'}"
+    return tokens if n is None else f"{tokens} of {_counted(n, 'document', 'documents')}"
 
 
 def _rows_shown(table: pd.DataFrame) -> dict[str, list]:

@@ -5,7 +5,7 @@ Not here: how it is shown (`pages.py`, `explorer.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -142,11 +142,10 @@ def variants_at(catalog: Catalog, model: str, layer: int) -> list[str]:
     return [variant for variant in catalog.variants if catalog.pair(variant, model, layer) is not None]
 
 
-def compared_with(catalog: Catalog, variant: str) -> str | None:
-    """The variant that this one's figures compare it with; for that one, the first that is compared with it."""
-    return catalog.variants[variant].compared_with or next(
-        (key for key, entry in catalog.variants.items() if entry.compared_with == variant), None
-    )
+def compared_with(catalog: Catalog, variant: str, among: Container[str]) -> str | None:
+    """Of some variants, the one that this one's figures compare it with, or else the first that is compared with it."""
+    those = [key for key, entry in catalog.variants.items() if entry.compared_with == variant]
+    return next((key for key in (catalog.variants[variant].compared_with, *those) if key and key in among), None)
 
 
 def sweep_table(stored: StoredTable) -> pd.DataFrame:

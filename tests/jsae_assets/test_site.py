@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import math
@@ -28,6 +29,7 @@ from jsae_assets.files.estimates import stored_estimates
 from jsae_assets.files.stored import StoredTensors
 from jsae_assets.number import Number
 from jsae_assets.site.explorer import with_digits
+from jsae_assets.site.pages import few_documents
 from jsae_assets.site.sentences import said_of_sizes
 from jsae_assets.site.serving import URL, serve
 from tests.jsae_assets.conftest import Graph, address, failures, materialised, metadata
@@ -94,8 +96,41 @@ def test_every_number_of_the_pages_says_what_it_was_measured_on(measured, site):
     histogram = StoredTensors(UPath(measured.graph.storage), "jsae/jacobian_histogram/1/tiny.safetensors", "histogram")
     share = stored_estimates(histogram)["above_0.01"].value
     assert f'title="on 1,000 tokens of {len(of_all)} documents">{share:.1%}<' in page
-    assert n < 10 and f"of tiny: errors over only {n} documents" in page
+    assert n < 10 and f"errors over only {n} documents" in page
     assert f"<td>300 tokens of {n} documents</td>" in (site / "cells" / "tiny" / "1.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("documents", "said"),
+    [
+        (
+            {"|J|": 27, "KL score": 7, "CE score": 7},
+            ["of tiny in “KL score” and “CE score”: errors over only 7 documents"],
+        ),
+        ({"|J|": 7, "KL score": 7}, ["of tiny: errors over only 7 documents"]),
+        (
+            {"|J|": 9, "KL score": 1},
+            [
+                "of tiny in “KL score”: errors within a single document",
+                "of tiny in “|J|”: errors over only 9 documents",
+            ],
+        ),
+        ({"|J|": 27, "KL score": 10}, []),
+        ({}, []),
+    ],
+)
+def test_the_note_below_a_table_names_the_columns_whose_errors_are_over_few_documents(documents, said):
+    refused = {"model": "tiny", "documents": {}}
+    assert few_documents([refused, {"model": "tiny", "documents": documents}]) == said
+
+
+def test_one_result_that_is_not_stored_is_told_in_the_singular(entries, graph):
+    alone = entries()
+    alone["pairs"] = [alone["pairs"][0] | {"layers": [1]}]
+    tiny = graph(alone)
+    make_site(tiny)
+    page = (tiny.storage / "site" / "index.html").read_text(encoding="utf-8")
+    assert "<summary>1 result was not stored when this site was made</summary>" in page
 
 
 def test_every_figure_of_the_cell_is_on_its_page_with_its_numbers_as_a_file(measured, site):
@@ -171,12 +206,14 @@ def test_a_site_is_made_of_what_is_there_and_says_what_is_missing(entries, graph
     result = make_site(tiny)
     assert failures(result) == {}
     start = (tiny.storage / "site" / "index.html").read_text(encoding="utf-8")
+    n_missing = start.split('<details class="missing">')[1].count("<li>")
+    assert f"<summary>{n_missing} results were not stored when this site was made</summary>" in start
     assert "Nothing is measured yet" in start and "<li>jsae, tiny, layer 1</li>" in start
     assert "jsae, tiny, layer 1" in metadata(result, "site")["missing"]
 
 
-def test_a_refused_pair_has_a_row_that_says_why_with_its_numbers_and_no_measures_of_the_pair_before_it(
-    entries, measured_again
+def test_a_refused_pair_has_a_row_that_says_why_and_nothing_of_the_pair_before_it_is_shown_or_compared_with(
+    entries, measured_again, browser
 ):
     strict = entries()
     strict["pairs"][1]["least_explained_variance"] = {"output": 1.0}
@@ -186,14 +223,39 @@ def test_a_refused_pair_has_a_row_that_says_why_with_its_numbers_and_no_measures
     assert "jsae, tiny" not in metadata(make_site(tiny), "site")["missing"]
     for page in ("index.html", "cells/tiny/1.html"):
         text = (tiny.storage / "site" / page).read_text(encoding="utf-8")
-        traditional, jsae = re.findall(r"<tr>.*?</tr>", text.split("<tbody>")[1], re.DOTALL)[:2]
+        traditional, *rows = re.findall(r"<tr.*?</tr>", text.split("<tbody>")[1], re.DOTALL)[:3]
+        jsae = "".join(rows)
         assert "Refused, so not measured:" in jsae and "Refused" not in traditional
+        assert "JSAE" in rows[0] and "<code>jsae suggest-lambda tiny 1</code>" in rows[1] and "`" not in jsae
         assert "expected at least 100%" in jsae and 'class="number"' not in jsae
         for side in ("input", "output"):
             assert f"{check.metadata[f'explained_variance_{side}'].value:.1%} by the {side} SAE" in jsae
         assert "<figure" not in text
     _, cells = received(tiny.storage / "site" / "data" / "cells.js")
     assert [cell["cell"] for cell in cells] == ["traditional/tiny/1"]
+    data = tiny.storage / "site" / "data" / "cell" / "traditional" / "tiny" / "1"
+    assert received(data / "about.js")[1]["other"] is None  # its latents are compared with those of no refused pair
+    for side in ("input", "output"):
+        assert all(latent["similar"] is None for latent in received(data / side / "0.js")[1].values())
+    with opened_in(browser, tiny.storage / "site") as opened:
+        page = opened("index.html", width=400)
+        reason = page.get_by_text("Refused, so not measured:").locator("xpath=ancestor::p").bounding_box()
+        assert 0 <= reason["x"] and reason["x"] + reason["width"] <= 400  # whole, not to be scrolled
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        page = opened("explorer.html#jsae/tiny/1/output/5")
+        page.wait_for_selector("#latent h1")
+        assert page.inner_text("#latent h1") == "This pair is not in the explorer"
+        assert "Nothing is shown of jsae, tiny, layer 1" in page.inner_text("#latent")
+        assert page.locator("#latents a").count() == 0
+        page.fill("#search", "7")
+        page.keyboard.press("Escape")
+        page.keyboard.press("ArrowDown")
+        page.select_option("#side", "input")
+        page.wait_for_function("document.body.dataset.shown === '#jsae/tiny/1/input'")
+        assert page.inner_text("#latent h1") == "This pair is not in the explorer"
+        page.select_option("#pair", "traditional/tiny/1")
+        page.wait_for_function("document.querySelector('#latent .variant')?.textContent.startsWith('Traditional')")
+        assert page.locator("#latents a").count() > 0 and page.locator("#compared").count() == 0
 
 
 def test_every_page_leads_to_the_explorer_of_the_pair_that_it_is_about(site):
@@ -259,9 +321,9 @@ def test_the_pages_are_given_out_to_this_machine_and_nothing_else_is(tmp_path):
 # In a browser
 
 
-@pytest.fixture
-def open_page(browser, site):
-    """Opens a page of the site from the file system, without a network; at the end nothing may have complained."""
+@contextlib.contextmanager
+def opened_in(browser, site: Path):
+    """Opens pages of a site from the file system, without a network; at the end nothing may have complained."""
     complaints, contexts = [], []
 
     def opened(path: str, width: int = 1200, scheme: str = "light"):
@@ -279,6 +341,12 @@ def open_page(browser, site):
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+@pytest.fixture
+def open_page(browser, site):
+    with opened_in(browser, site) as opened:
+        yield opened
 
 
 def test_a_figure_is_downloaded_whole_with_its_title(open_page, tmp_path):
@@ -481,6 +549,13 @@ def test_a_search_over_several_tokens_finds_what_a_search_of_all_texts_would_and
     assert expected <= set(shown)
     page.fill("#search", "\u2603\u2603\u2603")  # of which no token may be a part: no text is read for it
     page.wait_for_function("document.querySelector('#found').textContent === 'No latent is found.'")
+
+
+def test_the_explorer_says_that_contexts_are_of_documents_or_of_pieces_where_long_ones_are_cut(measured, open_page):
+    contexts = pd.read_parquet(measured.graph.file("jsae/latent_contexts", extension="parquet"))
+    latent = contexts.loc[(contexts["side"] == "output") & (contexts["kind"] == "top"), "latent"].iloc[0]
+    page = open_page(f"explorer.html#jsae/tiny/1/output/{latent}")
+    page.get_by_text("one a document, or one a piece of it where long documents are cut").wait_for()
 
 
 def test_the_explorer_opens_with_the_pair_that_the_start_page_is_about(open_page):

@@ -41,15 +41,15 @@
   const focusedIn = (id, name) => ($(id).contains(document.activeElement) ? document.activeElement.dataset[name] ?? "" : null);
   const parse = () => {
     const [variant, model, layer, side, latent, edge] = decodeURIComponent(location.hash.slice(1)).split("/");
-    const cell = [variant, model, layer].join("/");
     const named = (wanted) => cells.find((one) => one.cell === wanted);
-    const known = named(cell) ?? named($("content").dataset.opens) ?? cells[0];
+    const first = named($("content").dataset.opens) ?? cells[0];
+    const cell = layer === undefined ? first?.cell : [variant, model, layer].join("/");
     const whole = (text) => (/^\d+$/.test(text ?? "") ? Number(text) : null);
     return {
-      cell: known?.cell,
-      about: known,
+      cell,
+      about: named(cell), // undefined where the address names a pair that the explorer does not hold
       side: side === "input" ? "input" : "output",
-      latent: known?.cell === cell ? whole(latent) : null,
+      latent: whole(latent),
       edge: whole(edge),
     };
   };
@@ -69,6 +69,7 @@
   // --- the list ---
 
   async function fillList() {
+    if (!state.about) return;
     const { density, strength, tokens } = await listed();
     const all = [...density.keys()];
     const asked = $("search").value.trim();
@@ -94,6 +95,7 @@
   }
 
   async function showList() {
+    if (!state.about) return;
     const { density, tokens } = await listed();
     const current = state.latent, held = focusedIn("latents", "latent");
     $("latents").replaceChildren(
@@ -265,7 +267,7 @@
   const headOf = (names) => make("thead", {}, make("tr", {}, ...names.map((name) => make("th", { scope: "col", title: EXPLAINED[name] }, name))));
 
   function connectionTable(connections) {
-    return make("details", {}, make("summary", {}, `All ${connections.length} connections as a table`),
+    return make("details", {}, make("summary", {}, connections.length === 1 ? "The connection as a table" : `All ${connections.length} connections as a table`),
       make("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Connections" }, make("table", {},
         make("caption", {}, "Over the tokens in which both latents are active; the largest share comes first."),
         headOf(["input", "top tokens", "mean J·s", "share", "mean J", "SD of J", "same sign", "times both"]),
@@ -316,7 +318,7 @@
     if (of.raised) left.append(section("What it says to the logits", make("h3", {}, "raises"), chips(of.raised.map(([t]) => t), of.raised.map(([, v]) => v), signed), make("h3", {}, "lowers"), chips(of.lowered.map(([t]) => t), of.lowered.map(([, v]) => v), signed)));
     if (of.density) {
       right.append(section("What it fires on", chips(of.top_tokens, of.top_token_shares, (value) => percent(value, 0)),
-        make("p", { class: "note" }, "Tokens by their share of the sum of its activations. Below, its largest activations, one a document; shading is the activation at each token."),
+        make("p", { class: "note" }, "Tokens by their share of the sum of its activations. Below, its largest activations, one a document, or one a piece of it where long documents are cut; shading is the activation at each token."),
         make("ul", { class: "contexts" }, ...(await Promise.all(of.contexts.map((context) => contextItem(context)))))));
       right.append(section("From weak to strong", make("p", { class: "note" }, "At quantiles of its activations above zero."),
         make("ul", { class: "contexts" }, ...(await Promise.all(of.quantiles.map((context) => contextItem(context, `${percent(context[5], 0)}  ${number(context[2])}`)))))));
@@ -334,10 +336,27 @@
 
   // --- moving ---
 
+  // Another pair in its place would be taken for the one that was asked for.
+  function sayThatPairIsNotHere() {
+    order = [];
+    $("pair").value = "";
+    $("side").value = state.side;
+    $("latents").replaceChildren();
+    $("found").textContent = "";
+    $("more").hidden = true;
+    const [variant, model, layer] = state.cell.split("/");
+    $("latent").replaceChildren(
+      make("h1", { tabindex: -1 }, "This pair is not in the explorer"),
+      make("p", {}, `Nothing is shown of ${variant}, ${model}, layer ${layer}: when this site was made, the pair was refused, or its latents were not stored, or the catalog did not hold it. The `,
+        make("a", { href: "index.html" }, "start page"), " says which pairs were refused and what was not stored. The list of pairs has those that can be shown."));
+    $("said").textContent = document.title = "This pair is not in the explorer";
+  }
+
   async function go() {
     const before = state;
     state = parse();
-    if (!state.cell) { $("latent").textContent = "No latents were stored when this site was made: materialise latent_contexts and latent_connections, then the site again."; return; }
+    if (!cells.length) { $("latent").textContent = "No latents were stored when this site was made: materialise latent_contexts and latent_connections, then the site again."; return; }
+    if (!state.about) { sayThatPairIsNotHere(); document.body.dataset.shown = location.hash; return; }
     document.documentElement.style.setProperty("--variant", state.about.colour);
     $("pair").value = state.cell;
     $("side").value = state.side;
@@ -353,7 +372,7 @@
     if (next !== undefined) location.hash = address({ latent: next });
   };
   async function stepEdge(by) {
-    if (state.side !== "output") return;
+    if (!state.about || state.side !== "output") return;
     const { connections } = await latentOf("output", state.latent);
     const at = connections.findIndex(([input]) => input === state.edge);
     const next = connections[at < 0 ? (by > 0 ? 0 : connections.length - 1) : at + by];

@@ -136,6 +136,11 @@ def _contradictions(
         if other not in (None, key) and _known(variants.get(other), "control_of"):
             place = ("variants", key, "control_of")
             yield place, f"{_written(place)} is {other!r}, which is itself a control; expected a variant that is none"
+    labelled: dict[str, str] = {}
+    for key, variant in variants.items():
+        place, label = ("variants", key, "label"), _known(variant, "label")
+        if label is not None and (first := labelled.setdefault(label.strip(), key)) != key:
+            yield place, f"{_written(place)} is {label!r}, as that of {first}; expected another, since figures show it"
     layers: dict[Location, tuple[str, list[int]]] = {}
     recipes: dict[Location, Recipe] = {}
     for key, sweep in entries["sweeps"].items():

@@ -224,6 +224,12 @@ CONTRADICTORY = {
         "variants.b.compared_with",
         "which is not in the catalog; expected one of a",
     ),
+    "two variants with the same label": (
+        "variants.b.label",
+        "A",
+        "variants.b.label",
+        "is 'A', as that of a; expected another",
+    ),
     "a comparison with itself": ("variants.b.compared_with", "b", "variants.b.compared_with", "itself"),
     "two sources of a model": ("models.m.hub", "x/y", "models.m", "exactly one of directory, hub, embedded"),
     "no source of a model": ("models.m", {"text": "t"}, "models.m", "exactly one of directory, hub, embedded"),
@@ -730,7 +736,7 @@ def test_a_merge_of_what_lies_deeper_and_is_itself_merged_is_no_repeated_key(tmp
         """
         models: {m: {hub: x}}
         text: {t: {dataset: x}}
-        variants: {a: &v {label: A, colour: "#000000"}, b: {<<: *v}}
+        variants: {a: &v {label: A, colour: "#000000"}, b: {<<: *v, label: B}}
         sweeps:
           first:
             local: &local

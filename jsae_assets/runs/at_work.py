@@ -196,14 +196,16 @@ def _is_ending(thread: threading.Thread) -> bool:
 
 
 def what_is_waited_for(instance: dg.DagsterInstance, run_id: str) -> str | None:
-    """Return a sentence that says for which slot a run waits and which runs hold it; None if it waits for none."""
+    """Return a sentence that says which runs compute in a pool's slots, for one of which a run waits; None if it waits
+    for none."""
     pool = instance.event_log_storage.get_concurrency_info(POOL)
     waiting = [step.step_key for step in pool.pending_steps if step.run_id == run_id and not step.assigned_timestamp]
     others = [slot for slot in pool.claimed_slots if slot.run_id != run_id]
     if not waiting or not others:
         return None
-    held = [f"{_described(instance, slot.run_id)} holds with {slot.step_key.replace('__', '/')}" for slot in others]
-    said = f"{_assets(waiting)} waits for a slot of the pool {POOL}, which {' and '.join(held)}"
+    held = [f"{_described(instance, slot.run_id)} is computing {slot.step_key.replace('__', '/')}" for slot in others]
+    at_once = "one step computes" if pool.slot_count == 1 else f"{pool.slot_count} steps compute"
+    said = f"{_assets(waiting)} waits until another run is done, because only {at_once} at a time: {' and '.join(held)}"
     if all(_is_of_this_machine(_locks(instance) / slot.run_id) for slot in others):
         return said
     return f"{said}. If that run is gone for good, mark it as failed: in `jsae ui`, under Runs"

@@ -146,7 +146,7 @@ def test_who_waits_says_for_whom_and_goes_on_once_that_one_is_killed(entries, gr
     tiny, said = graph(entries()), []
 
     def kill_once_it_is_waited_for():
-        wait_for("the waiting", lambda: said.append(capsys.readouterr().out) or "waits for" in "".join(said))
+        wait_for("the waiting", lambda: said.append(capsys.readouterr().out) or "waits until" in "".join(said))
         holder.kill()
 
     killing = threading.Thread(target=kill_once_it_is_waited_for)
@@ -154,9 +154,9 @@ def test_who_waits_says_for_whom_and_goes_on_once_that_one_is_killed(entries, gr
     assert make_tokens(tiny) == []
     killing.join()
     text = "".join(said) + capsys.readouterr().out
-    (line,) = [line for line in text.splitlines() if "waits for" in line]
-    assert "tokens waits for a slot of the pool gpu, which run " in line
-    assert f"(measure_cell, tiny:1, process {holder.pid} on " in line and line.endswith("holds with compute")
+    (line,) = [line for line in text.splitlines() if "waits until" in line]
+    assert "tokens waits until another run is done, because only one step computes at a time: run " in line
+    assert f"(measure_cell, tiny:1, process {holder.pid} on " in line and line.endswith("is computing compute")
     assert "is gone: marked as failed" in text
 
 
@@ -229,7 +229,7 @@ def test_who_is_stopped_while_waiting_ends_at_once_and_leaves_the_other_at_work(
     catalog = tmp_path / "catalog.yaml"
     with started(tiny.instance.root_directory, "-m", "jsae_assets", *ONLY_TOKENS, catalog=catalog) as waiting:
         for line in waiting.stdout:
-            if "waits for" in line:
+            if "waits until" in line:
                 break
         begun = time.monotonic()
         waiting.terminate()

@@ -139,8 +139,8 @@ def _contradictions(
     labelled: dict[str, str] = {}
     for key, variant in variants.items():
         place, label = ("variants", key, "label"), _known(variant, "label")
-        if label is not None and (first := labelled.setdefault(label.strip(), key)) != key:
-            yield place, f"{_written(place)} is {label!r}, as that of {first}; expected another, since figures show it"
+        if label is not None and (other := labelled.setdefault(label.strip(), key)) != key:
+            yield place, f"{_written(place)} is {label!r}, as that of {other}; expected another, since figures show it"
     layers: dict[Location, tuple[str, list[int]]] = {}
     recipes: dict[Location, Recipe] = {}
     for key, sweep in entries["sweeps"].items():

@@ -4,6 +4,7 @@ import functools
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from benchmarks import __main__ as command_line
 from benchmarks import cases, cost, growth, launches, machine, operators, original, parts, precision, report, timing
 from benchmarks.agreement import Disagreement, agree
 from benchmarks.results import Results, read_all
-from benchmarks.shapes import SHAPES, random_inputs, random_pair
-from jsae_core import run_sandwich, train_pair
+from benchmarks.shapes import SHAPES, random_inputs, random_mlp, random_pair
+from jsae_core import run_sandwich
 from jsae_core.jacobian import Sandwich
 from tests.accelerator import Accelerator
 from tests.jsae_core.builders import random_inputs as inputs
@@ -82,22 +83,24 @@ def test_every_part_runs_on_an_accelerator_too(part):
     assert [row["setting"] for row in rows] == [row["setting"] for row in rows_of(part)]
 
 
-def test_on_a_gpu_steps_are_timed_without_a_wait_after_each(monkeypatch):
-    # both would ask torch's CUDA
-    monkeypatch.setattr(cases, "peak_memory", lambda call, device: (call(), 0))
-    monkeypatch.setattr(timing, "_finish", lambda device: None)
-    n_steps = 0
+@pytest.mark.parametrize(("on_gpu", "between"), [(False, 1), (True, 10)])
+def test_on_a_gpu_several_steps_are_timed_with_no_report_between(on_gpu, between, monkeypatch):
+    now = 0.0
 
-    def counted(*arguments, **options):
-        nonlocal n_steps
-        n_steps += arguments[2].steps
-        return train_pair(*arguments, **options)
+    def trained(x, mlp, config, report):
+        """A step takes 0.25 s, and a report, as often as train_pair reports, another one."""
+        nonlocal now
+        for step in range(1, config.steps + 1):
+            now += 0.25
+            if step % max(1, config.steps // 20) == 0:
+                now += 1.0
+                report(SimpleNamespace(step=step))
 
-    monkeypatch.setattr(cases, "train_pair", counted)
+    monkeypatch.setattr(cases, "train_pair", trained)
+    monkeypatch.setattr(cases, "time", SimpleNamespace(perf_counter=lambda: now))
     with PretendedGPU() as gpu:
-        rows = parts.PARTS["training"](PLAIN, gpu.device, RATES)
-    assert [row["setting"] for row in rows] == [row["setting"] for row in rows_of("training")]
-    assert gpu.waits["tolist"] < n_steps / 5  # a report takes its losses from the device
+        x = random_inputs(PLAIN, 16, gpu.device if on_gpu else CPU)
+        assert cases._step_seconds(x, random_mlp(PLAIN), PLAIN, 1.0) == pytest.approx(0.25 + 1.0 / between)
 
 
 @pytest.mark.parametrize("gated", [False, True])

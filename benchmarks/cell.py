@@ -103,7 +103,6 @@ def measured_cell(catalog: Catalog, model: str, layer: int, device: str) -> Step
         catalog, resources={"compute": Compute(device=device)}, loggers={"watching": watching}
     )
     cell = cell_key(model, layer)
-    jobs = [job for job in definitions.resolve_all_job_defs() if job.name.startswith(CELL_JOB)]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         shutil.copy(HOME / "dagster.yaml", home)
@@ -111,11 +110,16 @@ def measured_cell(catalog: Catalog, model: str, layer: int, device: str) -> Step
             report(catalog, instance)
             definitions.resolve_job_def(TOKENS_JOB).execute_in_process(instance=instance, partition_key=model)
             with steps.counting():
-                for job in jobs:
-                    if cell in job.partitions_def.get_partition_keys():
-                        config = {"loggers": {"watching": {"config": {}}}}
-                        job.execute_in_process(instance=instance, partition_key=cell, run_config=config)
+                for job in cell_jobs(definitions, cell):
+                    config = {"loggers": {"watching": {"config": {}}}}
+                    job.execute_in_process(instance=instance, partition_key=cell, run_config=config)
     return steps
+
+
+def cell_jobs(definitions: dg.Definitions, cell: str) -> list[dg.JobDefinition]:
+    """Return the jobs that make a cell, in order."""
+    jobs = [job for job in definitions.resolve_all_job_defs() if job.name.startswith(CELL_JOB)]
+    return [job for job in jobs if cell in job.partitions_def.get_partition_keys()]
 
 
 def as_text(steps: Steps) -> str:
@@ -142,13 +146,19 @@ def as_text(steps: Steps) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cell", description=__doc__.split("\n\n")[0])
+def layer_and_device(program: str, description: str) -> tuple[int, str]:
+    """Return what the command line of a benchmark of a cell asks for."""
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
     parser.add_argument("--layer", type=int, default=LAYER)
     parser.add_argument("--device", default="auto", help="auto (CUDA if there is a device), cpu, cuda, cuda:N")
     options = parser.parse_args()
+    return options.layer, options.device
+
+
+def main() -> None:
+    layer, device = layer_and_device("benchmarks.cell", __doc__.split("\n\n")[0])
     disable_progress_bar()
-    print(as_text(measured_cell(load_catalog(), MODEL, options.layer, options.device)))
+    print(as_text(measured_cell(load_catalog(), MODEL, layer, device)))
 
 
 if __name__ == "__main__":

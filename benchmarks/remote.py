@@ -10,7 +10,6 @@ takes (`cell.py`).
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
@@ -30,14 +29,14 @@ from tabulate import tabulate
 from transformers.utils.logging import disable_progress_bar
 
 import jsae_assets
-from benchmarks.cell import LAYER, MODEL
+from benchmarks.cell import MODEL, cell_jobs, layer_and_device
 from jsae_assets.catalog import Catalog
 from jsae_assets.catalog_file import load_catalog
 from jsae_assets.definitions import build_definitions
 from jsae_assets.entries import report
 from jsae_assets.partitions import cell_key
 from jsae_assets.resources import Compute
-from jsae_assets.runs.plan import CELL_JOB, TOKENS_JOB
+from jsae_assets.runs.plan import TOKENS_JOB
 from tests.s3_server import BUCKET, s3_server
 
 KINDS = ("HEAD", "GET", "LIST", "PUT", "COPY", "DELETE")
@@ -111,9 +110,8 @@ def _jobs(definitions: dg.Definitions, model: str, layer: int) -> Iterator[tuple
     """Yield the jobs with what they make and at which partition."""
     yield "tokens", definitions.resolve_job_def(TOKENS_JOB), model
     cell = cell_key(model, layer)
-    for job in definitions.resolve_all_job_defs():
-        if job.name.startswith(CELL_JOB) and cell in job.partitions_def.get_partition_keys():
-            yield "cell", job, cell
+    for job in cell_jobs(definitions, cell):
+        yield "cell", job, cell
     yield "site", definitions.resolve_job_def("make_site"), None
 
 
@@ -135,12 +133,9 @@ def _total(counts: Asked, function: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.remote", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--layer", type=int, default=LAYER)
-    parser.add_argument("--device", default="auto", help="auto (CUDA if there is a device), cpu, cuda, cuda:N")
-    options = parser.parse_args()
+    layer, device = layer_and_device("benchmarks.remote", __doc__.split("\n\n")[0])
     disable_progress_bar()
-    print(as_text(requests_of_cell(load_catalog(), MODEL, options.layer, options.device)))
+    print(as_text(requests_of_cell(load_catalog(), MODEL, layer, device)))
 
 
 if __name__ == "__main__":

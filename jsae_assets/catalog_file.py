@@ -8,6 +8,7 @@ Nothing here imports torch, because the definitions must load fast.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections import Counter
@@ -171,6 +172,7 @@ def _contradictions(
     yield from _too_many_tokens(entries["text"], recipes)
 
 
+@functools.cache  # a catalog may name what it does not have thousands of times
 def _may_be_named(section: str, key: str) -> bool:
     """Whether an entry of a section may have this name."""
     kind, _ = get_args(Catalog.model_fields[section].annotation)
@@ -274,10 +276,11 @@ def _names(entries: Mapping[str, Any]) -> dict[str, Collection[str] | None]:
     misspelt = {meant for name in unknown for meant in nearest(name, Catalog.model_fields)}
     for name in SECTIONS:
         section = entries.get(name)
-        is_absent = name not in entries and name not in misspelt and not Catalog.model_fields[name].is_required()
-        names[name] = [key for key in section if isinstance(key, str)] if isinstance(section, dict) else None
-        if is_absent:
-            names[name] = []
+        if isinstance(section, dict):
+            names[name] = [key for key in section if isinstance(key, str)]
+        else:
+            may_be_left_out = name not in misspelt and not Catalog.model_fields[name].is_required()
+            names[name] = [] if name not in entries and may_be_left_out else None
     return names
 
 

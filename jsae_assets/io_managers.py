@@ -33,12 +33,12 @@ from jsae_assets.files.stored import (
 from jsae_assets.partitions import SEPARATOR, split_cell
 from jsae_core.sealed_files import DIGEST, UNSEALED, seal
 
-BYTES = "bytes"  # the size of what was stored, until it is shown in megabytes
-
 if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects as go
     from torch import Tensor
+
+BYTES = "bytes"  # the size of what was stored, until it is shown in megabytes
 
 
 class StoringIOManager(dg.IOManager):

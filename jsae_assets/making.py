@@ -121,6 +121,7 @@ def run_all(
     planning = freshness_of(catalog, definitions, instance)
     planned = planned_runs(planning, is_selected)
     stay_refused = _all_refused(planning, planned, is_named)
+    can_be_made = _can_be_made(planning, planned, stay_refused)
     if introduction and any(run.assets for run in planned):
         say(introduction)
     computed, seconds = 0, 0.0  # assets of cells, and their time; the time for tokens is mostly that of importing torch
@@ -143,7 +144,7 @@ def run_all(
             say(f"{prefix}: {'left out, because something it is made from failed' if places else 'up to date'}")
             continue
         began = time.monotonic()
-        ahead = len(assets) + len(_can_be_made(planning, planned[number:], unmade | stay_refused))
+        ahead = len(assets) + sum(len(can_be_made.intersection(later.places)) for later in planned[number:])
         left = f", about {duration(seconds / computed * ahead)} left" if computed else ""
         say(f"{prefix}: {len(assets)} to materialise{left}")
         run_id = str(uuid.uuid4())
@@ -154,6 +155,7 @@ def run_all(
             made = {event.asset_key for event in result.get_asset_materialization_events()}
             failed_checks = {check.asset_key for check in result.get_asset_check_evaluations() if not check.passed}
             unmade |= {Place(key, run.partition) for key in assets if key not in made or key in failed_checks}
+            can_be_made = _can_be_made(planning, planned, unmade | stay_refused)
             messages.append(_failure(run, result, {key.to_user_string() for key in assets if key not in made}))
         if told_to_end.is_set():
             say_failures(messages)

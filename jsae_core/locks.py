@@ -14,6 +14,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 
 def this_machine() -> str:
@@ -29,18 +30,26 @@ def holding(path: Path, what: str = "", say: Callable[[str], None] | None = None
         say: receives a message if this process has to wait: for which process, and what that one does.
     """
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _try_to_take(file):
             if say is not None:
                 say(f"Waiting for {holder(path)}, which {what} (its lock: {path})")
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass  # this file system has no locks
         with contextlib.suppress(OSError):  # on a full disk the file does not say who holds the lock
             os.truncate(file.fileno(), 0)
             os.write(file.fileno(), f"process {os.getpid()} on {this_machine()}".encode())
         yield
+
+
+def _try_to_take(file: TextIO) -> bool:
+    """Take the lock of an open file unless another process holds it. Return whether this process has it; on a file
+    system without locks every process does."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 @contextlib.contextmanager
@@ -60,14 +69,7 @@ def if_not_held(path: Path) -> Iterator[bool]:
     """Yield whether no other process holds the lock at `path`; if so, this one holds it for the duration of the block.
     The file stays. On a file system without locks nobody holds one."""
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:
-            pass  # this file system has no locks
-        yield True
+        yield _try_to_take(file)
 
 
 @contextlib.contextmanager

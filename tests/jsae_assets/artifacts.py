@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from jsae_assets.partitions import cell_key
 from jsae_core import SAEPair, load_language_model
 from jsae_core.pair_format import LANGUAGE_MODEL_FILE, WEIGHTS_FILE, PairConfig
+from tests.jsae_assets.conftest import failures
 from tests.jsae_core.builders import mlp_tensors, random_sae_tensors, write_artifact
 
 
@@ -21,8 +22,12 @@ def artifact_files(folder, lm, seed: int = 0, **config) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def overwrite_pairs_that_were_read(monkeypatch) -> None:
-    """Has another program overwrite the weights of a pair in place, by as many other bytes, once they were read."""
+def assert_refused_if_it_changes_while_it_is_read(tiny, monkeypatch) -> None:
+    """Another program overwrites the weights of the JSAE at layer 1 in place, by as many other bytes, once they were
+    read: the pair is refused, and one that is stored stays."""
+    stored = tiny.file("jsae/sae_pair")
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(b"the pair of last week")
     load = SAEPair.load
 
     def loading(directory, *arguments):
@@ -33,7 +38,11 @@ def overwrite_pairs_that_were_read(monkeypatch) -> None:
             file.write(other)
         return pair
 
-    monkeypatch.setattr(SAEPair, "load", loading)
+    with monkeypatch.context() as patch:
+        patch.setattr(SAEPair, "load", loading)
+        (message,) = failures(tiny.measure(1, "jsae/sae_pair")).values()
+    assert "another program changed the files of the pair while they were read" in message
+    assert stored.read_bytes() == b"the pair of last week"
 
 
 def randomised_artifact_files(folder, language_model) -> dict[str, bytes]:

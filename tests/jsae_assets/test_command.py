@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -93,6 +94,14 @@ def finished(whole_home, tmp_path):
 
 def edited(graph: Graph, tmp_path: Path, entries: dict) -> Graph:
     return graph.with_catalog(load_catalog(write_catalog(tmp_path, entries)))
+
+
+def with_a_pair_to_refuse(graph: Graph, entries: Callable[[], dict], tmp_path: Path) -> tuple[dict, Graph]:
+    """The catalog's entries and the graph, with another recipe of the JSAE, which must explain all of the variance."""
+    strict = entries()
+    strict["pairs"][1]["least_explained_variance"] = {"output": 1.0}
+    strict["pairs"][1]["train"]["config"] = strict["pairs"][1]["train"]["config"] | {"steps": 30}
+    return strict, edited(graph, tmp_path, strict)
 
 
 def test_a_second_run_computes_nothing_and_says_so(finished, capsys):
@@ -256,10 +265,7 @@ def test_a_pair_made_again_with_other_weights_makes_what_is_downstream_out_of_da
 def test_a_pair_that_failed_its_check_says_what_it_explains_and_is_not_trained_again_unless_named_or_changed(
     finished, entries, monkeypatch, tmp_path, capsys
 ):
-    strict = entries()
-    strict["pairs"][1]["least_explained_variance"] = {"output": 1.0}
-    strict["pairs"][1]["train"]["config"] = strict["pairs"][1]["train"]["config"] | {"steps": 30}
-    tiny = edited(finished, tmp_path, strict)
+    strict, tiny = with_a_pair_to_refuse(finished, entries, tmp_path)
     failed = []
     assert run(tiny, failed) == {"jsae/sae_pair tiny:1"}
     assert failed[0].startswith("tiny, layer 1 (jsae) failed:\n  jsae/sae_pair, check faithful: ")
@@ -345,10 +351,7 @@ def test_a_failure_s_cause_is_told_when_it_happens_and_last_of_all_without_dagst
 def test_the_time_left_counts_neither_a_pair_that_stays_refused_nor_what_is_made_from_it_which_is_called_left_out(
     finished, entries, monkeypatch, tmp_path, capsys
 ):
-    strict = entries()
-    strict["pairs"][1]["least_explained_variance"] = {"output": 1.0}
-    strict["pairs"][1]["train"]["config"] = strict["pairs"][1]["train"]["config"] | {"steps": 30}
-    tiny = edited(finished, tmp_path, strict)
+    _, tiny = with_a_pair_to_refuse(finished, entries, tmp_path)
     run(tiny, [])
     for layer in (0, 1):
         tiny.file("traditional/function_shapes", layer=layer, extension="parquet").unlink()

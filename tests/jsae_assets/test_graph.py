@@ -22,7 +22,7 @@ from jsae_core.measures import jacobian_histogram
 from jsae_core.pair_format import PairConfig
 from jsae_core.tensor_files import tensor_text
 from jsae_core.text import split_documents
-from tests.jsae_assets.artifacts import overwrite_pairs_that_were_read
+from tests.jsae_assets.artifacts import assert_refused_if_it_changes_while_it_is_read
 from tests.jsae_assets.conftest import (
     ANYTHING_GOES,
     CELL_FIGURES,
@@ -451,15 +451,7 @@ def test_a_damaged_artifact_is_refused_by_name_and_the_pair_already_stored_stays
 def test_a_pair_in_a_directory_that_changes_while_it_is_read_is_refused_and_the_stored_one_stays(
     from_directory, monkeypatch
 ):
-    tiny = from_directory
-    stored = tiny.file("jsae/sae_pair")
-    stored.parent.mkdir(parents=True)
-    stored.write_bytes(b"the pair of last week")
-    with monkeypatch.context() as patch:
-        overwrite_pairs_that_were_read(patch)
-        (message,) = failures(tiny.measure(1, "jsae/sae_pair")).values()
-    assert "another program changed the files of the pair while they were read" in message
-    assert stored.read_bytes() == b"the pair of last week"
+    assert_refused_if_it_changes_while_it_is_read(from_directory, monkeypatch)
 
 
 def test_a_pair_of_a_model_with_another_width_is_refused_naming_both(from_directory, language_model, tmp_path):

@@ -14,7 +14,7 @@ from jsae_assets.making import run_all
 from jsae_core import load_language_model
 from tests.jsae_assets.artifacts import (
     artifact_files,
-    overwrite_pairs_that_were_read,
+    assert_refused_if_it_changes_while_it_is_read,
     publish,
     randomised_artifact_files,
 )
@@ -91,14 +91,7 @@ def test_a_pair_from_the_hub_that_changes_while_it_is_read_is_refused_and_the_st
 ):
     hub.commit("lab/pairs", in_layer_1(files))
     tiny = on_hub()
-    stored = tiny.file("jsae/sae_pair")
-    stored.parent.mkdir(parents=True)
-    stored.write_bytes(b"the pair of last week")
-    with monkeypatch.context() as patch:
-        overwrite_pairs_that_were_read(patch)
-        (message,) = failures(tiny.measure(1, "jsae/sae_pair")).values()
-    assert "another program changed the files of the pair while they were read" in message
-    assert stored.read_bytes() == b"the pair of last week"
+    assert_refused_if_it_changes_while_it_is_read(tiny, monkeypatch)
     assert failures(tiny.measure(1, "jsae/sae_pair")) == {}  # the files are mended
 
 
